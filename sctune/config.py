@@ -1,0 +1,355 @@
+"""Everything a trial can be told, as one frozen tree; profiles, strict loading and dotted overrides.
+
+A profile sets values of the tree, a space fixes and varies them, `--set` overrides. Nothing is ignored:
+an unknown key or an impossible combination raises ConfigError before any work starts.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from sctune.errors import ConfigError, nearest
+from sctune.geometry import BACKBONES, feature_side, patch_offsets, patch_side, scale_sizes
+
+Setting = Literal["general", "hard", "anomaly-free"]
+SelectionMode = Literal["auto", "extra", "seen", "proxy", "test"]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class DataConfig(Section):
+    source: str = Field("elpv", description="`elpv` (installed package), a folder or a CSV file")
+    category: str | None = Field(None, description="sub-folder of the source, as in MVTec AD; none: the source itself")
+    setting: Setting = Field("general", description="which anomalies are seen in training (paper section 4.1)")
+    known_class: str | None = Field(None, description="the anomaly class seen in training; hard setting only")
+    n_anomalies: Annotated[int, Field(ge=1)] | Literal["all"] = Field(
+        10, description="labelled anomalies trained on; ignored in the anomaly-free setting (paper: 1 and 10)"
+    )
+    balance: float = Field(2 / 3, gt=0, lt=1, description="share of a batch drawn from normal images (public code 2/3)")
+    selection: SelectionMode = Field("auto", description="what decides between trials; `test` is the paper's way")
+    partition_seed: int = Field(0, ge=0, lt=2**32, description="draws the development and the test pool, once per study")
+    group: str | None = Field(None, description="regular expression; its first group in the path names the source unit")
+    image_size: int = Field(160, ge=32, le=2048, description="image side in pixels (paper 448)")
+    resize: Literal["stretch", "crop", "pad"] = Field(
+        "stretch", description="to a square: ignore the aspect (public code), crop the centre, or pad with black"
+    )
+    selection_limit: int | None = Field(
+        None, ge=4, description="most images per class scored after each epoch; none: all held-out ones"
+    )
+    skip_corrupt: bool = Field(False, description="leave out images that cannot be decoded, and count them")
+
+
+class AugmentConfig(Section):
+    kind: Literal["saliencycut", "none"] = Field(
+        "saliencycut", description="maker of pseudo anomalies; `none` trains on normal and seen images alone"
+    )
+    threshold: float = Field(
+        0.4, ge=0, le=1, description="saliency above it is kept from the receiver (paper 4.8: 0.4)"
+    )
+    threshold_mode: Literal["value", "area"] = Field(
+        "value", description="threshold on the map's value (paper), or on its per-image quantile: the pasted share"
+    )
+    grid_size: int = Field(18, ge=2, description="saliency is pooled to this many cells a side (paper: 18)")
+    kernel: Literal["aligned", "official"] = Field(
+        "aligned", description="B-spline smoothing: cells at their true centres, or as the public code has it"
+    )
+    region: Literal["nonsalient", "salient"] = Field(
+        "nonsalient", description="which part of the donor is pasted (Alg. 1: the non-salient part)"
+    )
+    refresh: Literal["iteration", "epoch"] = Field(
+        "iteration", description="make pseudo anomalies in every iteration (public code) or before each epoch (paper)"
+    )
+    on_flat: Literal["rect", "drop", "official"] = Field(
+        "rect", description="constant saliency: paste a rectangle, train the slot as normal, or as the public code"
+    )
+    allow_self: bool = Field(False, description="let a donor and its receiver be the same file (public code: yes)")
+    paste_valid_only: bool = Field(
+        True, description="paste only where donor and receiver hold real pixels, not rotation's corners"
+    )
+    rotation_degrees: float = Field(180.0, ge=0, le=180, description="training images turn by a uniform angle up to this")
+    rotation_fill: Literal["zero", "reflect"] = Field("zero", description="corners of a turned image: black or mirrored")
+
+
+class ModelConfig(Section):
+    heads: Literal["two_head_patch"] = Field("two_head_patch", description="normal and patch-residual head (SaliencyCut)")
+    backbone: Literal["resnet18", "efficientnet_lite0"] = Field("resnet18", description="the paper's is resnet18")
+    tap: Literal["deep", "middle"] = Field("deep", description="feature map at stride 32 (paper) or 16")
+    weights: str = Field("imagenet", description="`imagenet`, `random`, or a state-dict file (safetensors or torch)")
+    freeze: int = Field(0, ge=0, description="leading backbone blocks kept fixed, the stem counted as the first")
+    n_scales: Literal[1, 2] = Field(2, description="image pyramid: full size, and half size too (public code 2)")
+    pyramid_interpolation: Literal["nearest", "bilinear"] = Field("nearest", description="how the half size is made")
+    patch_count: int = Field(4, ge=2, le=9, description="patches P of the residual (paper eq. 8: 4)")
+    patch_place: Literal["diag", "grid2d"] = Field("grid2d", description="patches on the diagonal (public code) or anywhere")
+    patch_size: Literal["half_plus1", "half", "sqrt", "fit"] = Field("half_plus1", description="side of a patch in cells")
+    patch_per_sample: bool = Field(False, description="draw patch positions per image instead of per batch")
+    patch_evaluation: Literal["exact", "fixed", "random"] = Field(
+        "exact", description="scores from all patch sets (fixed list where over 256), a fixed list, or one random draw"
+    )
+    top_k: float = Field(0.1, gt=0, le=1, description="share of the highest cells that make a score (paper: 10 %)")
+
+
+class LossConfig(Section):
+    margin: float = Field(5.0, gt=0, description="deviation margin a in standard deviations (paper eq. 2: 5)")
+    prior: Literal["exact", "sampled"] = Field("exact", description="reference scores: N(0,1) itself or 5000 draws per call")
+
+
+class OptimConfig(Section):
+    lr: float = Field(2e-4, gt=0, le=1, description="Adam's learning rate (public code 2e-4)")
+    weight_decay: float = Field(1e-5, ge=0, le=1, description="L2 penalty (public code 1e-5)")
+    step_fraction: float = Field(1 / 3, gt=0, le=1, description="the rate drops after every such share of the epochs")
+    gamma: float = Field(0.1, gt=0, le=1, description="factor of each drop")
+    clip_norm: float = Field(1.0, gt=0, description="largest global gradient norm (public code 1)")
+
+
+class BudgetConfig(Section):
+    epochs: int = Field(30, ge=1, description="epochs of a full run (paper 30)")
+    iterations: int = Field(20, ge=1, description="training steps per epoch (paper 20)")
+    batch_size: int = Field(48, ge=3, description="images per step (paper 48)")
+
+
+class RuntimeConfig(Section):
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="`auto` takes a GPU where there is one")
+    precision: Literal["fp32", "tf32", "bf16"] = Field("fp32", description="arithmetic of convolutions and products")
+    channels_last: bool = Field(True, description="memory layout; faster on CPUs and tensor cores")
+    compile: bool = Field(False, description="torch.compile; pays on long GPU runs only")
+    deterministic: bool = Field(True, description="deterministic kernels: the same seed gives the same numbers")
+
+
+class Task(Section):
+    """What a configuration is scored on; a trial is trained on every task of the study."""
+
+    source: str = "elpv"
+    category: str | None = None
+    setting: Setting = "general"
+    known_class: str | None = None
+    seed: int = Field(42, ge=0, lt=2**32)
+    fold: int | None = Field(None, ge=0, description="selection mode `seen`: the fold of seen anomalies held out")
+    folds: int | None = Field(None, ge=2)
+
+    @property
+    def key(self) -> str:
+        """Short unique name, usable in metric names and file names."""
+        fold = None if self.fold is None else f"fold{self.fold + 1}of{self.folds}"
+        parts = [self.category, self.known_class, f"seed{self.seed}", fold]
+        return "-".join(re.sub(r"[^A-Za-z0-9_.]+", "_", part) for part in parts if part)
+
+
+TASK_FIELDS = ("data.source", "data.category", "data.setting", "data.known_class", "seed")
+"""Configuration fields that a task sets; a space must not."""
+
+
+class TrialConfig(Section):
+    """One complete configuration; `TrialConfig()` is the paper's method with the corrected defaults."""
+
+    data: DataConfig = DataConfig()
+    augment: AugmentConfig = AugmentConfig()
+    model: ModelConfig = ModelConfig()
+    loss: LossConfig = LossConfig()
+    optim: OptimConfig = OptimConfig()
+    budget: BudgetConfig = BudgetConfig()
+    runtime: RuntimeConfig = RuntimeConfig()
+    seed: int = Field(42, ge=0, lt=2**32, description="drives split, initial weights, batches and augmentation")
+
+    @property
+    def n_anomalies(self) -> int | Literal["all"]:
+        """Labelled anomalies trained on: 0 in the anomaly-free setting."""
+        return 0 if self.data.setting == "anomaly-free" else self.data.n_anomalies
+
+    @property
+    def normal_slots(self) -> int:
+        """Batch slots for normal images (pseudo slots included); all of them where there are no anomalies."""
+        size = self.budget.batch_size
+        return size if self.n_anomalies == 0 else int(size * self.data.balance + 1e-9)
+
+    @model_validator(mode="after")
+    def _check_data(self) -> Self:
+        data = self.data
+        if (data.setting == "hard") != (data.known_class is not None):
+            word = "needs" if data.setting == "hard" else "takes no"
+            raise ValueError(f"data.setting={data.setting} {word} data.known_class; it goes with setting=hard only")
+        anomalous = self.budget.batch_size - self.normal_slots
+        if self.normal_slots < 2 or (self.n_anomalies != 0 and anomalous < 1):
+            raise ValueError(
+                f"budget.batch_size={self.budget.batch_size} with data.balance={data.balance:.3g} leaves "
+                f"{self.normal_slots} normal and {anomalous} anomalous slots; at least 2 and 1 are needed"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_model(self) -> Self:
+        model, size = self.model, self.data.image_size
+        shape = BACKBONES[model.backbone]
+        if model.freeze > shape.n_blocks:
+            raise ValueError(f"model.freeze={model.freeze}: {model.backbone} has {shape.n_blocks} blocks")
+        for scale in scale_sizes(size, model.n_scales):
+            side = feature_side(scale, model.backbone, model.tap)
+            patch = patch_side(side, model.patch_count, model.patch_size)
+            positions = len(patch_offsets(side, patch, model.patch_place)) if patch >= 1 else 0
+            if positions < model.patch_count:
+                raise ValueError(
+                    f"model.patch_count={model.patch_count}: the {scale} px scale gives a map of S={side} cells with "
+                    f"O={positions} {model.patch_place} positions, and P={model.patch_count} are needed; use a larger "
+                    "data.image_size, model.n_scales=1, model.tap=middle or model.patch_place=grid2d"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _check_augment(self) -> Self:
+        grid, size = self.augment.grid_size, self.data.image_size
+        if self.augment.kind == "saliencycut" and grid > size // 2:
+            raise ValueError(f"augment.grid_size={grid}: at most half of data.image_size={size} cells fit")
+        return self
+
+    @staticmethod
+    def load(tree: Mapping[str, Any]) -> TrialConfig:
+        """Strictly read a nested dictionary; raises ConfigError with one line."""
+        return _validate(tree)
+
+    def flat(self) -> dict[str, Any]:
+        """Dotted name -> value of every field, in declaration order."""
+        return dict(_leaves(self.model_dump()))
+
+    def for_task(self, task: Task) -> TrialConfig:
+        """This configuration on one task; the task wins over the configuration."""
+        return self.override(
+            {
+                "data.source": task.source,
+                "data.category": task.category,
+                "data.setting": task.setting,
+                "data.known_class": task.known_class,
+                "seed": task.seed,
+            }
+        )
+
+    def override(self, values: Mapping[str, Any]) -> TrialConfig:
+        """A copy with dotted names replaced; raises ConfigError for unknown names and bad values."""
+        tree = self.model_dump()
+        for name, value in values.items():
+            set_dotted(tree, name, value)
+        return _validate(tree)
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+FIELD_NAMES = tuple(TrialConfig().flat())
+FIELD_NAMES_OR_SECTIONS = frozenset(FIELD_NAMES) | set(TrialConfig.model_fields)
+
+
+def set_dotted(tree: dict[str, Any], name: str, value: Any) -> None:
+    """Set one dotted name of a nested tree; ConfigError with the nearest name when there is none such."""
+    if name not in FIELD_NAMES:
+        raise ConfigError(f"unknown configuration key {name!r}; {nearest(name, FIELD_NAMES)}")
+    *path, leaf = name.split(".")
+    for part in path:
+        tree = tree.setdefault(part, {})
+    tree[leaf] = value
+
+
+def parse_assignments(assignments: list[str]) -> dict[str, Any]:
+    """`key=value` strings of the command line to dotted values; the value is read as YAML."""
+    values = {}
+    for text in assignments:
+        name, sign, raw = text.partition("=")
+        if not sign:
+            raise ConfigError(f"--set {text!r}: write key=value, for example model.patch_count=4")
+        try:
+            value = yaml.safe_load(raw)
+        except yaml.YAMLError:
+            raise ConfigError(f"--set {text!r}: the value is not valid YAML") from None
+        values[name.strip()] = float(value) if isinstance(value, str) and _is_number(value) else value
+    return values
+
+
+def read_yaml(path: Path, error: type[ConfigError] = ConfigError) -> dict[str, Any]:
+    """A YAML mapping, safely loaded; a clear error for a missing, unreadable or malformed file."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as problem:
+        raise error(f"cannot read {path}: {problem}") from None
+    except (yaml.YAMLError, RecursionError) as problem:
+        raise error(f"{path} is not valid YAML: {' '.join(str(problem).split())}") from None
+    if not isinstance(content, dict):
+        raise error(f"{path} must hold keys and values, got {type(content).__name__}")
+    return content
+
+
+class SearchDefaults(Section):
+    """What a profile says about the search itself; options of the command line win."""
+
+    trials: int = Field(24, ge=1)
+    sampler: str = "tpe"
+    scheduler: str = "asha"
+    grace: int | None = Field(None, ge=1, description="first rung in epochs; none: max(1, epochs / 9)")
+    factor: int = Field(3, ge=2, description="one in `factor` trials passes a rung")
+    folds: int = Field(5, ge=2, description="folds over the seen anomalies in selection mode `seen`")
+    cpus_per_trial: float = Field(1.0, gt=0)
+    gpus_per_trial: float = Field(1.0, ge=0, description="taken where the cluster has GPUs")
+
+
+def profile_names() -> list[str]:
+    return sorted(_profiles())
+
+
+def load_profile(name: str) -> TrialConfig:
+    """The base configuration of a profile: smoke, cpu, gpu or paper. Raises ConfigError for others."""
+    return TrialConfig().override(dict(_leaves(_profile(name).get("config", {}))))
+
+
+def search_defaults(name: str) -> SearchDefaults:
+    """The search settings of a profile (trials, rungs, folds, resources per trial)."""
+    return SearchDefaults.model_validate(_profile(name).get("search", {}))
+
+
+def _profile(name: str) -> dict[str, Any]:
+    profiles = _profiles()
+    if name not in profiles:
+        raise ConfigError(f"unknown profile {name!r}; {nearest(name, profiles)}")
+    return dict(profiles[name])
+
+
+def _profiles() -> dict[str, Any]:
+    return dict(yaml.safe_load(files("sctune").joinpath("profiles.yaml").read_text(encoding="utf-8")))
+
+
+def _is_number(text: str) -> bool:
+    # YAML 1.1 reads 2e-4 as text; people mean the number
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _validate(tree: Mapping[str, Any]) -> TrialConfig:
+    for name in dict(_leaves(tree)):
+        if name not in FIELD_NAMES_OR_SECTIONS:
+            raise ConfigError(f"unknown configuration key {name!r}; {nearest(name, FIELD_NAMES)}")
+    try:
+        return TrialConfig.model_validate(tree)
+    except ValidationError as problem:
+        raise ConfigError(_one_line(problem)) from None
+
+
+def _one_line(problem: ValidationError) -> str:
+    first = problem.errors()[0]
+    if first["type"] == "value_error":
+        return str(first["ctx"]["error"])
+    name = ".".join(str(part) for part in first["loc"])
+    known = next((field for field in FIELD_NAMES if name.startswith(field)), name)
+    return f"{known}={first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}"
+

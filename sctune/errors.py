@@ -1,0 +1,70 @@
+"""The errors that sctune raises on purpose; the command line turns each into one line and an exit code.
+
+Anything else that escapes is a bug and shows its traceback (exit code 1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class SctuneError(Exception):
+    """Base of all errors with a message for the user: the value, the rule, the way out."""
+
+    exit_code = 2
+
+
+class ConfigError(SctuneError):
+    """A configuration that cannot be: unknown key, value out of range, impossible combination."""
+
+
+class SpaceError(ConfigError):
+    """A search space file that cannot be used."""
+
+
+class DataError(SctuneError):
+    """Images, labels or splits that cannot be used; names the file or folder."""
+
+
+class WeightsError(SctuneError):
+    """Backbone weights that cannot be had or do not fit."""
+
+
+class CheckpointError(SctuneError):
+    """A checkpoint that is damaged, incomplete or of another configuration."""
+
+
+class StudyError(SctuneError):
+    """A study that exists already, does not exist, or cannot go on."""
+
+
+class TrackingError(SctuneError):
+    """A tracking server that does not answer or refuses."""
+
+
+class ClusterError(SctuneError):
+    """A Ray cluster that cannot be reached or whose nodes disagree with the driver."""
+
+
+class NonFiniteError(SctuneError):
+    """A loss, score or metric that is not a finite number; fails the trial, not the study."""
+
+
+class SearchStopped(SctuneError):
+    """The search was stopped by a signal and can be resumed."""
+
+    exit_code = 3
+
+
+class AllTrialsFailed(SctuneError):
+    """Every trial of the study failed."""
+
+    exit_code = 4
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """End of a message about an unknown name: the nearest known one, else all of them."""
+    names = sorted(map(str, known))
+    close = get_close_matches(str(name), names, n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(names) or 'none'}"

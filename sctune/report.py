@@ -1,0 +1,79 @@
+"""EpochReport: the one message from a worker to the driver, and the names used in it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sctune.errors import NonFiniteError
+
+OBJECTIVE = "selection_auroc"
+"""What a search maximises: AUROC on held-out training data, mean over the tasks, in [0, 1]."""
+
+DIRECTION = "maximize"
+
+EPOCH = "epoch"
+"""Name of the time axis: epochs finished, counted by the trainer from 1."""
+
+
+@dataclass(frozen=True)
+class EpochReport:
+    """What one epoch gave.
+
+    epoch: epochs finished, 1 .. epochs; epochs: the full budget.
+    metrics: name -> finite number; holds OBJECTIVE; names of one task carry its key after a slash.
+    scores: task key -> anomaly score per selection image, in the order of that task's split.
+    """
+
+    epoch: int
+    epochs: int
+    metrics: Mapping[str, float]
+    scores: Mapping[str, Sequence[float]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, value in self.metrics.items():
+            if not math.isfinite(value):
+                raise NonFiniteError(f"{name} is {value} after epoch {self.epoch}; it must be a finite number")
+        if OBJECTIVE not in self.metrics:
+            raise ValueError(f"a report needs {OBJECTIVE!r}, got {sorted(self.metrics)}")
+
+    @property
+    def value(self) -> float:
+        return self.metrics[OBJECTIVE]
+
+    @property
+    def last(self) -> bool:
+        return self.epoch >= self.epochs
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dictionary for Ray and JSON; `from_dict` reads it back."""
+        return {
+            EPOCH: self.epoch,
+            "epochs": self.epochs,
+            OBJECTIVE: self.value,
+            "metrics": dict(self.metrics),
+            "scores": {key: list(values) for key, values in self.scores.items()},
+        }
+
+    @staticmethod
+    def from_dict(row: Mapping[str, Any]) -> EpochReport:
+        return EpochReport(row[EPOCH], row["epochs"], row["metrics"], row["scores"])
+
+
+def merge_reports(reports: Mapping[str, EpochReport]) -> EpochReport:
+    """One report of a trial from those of its tasks (task key -> report of the same epoch).
+
+    Every metric is the mean over the tasks; seconds and selection images add up. With several tasks each
+    objective is also given under its task's key, and the worst of them as `<OBJECTIVE>_worst`.
+    """
+    first = next(iter(reports.values()))
+    names = set.intersection(*(set(report.metrics) for report in reports.values()))
+    metrics = {name: math.fsum(r.metrics[name] for r in reports.values()) / len(reports) for name in sorted(names)}
+    metrics["seconds"] = math.fsum(report.metrics.get("seconds", 0.0) for report in reports.values())
+    if len(reports) > 1:
+        metrics[f"{OBJECTIVE}_worst"] = min(report.value for report in reports.values())
+        metrics.update({f"{OBJECTIVE}/{key}": report.value for key, report in reports.items()})
+    scores = {key: values for report in reports.values() for key, values in report.scores.items()}
+    return EpochReport(first.epoch, first.epochs, metrics, scores)
