@@ -1,0 +1,131 @@
+"""The two heads of SaliencyCut: a holistic normal head and a patch-residual anomaly head (paper section 3).
+
+Both take a feature map [N, C, S, S] and give a score [N] that is never negative. Parameter names and
+shapes follow the authors' public code, so that a state dict saved by it can be loaded.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from sctune.geometry import patch_offsets, patch_side
+from sctune.model.patches import random_offsets, scoring_signs
+
+HIDDEN = 256
+CHUNK_ELEMENTS = 2**25
+"""Elements of the largest intermediate of exact scoring (128 MiB in fp32)."""
+
+
+class NormalHead(nn.Module):
+    """Global average pooling, a two-layer perceptron and the absolute value."""
+
+    def __init__(self, in_channels: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(in_channels, HIDDEN)
+        self.fc2 = nn.Linear(HIDDEN, 1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        pooled = features.mean(dim=(2, 3))
+        return self.fc2(torch.relu(self.fc1(pooled))).abs().flatten()
+
+
+def top_k_mean(cells: Tensor, share: float) -> Tensor:
+    """Mean of the highest max(1, floor(share * n)) values of [..., n]; shape [...]."""
+    count = max(1, int(share * cells.shape[-1]))
+    return cells.topk(count, dim=-1).values.mean(dim=-1)
+
+
+class PatchResidualHead(nn.Module):
+    """Residual of P patches, 3x3 convolution, and the mean of the top-K cells (paper eq. 8, METHODS 2).
+
+    place: patches on the main diagonal (`diag`, public code) or anywhere (`grid2d`).
+    evaluation: how scores are made in eval mode without offsets: the mean over all signed patch sets
+    (`exact`), over a fixed list of sets (`fixed`), or one random draw (`random`, public code).
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        patch_count: int = 4,
+        top_k: float = 0.1,
+        place: Literal["diag", "grid2d"] = "diag",
+        evaluation: Literal["exact", "fixed", "random"] = "exact",
+        patch_size: str = "half_plus1",
+        per_sample: bool = False,
+    ) -> None:
+        super().__init__()
+        self.patch_count = patch_count
+        self.top_k = top_k
+        self.place = place
+        self.evaluation = evaluation
+        self.patch_size = patch_size
+        self.per_sample = per_sample
+        self.conv = nn.Sequential(
+            nn.Conv2d(in_channels, in_channels, kernel_size=3, padding=1), nn.BatchNorm2d(in_channels), nn.ReLU()
+        )
+        self.scoring = nn.Conv2d(in_channels, 1, kernel_size=1)
+
+    def draw_offsets(self, side: int, batch: int, generator: torch.Generator | None = None) -> Tensor:
+        """Random positions [1 or batch, P, 2] of patches on a map of `side` cells."""
+        draws = batch if self.per_sample else 1
+        return random_offsets(side, self._patch(side), self.place, self.patch_count, draws, generator)
+
+    def forward(self, features: Tensor, offsets: Tensor | list[tuple[int, int]] | None = None) -> Tensor:
+        """Scores [N]. offsets: P pairs (row, column) for all, or [1 or N, P, 2]; none: drawn or averaged."""
+        if offsets is None and not self.training and self.evaluation != "random":
+            return self._averaged(features)
+        if offsets is None:
+            offsets = self.draw_offsets(features.shape[-1], len(features))
+        places = torch.as_tensor(offsets)
+        residual = self._residual(features, places[None] if places.dim() == 2 else places)
+        return top_k_mean(self.scoring(self.conv(residual)).abs().flatten(1), self.top_k)
+
+    def _patch(self, side: int) -> int:
+        return patch_side(side, self.patch_count, self.patch_size)
+
+    def _residual(self, features: Tensor, offsets: Tensor) -> Tensor:
+        patch = self._patch(features.shape[-1])
+        if len(offsets) == 1:
+            blocks = [features[:, :, row : row + patch, col : col + patch] for row, col in offsets[0].tolist()]
+        else:
+            blocks = self._gather(features, offsets.to(features.device), patch)
+        residual = blocks[0]
+        for block in blocks[1:]:
+            residual = block - residual
+        return residual
+
+    @staticmethod
+    def _gather(features: Tensor, offsets: Tensor, patch: int) -> list[Tensor]:
+        # [N, C, rows, columns, patch, patch] is a view; one indexed copy per patch
+        windows = features.unfold(2, patch, 1).unfold(3, patch, 1)
+        sample = torch.arange(len(features), device=features.device)
+        return [windows[sample, :, place[:, 0], place[:, 1]] for place in offsets.unbind(1)]
+
+    def _averaged(self, features: Tensor) -> Tensor:
+        """Mean score over the signed sets of positions; the convolution runs once per position.
+
+        The convolution is linear and zero-padded per patch, so that of a residual is the signed sum of
+        those of its patches; batch norm in eval mode is an affine map per channel.
+        """
+        side, patch = features.shape[-1], self._patch(features.shape[-1])
+        sets = scoring_signs(side, patch, self.place, self.patch_count, self.evaluation).to(features)
+        blocks = [features[:, :, r : r + patch, c : c + patch] for r, c in patch_offsets(side, patch, self.place)]
+        convolution, norm = self.conv[0], self.conv[1]
+        stacked = torch.stack(blocks).flatten(0, 1)
+        responses = nn.functional.conv2d(stacked, convolution.weight, padding=1)
+        responses = responses.unflatten(0, (len(blocks), len(features))).flatten(3)  # [O, N, C, cells]
+        scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
+        shift = (convolution.bias - norm.running_mean) * scale + norm.bias
+        responses = (responses * scale[:, None]).flatten(1)
+        total = features.new_zeros(len(features))
+        chunk = max(1, CHUNK_ELEMENTS // responses.shape[1])
+        for part in sets.split(chunk):
+            mixed = (part @ responses).view(len(part), len(features), -1, patch * patch)
+            cells = torch.einsum("tncp,c->tnp", torch.relu(mixed + shift[:, None]), self.scoring.weight.flatten())
+            total = total + top_k_mean((cells + self.scoring.bias).abs(), self.top_k).sum(dim=0)
+        return total / len(sets)
+
+

@@ -1,0 +1,45 @@
+"""Device, precision and determinism of a trial."""
+
+from __future__ import annotations
+
+import os
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+
+from sctune.config import RuntimeConfig
+from sctune.errors import ConfigError
+
+
+def resolve_device(name: str) -> torch.device:
+    """`auto` is the GPU where there is one; raises ConfigError for a GPU that is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(
+            f"runtime.device={name!r}: this machine shows {torch.cuda.device_count()} GPUs; use runtime.device=auto or cpu"
+        )
+    return device
+
+
+def apply_runtime(config: RuntimeConfig) -> None:
+    """Set the process-wide switches of a trial; each trial sets all of them, so none leaks into the next."""
+    torch.backends.cuda.matmul.allow_tf32 = config.precision == "tf32"
+    torch.backends.cudnn.allow_tf32 = config.precision == "tf32"
+    torch.backends.cudnn.benchmark = not config.deterministic
+    if config.deterministic:
+        # read by cuBLAS when its first handle is made
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(config.deterministic, warn_only=True)
+
+
+def autocast(config: RuntimeConfig, device: torch.device) -> AbstractContextManager[object]:
+    """Context of a forward pass: bfloat16 where the configuration asks for it."""
+    if config.precision == "bf16":
+        return torch.autocast(device.type, dtype=torch.bfloat16)
+    return nullcontext()
+
+
+def memory_format(config: RuntimeConfig) -> torch.memory_format:
+    return torch.channels_last if config.channels_last else torch.contiguous_format

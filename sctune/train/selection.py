@@ -1,0 +1,69 @@
+"""The selection set of a task: the images that decide between trials, scored after every epoch (DESIGN 6)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from sctune.augment.proxy import MAKERS, make_proxy_set
+from sctune.data.images import CachedImages
+from sctune.data.split import Split, selection_subset
+from sctune.report import OBJECTIVE
+from sctune.train.evaluate import auroc, average_precision
+
+Scorer = Callable[[np.ndarray], np.ndarray]
+"""uint8 images [N, S, S, 3] -> scores [N]."""
+
+
+@dataclass(frozen=True)
+class SelectionSet:
+    """paths [N], labels [N] and images [N, S, S, 3] of held-out files; proxy: maker -> altered normals."""
+
+    paths: tuple[str, ...]
+    labels: np.ndarray
+    images: np.ndarray
+    proxy: dict[str, np.ndarray]
+
+    def evaluate(self, scorer: Scorer) -> tuple[dict[str, float], dict[str, list[float]]]:
+        """Metrics and raw scores ("" for the files, the maker's name for its images).
+
+        Real anomalies give AUROC and average precision; each maker an AUROC against the same normals, averaged
+        equally. Where both are there (hard setting) the objective is the mean of the two.
+        """
+        scores = scorer(self.images)
+        raw = {"": scores.tolist()}
+        metrics: dict[str, float] = {}
+        parts = []
+        if self.labels.any():
+            metrics["selection_auroc_real"] = auroc(self.labels, scores)
+            metrics["selection_ap"] = average_precision(self.labels, scores)
+            parts.append(metrics["selection_auroc_real"])
+        if self.proxy:
+            normal = scores[self.labels == 0]
+            for name, images in self.proxy.items():
+                altered = scorer(images)
+                raw[name] = altered.tolist()
+                labels = np.r_[np.zeros(len(normal)), np.ones(len(altered))].astype(int)
+                metrics[f"selection_auroc_{name}"] = auroc(labels, np.r_[normal, altered])
+            parts.append(float(np.mean([metrics[f"selection_auroc_{name}"] for name in self.proxy])))
+        metrics[OBJECTIVE] = float(np.mean(parts))
+        return metrics, raw
+
+
+def build_selection(
+    split: Split, cached: CachedImages, limit: int | None, partition_seed: int
+) -> SelectionSet:
+    """The selection set of a split: at most `limit` files per class, the same for every trial of a study."""
+    chosen = [file for file in selection_subset(split, limit, partition_seed) if file.path in cached.index]
+    paths = tuple(file.path for file in chosen)
+    labels = np.array([file.label for file in chosen], int)
+    images = cached.array[[cached.index[path] for path in paths]]
+    proxy = {}
+    if split.makers:
+        normal = labels == 0
+        names = [path for path, label in zip(paths, labels, strict=True) if label == 0]
+        proxy = make_proxy_set(images[normal], names, partition_seed)
+        assert set(proxy) == set(MAKERS)
+    return SelectionSet(paths, labels, images, proxy)

@@ -1,0 +1,164 @@
+"""The epoch loop of one configuration on one task (paper section 4.2, METHODS 1.1).
+
+Knows no Ray, Optuna or MLflow: a generator of EpochReport whose whole state can be saved after any epoch.
+All randomness follows from (seed, purpose, step), so the state is weights, optimiser moments and the epoch.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sctune.config import Task, TrialConfig
+from sctune.data.batches import stream
+from sctune.data.images import ImageCache
+from sctune.data.split import Split, split_for
+from sctune.errors import CheckpointError, DataError, NonFiniteError
+from sctune.model.detector import build_detector
+from sctune.paths import cache_folder
+from sctune.report import EpochReport
+from sctune.train.runtime import apply_runtime, autocast, memory_format, resolve_device
+from sctune.train.selection import build_selection
+from sctune.train.step import TrainingImages, TrainingStep
+
+STATE_FORMAT = 1
+
+
+class Trainer:
+    """Trains one configuration on one task, an epoch at a time.
+
+    config: the task's fields in it are replaced by the task's. cache: folder of the decoded images (default:
+    under SCTUNE_HOME). weights: resolved ImageNet file, where the caller has it. split: where the caller made it.
+    Raises ConfigError, DataError or WeightsError before any training, NonFiniteError during it.
+    """
+
+    def __init__(
+        self,
+        config: TrialConfig,
+        task: Task | None = None,
+        *,
+        cache: Path | None = None,
+        weights: Path | None = None,
+        split: Split | None = None,
+    ) -> None:
+        data = config.data
+        self.task = task or Task(
+            source=data.source,
+            category=data.category,
+            setting=data.setting,
+            known_class=data.known_class,
+            seed=config.seed,
+        )
+        self.config = config = config.for_task(self.task)
+        self.epoch = 0
+        apply_runtime(config.runtime)
+        self.device = resolve_device(config.runtime.device)
+        self.split = split or split_for(config, self.task)
+        cached = ImageCache(cache or cache_folder()).array(
+            self.split.root, [file.path for file in self.split.development], data.image_size, data.resize, data.skip_corrupt
+        )
+        self.skipped = cached.skipped
+        train = [file for file in self.split.train if file.path in cached.index]
+        normals = [cached.index[file.path] for file in train if file.label == 0]
+        anomalies = [cached.index[file.path] for file in train if file.label == 1]
+        if config.n_anomalies != 0 and not anomalies:
+            raise DataError(f"no readable anomalous image is left to train on in {self.split.root}")
+        self.selection = build_selection(self.split, cached, data.selection_limit, data.partition_seed)
+        self.detector = build_detector(config, weights)
+        self.detector.to(self.device, memory_format=memory_format(config.runtime))
+        images = TrainingImages(cached.array, np.array(normals, int), np.array(anomalies, int))
+        trained = [weight for weight in self.detector.parameters() if weight.requires_grad]
+        self.optimiser = torch.optim.Adam(trained, lr=config.optim.lr, weight_decay=config.optim.weight_decay)
+        self.step = TrainingStep(config, self.detector, self.optimiser, images, self.device)
+
+    def fit(self) -> Iterator[EpochReport]:
+        """Train the epochs that remain, with one report after each."""
+        while self.epoch < self.config.budget.epochs:
+            yield self.run_epoch()
+
+    def run_epoch(self) -> EpochReport:
+        """Train one epoch and score the selection images; raises NonFiniteError for a loss that is no number."""
+        started = time.perf_counter()
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+        self._set_learning_rate()
+        metrics = self._train_epoch()
+        trained = time.perf_counter() - started
+        self.epoch += 1
+        values, raw = self._evaluate()
+        metrics |= values
+        budget = self.config.budget
+        metrics["images_per_second"] = budget.iterations * budget.batch_size / trained
+        metrics["seconds"] = time.perf_counter() - started
+        if self.device.type == "cuda":
+            metrics["gpu_memory_mb"] = torch.cuda.max_memory_allocated(self.device) / 2**20
+        key = self.task.key
+        scores = {f"{key}:{name}" if name else key: row for name, row in raw.items()}
+        return EpochReport(self.epoch, budget.epochs, metrics, scores)
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, object]]:
+        """Everything that a later process needs to go on: named tensors, and JSON values about them."""
+        tensors = {f"model/{name}": value for name, value in self.detector.state_dict().items()}
+        for index, moments in self.optimiser.state_dict()["state"].items():
+            tensors |= {f"optim/{index}/{name}": torch.as_tensor(value) for name, value in moments.items()}
+        meta = {
+            "format_version": STATE_FORMAT,
+            "epoch": self.epoch,
+            "config": self.config.model_dump(),
+            "task": self.task.model_dump(),
+            "split": self.split.digest,
+        }
+        return {name: value.detach().cpu().contiguous() for name, value in tensors.items()}, meta
+
+    def load_state(self, tensors: Mapping[str, Tensor], meta: Mapping[str, object]) -> None:
+        """Continue from `state()`; raises CheckpointError where it is of another configuration, task or split."""
+        own = self.state()[1] | {"epoch": meta.get("epoch")}
+        for name in own:
+            # compared as JSON, which is how it was stored
+            if json.dumps(own[name], sort_keys=True) != json.dumps(meta.get(name), sort_keys=True):
+                raise CheckpointError(f"the checkpoint's {name} differs from this trial's; start the trial anew")
+        model = {name.removeprefix("model/"): value for name, value in tensors.items() if name.startswith("model/")}
+        try:
+            self.detector.load_state_dict(model)
+        except RuntimeError as problem:
+            raise CheckpointError(f"the checkpoint does not fit the model: {str(problem).splitlines()[-1].strip()}") from None
+        moments: dict[int, dict[str, Tensor]] = {}
+        for name, value in tensors.items():
+            if name.startswith("optim/"):
+                _, index, key = name.split("/")
+                moments.setdefault(int(index), {})[key] = value
+        self.optimiser.load_state_dict({"state": moments, "param_groups": self.optimiser.state_dict()["param_groups"]})
+        self.epoch = int(str(meta["epoch"]))
+
+    def _set_learning_rate(self) -> None:
+        optim, epochs = self.config.optim, self.config.budget.epochs
+        drops = self.epoch // max(1, round(optim.step_fraction * epochs))
+        for group in self.optimiser.param_groups:
+            group["lr"] = optim.lr * optim.gamma**drops
+
+    def _train_epoch(self) -> dict[str, float]:
+        iterations = self.config.budget.iterations
+        first = self.epoch * iterations
+        self.detector.train()
+        self.step.start_epoch(first)
+        rows = [self.step.run(first + number) for number in range(iterations)]
+        metrics = {}
+        for name in dict.fromkeys(name for row in rows for name in row):
+            # a step without pseudo slots has no figures about them
+            metrics[name] = float(torch.stack([row[name] for row in rows if name in row]).double().mean())
+            if not np.isfinite(metrics[name]):
+                raise NonFiniteError(f"{name} is {metrics[name]} in epoch {self.epoch + 1}; a smaller optim.lr may help")
+        metrics["lr"] = self.optimiser.param_groups[0]["lr"]
+        return metrics
+
+    def _evaluate(self) -> tuple[dict[str, float], dict[str, list[float]]]:
+        with torch.random.fork_rng(devices=[]), autocast(self.config.runtime, self.device):
+            # read by model.patch_evaluation=random only
+            torch.manual_seed(stream(self.config.seed, "evaluate", self.epoch).initial_seed())
+            return self.selection.evaluate(self.detector.score_images)
