@@ -1,0 +1,134 @@
+"""Pickle-free, atomic checkpoints of a whole trial, on a local path or an object store.
+
+A trial's folder is `<storage>/trials/<number>/`; a checkpoint in it is `epoch-<e>-attempt-<a>/`, one safetensors
+file per task and `checkpoint.json`, written last: a folder without it is not a checkpoint. The attempt number
+keeps a worker that was cut off from writing over its successor.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pyarrow import fs
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from sctune.errors import CheckpointError
+
+FORMAT = 1
+MANIFEST = "checkpoint.json"
+
+TaskState = tuple[Mapping[str, Tensor], Mapping[str, Any]]
+"""Tensors by name, and JSON values about them."""
+
+
+@dataclass(frozen=True)
+class CheckpointName:
+    """Where a checkpoint lies: `folder` is the name inside the trial's folder."""
+
+    epoch: int
+    attempt: int
+
+    @property
+    def folder(self) -> str:
+        return f"epoch-{self.epoch:04d}-attempt-{self.attempt:02d}"
+
+
+class TrialStore:
+    """Checkpoints of one trial under a storage URI (absolute path, file:// or s3://)."""
+
+    def __init__(self, storage: str, number: int) -> None:
+        self.system, root = open_storage(storage)
+        self.root = f"{root}/trials/{number:05d}"
+
+    def save(self, epoch: int, attempt: int, tasks: Mapping[str, TaskState]) -> CheckpointName:
+        """Write a checkpoint whole or not at all, then remove the trial's older ones."""
+        name = CheckpointName(epoch, attempt)
+        final = f"{self.root}/{name.folder}"
+        local = isinstance(self.system, fs.LocalFileSystem)
+        # a rename makes a local folder appear whole; on an object store the manifest comes last
+        target = f"{self.root}/.{name.folder}.partial" if local else final
+        self._remove(target)
+        self.system.create_dir(target, recursive=True)
+        files = {}
+        for index, (key, (tensors, meta)) in enumerate(tasks.items()):
+            files[key] = {"file": f"task-{index}.safetensors", "meta": meta}
+            self._write(f"{target}/task-{index}.safetensors", save_tensors(dict(tensors)))
+        manifest = {"format_version": FORMAT, "epoch": epoch, "attempt": attempt, "tasks": files}
+        self._write(f"{target}/{MANIFEST}", json.dumps(manifest).encode())
+        if local:
+            self._remove(final)
+            self.system.move(target, final)
+        for older in self.names():
+            if (older.epoch, older.attempt) < (epoch, attempt) and older.attempt <= attempt:
+                self._remove(f"{self.root}/{older.folder}")
+        return name
+
+    def names(self) -> list[CheckpointName]:
+        """Complete checkpoints, the latest epoch last."""
+        found = []
+        for info in self.system.get_file_info(fs.FileSelector(self.root, allow_not_found=True)):
+            match = re.fullmatch(r"epoch-(\d+)-attempt-(\d+)", info.base_name)
+            if match and self.system.get_file_info(f"{info.path}/{MANIFEST}").type == fs.FileType.File:
+                found.append(CheckpointName(int(match[1]), int(match[2])))
+        return sorted(found, key=lambda name: (name.epoch, name.attempt))
+
+    def load(self, name: CheckpointName) -> dict[str, tuple[dict[str, Tensor], dict[str, Any]]]:
+        """Task key -> tensors and their JSON values; raises CheckpointError for a damaged or newer file."""
+        folder = f"{self.root}/{name.folder}"
+        try:
+            manifest = json.loads(self._read(f"{folder}/{MANIFEST}"))
+            if manifest["format_version"] > FORMAT:
+                raise CheckpointError(
+                    f"{folder} has format {manifest['format_version']}, this sctune reads up to {FORMAT}; update sctune"
+                )
+            return {
+                key: (load_tensors(self._read(f"{folder}/{_inside(row['file'])}")), row["meta"])
+                for key, row in manifest["tasks"].items()
+            }
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError) as problem:
+            raise CheckpointError(f"cannot read the checkpoint {folder}: {problem}; delete that folder to go on") from None
+
+    def load_latest(self) -> dict[str, tuple[dict[str, Tensor], dict[str, Any]]] | None:
+        """The latest checkpoint, or None where there is none."""
+        names = self.names()
+        return self.load(names[-1]) if names else None
+
+    def clear(self) -> None:
+        """Remove all checkpoints of the trial."""
+        self._remove(self.root)
+
+    def _write(self, path: str, content: bytes) -> None:
+        with self.system.open_output_stream(path) as stream:
+            stream.write(content)
+
+    def _read(self, path: str) -> bytes:
+        with self.system.open_input_stream(path) as stream:
+            return bytes(stream.read())
+
+    def _remove(self, folder: str) -> None:
+        if self.system.get_file_info(folder).type == fs.FileType.Directory:
+            self.system.delete_dir(folder)
+
+
+def open_storage(storage: str) -> tuple[fs.FileSystem, str]:
+    """File system and root path of a storage URI; raises CheckpointError for one that cannot be used."""
+    try:
+        system, root = fs.FileSystem.from_uri(storage)
+    except (OSError, ValueError) as problem:
+        raise CheckpointError(
+            f"--storage-path {storage!r} cannot be used ({problem}); give an absolute folder or s3://BUCKET/PATH"
+        ) from None
+    return system, root.rstrip("/")
+
+
+def _inside(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_.-]+", name) or name.startswith("."):
+        raise ValueError(f"file name {name!r} leaves the checkpoint")
+    return name

@@ -1,0 +1,145 @@
+"""The Ray side of a trial: one actor runs many trials, one epoch of every task per step.
+
+Checkpoints are ours (trial/checkpoint.py), keyed by the Optuna number: a restarted actor finds the latest
+one by itself, and Ray's own checkpointing stays unused.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+import traceback
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from ray import tune
+
+from sctune.config import Task, TrialConfig
+from sctune.data.split import split_for
+from sctune.errors import ClusterError
+from sctune.model.weights import file_sha256, resolve_weights
+from sctune.report import EpochReport, merge_reports
+from sctune.train.trainer import Trainer
+from sctune.trial.checkpoint import TrialStore
+
+CHECKED_PACKAGES = ("sctune", "torch", "torchvision", "optuna")
+"""Packages whose versions must be the same on the driver and on every worker."""
+
+
+class TrialSpec(BaseModel):
+    """What all trials of a launch share; plain JSON values, so that it travels without pickled objects.
+
+    config: base TrialConfig tree; tasks: what a trial is scored on; storage: URI of the checkpoints;
+    checkpoint_epochs: rungs, always saved; checkpoint_interval: seconds between other checkpoints;
+    splits: task key -> digest the driver saw; weights_sha256: of the backbone's weights file, by backbone.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    config: dict[str, Any]
+    tasks: list[Task]
+    storage: str
+    cache: str
+    checkpoint_epochs: list[int]
+    checkpoint_interval: float
+    splits: dict[str, str]
+    weights_sha256: dict[str, str]
+    versions: dict[str, str]
+
+
+def package_versions() -> dict[str, str]:
+    return {name: version(name).split("+")[0] for name in CHECKED_PACKAGES}
+
+
+class SaliencyCutTrainable(tune.Trainable):
+    """Ray class Trainable; its configuration is {"number", "params", "attempt"}, `spec` a TrialSpec as a dict."""
+
+    def setup(self, config: dict[str, Any], spec: dict[str, Any]) -> None:
+        self.spec = TrialSpec.model_validate(spec)
+        self._begin(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        self._begin(new_config)
+        return True
+
+    def step(self) -> dict[str, Any]:
+        """One epoch of every task. A deterministic error ends the trial with a `failure` entry, never the actor."""
+        try:
+            if not self.trainers:
+                self._build()
+            report = merge_reports({trainer.task.key: trainer.run_epoch() for trainer in self.trainers})
+            self._checkpoint(report)
+        except torch.cuda.OutOfMemoryError as problem:
+            return self._failure("out of memory", problem)
+        except Exception as problem:  # the trial's own fault: told with its traceback, and the actor lives on
+            return self._failure(type(problem).__name__, problem)
+        return report.to_dict() | {"done": report.last, "time_ms": int(time.time() * 1000)}
+
+    def cleanup(self) -> None:
+        self._drop()
+
+    def _begin(self, config: dict[str, Any]) -> None:
+        # building waits for the first step, where its errors are told as the trial's failure
+        self._drop()
+        self.number = int(config["number"])
+        self.attempt = int(config["attempt"])
+        self.params = dict(config["params"])
+        self.saved_at = time.monotonic()
+
+    def _drop(self) -> None:
+        self.trainers: list[Trainer] = []
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def _build(self) -> None:
+        self._check_versions()
+        config = TrialConfig.load(self.spec.config).override(self.params)
+        weights = self._weights(config)
+        trainers = []
+        for task in self.spec.tasks:
+            split = split_for(config.for_task(task), task)
+            if split.digest != self.spec.splits[task.key]:
+                raise ClusterError(
+                    f"the data of task {task.key} differ from the driver's; give every node the same files"
+                )
+            trainers.append(Trainer(config, task, cache=Path(self.spec.cache), weights=weights, split=split))
+        self.store = TrialStore(self.spec.storage, self.number)
+        saved = self.store.load_latest()
+        for trainer in trainers if saved is not None else []:
+            assert saved is not None
+            trainer.load_state(*saved[trainer.task.key])
+        self.trainers = trainers
+
+    def _check_versions(self) -> None:
+        here = package_versions()
+        wrong = [f"{name} {here[name]} (driver {there})" for name, there in self.spec.versions.items() if here[name] != there]
+        if wrong:
+            raise ClusterError(f"this node has other versions than the driver: {', '.join(wrong)}; install the same")
+
+    def _weights(self, config: TrialConfig) -> Path | None:
+        backbone = config.model.backbone
+        path = resolve_weights(backbone, config.model.weights)
+        wanted = self.spec.weights_sha256.get(backbone)
+        if path is not None and wanted is not None and file_sha256(path) != wanted:
+            raise ClusterError(f"{path} differs from the driver's weights; copy the same file to every node")
+        return path
+
+    def _checkpoint(self, report: EpochReport) -> None:
+        waited = time.monotonic() - self.saved_at
+        due = report.last or report.epoch in self.spec.checkpoint_epochs or waited >= self.spec.checkpoint_interval
+        if due:
+            self.store.save(
+                report.epoch, self.attempt, {trainer.task.key: trainer.state() for trainer in self.trainers}
+            )
+            self.saved_at = time.monotonic()
+
+    def _failure(self, kind: str, problem: BaseException) -> dict[str, Any]:
+        message = " ".join(str(problem).split())[:500]
+        text = "".join(traceback.format_exception(problem))
+        problem.__traceback__ = None
+        self._drop()
+        return {"failure": {"kind": kind, "message": message, "traceback": text}, "done": True}
