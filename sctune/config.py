@@ -36,7 +36,9 @@ class DataConfig(Section):
     )
     balance: float = Field(2 / 3, gt=0, lt=1, description="share of a batch drawn from normal images (public code 2/3)")
     selection: SelectionMode = Field("auto", description="what decides between trials; `test` is the paper's way")
-    partition_seed: int = Field(0, ge=0, lt=2**32, description="draws the development and the test pool, once per study")
+    partition_seed: int = Field(
+        0, ge=0, lt=2**32, description="draws the development and the test pool, once per study"
+    )
     group: str | None = Field(None, description="regular expression; its first group in the path names the source unit")
     image_size: int = Field(160, ge=32, le=2048, description="image side in pixels (paper 448)")
     resize: Literal["stretch", "crop", "pad"] = Field(
@@ -75,12 +77,18 @@ class AugmentConfig(Section):
     paste_valid_only: bool = Field(
         True, description="paste only where donor and receiver hold real pixels, not rotation's corners"
     )
-    rotation_degrees: float = Field(180.0, ge=0, le=180, description="training images turn by a uniform angle up to this")
-    rotation_fill: Literal["zero", "reflect"] = Field("zero", description="corners of a turned image: black or mirrored")
+    rotation_degrees: float = Field(
+        180.0, ge=0, le=180, description="training images turn by a uniform angle up to this"
+    )
+    rotation_fill: Literal["zero", "reflect"] = Field(
+        "zero", description="corners of a turned image: black or mirrored"
+    )
 
 
 class ModelConfig(Section):
-    heads: Literal["two_head_patch"] = Field("two_head_patch", description="normal and patch-residual head (SaliencyCut)")
+    heads: Literal["two_head_patch"] = Field(
+        "two_head_patch", description="normal and patch-residual head (SaliencyCut)"
+    )
     backbone: Literal["resnet18", "efficientnet_lite0"] = Field("resnet18", description="the paper's is resnet18")
     tap: Literal["deep", "middle"] = Field("deep", description="feature map at stride 32 (paper) or 16")
     weights: str = Field("imagenet", description="`imagenet`, `random`, or a state-dict file (safetensors or torch)")
@@ -88,8 +96,12 @@ class ModelConfig(Section):
     n_scales: Literal[1, 2] = Field(2, description="image pyramid: full size, and half size too (public code 2)")
     pyramid_interpolation: Literal["nearest", "bilinear"] = Field("nearest", description="how the half size is made")
     patch_count: int = Field(4, ge=2, le=9, description="patches P of the residual (paper eq. 8: 4)")
-    patch_place: Literal["diag", "grid2d"] = Field("grid2d", description="patches on the diagonal (public code) or anywhere")
-    patch_size: Literal["half_plus1", "half", "sqrt", "fit"] = Field("half_plus1", description="side of a patch in cells")
+    patch_place: Literal["diag", "grid2d"] = Field(
+        "grid2d", description="patches on the diagonal (public code) or anywhere"
+    )
+    patch_size: Literal["half_plus1", "half", "sqrt", "fit"] = Field(
+        "half_plus1", description="side of a patch in cells"
+    )
     patch_per_sample: bool = Field(False, description="draw patch positions per image instead of per batch")
     patch_evaluation: Literal["exact", "fixed", "random"] = Field(
         "exact", description="scores from all patch sets (fixed list where over 256), a fixed list, or one random draw"
@@ -99,7 +111,9 @@ class ModelConfig(Section):
 
 class LossConfig(Section):
     margin: float = Field(5.0, gt=0, description="deviation margin a in standard deviations (paper eq. 2: 5)")
-    prior: Literal["exact", "sampled"] = Field("exact", description="reference scores: N(0,1) itself or 5000 draws per call")
+    prior: Literal["exact", "sampled"] = Field(
+        "exact", description="reference scores: N(0,1) itself or 5000 draws per call"
+    )
 
 
 class OptimConfig(Section):
@@ -117,7 +131,9 @@ class BudgetConfig(Section):
 
 
 class RuntimeConfig(Section):
-    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="`auto` takes a GPU where there is one")
+    device: str = Field(
+        "auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="`auto` takes a GPU where there is one"
+    )
     precision: Literal["fp32", "tf32", "bf16"] = Field("fp32", description="arithmetic of convolutions and products")
     channels_last: bool = Field(True, description="memory layout; faster on CPUs and tensor cores")
     compile: bool = Field(False, description="torch.compile; pays on long GPU runs only")
@@ -145,6 +161,9 @@ class Task(Section):
 
 TASK_FIELDS = ("data.source", "data.category", "data.setting", "data.known_class", "seed")
 """Configuration fields that a task sets; a space must not."""
+
+POOL_FIELDS = ("data.n_anomalies", "data.partition_seed", "data.group", "data.selection")
+"""Fields that draw the pools of a study; a trial that varied them would train on another trial's test images."""
 
 
 class TrialConfig(Section):
@@ -352,4 +371,3 @@ def _one_line(problem: ValidationError) -> str:
     name = ".".join(str(part) for part in first["loc"])
     known = next((field for field in FIELD_NAMES if name.startswith(field)), name)
     return f"{known}={first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}"
-

@@ -51,13 +51,7 @@ class NonFiniteError(SctuneError):
     """A loss, score or metric that is not a finite number; fails the trial, not the study."""
 
 
-class SearchStopped(SctuneError):
-    """The search was stopped by a signal and can be resumed."""
-
-    exit_code = 3
-
-
-class AllTrialsFailed(SctuneError):
+class AllTrialsFailedError(SctuneError):
     """Every trial of the study failed."""
 
     exit_code = 4

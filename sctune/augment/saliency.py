@@ -32,7 +32,9 @@ def smooth_map(gradient: Tensor, grid_size: int, kernel: Kernel = "aligned") -> 
     """Smoothed gradient norm [N, 1, H, W], not yet scaled; 2 <= grid_size <= min(H, W) / 2."""
     height, width = gradient.shape[-2:]
     if not 2 <= grid_size <= min(height, width) // 2:
-        raise ValueError(f"grid_size={grid_size} must lie in 2 .. {min(height, width) // 2} for {height}x{width} pixels")
+        raise ValueError(
+            f"grid_size={grid_size} must lie in 2 .. {min(height, width) // 2} for {height}x{width} pixels"
+        )
     norm = gradient.square().sum(dim=1, keepdim=True).sqrt()
     cells = functional.adaptive_avg_pool2d(norm, grid_size)
     rows = spline_matrix(height, grid_size, kernel).to(cells)

@@ -43,7 +43,14 @@ class Slots:
 
 
 def draw_slots(
-    n_normal: int, n_anomalous: int, normal_slots: int, batch_size: int, step: int, seed: int, pseudo: bool, allow_self: bool
+    n_normal: int,
+    n_anomalous: int,
+    normal_slots: int,
+    batch_size: int,
+    step: int,
+    seed: int,
+    pseudo: bool,
+    allow_self: bool,
 ) -> Slots:
     """The batch of training step `step` (0, 1, ...): normal slots first, seen anomalies behind (METHODS 1.1).
 

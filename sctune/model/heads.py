@@ -63,9 +63,8 @@ class PatchResidualHead(nn.Module):
         self.evaluation = evaluation
         self.patch_size = patch_size
         self.per_sample = per_sample
-        self.conv = nn.Sequential(
-            nn.Conv2d(in_channels, in_channels, kernel_size=3, padding=1), nn.BatchNorm2d(in_channels), nn.ReLU()
-        )
+        convolution = nn.Conv2d(in_channels, in_channels, kernel_size=3, padding=1)
+        self.conv = nn.Sequential(convolution, nn.BatchNorm2d(in_channels), nn.ReLU())
         self.scoring = nn.Conv2d(in_channels, 1, kernel_size=1)
 
     def draw_offsets(self, side: int, batch: int, generator: torch.Generator | None = None) -> Tensor:
@@ -113,19 +112,29 @@ class PatchResidualHead(nn.Module):
         side, patch = features.shape[-1], self._patch(features.shape[-1])
         sets = scoring_signs(side, patch, self.place, self.patch_count, self.evaluation).to(features)
         blocks = [features[:, :, r : r + patch, c : c + patch] for r, c in patch_offsets(side, patch, self.place)]
-        convolution, norm = self.conv[0], self.conv[1]
+        scale, shift = self._folded_norm()
         stacked = torch.stack(blocks).flatten(0, 1)
-        responses = nn.functional.conv2d(stacked, convolution.weight, padding=1)
+        responses = nn.functional.conv2d(stacked, self._convolution().weight, padding=1)
         responses = responses.unflatten(0, (len(blocks), len(features))).flatten(3)  # [O, N, C, cells]
-        scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
-        shift = (convolution.bias - norm.running_mean) * scale + norm.bias
         responses = (responses * scale[:, None]).flatten(1)
-        total = features.new_zeros(len(features))
+        total, bias = features.new_zeros(len(features)), self.scoring.bias
+        assert bias is not None
         chunk = max(1, CHUNK_ELEMENTS // responses.shape[1])
         for part in sets.split(chunk):
             mixed = (part @ responses).view(len(part), len(features), -1, patch * patch)
             cells = torch.einsum("tncp,c->tnp", torch.relu(mixed + shift[:, None]), self.scoring.weight.flatten())
-            total = total + top_k_mean((cells + self.scoring.bias).abs(), self.top_k).sum(dim=0)
+            total = total + top_k_mean((cells + bias).abs(), self.top_k).sum(dim=0)
         return total / len(sets)
 
+    def _convolution(self) -> nn.Conv2d:
+        layer = self.conv[0]
+        assert isinstance(layer, nn.Conv2d)
+        return layer
 
+    def _folded_norm(self) -> tuple[Tensor, Tensor]:
+        """Scale and shift [C] of batch norm in eval mode over the convolution without its bias."""
+        norm, bias = self.conv[1], self._convolution().bias
+        assert isinstance(norm, nn.BatchNorm2d) and bias is not None
+        assert norm.running_mean is not None and norm.running_var is not None
+        scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
+        return scale, (bias - norm.running_mean) * scale + norm.bias

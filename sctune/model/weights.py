@@ -33,11 +33,17 @@ def resolve_weights(backbone: str, weights: str) -> Path | None:
     if weights != IMAGENET:
         path = Path(weights).expanduser().resolve()
         if not path.is_file():
-            raise WeightsError(
-                f"model.weights={weights!r} is no file; give `imagenet`, `random` or a state-dict file"
-            )
+            raise WeightsError(f"model.weights={weights!r} is no file; give `imagenet`, `random` or a state-dict file")
         return path
     return _download_resnet18() if backbone == "resnet18" else _packaged_lite0()
+
+
+def local_weights(backbone: str) -> Path | None:
+    """ImageNet weights that are on this machine already; None where they would have to be downloaded."""
+    if backbone == "resnet18":
+        target = _resnet18_target()
+        return target if target.is_file() else None
+    return _packaged_lite0()
 
 
 def file_sha256(path: Path) -> str:
@@ -66,18 +72,24 @@ def read_state(path: Path) -> dict[str, Tensor]:
     return state
 
 
+def _resnet18_target() -> Path:
+    from torchvision.models import ResNet18_Weights
+
+    return Path(torch.hub.get_dir()) / "checkpoints" / ResNet18_Weights.IMAGENET1K_V1.url.rsplit("/", 1)[-1]
+
+
 def _download_resnet18() -> Path:
     from torchvision.models import ResNet18_Weights
 
-    url = ResNet18_Weights.IMAGENET1K_V1.url
-    target = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
+    target = _resnet18_target()
     if not target.is_file():
         try:
             ResNet18_Weights.IMAGENET1K_V1.get_state_dict(progress=False, check_hash=True)
         except (URLError, OSError, RuntimeError) as problem:
             raise WeightsError(
-                f"cannot download ImageNet weights of resnet18 ({problem}); put the file {url} at {target}, or use "
-                "--set model.weights=FILE, --set model.backbone=efficientnet_lite0 or --set model.weights=random"
+                f"cannot download ImageNet weights of resnet18 ({problem}); put the file "
+                f"{ResNet18_Weights.IMAGENET1K_V1.url} at {target}, or use --set model.weights=FILE, "
+                "--set model.backbone=efficientnet_lite0 or --set model.weights=random"
             ) from None
     return target
 

@@ -52,9 +52,7 @@ class SelectionSet:
         return metrics, raw
 
 
-def build_selection(
-    split: Split, cached: CachedImages, limit: int | None, partition_seed: int
-) -> SelectionSet:
+def build_selection(split: Split, cached: CachedImages, limit: int | None, partition_seed: int) -> SelectionSet:
     """The selection set of a split: at most `limit` files per class, the same for every trial of a study."""
     chosen = [file for file in selection_subset(split, limit, partition_seed) if file.path in cached.index]
     paths = tuple(file.path for file in chosen)

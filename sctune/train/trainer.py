@@ -61,7 +61,11 @@ class Trainer:
         self.device = resolve_device(config.runtime.device)
         self.split = split or split_for(config, self.task)
         cached = ImageCache(cache or cache_folder()).array(
-            self.split.root, [file.path for file in self.split.development], data.image_size, data.resize, data.skip_corrupt
+            self.split.root,
+            [file.path for file in self.split.development],
+            data.image_size,
+            data.resize,
+            data.skip_corrupt,
         )
         self.skipped = cached.skipped
         train = [file for file in self.split.train if file.path in cached.index]
@@ -71,7 +75,7 @@ class Trainer:
             raise DataError(f"no readable anomalous image is left to train on in {self.split.root}")
         self.selection = build_selection(self.split, cached, data.selection_limit, data.partition_seed)
         self.detector = build_detector(config, weights)
-        self.detector.to(self.device, memory_format=memory_format(config.runtime))
+        self.detector.to(self.device).to(memory_format=memory_format(config.runtime))
         images = TrainingImages(cached.array, np.array(normals, int), np.array(anomalies, int))
         trained = [weight for weight in self.detector.parameters() if weight.requires_grad]
         self.optimiser = torch.optim.Adam(trained, lr=config.optim.lr, weight_decay=config.optim.weight_decay)
@@ -127,7 +131,9 @@ class Trainer:
         try:
             self.detector.load_state_dict(model)
         except RuntimeError as problem:
-            raise CheckpointError(f"the checkpoint does not fit the model: {str(problem).splitlines()[-1].strip()}") from None
+            raise CheckpointError(
+                f"the checkpoint does not fit the model: {str(problem).splitlines()[-1].strip()}"
+            ) from None
         moments: dict[int, dict[str, Tensor]] = {}
         for name, value in tensors.items():
             if name.startswith("optim/"):
@@ -153,7 +159,9 @@ class Trainer:
             # a step without pseudo slots has no figures about them
             metrics[name] = float(torch.stack([row[name] for row in rows if name in row]).double().mean())
             if not np.isfinite(metrics[name]):
-                raise NonFiniteError(f"{name} is {metrics[name]} in epoch {self.epoch + 1}; a smaller optim.lr may help")
+                raise NonFiniteError(
+                    f"{name} is {metrics[name]} in epoch {self.epoch + 1}; a smaller optim.lr may help"
+                )
         metrics["lr"] = self.optimiser.param_groups[0]["lr"]
         return metrics
 

@@ -93,7 +93,9 @@ class TrialStore:
                 for key, row in manifest["tasks"].items()
             }
         except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError) as problem:
-            raise CheckpointError(f"cannot read the checkpoint {folder}: {problem}; delete that folder to go on") from None
+            raise CheckpointError(
+                f"cannot read the checkpoint {folder}: {problem}; delete that folder to go on"
+            ) from None
 
     def load_latest(self) -> dict[str, tuple[dict[str, Tensor], dict[str, Any]]] | None:
         """The latest checkpoint, or None where there is none."""

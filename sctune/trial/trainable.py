@@ -21,7 +21,7 @@ from sctune.config import Task, TrialConfig
 from sctune.data.split import split_for
 from sctune.errors import ClusterError
 from sctune.model.weights import file_sha256, resolve_weights
-from sctune.report import EpochReport, merge_reports
+from sctune.report import OBJECTIVE, EpochReport, merge_reports
 from sctune.train.trainer import Trainer
 from sctune.trial.checkpoint import TrialStore
 
@@ -116,7 +116,9 @@ class SaliencyCutTrainable(tune.Trainable):
 
     def _check_versions(self) -> None:
         here = package_versions()
-        wrong = [f"{name} {here[name]} (driver {there})" for name, there in self.spec.versions.items() if here[name] != there]
+        wrong = [
+            f"{name} {here[name]} (driver {there})" for name, there in self.spec.versions.items() if here[name] != there
+        ]
         if wrong:
             raise ClusterError(f"this node has other versions than the driver: {', '.join(wrong)}; install the same")
 
@@ -142,4 +144,5 @@ class SaliencyCutTrainable(tune.Trainable):
         text = "".join(traceback.format_exception(problem))
         problem.__traceback__ = None
         self._drop()
-        return {"failure": {"kind": kind, "message": message, "traceback": text}, "done": True}
+        # Ray insists on the metric; a result with a failure is never read as a report
+        return {"failure": {"kind": kind, "message": message, "traceback": text}, OBJECTIVE: float("nan"), "done": True}

@@ -1,0 +1,5 @@
+"""`python -m sctune` is `sctune`."""
+
+from sctune.cli import main
+
+main()

@@ -1,0 +1,245 @@
+"""Decoded images in one memory-mapped array per set of files, built once per node and shared by all its processes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock, Timeout
+
+from sctune.data.decode import CorruptImageError, Pixels, decode_image
+from sctune.errors import DataError
+
+__all__ = [
+    "CachedImages",
+    "CorruptImageError",
+    "ImageCache",
+    "check_images",
+    "data_digest",
+    "decode_image",
+    "file_digest",
+]
+
+FORMAT_VERSION = 1
+DEFAULT_LIMIT = 20 * 2**30
+RECENT_SECONDS = 600
+"""Entries used within this time are never evicted: a trial may be about to map them."""
+CHUNK = 64
+THREADS = min(8, os.cpu_count() or 1)
+ARRAY, META, UNFINISHED = "images.npy", "meta.json", ".tmp"
+
+
+@dataclass(frozen=True)
+class CachedImages:
+    """array: uint8 [N, S, S, 3], memory-mapped, read-only; index: path -> row; skipped: corrupt paths, not in index."""
+
+    array: np.memmap[Any, np.dtype[np.uint8]]
+    index: dict[str, int]
+    skipped: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class CacheEntry:
+    """One stored set: key, number of images, their side in pixels, bytes on disk, last use in seconds since 1970."""
+
+    key: str
+    images: int
+    size: int
+    nbytes: int
+    used: float
+
+
+class ImageCache:
+    """A folder of decoded sets, keyed by content; safe for several processes at once.
+
+    limit_bytes: least recently used sets are removed above it; a set just used or being built never is. Processes
+    that have a removed set mapped keep it (POSIX).
+    """
+
+    def __init__(self, folder: Path, limit_bytes: int = DEFAULT_LIMIT) -> None:
+        self.folder = Path(folder)
+        self.limit_bytes = limit_bytes
+
+    def array(
+        self, root: Path, paths: Sequence[str], size: int, resize: str = "stretch", skip_corrupt: bool = False
+    ) -> CachedImages:
+        """The images at root/paths, decoded to size x size; built where the cache does not hold them yet.
+
+        The order of paths does not matter. Raises DataError for a missing file, a cache folder that cannot be
+        written, and, unless skip_corrupt, an image that cannot be decoded.
+        """
+        wanted = sorted(set(paths))
+        if not wanted:
+            raise DataError(f"no images of {root} are asked for")
+        key = _key(root, wanted, size, resize)
+        with self._reported():
+            meta = self._meta(key)
+            if meta is None:
+                with self._lock(key):
+                    meta = self._meta(key) or self._build(key, root, wanted, size, resize, skip_corrupt)
+                self._trim()
+            array = np.load(self.folder / key / ARRAY, mmap_mode="r")
+        skipped = tuple(meta["skipped"])
+        if skipped and not skip_corrupt:
+            first = root / skipped[0]
+            raise CorruptImageError(f"{first} cannot be decoded, {len(skipped)} images in all; remove or skip them")
+        if len(skipped) == len(wanted):
+            raise DataError(f"none of the {len(wanted)} images of {root} can be decoded")
+        index = {path: row for row, path in enumerate(wanted) if path not in set(skipped)}
+        return CachedImages(array, index, skipped)
+
+    def entries(self) -> list[CacheEntry]:
+        """The stored sets, the least recently used first."""
+        found = []
+        for place in self.folder.glob(f"*/{META}"):
+            # another process may remove it while we look
+            with suppress(FileNotFoundError):
+                if not place.parent.name.endswith(UNFINISHED):
+                    meta = json.loads(place.read_text())
+                    volume = (place.parent / ARRAY).stat().st_size
+                    used = place.stat().st_mtime
+                    found.append(CacheEntry(place.parent.name, meta["images"], meta["size"], volume, used))
+        return sorted(found, key=lambda entry: (entry.used, entry.key))
+
+    def clear(self) -> int:
+        """Remove all sets but those being built at the moment; returns the bytes freed."""
+        with self._reported():
+            self._sweep()
+            return sum(entry.nbytes for entry in self.entries() if self._remove(entry.key))
+
+    def _meta(self, key: str) -> dict[str, Any] | None:
+        place = self.folder / key / META
+        try:
+            meta: dict[str, Any] = json.loads(place.read_text())
+        except FileNotFoundError:
+            return None
+        # someone else's cache may be read-only; then its owner's use counts
+        with suppress(OSError):
+            os.utime(place)
+        return meta
+
+    def _build(
+        self, key: str, root: Path, wanted: list[str], size: int, resize: str, skip_corrupt: bool
+    ) -> dict[str, Any]:
+        unfinished = self.folder / f"{key}{UNFINISHED}"
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir()
+        try:
+            with (unfinished / ARRAY).open("wb") as out:
+                header = {"descr": "|u1", "fortran_order": False, "shape": (len(wanted), size, size, 3)}
+                np.lib.format.write_array_header_1_0(out, header)
+                skipped = []
+                # plain writes instead of a mapping: a full disk is then an error and not a killed process
+                for path, pixels in zip(wanted, _decoded(root, wanted, size, resize), strict=True):
+                    if isinstance(pixels, CorruptImageError):
+                        if not skip_corrupt:
+                            raise pixels
+                        skipped.append(path)
+                        pixels = np.zeros((size, size, 3), np.uint8)
+                    out.write(pixels.tobytes())
+                out.flush()
+                os.fsync(out.fileno())
+            meta = {"format_version": FORMAT_VERSION, "images": len(wanted), "size": size, "skipped": skipped}
+            (unfinished / META).write_text(json.dumps(meta))
+            unfinished.rename(self.folder / key)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+        return meta
+
+    def _trim(self) -> None:
+        entries = self.entries()
+        total = sum(entry.nbytes for entry in entries)
+        self._sweep()
+        for entry in entries:
+            if total <= self.limit_bytes:
+                return
+            if time.time() - entry.used > RECENT_SECONDS and self._remove(entry.key):
+                total -= entry.nbytes
+
+    def _sweep(self) -> None:
+        """Remove what killed builds left behind."""
+        for place in self.folder.glob(f"*{UNFINISHED}"):
+            with suppress(Timeout), self._lock(place.name.removesuffix(UNFINISHED), timeout=0):
+                shutil.rmtree(place, ignore_errors=True)
+
+    def _remove(self, key: str) -> bool:
+        try:
+            with self._lock(key, timeout=0):
+                # renamed first: nobody may open a set that is half gone
+                going = (self.folder / key).rename(self.folder / f"{key}{UNFINISHED}")
+                shutil.rmtree(going, ignore_errors=True)
+        except (Timeout, FileNotFoundError):
+            return False
+        return True
+
+    def _lock(self, key: str, timeout: float = -1) -> FileLock:
+        locks = self.folder / "locks"
+        locks.mkdir(parents=True, exist_ok=True)
+        return FileLock(locks / f"{key}.lock", timeout=timeout)
+
+    @contextmanager
+    def _reported(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as problem:
+            raise DataError(f"cannot use the image cache {self.folder}: {problem.strerror or problem}") from None
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's content, remembered in this process until its size or time changes."""
+    try:
+        state = path.stat()
+        return _digest(str(path), state.st_size, state.st_mtime_ns)
+    except OSError as problem:
+        raise DataError(f"cannot read {path}: {problem.strerror}") from None
+
+
+def data_digest(root: Path, paths: Iterable[str]) -> str:
+    """SHA-256 over the sorted paths and the contents of all files."""
+    wanted = sorted(set(paths))
+    with ThreadPoolExecutor(THREADS) as pool:
+        digests = list(pool.map(lambda path: file_digest(root / path), wanted))
+    return hashlib.sha256(json.dumps(list(zip(wanted, digests, strict=True))).encode()).hexdigest()
+
+
+def check_images(root: Path, paths: Iterable[str]) -> list[str]:
+    """Sorted paths of the images that cannot be decoded; raises DataError for files that cannot be read."""
+    wanted = sorted(set(paths))
+    results = _decoded(root, wanted, size=8, resize="stretch")
+    return [path for path, pixels in zip(wanted, results, strict=True) if isinstance(pixels, CorruptImageError)]
+
+
+def _decoded(root: Path, paths: Sequence[str], size: int, resize: str) -> Iterator[Pixels | CorruptImageError]:
+    """Images in order, decoded by threads (Pillow releases the GIL), a bounded number ahead of the reader."""
+
+    def load(path: str) -> Pixels | CorruptImageError:
+        try:
+            return decode_image(root / path, size, resize)
+        except CorruptImageError as problem:
+            return problem
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        for start in range(0, len(paths), CHUNK):
+            yield from pool.map(load, paths[start : start + CHUNK])
+
+
+def _key(root: Path, wanted: Sequence[str], size: int, resize: str) -> str:
+    text = json.dumps([FORMAT_VERSION, data_digest(root, wanted), size, resize])
+    return hashlib.sha256(text.encode()).hexdigest()[:40]
+
+
+@cache
+def _digest(path: str, size: int, mtime_ns: int) -> str:
+    with open(path, "rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()

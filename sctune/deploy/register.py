@@ -1,0 +1,176 @@
+"""The best model of a study into MLflow: logged with its run, registered under the study's name, alias `candidate`.
+
+Everything goes through a client with an explicit URI; MLflow's process-wide state is not touched, and the
+model file names no folder of this machine.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import warnings
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from sctune.config import TrialConfig
+from sctune.deploy.flavor import IMAGE_COLUMN, LOADER_MODULE, SCORE_COLUMN, write_model_folder
+from sctune.deploy.package import wheel_name
+from sctune.errors import TrackingError
+from sctune.model.weights import file_sha256
+from sctune.tracking.server import configure_mlflow, mlflow_client, run_bounded, safe_uri, scrub
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+CANDIDATE = "candidate"
+_DIGEST_TAG = "sctune.weights_sha256"
+_DATA = "detector"
+_PACKAGES = ("mlflow", "torch", "torchvision", "numpy", "pandas", "pillow", "pydantic", "pyyaml", "safetensors")
+_LITE0 = "efficientnet-lite-pytorch"
+
+
+class Registered(NamedTuple):
+    """A registered model version; uri: `models:/<name>@candidate`. created: False where it was there already."""
+
+    name: str
+    version: int
+    uri: str
+    created: bool
+
+
+def log_model_run(
+    tracking_uri: str,
+    parent_run_id: str,
+    config: TrialConfig,
+    weights: Path,
+    meta: Mapping[str, Any],
+    name: str,
+    timeout_s: float = 120.0,
+) -> Registered:
+    """Log the model to the study's run, register it as `name` and point the alias `candidate` at it.
+
+    weights: the detector's whole state as safetensors. meta: study, trial, selection metrics, attribution, licence.
+    The same weights are registered once, however often this is called. Raises TrackingError with one line when
+    MLflow refuses, or has not finished within `timeout_s` seconds.
+    """
+    try:
+        return run_bounded(lambda: _log(tracking_uri, parent_run_id, config, weights, meta, name), timeout_s)
+    except TimeoutError:
+        raise TrackingError(
+            f"the best model was not registered: {safe_uri(tracking_uri)} took longer than {timeout_s:.0f} s; "
+            "run `sctune sync` later"
+        ) from None
+    except Exception as problem:  # whatever MLflow raises: the study itself is complete without it
+        raise TrackingError(
+            f"the best model was not registered: {scrub(problem, tracking_uri)}; run `sctune sync` later"
+        ) from None
+
+
+def registered_name(study: str) -> str:
+    """A study's name as the registry takes it."""
+    return study.replace("/", "-").replace(":", "-")
+
+
+def requirements(config: TrialConfig) -> list[str]:
+    """Exact versions of what loading needs, without local parts (+cpu), and the wheel inside the model."""
+    packages = [*_PACKAGES, *([_LITE0] if config.model.backbone == "efficientnet_lite0" else [])]
+    lines = []
+    for package in packages:
+        try:
+            lines.append(f"{package}=={version(package).partition('+')[0]}")
+        except PackageNotFoundError:  # an extra that is not installed here was not needed here
+            continue
+    # relative to the model's folder, which is where MLflow runs pip
+    return [*lines, f"./data/{_DATA}/code/{wheel_name()}"]
+
+
+def save_model(folder: Path, config: TrialConfig, weights: Path, meta: Mapping[str, Any], ids: tuple[str, str]) -> None:
+    """Write the MLflow model into `folder`; ids: of the run and of the logged model."""
+    configure_mlflow()
+    import mlflow.pyfunc
+    from mlflow.models import Model, ModelSignature
+    from mlflow.types import ColSpec, DataType, Schema
+
+    signature = ModelSignature(
+        inputs=Schema([ColSpec(DataType.binary, IMAGE_COLUMN)]),
+        outputs=Schema([ColSpec(DataType.double, SCORE_COLUMN)]),
+    )
+    with tempfile.TemporaryDirectory() as staging, warnings.catch_warnings():
+        # the signature is written by hand; an example would only be another image to license
+        warnings.filterwarnings("ignore", message=".*input example was not provided")
+        mlflow.pyfunc.save_model(
+            path=str(folder),
+            loader_module=LOADER_MODULE,
+            data_path=str(write_model_folder(Path(staging) / _DATA, config, weights, meta)),
+            # made here and not by log_model, which writes the absolute path of the store into the model
+            mlflow_model=Model(run_id=ids[0], model_id=ids[1], model_uuid=ids[1]),
+            pip_requirements=requirements(config),
+            signature=signature,
+            metadata={"study": str(meta.get("study", "")), "trial": str(meta.get("trial", ""))},
+        )
+
+
+def _log(uri: str, run_id: str, config: TrialConfig, weights: Path, meta: Mapping[str, Any], study: str) -> Registered:
+    client, name, digest = mlflow_client(uri), registered_name(study), file_sha256(weights)
+    found = _registered_already(client, name, digest)
+    created = found is None
+    number = found if found is not None else _register(client, run_id, config, weights, meta, name, digest)
+    client.set_registered_model_alias(name, CANDIDATE, str(number))
+    return Registered(name, number, f"models:/{name}@{CANDIDATE}", created)
+
+
+def _register(
+    client: MlflowClient,
+    run_id: str,
+    config: TrialConfig,
+    weights: Path,
+    meta: Mapping[str, Any],
+    name: str,
+    digest: str,
+) -> int:
+    from mlflow.entities import LoggedModelOutput
+
+    tags = {
+        _DIGEST_TAG: digest,
+        **{key: str(meta[key]) for key in ("study", "trial", "licence") if meta.get(key) is not None},
+    }
+    experiment = client.get_run(run_id).info.experiment_id
+    model = client.create_logged_model(experiment, name, source_run_id=run_id, tags=tags, model_type="pyfunc")
+    try:
+        with tempfile.TemporaryDirectory() as staging:
+            folder = Path(staging) / "model"
+            save_model(folder, config, weights, meta, (run_id, model.model_id))
+            client.log_model_artifacts(model.model_id, str(folder))
+    except BaseException:
+        client.finalize_logged_model(model.model_id, "FAILED")
+        raise
+    client.finalize_logged_model(model.model_id, "READY")
+    client.log_outputs(run_id, [LoggedModelOutput(model.model_id, 0)])
+    _make_registered_model(client, name)
+    made = client.create_model_version(
+        name,
+        source=model.artifact_location,
+        run_id=run_id,
+        tags=tags,
+        description=str(meta.get("attribution") or ""),
+        model_id=model.model_id,
+    )
+    return int(made.version)
+
+
+def _registered_already(client: MlflowClient, name: str, digest: str) -> int | None:
+    for found in client.search_model_versions(f"name = '{name}'"):
+        if found.tags.get(_DIGEST_TAG) == digest:
+            return int(found.version)
+    return None
+
+
+def _make_registered_model(client: MlflowClient, name: str) -> None:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.create_registered_model(name)
+    except MlflowException as problem:
+        if problem.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise

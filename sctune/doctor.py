@@ -1,0 +1,73 @@
+"""`sctune doctor`: what this machine can do, what is missing, and how to get it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from importlib.util import find_spec
+from typing import Any
+
+from sctune.errors import DataError, TrackingError, WeightsError
+from sctune.paths import home
+
+
+def examine() -> list[dict[str, Any]]:
+    """Findings in order: {"what", "ok", "detail"}; nothing is changed."""
+    import torch
+
+    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    folder = next(path for path in [home(), *home().parents] if path.exists())
+    free = shutil.disk_usage(folder).free / 2**30
+    return [
+        _row("Python", sys.version_info >= (3, 11), sys.version.split()[0]),
+        _row("torch", True, f"{torch.__version__}, {os.cpu_count()} cores"),
+        _row("GPU", bool(gpus), ", ".join(gpus) or "none; searches take the cpu profile"),
+        _row("disk", free > 5, f"{free:.1f} GiB free at {home()}"),
+        _row("write access", os.access(folder, os.W_OK), str(home())),
+        _data(),
+        _weights("efficientnet_lite0"),
+        _weights("resnet18"),
+        _tracking(),
+        _row("S3", find_spec("pyarrow") is not None, "storage paths s3://BUCKET/PATH are possible"),
+    ]
+
+
+def _row(what: str, ok: bool, detail: str) -> dict[str, Any]:
+    return {"what": what, "ok": ok, "detail": detail}
+
+
+def _data() -> dict[str, Any]:
+    from sctune.data.catalog import open_dataset
+
+    try:
+        data = open_dataset("elpv")
+    except DataError as problem:
+        return _row("demo data", False, str(problem))
+    return _row("demo data", True, f"{len(data.files)} images of {data.name}, {data.licence}")
+
+
+def _weights(backbone: str) -> dict[str, Any]:
+    from sctune.config import ModelConfig
+    from sctune.model.backbone import build_backbone
+    from sctune.model.weights import local_weights
+
+    try:
+        path = local_weights(backbone)
+        if path is None:
+            return _row(f"weights of {backbone}", False, "not here yet; downloaded on first use, or model.weights=FILE")
+        build_backbone(ModelConfig(backbone=backbone), path)  # type: ignore[arg-type]
+    except WeightsError as problem:
+        return _row(f"weights of {backbone}", False, str(problem))
+    return _row(f"weights of {backbone}", True, str(path))
+
+
+def _tracking() -> dict[str, Any]:
+    from sctune.tracking.server import check_tracking, default_tracking_uri
+
+    uri = default_tracking_uri(home())
+    try:
+        check_tracking(uri)
+    except TrackingError as problem:
+        return _row("tracking", False, str(problem))
+    return _row("tracking", True, uri)

@@ -1,0 +1,152 @@
+"""Connecting to Ray: always with a token, checked nodes, and what they can hold."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sctune.errors import ClusterError
+
+RAY_ENVIRONMENT = {
+    "RAY_AUTH_MODE": "token",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # our record and tracking take the place of Tune's loggers and snapshots, which cost half of the throughput
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_GLOBAL_CHECKPOINT_S": "86400",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What the cluster has, what a trial takes, and how many run at a time."""
+
+    cluster_cpus: float
+    cluster_gpus: float
+    cpus: float
+    gpus: float
+    concurrent: int
+    nodes: int
+
+
+def prepare_environment() -> None:
+    """Set Ray's switches; must run before ray is imported, which reads them once."""
+    os.environ.update(RAY_ENVIRONMENT)
+
+
+def ensure_token(path: Path) -> None:
+    """A token file that only its owner can read; made where it is missing."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        except FileExistsError:
+            return
+        with os.fdopen(handle, "w") as stream:
+            stream.write(secrets.token_hex(32))
+    elif path.stat().st_mode & 0o077 and path.stat().st_uid == os.getuid():
+        path.chmod(0o600)
+
+
+def connect(address: str | None) -> bool:
+    """Connect to Ray, or start a local one; returns whether this call did. Raises ClusterError."""
+    import ray
+
+    if "RAY_AUTH_TOKEN" not in os.environ:
+        ensure_token(Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token"))
+    if ray.is_initialized():
+        return False
+    try:
+        ray.init(
+            address=address or "local",
+            include_dashboard=False if address is None else None,
+            log_to_driver=False,
+            logging_level="ERROR",
+        )
+    except (ConnectionError, ValueError, RuntimeError, TimeoutError) as problem:
+        raise ClusterError(
+            f"cannot connect to Ray at {address or 'this machine'}: {' '.join(str(problem).split())[:200]}; "
+            "start it with `ray start --head`, or leave out --address"
+        ) from None
+    return True
+
+
+def plan_resources(cpus: float, gpus: float | None, max_concurrent: int | None) -> Resources:
+    """Share of a trial and number at a time; by default a whole GPU each where there is one, all of them used.
+
+    Raises ClusterError where not even one trial fits.
+    """
+    import ray
+
+    total = ray.cluster_resources()
+    have_cpus, have_gpus = float(total.get("CPU", 0)), float(total.get("GPU", 0))
+    share = min(1.0, have_gpus) if gpus is None else gpus
+    if share > have_gpus or cpus > have_cpus:
+        raise ClusterError(
+            f"a trial asks for {cpus:g} CPUs and {share:g} GPUs, the cluster has {have_cpus:g} and {have_gpus:g}; "
+            "use smaller --cpus-per-trial or --gpus-per-trial"
+        )
+    room = int(have_cpus / cpus + 1e-9)
+    if share > 0:
+        # fractions of one GPU are packed, never spread over two
+        per_gpu = int(1 / share + 1e-9) if share <= 1 else 0
+        room = min(room, int(have_gpus) * per_gpu if per_gpu else int(have_gpus / share))
+    alive = sum(bool(node["Alive"]) for node in ray.nodes())
+    return Resources(have_cpus, have_gpus, cpus, share, max(1, min(room, max_concurrent or room)), alive)
+
+
+def check_nodes(storage: str, versions: Mapping[str, str]) -> None:
+    """Every node sees the storage and has the driver's versions; raises ClusterError naming those that do not."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    from sctune.trial.checkpoint import open_storage
+
+    system, root = open_storage(storage)
+    system.create_dir(root, recursive=True)
+    marker = f"{root}/.marker-{uuid.uuid4().hex}"
+    with system.open_output_stream(marker) as stream:
+        stream.write(b"sctune")
+    remote = ray.remote(num_cpus=0)(_inspect_node)
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    try:
+        calls = [
+            remote.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(
+                storage, marker
+            )
+            for node in nodes
+        ]
+        answers: list[dict[str, Any]] = ray.get(calls, timeout=120)
+    except ray.exceptions.RayError as problem:
+        raise ClusterError(f"a node cannot run sctune: {str(problem).strip().splitlines()[-1]}") from None
+    finally:
+        system.delete_file(marker)
+    for node, answer in zip(nodes, answers, strict=True):
+        where = node["NodeManagerAddress"]
+        if not answer["sees_storage"]:
+            raise ClusterError(
+                f"node {where} does not see {storage}; give --storage-path a folder or s3:// URI that all nodes share"
+            )
+        wrong = [
+            f"{name} {answer['versions'].get(name)}"
+            for name, own in versions.items()
+            if answer["versions"].get(name) != own
+        ]
+        if wrong:
+            raise ClusterError(f"node {where} has {', '.join(wrong)}, the driver {dict(versions)}; install the same")
+
+
+def _inspect_node(storage: str, marker: str) -> dict[str, Any]:
+    from pyarrow import fs
+
+    from sctune.trial.checkpoint import open_storage
+    from sctune.trial.trainable import package_versions
+
+    system, _ = open_storage(storage)
+    return {"sees_storage": system.get_file_info(marker).type == fs.FileType.File, "versions": package_versions()}

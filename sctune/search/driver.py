@@ -1,0 +1,308 @@
+"""One launch of a study: connect to Ray, run a fresh Tuner over the record, and say what came of it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from sctune.data.split import Split
+from sctune.errors import AllTrialsFailedError, DataError, StudyError
+from sctune.paths import cache_folder, studies_folder
+from sctune.search.cluster import Resources, check_nodes, connect, plan_resources
+from sctune.search.options import SearchOptions
+
+if TYPE_CHECKING:
+    from sctune.search.plan import Plan
+    from sctune.search.result import StudyResult
+    from sctune.search.searcher import StudySearcher
+    from sctune.search.space import Space
+    from sctune.search.study import Study
+
+MAX_WORKER_LOSSES = 3
+
+PlanHook = Callable[["Plan", Resources], None]
+
+
+def run_search(options: SearchOptions, console: Console | None = None, on_plan: PlanHook | None = None) -> StudyResult:
+    """Search from options to a finished or stopped study; what `sctune search` does.
+
+    on_plan is shown the plan before the first trial. Raises SctuneError with one line for bad input (nothing is
+    left behind), AllTrialsFailedError when no trial succeeded.
+    """
+    started = time.monotonic()
+    with session(options.address):
+        plan, resources = prepare(options)
+        from sctune.search.study import Study
+
+        if on_plan is not None:
+            on_plan(plan, resources)
+        study = Study.create(plan.study_root, plan.manifest)
+        return _launch(study, plan.space, plan.splits, resources, options.time_budget_s, console, started)
+
+
+def prepare(options: SearchOptions) -> tuple[Plan, Resources]:
+    """Check everything and plan the resources; needs a session. Writes nothing but the image cache."""
+    import ray
+
+    from sctune.search.plan import make_plan
+    from sctune.search.study import ResourceSpec
+
+    plan = make_plan(options, has_gpu=ray.cluster_resources().get("GPU", 0) > 0)
+    wanted = plan.manifest.resources
+    resources = plan_resources(wanted.cpus, options.gpus_per_trial, options.max_concurrent)
+    if options.address is not None or resources.nodes > 1:
+        check_nodes(plan.manifest.storage_path, plan.manifest.versions)
+    spec = ResourceSpec(cpus=resources.cpus, gpus=resources.gpus, max_concurrent=resources.concurrent)
+    manifest = plan.manifest.model_copy(update={"resources": spec})
+    return type(plan)(manifest, plan.space, plan.splits, plan.study_root, plan.skipped, plan.warnings), resources
+
+
+def resume(
+    name: str,
+    *,
+    study_root: Path | None = None,
+    more_trials: int = 0,
+    address: str | None = None,
+    max_concurrent: int | None = None,
+    time_budget_s: float | None = None,
+    console: Console | None = None,
+) -> StudyResult:
+    """Go on with a study: unfinished trials first, from their last checkpoint, then new ones up to the budget.
+
+    more_trials: added to the study's number of trials. Raises StudyError for a missing study or one that runs.
+    """
+    started = time.monotonic()
+    from sctune.search.plan import study_splits
+    from sctune.search.study import Study
+    from sctune.tracking.server import check_tracking
+
+    study = Study.open(study_root or studies_folder(), name)
+    with session(address):
+        splits = study_splits(study.manifest)
+        check_tracking(study.manifest.tracking_uri)
+        if more_trials:
+            study.with_trials(study.manifest.trials + more_trials)
+        asked = study.manifest.resources
+        resources = plan_resources(asked.cpus, asked.gpus, max_concurrent)
+        if address is not None or resources.nodes > 1:
+            check_nodes(study.manifest.storage_path, study.manifest.versions)
+        return _launch(study, study.manifest.build_space(), splits, resources, time_budget_s, console, started)
+
+
+@contextmanager
+def session(address: str | None) -> Iterator[None]:
+    """A connection to Ray; a local cluster that it started ends with it."""
+    started = connect(address)
+    try:
+        yield
+    finally:
+        if started:
+            import ray
+
+            ray.shutdown()
+
+
+def _launch(
+    study: Study,
+    space: Space,
+    splits: dict[str, Split],
+    resources: Resources,
+    time_budget_s: float | None,
+    console: Console | None,
+    started: float,
+) -> StudyResult:
+    from sctune.search.finish import finish
+    from sctune.search.progress import SearchProgress
+    from sctune.search.retention import CheckpointKeeper
+    from sctune.search.searcher import StudySearcher
+    from sctune.tracking.callback import TrackingCallback
+    from sctune.tracking.writer import Writer
+
+    manifest = study.manifest
+    with study.lock():
+        record = study.record
+        writer = Writer(manifest.tracking_uri, study.folder / "tracking.jsonl")
+        try:
+            trials = record.load()
+            tracking = TrackingCallback(writer, _facts(study, splits))
+            progress = SearchProgress(
+                manifest.trials,
+                space.base.budget.epochs,
+                resources.concurrent,
+                {state: sum(t.state.name == state for t in trials) for state in ("COMPLETE", "PRUNED", "FAIL")},
+                console or Console(stderr=True),
+            )
+            keeper = CheckpointKeeper(manifest.storage_path, manifest.keep_best, trials)
+            searcher = StudySearcher(manifest, space, record, [tracking, keeper, progress])
+            study.add_launch(_now())
+            tracking.on_study_start()
+            with progress, _stop_signals(searcher, _budget_left(study, time_budget_s)):
+                _tune(study, space, splits, resources, searcher)
+            keeper.close()
+            record.flush()
+            result = finish(study, splits, searcher, tracking, writer, time.monotonic() - started)
+            study.end_launch(_now(), "stopped" if result.stopped else "done")
+        finally:
+            writer.close()
+            record.close()
+    if result.rows and all(row.state == "FAIL" for row in result.rows):
+        causes = {row.failure["message"] for row in result.rows if row.failure}
+        raise AllTrialsFailedError(
+            f"all {len(result.rows)} trials of {study.name} failed: {'; '.join(sorted(causes))[:300]}; "
+            f"see `sctune status {study.name}`"
+        )
+    return result
+
+
+def _tune(study: Study, space: Space, splits: dict[str, Split], resources: Resources, searcher: StudySearcher) -> None:
+    from ray import tune
+
+    from sctune.search.scheduler import RuleScheduler, make_rule
+    from sctune.trial.trainable import SaliencyCutTrainable
+
+    manifest = study.manifest
+    spec = manifest.scheduler
+    rule = make_rule(spec.name, space.base.budget.epochs, spec.grace, spec.factor, manifest.sampler_seed)
+    if rule is not None:
+        rule.refill(searcher.curves)
+    trainable = tune.with_parameters(
+        SaliencyCutTrainable, spec=_trial_spec(study, space, splits, list(getattr(rule, "rungs", ())))
+    )
+    scratch = study.folder / "ray"
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    tuner = tune.Tuner(
+        tune.with_resources(trainable, {"cpu": resources.cpus, "gpu": resources.gpus}),
+        tune_config=tune.TuneConfig(
+            search_alg=searcher,
+            scheduler=RuleScheduler(rule),
+            num_samples=-1,
+            max_concurrent_trials=resources.concurrent,
+            reuse_actors=True,
+            trial_name_creator=_trial_name,
+            trial_dirname_creator=_trial_name,
+        ),
+        run_config=tune.RunConfig(
+            name=f"launch-{len(manifest.launches)}",
+            storage_path=str(scratch),
+            # checkpoints are the trainable's own; Ray keeps none
+            checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
+            failure_config=tune.FailureConfig(max_failures=MAX_WORKER_LOSSES),
+            verbose=0,
+        ),
+    )
+    try:
+        tuner.fit()
+    finally:
+        # Ray's snapshot is never read back; the record is the truth
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _trial_spec(study: Study, space: Space, splits: dict[str, Split], rungs: list[int]) -> dict[str, Any]:
+    from sctune.search.plan import weights_digests
+    from sctune.trial.trainable import TrialSpec
+
+    manifest = study.manifest
+    return TrialSpec(
+        config=space.base.model_dump(),
+        tasks=list(manifest.tasks),
+        storage=manifest.storage_path,
+        cache=str(cache_folder()),
+        checkpoint_epochs=rungs,
+        checkpoint_interval=manifest.checkpoint_interval,
+        splits={key: split.digest for key, split in splits.items()},
+        weights_sha256=weights_digests(space),
+        versions=manifest.versions,
+    ).model_dump()
+
+
+def _trial_name(trial: Any) -> str:
+    return f"trial-{trial.config.get('number', 0):05d}-{trial.trial_id}"
+
+
+@contextmanager
+def _stop_signals(searcher: StudySearcher, budget_s: float | None) -> Iterator[None]:
+    """SIGINT, SIGTERM and the end of the time budget stop the launch cleanly; a second signal ends it at once.
+
+    Tune installs its own SIGINT handler while it runs, so the others are turned into SIGINT; the searcher is told
+    beforehand. Must be entered after ray.init, which replaces handlers.
+    """
+
+    def stop(number: int, _frame: Any) -> None:
+        searcher.stopping = True
+        if number != signal.SIGINT:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    def out_of_time() -> None:
+        searcher.stopping = True
+        os.kill(os.getpid(), signal.SIGINT)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    timer = threading.Timer(budget_s, out_of_time) if budget_s is not None else None
+    if timer is not None:
+        timer.daemon = True
+        timer.start()
+    try:
+        yield
+    finally:
+        if timer is not None:
+            timer.cancel()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _budget_left(study: Study, budget_s: float | None) -> float | None:
+    if budget_s is None:
+        return None
+    spent = sum(launch.seconds or 0.0 for launch in study.manifest.launches)
+    if spent >= budget_s:
+        raise StudyError(
+            f"the time budget of {budget_s:g} s is spent ({spent:.0f} s over {len(study.manifest.launches)} launches); "
+            "give a larger --time-budget"
+        )
+    return budget_s - spent
+
+
+def _facts(study: Study, splits: dict[str, Split]) -> Any:
+    from sctune.tracking.callback import StudyFacts
+
+    manifest = study.manifest
+    if not splits:
+        raise DataError(f"study {study.name} has no tasks")
+    return StudyFacts(
+        study_id=manifest.study_id,
+        name=manifest.name,
+        base=manifest.trial_config().flat(),
+        data_digest=manifest.data.digest,
+        git_commit=manifest.git_commit,
+        versions=manifest.versions,
+        seed=manifest.tasks[0].seed,
+        tasks=[task.key for task in manifest.tasks],
+        tags={
+            "profile": manifest.profile,
+            "space": str(manifest.space.get("name")),
+            "sampler": manifest.sampler,
+            "scheduler": manifest.scheduler.name,
+            "selection": manifest.selection.mode,
+            "selection_reason": manifest.selection.reason,
+            "data": manifest.data.name,
+        },
+        resumed=bool(manifest.launches),
+    )
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,120 @@
+"""What a search would do and cost, before it does: `sctune search --dry-run`."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from sctune.search.cluster import Resources
+from sctune.search.driver import prepare, session
+from sctune.search.options import SearchOptions
+from sctune.search.plan import Plan
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """A plan with measured costs; seconds are of this machine at the moment, with a trial's share of threads."""
+
+    plan: Plan
+    resources: Resources
+    step_seconds: float
+    epoch_seconds: float
+    study_seconds: float
+    checkpoint_bytes: int
+    study_bytes: int
+
+    @property
+    def lines(self) -> list[str]:
+        return [
+            *plan_lines(self.plan, self.resources),
+            f"one step {self.step_seconds:.2f} s, one epoch with scoring {self.epoch_seconds:.1f} s",
+            f"expected time: at most {self.study_seconds / 60:.0f} min "
+            "(every trial to the end; early stopping saves a part)",
+            f"disk: {self.checkpoint_bytes / 2**20:.0f} MiB per checkpoint, {self.study_bytes / 2**20:.0f} MiB in all",
+        ]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "format_version": 1,
+            "manifest": self.plan.manifest.model_dump(mode="json"),
+            "splits": {key: split.summary() for key, split in self.plan.splits.items()},
+            "step_seconds": self.step_seconds,
+            "epoch_seconds": self.epoch_seconds,
+            "study_seconds": self.study_seconds,
+            "checkpoint_bytes": self.checkpoint_bytes,
+            "study_bytes": self.study_bytes,
+            "warnings": list(self.plan.warnings),
+        }
+
+
+def dry_run(options: SearchOptions) -> DryRun:
+    """Check everything, run one step and one scoring of the first task, and work out time and disk."""
+    import torch
+
+    with session(options.address):
+        plan, resources = prepare(options)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(1, round(resources.cpus)))
+    try:
+        step, scoring, size = _probe(plan)
+    finally:
+        torch.set_num_threads(threads)
+    manifest = plan.manifest
+    budget = plan.space.base.budget
+    tasks = len(manifest.tasks)
+    epoch = (budget.iterations * step + scoring) * tasks
+    turns = math.ceil(manifest.trials / resources.concurrent)
+    # running trials hold one checkpoint each (two for a moment), the best ones keep theirs
+    held = 2 * resources.concurrent + manifest.keep_best
+    return DryRun(plan, resources, step, epoch, turns * budget.epochs * epoch, size * tasks, held * size * tasks)
+
+
+def plan_lines(plan: Plan, resources: Resources) -> list[str]:
+    """The plan in words, shown before every search."""
+    manifest, base = plan.manifest, plan.space.base
+    size = plan.space.size()
+    lines = [
+        f"study {manifest.name}: space {manifest.space['name']} ({'continuous' if size is None else f'{size} points'}), "
+        f"profile {manifest.profile}, {manifest.trials} trials, sampler {manifest.sampler}, "
+        f"scheduler {manifest.scheduler.name}",
+        *(f"  {parameter.name}: {parameter.describe()}" for parameter in plan.space.parameters),
+        f"data {manifest.data.name}: {_counts(manifest.data.counts)}",
+        f"selection by {manifest.selection.mode}: {manifest.selection.reason}",
+        f"tasks: {', '.join(task.key for task in manifest.tasks)}; {base.budget.epochs} epochs x "
+        f"{base.budget.iterations} iterations x {base.budget.batch_size} images of {base.data.image_size} px",
+        f"{resources.concurrent} trial(s) at a time, each with {resources.cpus:g} CPU and {resources.gpus:g} GPU, "
+        f"of {resources.cluster_cpus:g} CPUs and {resources.cluster_gpus:g} GPUs on {resources.nodes} node(s)",
+    ]
+    if manifest.data.licence:
+        lines.append(f"data licence: {manifest.data.licence}")
+    if plan.skipped:
+        lines.append(f"skipped {len(plan.skipped)} corrupt images, the first is {plan.skipped[0]}")
+    return [*lines, *(f"warning: {line}" for line in plan.warnings)]
+
+
+def _counts(counts: dict[str, int]) -> str:
+    parts = []
+    for name in ("train", "selection", "calibration", "test"):
+        parts.append(f"{name} {counts[f'{name}_normals']} normal + {counts[f'{name}_anomalies']} anomalous")
+    return ", ".join(parts)
+
+
+def _probe(plan: Plan) -> tuple[float, float, int]:
+    """Seconds of a training step and of one scoring, and bytes of a checkpoint, of the first task."""
+    from sctune.train.trainer import Trainer
+
+    task = plan.manifest.tasks[0]
+    point = plan.space.start[0] if plan.space.start else {}
+    trainer = Trainer(plan.space.base.override(point), task, split=plan.splits[task.key])
+    trainer.detector.train()
+    trainer.step.start_epoch(0)
+    trainer.step.run(0)
+    started = time.perf_counter()
+    trainer.step.run(1)
+    stepped = time.perf_counter()
+    trainer.selection.evaluate(trainer.detector.score_images)
+    scored = time.perf_counter()
+    size = sum(value.nbytes for value in trainer.state()[0].values())
+    return stepped - started, scored - stepped, size

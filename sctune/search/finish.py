@@ -1,0 +1,150 @@
+"""The end of a launch: the result, pictures and tables for the study's run, and the best model as `candidate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial
+from safetensors.torch import save_file
+
+from sctune.config import TrialConfig
+from sctune.data.split import Split
+from sctune.deploy.register import log_model_run
+from sctune.errors import CheckpointError, SctuneError, TrackingError
+from sctune.search.plan import selection_labels
+from sctune.search.result import StudyResult, study_result
+from sctune.search.searcher import StudySearcher
+from sctune.search.study import Study, StudyManifest
+from sctune.tracking import plots
+from sctune.tracking.callback import TrackingCallback
+from sctune.tracking.leaderboard import leaderboard_csv, leaderboard_markdown, optuna_plots
+from sctune.tracking.server import safe_uri
+from sctune.tracking.writer import Writer
+from sctune.train.gallery import pseudo_examples
+from sctune.train.trainer import Trainer
+from sctune.trial.checkpoint import TrialStore
+
+DRAIN_S = 30.0
+
+
+def finish(
+    study: Study,
+    splits: dict[str, Split],
+    searcher: StudySearcher,
+    tracking: TrackingCallback,
+    writer: Writer,
+    seconds: float,
+) -> StudyResult:
+    """Sum up a launch and show it in MLflow; trouble with pictures or the tracking is a note, never an error."""
+    manifest = study.manifest
+    trials = study.record.load()
+    labels = selection_labels(manifest, splits)
+    stopped = searcher.stopping and any(not trial.state.is_finished() for trial in trials)
+    facts: dict[str, Any] = {"tracking_uri": safe_uri(manifest.tracking_uri), "stopped": stopped}
+    result = study_result(study, trials, labels, seconds, exhausted=searcher.exhausted, **facts)
+    notes: list[str] = []
+    figures = study.folder / "figures"
+    if result.rows:
+        _study_figures(result, trials, figures)
+        tracking.on_artifact(None, figures, "study")
+    if result.best is not None and not stopped:
+        notes += _best_model(study, splits, result, labels, tracking, writer)
+    tags = {"trials": str(len(result.rows)), "epochs_saved": f"{result.saved_share:.3f}"}
+    if result.best is not None:
+        tags |= {"best_trial": str(result.best.number), "best_value": repr(result.best.value)}
+    tracking.on_study_end("KILLED" if stopped else "FINISHED", tags)
+    left = writer.drain(DRAIN_S)
+    if left:
+        notes.append(f"{left} events have not reached MLflow ({writer.last_error}); the next launch sends them")
+    return study_result(
+        study,
+        trials,
+        labels,
+        seconds,
+        exhausted=searcher.exhausted,
+        parent_run_id=writer.parent_run_id,
+        notes=notes,
+        **facts,
+    )
+
+
+def best_trainer(manifest: StudyManifest, splits: dict[str, Split], number: int, params: dict[str, Any]) -> Trainer:
+    """The trainer of a trial's first task with the trained weights of its checkpoint; raises CheckpointError."""
+    task = manifest.tasks[0]
+    saved = TrialStore(manifest.storage_path, number).load_latest()
+    if saved is None:
+        raise CheckpointError(f"trial {number} has no checkpoint any more")
+    config = TrialConfig.load(manifest.config).override(params)
+    trainer = Trainer(config, task, split=splits[task.key])
+    trainer.load_state(*saved[task.key])
+    return trainer
+
+
+def _study_figures(result: StudyResult, trials: list[FrozenTrial], folder: Path) -> None:
+    folder.mkdir(exist_ok=True)
+    plots.search_picture(result.rows, folder / "search.png")
+    plots.learning_curves(result.rows, folder / "learning_curves.png")
+    leaderboard_csv(result.rows, folder / "leaderboard.csv")
+    (folder / "leaderboard.md").write_text(leaderboard_markdown(result.rows), encoding="utf-8")
+    shown = optuna.create_study(direction=StudyDirection.MAXIMIZE)
+    shown.add_trials([trial for trial in trials if trial.state.is_finished()])
+    optuna_plots(shown, folder)
+
+
+def _best_model(
+    study: Study,
+    splits: dict[str, Split],
+    result: StudyResult,
+    labels: dict[str, list[int]],
+    tracking: TrackingCallback,
+    writer: Writer,
+) -> list[str]:
+    """Pictures, checkpoint and registered model of the best trial; gives notes for the user."""
+    manifest, best = study.manifest, result.best
+    assert best is not None
+    try:
+        trainer = best_trainer(manifest, splits, best.number, best.params)
+        folder = study.folder / "best"
+        scores = _pictures(trainer, labels[trainer.task.key], folder, manifest.data.attribution)
+        weights = folder / "model.safetensors"
+        save_file({k: v.cpu().contiguous() for k, v in trainer.detector.state_dict().items()}, weights)
+        tracking.on_artifact(best.number, folder, "best")
+        writer.drain(DRAIN_S)
+        if writer.parent_run_id is None:
+            return ["the best model was not registered: MLflow has not taken the study's run yet"]
+        meta = {
+            "study": study.name,
+            "trial": best.number,
+            "selection_auroc": best.value,
+            "selection_scores": scores,
+            "licence": manifest.data.licence,
+            "attribution": manifest.data.attribution,
+        }
+        model = log_model_run(manifest.tracking_uri, writer.parent_run_id, trainer.config, weights, meta, study.name)
+    except TrackingError as problem:
+        return [str(problem)]
+    except SctuneError as problem:
+        return [f"no pictures and no model of trial {best.number}: {problem}"]
+    tracking.on_tags(None, {"model_uri": model.uri})
+    return [f"best model: {model.uri} (version {model.version})"]
+
+
+def _pictures(trainer: Trainer, labels: list[int], folder: Path, attribution: str | None) -> dict[str, float]:
+    """ROC curve, score histogram and gallery of the selection split; gives the score of each selection image."""
+    folder.mkdir(exist_ok=True)
+    scores = trainer.detector.score_images(trainer.selection.images)
+    if any(labels):
+        plots.roc_curve(np.array(labels), scores, folder / "roc.png")
+    plots.score_histogram(np.array(labels), scores, folder / "scores.png")
+    if trainer.config.augment.kind == "saliencycut":
+        rows = [plots.GalleryRow(*_fields(example)) for example in pseudo_examples(trainer)]
+        plots.gallery(rows, folder / "pseudo_anomalies.png", attribution)
+    return dict(zip(trainer.selection.paths, scores.tolist(), strict=True))
+
+
+def _fields(example: Any) -> tuple[np.ndarray, ...]:
+    return example.donor, example.receiver, example.saliency, example.mask, example.result

@@ -1,0 +1,284 @@
+"""From options to a plan: every check that can be made before a study exists, and nothing written but the image cache."""
+
+from __future__ import annotations
+
+import itertools
+import subprocess
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from sctune.config import Task, TrialConfig, load_profile, search_defaults
+from sctune.data.catalog import DataSet, open_dataset
+from sctune.data.images import ImageCache, data_digest
+from sctune.data.split import Split, make_split, selection_subset, split_for
+from sctune.errors import ConfigError, DataError, StudyError
+from sctune.model.weights import file_sha256, resolve_weights
+from sctune.paths import cache_folder, home, studies_folder
+from sctune.search.options import SearchOptions
+from sctune.search.sampler import LEARNS_FROM_FULL_RUNS, make_sampler
+from sctune.search.scheduler import make_rule
+from sctune.search.space import Space, load_space
+from sctune.search.study import (
+    DataSpec,
+    ResourceSpec,
+    SchedulerSpec,
+    SelectionSpec,
+    StudyManifest,
+    list_studies,
+    valid_name,
+)
+from sctune.tracking.server import check_tracking, resolve_tracking_uri
+from sctune.trial.trainable import package_versions
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A search that passed all checks. splits: task key -> split; warnings: lines for the user."""
+
+    manifest: StudyManifest
+    space: Space
+    splits: dict[str, Split]
+    study_root: Path
+    skipped: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+
+def make_plan(options: SearchOptions, has_gpu: bool) -> Plan:
+    """Check everything that a search needs: configuration, space, data, weights, tracking, name.
+
+    has_gpu: whether trials will run on a GPU (decides the default profile). Raises SctuneError with one line.
+    """
+    profile = options.profile or ("gpu" if has_gpu else "cpu")
+    if profile == "paper" and options.selection != "test":
+        raise ConfigError(
+            "profile paper selects on the test images; say so with --selection test, or take profile gpu or cpu"
+        )
+    root = (options.study_root or studies_folder()).expanduser().absolute()
+    name = _free_name(options, root)
+    base = _base_config(options, profile)
+    space = load_space(options.space, base, options.overrides)
+    datasets = {
+        category: open_dataset(base.data.source, category, base.data.group) for category in _categories(options)
+    }
+    tasks, splits, selection = _tasks(options, space.base, profile, datasets)
+    weights_files(space)
+    tracking = resolve_tracking_uri(options.tracking_uri, home())
+    check_tracking(tracking)
+    skipped = _decode(splits, space.base)
+    defaults = search_defaults(profile)
+    sampler = options.sampler or ("grid" if space.is_grid else defaults.sampler)
+    make_sampler(sampler, options.sampler_seed, space=space)
+    scheduler, warnings = _scheduler(options, profile, sampler, space)
+    warnings += [line for split in splits.values() for line in split.warnings]
+    if selection.mode == "proxy":
+        warnings.append(
+            "the objective is a proxy (pseudo anomalies); it has not been shown to predict detection of real ones"
+        )
+    first = next(iter(datasets.values()))
+    manifest = StudyManifest(
+        name=name,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        space=space.to_dict(),
+        profile=profile,
+        config=space.base.model_dump(),
+        tasks=tuple(tasks),
+        sampler=sampler,
+        sampler_seed=options.sampler_seed,
+        scheduler=scheduler,
+        trials=options.trials or (space.size() if sampler == "grid" else None) or defaults.trials,
+        selection=selection,
+        partition_seed=options.partition_seed,
+        folds=defaults.folds,
+        data=DataSpec(
+            name=first.name,
+            digest=_digest(datasets, splits),
+            counts=next(iter(splits.values())).summary(),
+            licence=first.licence or None,
+            attribution=first.attribution,
+        ),
+        storage_path=_storage(options.storage_path, root / name),
+        tracking_uri=tracking,
+        storage_url=options.storage,
+        keep_best=options.keep_best,
+        checkpoint_interval=options.checkpoint_interval,
+        resources=ResourceSpec(
+            cpus=options.cpus_per_trial or defaults.cpus_per_trial, gpus=options.gpus_per_trial or 0.0
+        ),
+        versions=package_versions(),
+        git_commit=git_commit(),
+    )
+    return Plan(manifest, space, splits, root, skipped, tuple(dict.fromkeys(warnings)))
+
+
+def weights_files(space: Space) -> dict[str, Path]:
+    """Backbone -> weights file of every backbone that the space can take; downloads what is missing."""
+    backbones: set[str] = {space.base.model.backbone}
+    if "model.backbone" in space.by_name:
+        backbones |= {str(value) for value in space.by_name["model.backbone"].values()}
+    found = {name: resolve_weights(name, space.base.model.weights) for name in sorted(backbones)}
+    return {name: path for name, path in found.items() if path is not None}
+
+
+def weights_digests(space: Space) -> dict[str, str]:
+    """Backbone -> SHA-256 of its weights file, which workers compare with theirs."""
+    return {name: file_sha256(path) for name, path in weights_files(space).items()}
+
+
+def study_splits(manifest: StudyManifest) -> dict[str, Split]:
+    """Task key -> split of a stored study, made anew from the data; raises DataError where the data changed."""
+    config = manifest.trial_config()
+    return {task.key: split_for(config.for_task(task), task) for task in manifest.tasks}
+
+
+def selection_labels(manifest: StudyManifest, splits: dict[str, Split]) -> dict[str, list[int]]:
+    """Task key -> labels of the images scored after each epoch, in the order of the stored scores."""
+    data = manifest.trial_config().data
+    labels = {}
+    for key, split in splits.items():
+        files = selection_subset(split, data.selection_limit, data.partition_seed)
+        if data.skip_corrupt:
+            index = (
+                ImageCache(cache_folder())
+                .array(split.root, [file.path for file in split.development], data.image_size, data.resize, True)
+                .index
+            )
+            files = tuple(file for file in files if file.path in index)
+        labels[key] = [file.label for file in files]
+    return labels
+
+
+def git_commit() -> str | None:
+    """Commit of the checkout that sctune runs from; None for an installed package."""
+    folder = Path(__file__).resolve().parents[2]
+    if not (folder / ".git").exists():
+        return None
+    try:
+        answer = subprocess.run(
+            ["git", "-C", str(folder), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.strip()
+
+
+def _free_name(options: SearchOptions, root: Path) -> str:
+    stem = Path(options.space).stem
+    name = valid_name(options.name or f"{stem}-{datetime.now(UTC):%Y%m%d-%H%M%S}")
+    if name in list_studies(root) or (root / name).exists():
+        raise StudyError(f"study {name!r} exists in {root}; go on with `sctune resume {name}` or choose another --name")
+    return name
+
+
+def _base_config(options: SearchOptions, profile: str) -> TrialConfig:
+    values: dict[str, Any] = {"data.setting": options.setting, "data.selection": options.selection}
+    if (options.normal is None) != (options.anomalous is None):
+        raise ConfigError("--normal and --anomalous go together: two folders of images")
+    if options.normal is not None and options.anomalous is not None:
+        if options.data is not None:
+            raise ConfigError("--data or --normal with --anomalous, not both")
+        normal, anomalous = (Path(folder).expanduser().absolute() for folder in (options.normal, options.anomalous))
+        values["data.source"] = f"normal={normal};anomalous={anomalous}"
+    elif options.data is not None:
+        values["data.source"] = (
+            options.data if options.data == "elpv" else str(Path(options.data).expanduser().absolute())
+        )
+    if options.setting == "hard":
+        values["data.known_class"] = options.known_classes[0] if options.known_classes else None
+    elif options.known_classes:
+        raise ConfigError("--known-class goes with --setting hard")
+    values |= {
+        "data.category": options.categories[0] if options.categories else None,
+        "data.partition_seed": options.partition_seed,
+        "data.skip_corrupt": options.skip_corrupt,
+    }
+    if options.n_anomalies is not None:
+        values["data.n_anomalies"] = options.n_anomalies
+    if options.seeds:
+        values["seed"] = options.seeds[0]
+    return load_profile(profile).override(values)
+
+
+def _categories(options: SearchOptions) -> tuple[str | None, ...]:
+    return options.categories or (None,)
+
+
+def _tasks(
+    options: SearchOptions, config: TrialConfig, profile: str, datasets: dict[str | None, DataSet]
+) -> tuple[list[Task], dict[str, Split], SelectionSpec]:
+    """Every category x known class x seed, and x fold where the seen anomalies select."""
+    tasks: list[Task] = []
+    splits: dict[str, Split] = {}
+    spec: SelectionSpec | None = None
+    for category, known, seed in itertools.product(
+        datasets, options.known_classes or (None,), options.seeds or (config.seed,)
+    ):
+        task = Task(source=config.data.source, category=category, setting=options.setting, known_class=known, seed=seed)
+        folds = search_defaults(profile).folds
+        split = _split(config, task, datasets[category], folds)
+        spec = spec or SelectionSpec(mode=split.mode, reason=split.reason)
+        if split.mode != spec.mode:
+            raise ConfigError(
+                f"task {task.key} selects by {split.mode}, the first one by {spec.mode}; name one mode with --selection"
+            )
+        for fold in range(split.folds) or [None]:
+            part = task if fold is None else task.model_copy(update={"fold": fold, "folds": split.folds})
+            tasks.append(part)
+            splits[part.key] = split if fold is None else _split(config, part, datasets[category], folds)
+    assert spec is not None
+    return tasks, splits, spec
+
+
+def _split(config: TrialConfig, task: Task, data: DataSet, folds: int) -> Split:
+    return make_split(
+        data,
+        task.setting,
+        config.for_task(task).n_anomalies,
+        task.known_class,
+        task.seed,
+        config.data.selection,
+        partition_seed=config.data.partition_seed,
+        fold=task.fold,
+        folds=folds,
+    )
+
+
+def _decode(splits: dict[str, Split], config: TrialConfig) -> tuple[str, ...]:
+    """Fill the cache that the trials share; a corrupt image is refused here, or skipped and counted."""
+    skipped: list[str] = []
+    cache = ImageCache(cache_folder())
+    for split in splits.values():
+        paths = [file.path for file in split.development]
+        skipped += cache.array(
+            split.root, paths, config.data.image_size, config.data.resize, config.data.skip_corrupt
+        ).skipped
+    return tuple(dict.fromkeys(skipped))
+
+
+def _digest(datasets: dict[str | None, DataSet], splits: dict[str, Split]) -> str:
+    split = next(iter(splits.values()))
+    data = next(iter(datasets.values()))
+    if not data.files:
+        raise DataError(f"{data.name} holds no images")
+    return data_digest(split.root, [file.path for file in split.development])
+
+
+def _scheduler(options: SearchOptions, profile: str, sampler: str, space: Space) -> tuple[SchedulerSpec, list[str]]:
+    defaults = search_defaults(profile)
+    # a grid is there to be compared point by point, and these samplers learn from full runs only
+    quiet = sampler in LEARNS_FROM_FULL_RUNS or sampler == "grid"
+    name = options.scheduler or ("none" if quiet else defaults.scheduler)
+    epochs = space.base.budget.epochs
+    grace = min(defaults.grace, epochs) if defaults.grace is not None else None
+    make_rule(name, epochs, grace, defaults.factor, options.sampler_seed)
+    warnings = []
+    if sampler in LEARNS_FROM_FULL_RUNS and name != "none":
+        warnings.append(f"sampler {sampler} learns from full runs only; scheduler {name} will leave it few of them")
+    return SchedulerSpec(name=name, grace=grace, factor=defaults.factor), warnings
+
+
+def _storage(given: str | None, folder: Path) -> str:
+    if given is None:
+        return str(folder)
+    return given if "://" in given else str(Path(given).expanduser().absolute() / folder.name)

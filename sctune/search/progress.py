@@ -1,0 +1,99 @@
+"""The live display of a search: states, best value and its noise, elapsed and expected time."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from sctune.report import EPOCH, OBJECTIVE
+
+SHOWN = 8
+
+
+class SearchProgress:
+    """An observer of the searcher. On a terminal it redraws in place; elsewhere it prints one line per trial."""
+
+    def __init__(self, trials: int, epochs: int, concurrent: int, done: dict[str, int], console: Console) -> None:
+        self.console = console
+        self.epochs = epochs
+        self.concurrent = concurrent
+        self.counts = {state: done.get(state, 0) for state in ("COMPLETE", "PRUNED", "FAIL")}
+        self.trials = trials
+        self.running: dict[int, tuple[dict[str, Any], int, float | None]] = {}
+        self.ended: list[tuple[int, str, float | None, dict[str, Any]]] = []
+        self.best: tuple[int, float] | None = None
+        self.started = time.monotonic()
+        self.seconds: list[float] = []
+        self._begun: dict[int, float] = {}
+        self._bar = Progress(
+            TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), console=console
+        )
+        self._task = self._bar.add_task("trials", total=trials, completed=sum(self.counts.values()))
+        self._live = Live(console=console, get_renderable=self.render, refresh_per_second=2, transient=False)
+
+    def __enter__(self) -> SearchProgress:
+        if self.console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._live.stop()
+
+    def on_start(self, number: int, params: dict[str, Any], attempt: int) -> None:
+        self.running[number] = (params, 0, None)
+        self._begun[number] = time.monotonic()
+
+    def on_report(self, number: int, report: dict[str, Any], time: int) -> None:
+        params = self.running.get(number, ({}, 0, None))[0]
+        self.running[number] = (params, report[EPOCH], report[OBJECTIVE])
+
+    def on_end(self, number: int, state: str, value: float | None, info: dict[str, Any]) -> None:
+        params = self.running.pop(number, ({}, 0, None))[0]
+        self.seconds.append(time.monotonic() - self._begun.pop(number, time.monotonic()))
+        self.counts[state] = self.counts.get(state, 0) + 1
+        self.ended.append((number, state, value, params))
+        if state == "COMPLETE" and value is not None and (self.best is None or value > self.best[1]):
+            self.best = (number, value)
+        self._bar.update(self._task, completed=sum(self.counts.values()))
+        if not self.console.is_terminal:
+            shown = "-" if value is None else f"{value:.4f}"
+            self.console.print(f"trial {number:3d} {state:8s} {shown}  {short(params)}  ({info.get('stop_reason')})")
+
+    def render(self) -> Group:
+        table = Table(box=None, pad_edge=False)
+        for column in ("trial", "state", "epoch", "AUROC", "parameters"):
+            table.add_column(column)
+        for number, state, value, params in self.ended[-SHOWN:]:
+            table.add_row(str(number), state, "", "-" if value is None else f"{value:.4f}", short(params))
+        for number, (params, epoch, value) in sorted(self.running.items()):
+            latest = "" if value is None else f"{value:.4f}"
+            table.add_row(str(number), "RUNNING", f"{epoch}/{self.epochs}", latest, short(params))
+        return Group(table, self._bar, Text(self.summary()))
+
+    def summary(self) -> str:
+        counts = ", ".join(f"{count} {name.lower()}" for name, count in self.counts.items())
+        best = f"best {self.best[1]:.4f} (trial {self.best[0]})" if self.best else "no full run yet"
+        return f"{counts}, {len(self.running)} running; {best}; {self.expected()}"
+
+    def expected(self) -> str:
+        """Time left, from the mean of the trials so far."""
+        left = self.trials - sum(self.counts.values())
+        if not self.seconds:
+            return "expected time after the first trial"
+        seconds = left * sum(self.seconds) / len(self.seconds) / self.concurrent
+        return f"about {seconds / 60:.0f} min left" if seconds >= 90 else f"about {seconds:.0f} s left"
+
+
+def short(params: dict[str, Any]) -> str:
+    """Parameters in one line, without their sections."""
+    return ", ".join(f"{name.rsplit('.', 1)[-1]}={_figure(value)}" for name, value in params.items())
+
+
+def _figure(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

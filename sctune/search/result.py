@@ -1,0 +1,210 @@
+"""What a search gives: the study's trials in order of merit, the best of them, and where to look."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from optuna.trial import FrozenTrial
+
+from sctune.report import OBJECTIVE
+from sctune.search.leaderboard import TrialRow, best_row, leaderboard
+from sctune.search.noise import MIN_GAP, auroc_difference_se, auroc_se
+from sctune.search.study import Study
+
+
+@dataclass(frozen=True)
+class Gap:
+    """Two trials on the same images: difference of their objectives and its standard error."""
+
+    first: int
+    second: int
+    difference: float
+    error: float
+
+    @property
+    def clear(self) -> bool:
+        return abs(self.difference) >= MIN_GAP * self.error > 0
+
+
+@dataclass(frozen=True)
+class StudyResult:
+    """A study as it stands. rows: trials in order of merit; noise: standard error of the best value.
+
+    gap: the best full run against the median trial; indistinct: full runs not told apart from the best one.
+    saved_share: share of the epochs of all ended trials that early stopping did not spend.
+    """
+
+    name: str
+    folder: Path
+    rows: tuple[TrialRow, ...]
+    best: TrialRow | None
+    noise: float | None
+    gap: Gap | None
+    indistinct: int
+    saved_share: float
+    seconds: float
+    tracking_uri: str
+    parent_run_id: str | None = None
+    stopped: bool = False
+    exhausted: str | None = None
+    notes: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON document of `--json`."""
+        best = self.best
+        return {
+            "format_version": 1,
+            "study": self.name,
+            "folder": str(self.folder),
+            "best_trial": best.number if best else None,
+            "best_value": best.value if best else None,
+            "best_params": best.params if best else None,
+            "best_value_se": self.noise,
+            "best_vs_median": None
+            if self.gap is None
+            else {
+                "trial": self.gap.second,
+                "difference": self.gap.difference,
+                "se": self.gap.error,
+                "clear": self.gap.clear,
+            },
+            "epochs_saved_share": self.saved_share,
+            "seconds": self.seconds,
+            "stopped": self.stopped,
+            "exhausted": self.exhausted,
+            "tracking_uri": self.tracking_uri,
+            "parent_run_id": self.parent_run_id,
+            "notes": list(self.notes),
+            "trials": [
+                {
+                    "number": row.number,
+                    "state": row.state,
+                    "params": row.params,
+                    "value": row.value,
+                    "values": {str(epoch): value for epoch, value in row.values.items()},
+                    "stop_reason": row.stop_reason,
+                    "failure": row.failure,
+                }
+                for row in sorted(self.rows, key=lambda row: row.number)
+            ],
+        }
+
+
+def study_result(
+    study: Study,
+    trials: Sequence[FrozenTrial],
+    labels: Mapping[str, Sequence[int]] | None,
+    seconds: float,
+    *,
+    tracking_uri: str,
+    parent_run_id: str | None = None,
+    stopped: bool = False,
+    exhausted: str | None = None,
+    notes: Sequence[str] = (),
+) -> StudyResult:
+    """Sum up the record; labels (task key -> labels of the scored images) give the noise, None leaves it out."""
+    rows = leaderboard(trials)
+    best = best_row(rows)
+    scores = {trial.number: trial.user_attrs.get("scores", {}) for trial in trials}
+    full = [row for row in rows if row.state == "COMPLETE"]
+    epochs = study.manifest.trial_config().budget.epochs
+    ended = [row for row in rows if row.state in ("COMPLETE", "PRUNED")]
+    spent = sum(max(row.values, default=0) for row in ended)
+    noise, gap, indistinct = None, None, 0
+    if best is not None and labels is not None:
+        noise = value_se(scores[best.number], labels)
+        ranked = sorted((row for row in ended if row.value is not None), key=lambda row: row.value or 0.0)
+        median = ranked[(len(ranked) - 1) // 2]
+        if median.number != best.number:
+            gap = compare(best.number, median.number, scores, labels)
+        others = [compare(best.number, row.number, scores, labels) for row in full if row.number != best.number]
+        indistinct = sum(not other.clear for other in others)
+    return StudyResult(
+        name=study.name,
+        folder=study.folder,
+        rows=tuple(rows),
+        best=best,
+        noise=noise,
+        gap=gap,
+        indistinct=indistinct,
+        saved_share=1 - spent / (epochs * len(ended)) if ended else 0.0,
+        seconds=seconds,
+        tracking_uri=tracking_uri,
+        parent_run_id=parent_run_id,
+        stopped=stopped,
+        exhausted=exhausted,
+        notes=tuple(notes),
+    )
+
+
+Parts = list[tuple[float, list[int], list[float]]]
+
+
+def _parts(scores: Mapping[str, Sequence[float]], labels: Mapping[str, Sequence[int]]) -> Parts:
+    """Weight, labels and scores of each AUROC that the objective averages (train/selection.py)."""
+    parts: Parts = []
+    for key, truth in labels.items():
+        real = list(scores[key])
+        normal = [score for score, label in zip(real, truth, strict=True) if label == 0]
+        makers = [list(values) for name, values in scores.items() if name.startswith(f"{key}:")]
+        has_real = any(truth)
+        shares = int(has_real) + int(bool(makers))
+        if has_real:
+            parts.append((1 / (shares * len(labels)), list(truth), real))
+        parts += [
+            (1 / (shares * len(makers) * len(labels)), [0] * len(normal) + [1] * len(made), normal + made)
+            for made in makers
+        ]
+    return parts
+
+
+def value_se(scores: Mapping[str, Sequence[float]], labels: Mapping[str, Sequence[int]]) -> float:
+    """Bootstrap standard error of an objective; the AUROC values that it averages are taken as independent."""
+    return math.sqrt(sum((weight * auroc_se(y, s)) ** 2 for weight, y, s in _parts(scores, labels)))
+
+
+def compare(
+    first: int, second: int, scores: Mapping[int, Mapping[str, Sequence[float]]], labels: Mapping[str, Sequence[int]]
+) -> Gap:
+    """Paired difference of two trials' latest objectives with its bootstrap standard error."""
+    pairs = [
+        (weight, auroc_difference_se(truth, a, b))
+        for (weight, truth, a), (_, _, b) in zip(
+            _parts(scores[first], labels), _parts(scores[second], labels), strict=True
+        )
+    ]
+    difference = float(np.sum([weight * gap for weight, (gap, _) in pairs]))
+    return Gap(first, second, difference, math.sqrt(sum((weight * error) ** 2 for weight, (_, error) in pairs)))
+
+
+def summary_lines(result: StudyResult) -> list[str]:
+    """The end of a search in words: best configuration, how sure it is, what early stopping saved, where to look."""
+    counts = {
+        state: sum(row.state == state for row in result.rows) for state in ("COMPLETE", "PRUNED", "FAIL", "RUNNING")
+    }
+    lines = [
+        f"study {result.name}: "
+        + ", ".join(f"{count} {state}" for state, count in counts.items() if count)
+        + f" in {result.seconds / 60:.1f} min; early stopping saved {100 * result.saved_share:.0f} % of the epochs"
+    ]
+    if result.exhausted:
+        lines.append(result.exhausted)
+    if result.best is not None and result.best.value is not None:
+        noise = "" if result.noise is None else f" +- {result.noise:.4f} (standard error over the scored images)"
+        lines.append(f"best: trial {result.best.number}, {OBJECTIVE} {result.best.value:.4f}{noise}")
+        lines += [f"  {name} = {value}" for name, value in result.best.params.items()]
+    if result.gap is not None:
+        gap = result.gap
+        verdict = "more" if gap.clear else "not more"
+        lines.append(
+            f"best and median trial ({gap.second}) differ by {gap.difference:+.4f} +- {gap.error:.4f}: "
+            f"{verdict} than two paired standard errors"
+        )
+        if result.indistinct:
+            lines.append(f"{result.indistinct} other full run(s) cannot be told apart from the best")
+    return [*lines, *result.notes]

@@ -1,0 +1,47 @@
+"""Which checkpoints stay: those of unfinished trials, and of the best few full runs of the study."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from optuna.trial import FrozenTrial
+
+from sctune.trial.checkpoint import TrialStore
+
+
+class CheckpointKeeper:
+    """An observer of the searcher that removes a loser's checkpoints as it loses, in a thread of its own."""
+
+    def __init__(self, storage: str, keep_best: int, trials: Sequence[FrozenTrial]) -> None:
+        self.storage = storage
+        self.keep_best = keep_best
+        self.kept = [(t.value or 0.0, -t.number) for t in trials if t.state.name == "COMPLETE"]
+        self._pool = ThreadPoolExecutor(max_workers=1)
+        self._trim()
+
+    def on_start(self, number: int, params: dict[str, Any], attempt: int) -> None:
+        """A running trial keeps its checkpoints."""
+
+    def on_report(self, number: int, report: dict[str, Any], time: int) -> None:
+        """A running trial keeps its checkpoints."""
+
+    def on_end(self, number: int, state: str, value: float | None, info: dict[str, Any]) -> None:
+        if state != "COMPLETE" or value is None:
+            self._remove(number)
+            return
+        self.kept.append((value, -number))
+        self._trim()
+
+    def close(self) -> None:
+        """Wait until everything to be removed is gone."""
+        self._pool.shutdown(wait=True)
+
+    def _trim(self) -> None:
+        self.kept.sort(reverse=True)
+        while len(self.kept) > self.keep_best:
+            self._remove(-self.kept.pop()[1])
+
+    def _remove(self, number: int) -> None:
+        self._pool.submit(lambda: TrialStore(self.storage, number).clear())

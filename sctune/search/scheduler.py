@@ -1,0 +1,181 @@
+"""Early stopping: pure rules over (trial number, epoch, value), and the thin Ray scheduler that asks them.
+
+Time is the trainer's own epoch. All rules are asynchronous: they answer at once from what has been reported so far.
+Values are maximised. A rule is refilled from stored curves when a study is resumed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from bisect import bisect_right
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import numpy as np
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+
+from sctune.errors import ConfigError, nearest
+from sctune.report import EPOCH, OBJECTIVE
+
+SCHEDULERS = ("asha", "hyperband", "median", "none")
+
+Curves = Mapping[int, Mapping[int, float]]
+"""Trial number -> epoch -> value."""
+
+
+class Rule(Protocol):
+    """rungs: epochs after which a trial may be stopped and a checkpoint is worth keeping, ascending."""
+
+    rungs: tuple[int, ...]
+
+    def decide(self, number: int, epoch: int, value: float) -> bool:
+        """Whether to stop the trial now; the value is remembered."""
+
+    def refill(self, curves: Curves) -> None:
+        """Take over the curves of earlier launches, as if they had been reported here."""
+
+
+class SuccessiveHalving:
+    """Asynchronous successive halving by stopping (Li et al. 2020, the stopping variant).
+
+    At each rung a trial must not be below the (1 - 1/factor) quantile of the values recorded there before it.
+    """
+
+    def __init__(self, epochs: int, grace: int, factor: int) -> None:
+        """Rungs are grace * factor**k below `epochs`; the last epoch ends a trial anyway."""
+        self.rungs = _rungs(epochs, grace, factor)
+        self._share = 1 - 1 / factor
+        self._values: dict[int, dict[int, float]] = {rung: {} for rung in self.rungs}
+
+    def decide(self, number: int, epoch: int, value: float) -> bool:
+        rung = self._rung_at(epoch)
+        # a repeated epoch, or one between rungs, was judged before
+        if rung is None or number in self._values[rung]:
+            return False
+        others = list(self._values[rung].values())
+        self._values[rung][number] = value
+        return bool(others) and value < float(np.quantile(others, self._share))
+
+    def refill(self, curves: Curves) -> None:
+        for number, curve in curves.items():
+            for epoch in sorted(curve):
+                rung = self._rung_at(epoch)
+                if rung is not None:
+                    self._values[rung].setdefault(number, curve[epoch])
+
+    def _rung_at(self, epoch: int) -> int | None:
+        """The highest rung reached; a trial that went past a rung unseen is judged by its next report."""
+        index = bisect_right(self.rungs, epoch)
+        return self.rungs[index - 1] if index else None
+
+
+class Hyperband:
+    """Asynchronous Hyperband: every trial runs in one bracket of successive halving (Li et al. 2018).
+
+    Bracket k starts at rung k, the last one never stops a trial. The bracket is drawn from the study's seed and the
+    trial's number alone, with Hyperband's own shares, so that a resumed study draws the same.
+    """
+
+    def __init__(self, epochs: int, grace: int, factor: int, seed: int) -> None:
+        self.rungs = _rungs(epochs, grace, factor)
+        self.brackets = [SuccessiveHalving(epochs, rung, factor) for rung in self.rungs]
+        n_rungs = len(self.rungs)
+        sizes = [math.ceil((n_rungs + 1) / (s + 1) * factor**s) for s in range(n_rungs, -1, -1)]
+        self._edges = np.cumsum(sizes) / sum(sizes)
+        self._seed = seed
+
+    def bracket_of(self, number: int) -> int:
+        """In 0 .. number of rungs; the last one runs to the end."""
+        digest = hashlib.sha256(f"{self._seed}:{number}".encode()).digest()
+        uniform = int.from_bytes(digest[:8], "big") / 2**64
+        return int(np.searchsorted(self._edges, uniform, side="right"))
+
+    def decide(self, number: int, epoch: int, value: float) -> bool:
+        bracket = self.bracket_of(number)
+        return bracket < len(self.brackets) and self.brackets[bracket].decide(number, epoch, value)
+
+    def refill(self, curves: Curves) -> None:
+        for index, bracket in enumerate(self.brackets):
+            bracket.refill({number: curve for number, curve in curves.items() if self.bracket_of(number) == index})
+
+
+class MedianStopping:
+    """Stop a trial whose best value so far is below the median of the others' running means (Golovin et al. 2017).
+
+    From `grace` on, once `min_samples` other trials have got as far.
+    """
+
+    rungs: tuple[int, ...] = ()
+
+    def __init__(self, epochs: int, grace: int, min_samples: int = 3) -> None:
+        self._epochs, self._grace, self._min_samples = epochs, grace, min_samples
+        self._curves: dict[int, dict[int, float]] = {}
+
+    def decide(self, number: int, epoch: int, value: float) -> bool:
+        curve = self._curves.setdefault(number, {})
+        if curve and epoch <= max(curve):
+            return False
+        curve[epoch] = value
+        if not self._grace <= epoch < self._epochs:
+            return False
+        means = [
+            float(np.mean([v for e, v in other.items() if e <= epoch]))
+            for key, other in self._curves.items()
+            if key != number and other and max(other) >= epoch and min(other) <= epoch
+        ]
+        return len(means) >= self._min_samples and max(curve.values()) < float(np.median(means))
+
+    def refill(self, curves: Curves) -> None:
+        for number, curve in curves.items():
+            self._curves.setdefault(number, {}).update(curve)
+
+
+def default_grace(epochs: int) -> int:
+    """The first rung when none is asked for: a ninth of the epochs, at least 1."""
+    return max(1, epochs // 9)
+
+
+def make_rule(name: str, epochs: int, grace: int | None, factor: int, seed: int) -> Rule | None:
+    """The stopping rule by name; None for `none`. grace: first rung in epochs, None for the default.
+
+    Raises ConfigError for an unknown name, a grace outside 1 .. epochs and a factor below 2.
+    """
+    if name not in SCHEDULERS:
+        raise ConfigError(f"unknown scheduler {name!r}; {nearest(name, SCHEDULERS)}")
+    grace = default_grace(epochs) if grace is None else grace
+    if name == "none":
+        return None
+    if not 1 <= grace <= epochs:
+        raise ConfigError(f"scheduler {name}: grace={grace} must be in 1 .. budget.epochs={epochs}")
+    if factor < 2:
+        raise ConfigError(f"scheduler {name}: factor={factor} must be 2 or more")
+    if name == "median":
+        return MedianStopping(epochs, grace)
+    return Hyperband(epochs, grace, factor, seed) if name == "hyperband" else SuccessiveHalving(epochs, grace, factor)
+
+
+class RuleScheduler(FIFOScheduler):
+    """Ray's view of a rule; without one it is plain first in, first out. Failed reports are never judged."""
+
+    def __init__(self, rule: Rule | None) -> None:
+        super().__init__()
+        self.rule = rule
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        failed = any(key.split("/")[0] == "failure" for key in result)
+        if self.rule is None or failed:
+            return str(TrialScheduler.CONTINUE)
+        stop = self.rule.decide(trial.config["number"], result[EPOCH], result[OBJECTIVE])
+        return str(TrialScheduler.STOP if stop else TrialScheduler.CONTINUE)
+
+    def debug_string(self) -> str:
+        return f"Using {type(self.rule).__name__ if self.rule else 'no early stopping'}"
+
+
+def _rungs(epochs: int, grace: int, factor: int) -> tuple[int, ...]:
+    rungs = []
+    while grace < epochs:
+        rungs.append(grace)
+        grace *= factor
+    return tuple(rungs)

@@ -1,0 +1,102 @@
+"""What a search space must satisfy; each check raises SpaceError naming the file and the key.
+
+`where` is the start of the message: the file, and the place in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from sctune.config import FIELD_NAMES, POOL_FIELDS, TASK_FIELDS, TrialConfig
+from sctune.errors import ConfigError, SpaceError, nearest
+from sctune.search.parameter import Parameter
+
+if TYPE_CHECKING:
+    from sctune.search.space import Space, Values
+
+
+def check_fields(names: Mapping[str, Any], where: str) -> None:
+    for name in names:
+        if name in TASK_FIELDS:
+            raise SpaceError(f"{where}: {name} belongs to the task; set it with the options of `sctune search`")
+        if name not in FIELD_NAMES:
+            raise SpaceError(f"{where}: unknown configuration key {name!r}; {nearest(name, FIELD_NAMES)}")
+
+
+def check_not_pools(names: Mapping[str, Any], where: str) -> None:
+    for name in names:
+        if name in POOL_FIELDS:
+            raise SpaceError(f"{where}: {name} draws the study's pools, so it cannot vary; fix it under set:")
+
+
+def check_overrides(overrides: Mapping[str, Any], varied: Mapping[str, Any], where: str) -> None:
+    for name, value in overrides.items():
+        if name in varied:
+            raise SpaceError(f"--set {name}={value}: {where} varies it; take it out of the space to fix it")
+        if name in TASK_FIELDS:
+            raise SpaceError(f"--set {name}={value}: it belongs to the task; use the options of `sctune search`")
+
+
+def check_conditions(space: Space, where: str) -> None:
+    earlier: dict[str, Parameter] = {}
+    names = [parameter.name for parameter in space.parameters]
+    for parameter in space.parameters:
+        for other, allowed in parameter.when:
+            place = f"{where}: {parameter.name}.when.{other}"
+            if other in names and other not in earlier:
+                raise SpaceError(f"{place}: declared later or itself; a condition looks at parameters declared before")
+            if other in earlier:
+                _check_parent(earlier[other], allowed, place)
+            else:
+                _check_fixed_condition(other, allowed, place)
+        earlier[parameter.name] = parameter
+    if not any(space.can_be_active(parameter) for parameter in space.parameters):
+        raise SpaceError(f"{where}: parameters: no condition holds with this configuration, so nothing is searched")
+
+
+def _check_parent(parent: Parameter, allowed: tuple[Any, ...], place: str) -> None:
+    if parent.count is None:
+        raise SpaceError(f"{place}: {parent.name} is continuous; a condition needs a parameter with listed values")
+    for value in allowed:
+        if not parent.contains(value):
+            raise SpaceError(f"{place}: {value!r} is never drawn; it is {parent.describe()}")
+
+
+def _check_fixed_condition(other: str, allowed: tuple[Any, ...], place: str) -> None:
+    if other not in FIELD_NAMES:
+        raise SpaceError(f"{place}: unknown configuration key; {nearest(other, FIELD_NAMES)}")
+    section, _, leaf = other.rpartition(".")
+    for value in allowed:
+        try:
+            # one section alone: a value may be valid though it does not go with the rest of this configuration
+            TrialConfig.load({section: {leaf: value}} if section else {leaf: value})
+        except ConfigError as problem:
+            if str(problem).startswith(f"{other}={value!r}: "):
+                raise SpaceError(f"{place}: {problem}") from None
+
+
+def check_start(space: Space, point: Values, where: str) -> None:
+    for name in point:
+        if name not in space.by_name:
+            raise SpaceError(f"{where}: {name!r} is not a parameter of the space; {nearest(name, space.by_name)}")
+    seen: Values = {}
+    for parameter in space.parameters:
+        if parameter.name not in point:
+            continue
+        value = point[parameter.name]
+        if not parameter.contains(value):
+            raise SpaceError(f"{where}: {parameter.name}={value!r} is outside the space; it is {parameter.describe()}")
+        known = all(other in point or other not in space.by_name for other, _ in parameter.when)
+        if not known or not space.is_active(parameter, seen):
+            raise SpaceError(f"{where}: {parameter.name} is not active there; its condition is {dict(parameter.when)}")
+        seen[parameter.name] = value
+
+
+def check_feasible(space: Space, where: str) -> None:
+    for values in space.probe_points():
+        try:
+            space.config(values)
+        except ConfigError as problem:
+            point = ", ".join(f"{name}={value}" for name, value in values.items())
+            raise SpaceError(f"{where}: the space holds an impossible point ({point}): {problem}") from None

@@ -1,0 +1,32 @@
+"""Reading a study that is not running here: its record and what follows from it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sctune.errors import DataError
+from sctune.search.plan import selection_labels, study_splits
+from sctune.search.result import StudyResult, study_result
+from sctune.search.study import Study
+
+
+def load_result(study_root: Path, name: str, noise: bool = True) -> StudyResult:
+    """The result of a study as it stands now; without `noise` the data are not looked at.
+
+    Raises StudyError for a missing study; where the data are gone the noise is left out and said so.
+    """
+    study = Study.open(study_root, name)
+    manifest = study.manifest
+    notes: list[str] = []
+    labels = None
+    if noise:
+        try:
+            labels = selection_labels(manifest, study_splits(manifest))
+        except DataError as problem:
+            notes.append(f"no standard errors: {problem}")
+    try:
+        trials = study.record.load()
+    finally:
+        study.record.close()
+    seconds = sum(launch.seconds or 0.0 for launch in manifest.launches)
+    return study_result(study, trials, labels, seconds, tracking_uri=manifest.tracking_uri, notes=notes)

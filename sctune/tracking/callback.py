@@ -1,0 +1,140 @@
+"""The observer that shows a study in MLflow; the searcher calls it, it only makes events."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from sctune.report import EPOCH, OBJECTIVE
+from sctune.tracking.events import Event
+
+
+class EventSink(Protocol):
+    """What the callback needs of a Writer."""
+
+    def put(self, event: Event) -> None: ...
+
+
+@dataclass(frozen=True)
+class StudyFacts:
+    """What is the same for every trial of a study, known before the first one.
+
+    study_id: of the manifest, never reused. base: the flat configuration that trials vary. tasks: their keys.
+    versions: package -> version. tags: anything else to show on the parent run (selection mode, sampler, ...).
+    resumed: this is not the study's first launch.
+    """
+
+    study_id: str
+    name: str
+    base: Mapping[str, Any]
+    data_digest: str
+    git_commit: str | None
+    versions: Mapping[str, str]
+    seed: int
+    tasks: Sequence[str]
+    tags: Mapping[str, str] = field(default_factory=dict)
+    resumed: bool = False
+
+
+class TrackingCallback:
+    """Turns what happens to trials into events for a Writer; every method returns at once.
+
+    calls, total_seconds, max_seconds: how often it was called on the driver's thread and what that cost.
+    """
+
+    def __init__(self, sink: EventSink, facts: StudyFacts) -> None:
+        self.calls = 0
+        self.total_seconds = 0.0
+        self.max_seconds = 0.0
+        self._sink = sink
+        self._facts = facts
+        self._common = _common_tags(facts)
+
+    def on_study_start(self) -> None:
+        """The parent run: base configuration and facts."""
+        facts = self._facts
+        tags = {**facts.tags, **self._common, "state": "RUNNING", "objective": OBJECTIVE}
+        with self._timed():
+            content = {"name": facts.name, "params": dict(facts.base), "tags": tags, "resumed": facts.resumed}
+            self._put("study", None, _now_ms(), content)
+
+    def on_start(self, number: int, params: Mapping[str, Any], attempt: int) -> None:
+        """Trial `number` starts; params: dotted name -> sampled value; attempt: 1 for the first time."""
+        tags = {**self._common, "state": "RUNNING", "attempt": str(attempt)}
+        with self._timed():
+            shown = {**self._facts.base, **params, **short_names(params)}
+            content = {"params": shown, "tags": tags, "resumed": attempt > 1}
+            self._put("trial_start", number, _now_ms(), content)
+
+    def on_report(self, number: int, report: Mapping[str, Any], timestamp_ms: int) -> None:
+        """An epoch's report (EpochReport.to_dict); timestamp_ms: when this epoch was first reported."""
+        with self._timed():
+            self._put("report", number, timestamp_ms, {"step": report[EPOCH], "metrics": dict(report["metrics"])})
+
+    def on_end(self, number: int, state: str, value: float | None, info: Mapping[str, Any]) -> None:
+        """Trial `number` is COMPLETE, PRUNED or FAIL; info: stop_reason; failure {kind, message, traceback}."""
+        tags = {"state": state, "stop_reason": str(info.get("stop_reason") or state.lower())}
+        if value is not None:
+            tags["value"] = repr(float(value))
+        failure = info.get("failure")
+        error = f"{failure['kind']}: {failure['message']}\n\n{failure['traceback']}" if failure else None
+        with self._timed():
+            self._put("trial_end", number, _now_ms(), {"status": state, "tags": tags, "error": error})
+
+    def on_artifact(self, number: int | None, path: Path, artifact_path: str | None = None) -> None:
+        """Show a file or folder at a trial's run (None: the study's); it must stay where it is until delivered."""
+        with self._timed():
+            self._put("artifact", number, _now_ms(), {"path": str(path), "artifact_path": artifact_path})
+
+    def on_tags(self, number: int | None, tags: Mapping[str, str]) -> None:
+        """Add tags to a trial's run (None: the study's)."""
+        with self._timed():
+            self._put("tags", number, _now_ms(), {"tags": dict(tags)})
+
+    def on_study_end(self, status: str, tags: Mapping[str, str]) -> None:
+        """The launch is over; status FINISHED, KILLED (stopped, can be resumed) or FAILED."""
+        with self._timed():
+            self._put("study_end", None, _now_ms(), {"status": status, "tags": {"state": status, **tags}})
+
+    def _put(self, kind: str, number: int | None, time_ms: int, content: Event) -> None:
+        self._sink.put({"kind": kind, "study": self._facts.study_id, "trial": number, "time": time_ms, **content})
+
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            seconds = time.perf_counter() - start
+            self.calls += 1
+            self.total_seconds += seconds
+            self.max_seconds = max(self.max_seconds, seconds)
+
+
+def short_names(params: Mapping[str, Any]) -> dict[str, Any]:
+    """The varied parameters by their last name part, which reads better in tables; clashes keep the dotted name."""
+    leaves = Counter(name.rpartition(".")[2] for name in params)
+    return {leaf: value for name, value in params.items() if leaves[leaf := name.rpartition(".")[2]] == 1}
+
+
+def _common_tags(facts: StudyFacts) -> dict[str, str]:
+    tags = {
+        "study": facts.name,
+        "data_digest": facts.data_digest,
+        "seed": str(facts.seed),
+        "tasks": json.dumps(list(facts.tasks)),
+        **{f"version.{package}": version for package, version in facts.versions.items()},
+    }
+    if facts.git_commit:
+        tags["mlflow.source.git.commit"] = facts.git_commit
+    return tags
+
+
+def _now_ms() -> int:
+    return int(time.time() * 1000)

@@ -1,0 +1,60 @@
+"""The events that travel from the search to MLflow.
+
+Events are plain dictionaries with `kind`, `study` (id), `time` (ms since 1970) and, for a child run, `trial`:
+
+    study        name, params, tags, resumed       the parent run is found or made
+    trial_start  params, tags, resumed             the child run
+    report       step, metrics                     `time` is that of the first time this epoch was reported
+    trial_end    status, tags, error               status COMPLETE, PRUNED or FAIL; error: a traceback
+    study_end    status, tags                      status FINISHED, KILLED or FAILED
+    artifact     path, artifact_path               a file or a folder that stays until it is delivered
+    tags         tags
+"""
+
+from __future__ import annotations
+
+import getpass
+import json
+import re
+from collections.abc import Mapping
+from typing import Any, TypeAlias
+
+Event: TypeAlias = dict[str, Any]
+
+_REQUIRED = {
+    "study": ("name", "time"),
+    "trial_start": ("trial", "time"),
+    "report": ("trial", "step", "time", "metrics"),
+    "trial_end": ("trial", "status", "time", "tags"),
+    "study_end": ("status", "time", "tags"),
+    "artifact": ("path", "time"),
+    "tags": ("tags", "time"),
+}
+
+
+def well_formed(event: Mapping[str, Any]) -> bool:
+    """Whether an event has all that its kind needs."""
+    required = _REQUIRED.get(str(event.get("kind")))
+    if required is None or any(name not in event for name in ("study", *required)):
+        return False
+    metrics = event.get("metrics", {})
+    return isinstance(metrics, Mapping) and all(isinstance(value, int | float) for value in metrics.values())
+
+
+def as_texts(values: Mapping[str, Any]) -> dict[str, str]:
+    """Values of parameters or tags as text, everything but text as JSON."""
+    return {as_key(name): value if isinstance(value, str) else json.dumps(value) for name, value in values.items()}
+
+
+def as_key(name: str) -> str:
+    """A name that MLflow takes for a parameter, tag or metric on every platform."""
+    return re.sub(r"[^\w\-. /]", "_", name, flags=re.ASCII)[:250]
+
+
+def identity_tags() -> dict[str, str]:
+    """MLflow's own tags that say who and what made a run."""
+    try:
+        user = getpass.getuser()
+    except (OSError, KeyError):  # a container's user may have no name
+        user = "unknown"
+    return {"mlflow.user": user, "mlflow.source.name": "sctune", "mlflow.source.type": "LOCAL"}

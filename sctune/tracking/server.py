@@ -1,0 +1,230 @@
+"""Which MLflow store a study is shown in: URIs resolved, made safe to print, and checked before a search.
+
+MLflow is imported inside the functions only: the import takes seconds, and its telemetry and request
+limits are read from the environment, which `configure_mlflow` sets first.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from threading import Thread
+from typing import TYPE_CHECKING, TypeVar
+
+from sctune.errors import TrackingError
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql")
+REQUEST_TIMEOUT_S = 10
+_SERVER_CHECK_S = 12.0
+_DATABASE_CHECK_S = 60.0  # the first use of a database creates its tables
+_SQLITE = "sqlite:///"
+
+STUDY_TAG = "sctune.study_id"
+TRIAL_TAG = "sctune.trial"
+ROLE_TAG = "sctune.role"
+PARENT_TAG = "mlflow.parentRunId"
+_PERMANENT = frozenset({400, 413, 501})
+
+Result = TypeVar("Result")
+
+
+def default_tracking_uri(home: Path) -> str:
+    """The local store: an SQLite file in `home`, as an absolute URI."""
+    return f"{_SQLITE}{home.expanduser().absolute() / 'mlflow.db'}"
+
+
+def resolve_tracking_uri(text: str | None, home: Path) -> str:
+    """What the user gave as a full URI: nothing -> the local store; a path or a relative SQLite URI -> absolute.
+
+    A worker's or a later launch's current folder is another one, so nothing relative may be kept.
+    """
+    if not text:
+        return default_tracking_uri(home)
+    if text.startswith(_SQLITE):
+        return f"{_SQLITE}{Path(text.removeprefix(_SQLITE)).expanduser().absolute()}"
+    if "://" in text:
+        return text
+    path = Path(text).expanduser().absolute()
+    return f"{_SQLITE}{path if path.suffix == '.db' else path / 'mlflow.db'}"
+
+
+def safe_uri(uri: str) -> str:
+    """The URI without user, password and query: what may be shown and stored."""
+    scheme, sign, rest = uri.partition("://")
+    if not sign or scheme.startswith("sqlite"):
+        return uri
+    # a password may hold any character unescaped, so everything before the last @ goes
+    return f"{scheme}://{rest.rpartition('@')[2].partition('?')[0]}"
+
+
+def scrub(text: object, uri: str) -> str:
+    """First line of a message, without the credentials of `uri` or of any other URI in it."""
+    lines = str(text).replace(uri, safe_uri(uri)).strip().splitlines() or [type(text).__name__]
+    return re.sub(r"://[^\s/@]*@", "://", lines[0])
+
+
+def local_database(uri: str) -> Path | None:
+    """The file of an SQLite URI, None for every other store."""
+    return Path(uri.removeprefix(_SQLITE)) if uri.startswith(_SQLITE) else None
+
+
+def artifact_location(uri: str) -> str | None:
+    """Where runs keep their files: `mlartifacts` beside an SQLite store; None: the server says."""
+    database = local_database(uri)
+    return None if database is None else (database.parent / "mlartifacts").as_uri()
+
+
+def experiment_name() -> str:
+    """MLflow's own variable MLFLOW_EXPERIMENT_NAME, else `sctune`."""
+    return os.environ.get("MLFLOW_EXPERIMENT_NAME") or "sctune"
+
+
+def configure_mlflow() -> None:
+    """Bounded requests, no telemetry, no progress bars, in this process; call before importing mlflow."""
+    os.environ.update(
+        # the transport would also repeat a timed-out "create run", and so make two; we look first, then repeat
+        MLFLOW_HTTP_REQUEST_MAX_RETRIES="0",
+        MLFLOW_HTTP_REQUEST_TIMEOUT=str(REQUEST_TIMEOUT_S),
+        MLFLOW_DISABLE_TELEMETRY="true",
+        DO_NOT_TRACK="true",
+        MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR="false",
+        MLFLOW_UV_AUTO_DETECT="false",
+    )
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+
+
+def mlflow_client(uri: str) -> MlflowClient:
+    """A client on the store at `uri`, for runs and registry; does not connect over HTTP yet."""
+    configure_mlflow()
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def find_experiment(client: MlflowClient, uri: str) -> str:
+    """Id of the experiment that holds all studies; made, or restored from the bin, where needed."""
+    from mlflow.exceptions import MlflowException
+
+    name = experiment_name()
+    experiment = client.get_experiment_by_name(name)
+    if experiment is None:
+        try:
+            return str(client.create_experiment(name, artifact_location(uri)))
+        except MlflowException:
+            # another process may have made it in between
+            experiment = client.get_experiment_by_name(name)
+            if experiment is None:
+                raise
+    if experiment.lifecycle_stage == "deleted":
+        client.restore_experiment(experiment.experiment_id)
+    return str(experiment.experiment_id)
+
+
+def find_parent_run(uri: str, study_id: str) -> str | None:
+    """Id of the study's run in the store at `uri`, None where it is not there. Raises MLflow's errors."""
+    client = mlflow_client(uri)
+    condition = f"tags.`{STUDY_TAG}` = '{study_id}' and tags.`{ROLE_TAG}` = 'study'"
+    runs = client.search_runs([find_experiment(client, uri)], condition, order_by=["attributes.start_time ASC"])
+    return str(runs[0].info.run_id) if runs else None
+
+
+def is_permanent(problem: Exception) -> bool:
+    """Whether MLflow refused this very request, so that it would refuse it again."""
+    from mlflow.exceptions import MlflowException
+    from requests import HTTPError
+
+    if isinstance(problem, MlflowException):
+        return problem.get_http_status_code() in _PERMANENT
+    if isinstance(problem, HTTPError) and problem.response is not None:
+        return problem.response.status_code in _PERMANENT | {404}
+    return False
+
+
+def check_tracking(uri: str) -> None:
+    """Raises TrackingError with one line when runs cannot be written to `uri`; bounded in time.
+
+    A server is asked once (12 s at most); a database is opened, and its tables made where they are missing.
+    """
+    scheme = uri.partition("://")[0].partition("+")[0]
+    if "://" not in uri or scheme not in SCHEMES:
+        raise TrackingError(
+            f"tracking URI {safe_uri(uri)!r}: unsupported; use one of {', '.join(SCHEMES)}, "
+            "for example http://127.0.0.1:5000 or sqlite:////absolute/path/mlflow.db"
+        )
+    database = local_database(uri)
+    if database is not None:
+        _check_writable(database)
+    limit = _SERVER_CHECK_S if scheme.startswith("http") else _DATABASE_CHECK_S
+    try:
+        run_bounded(lambda: mlflow_client(uri).search_experiments(max_results=1), limit)
+    except TimeoutError:
+        raise TrackingError(
+            f"tracking URI {safe_uri(uri)} did not answer within {limit:.0f} s; start the server, or leave out "
+            "--tracking-uri to use a local store"
+        ) from None
+    except Exception as problem:
+        raise TrackingError(
+            f"tracking URI {safe_uri(uri)} cannot be used: {scrub(problem, uri)}; start the server, correct the "
+            "URI, or leave out --tracking-uri to use a local store"
+        ) from None
+
+
+def run_bounded(work: Callable[[], Result], limit_s: float) -> Result:
+    """The result of `work`, run in a thread that is left behind after `limit_s` seconds (TimeoutError)."""
+    results: list[Result] = []
+    problems: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            results.append(work())
+        except BaseException as problem:
+            problems.append(problem)
+
+    thread = Thread(target=run, daemon=True, name="sctune-bounded")
+    thread.start()
+    thread.join(limit_s)
+    if problems:
+        raise problems[0]
+    if not results:
+        raise TimeoutError(f"no result within {limit_s:.0f} s")
+    return results[0]
+
+
+def ui_command(uri: str, port: int) -> list[str]:
+    """Arguments that start the MLflow UI on a database store, on the loopback address only.
+
+    A URI with credentials is left out, since every user of the machine can read arguments: run the command
+    with `ui_environment(uri)`. Raises TrackingError for a server, which has its own UI.
+    """
+    if uri.startswith("http"):
+        raise TrackingError(f"{safe_uri(uri)} is a server with its own UI; open that address in a browser")
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    if safe_uri(uri) == uri:
+        command += ["--backend-store-uri", uri]
+    location = artifact_location(uri)
+    return command if location is None else [*command, "--artifacts-destination", location]
+
+
+def ui_environment(uri: str) -> dict[str, str]:
+    """This process's environment with the store and no telemetry, for the process of `ui_command`."""
+    configure_mlflow()
+    return {**os.environ, "MLFLOW_BACKEND_STORE_URI": uri}
+
+
+def _check_writable(database: Path) -> None:
+    try:
+        database.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as problem:
+        raise TrackingError(f"cannot make the folder {database.parent} of the tracking store: {problem}") from None
+    target = database if database.exists() else database.parent
+    if database.is_dir() or not os.access(target, os.W_OK):
+        raise TrackingError(
+            f"tracking store {database} cannot be written; give a file in a folder of yours with --tracking-uri"
+        )

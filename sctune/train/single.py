@@ -1,0 +1,63 @@
+"""Training one configuration by itself: `sctune train`."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+
+from sctune.config import TrialConfig
+from sctune.data.images import ImageCache
+from sctune.errors import ConfigError
+from sctune.paths import cache_folder
+from sctune.train.evaluate import auroc, average_precision
+from sctune.train.trainer import Trainer
+
+
+def train_one(config: TrialConfig, out: Path | None, test: bool, say: Callable[[list[str]], None]) -> dict[str, Any]:
+    """Train to the end; a dictionary of metrics and the configuration. `test` scores the test pool once, afterwards.
+
+    out: a new folder for model.safetensors, config.json, metrics.json and scores.csv. Raises ConfigError where it exists.
+    """
+    if out is not None and out.exists():
+        raise ConfigError(f"--out {out} exists; give a new folder")
+    trainer = Trainer(config)
+    say([f"selection by {trainer.split.mode}: {trainer.split.reason}", *trainer.split.warnings])
+    metrics: dict[str, float] = {}
+    for report in trainer.fit():
+        metrics = dict(report.metrics)
+        say([f"epoch {report.epoch}/{report.epochs}  loss {metrics['loss']:.4f}  selection AUROC {report.value:.4f}"])
+    scores: list[tuple[str, int, float]] = []
+    if test:
+        scores = score_test(trainer)
+        labels, values = [row[1] for row in scores], [row[2] for row in scores]
+        metrics |= {"test_auroc": auroc(labels, values), "test_ap": average_precision(labels, values)}
+    report_card = {"format_version": 1, "metrics": metrics, "config": config.model_dump()}
+    if out is not None:
+        _write(out, trainer, report_card, scores)
+    return report_card
+
+
+def score_test(trainer: Trainer) -> list[tuple[str, int, float]]:
+    """Path, label and score of every image of the test pool; looked at after training only."""
+    data, split = trainer.config.data, trainer.split
+    paths = [file.path for file in split.test]
+    cached = ImageCache(cache_folder()).array(split.root, paths, data.image_size, data.resize, data.skip_corrupt)
+    files = [file for file in split.test if file.path in cached.index]
+    scores = trainer.detector.score_images(cached.array[[cached.index[file.path] for file in files]])
+    return [(file.path, file.label, float(score)) for file, score in zip(files, scores, strict=True)]
+
+
+def _write(out: Path, trainer: Trainer, report: dict[str, Any], scores: list[tuple[str, int, float]]) -> None:
+    out.mkdir(parents=True)
+    state = {name: value.cpu().contiguous() for name, value in trainer.detector.state_dict().items()}
+    save_file(state, out / "model.safetensors")
+    (out / "config.json").write_text(json.dumps(report["config"], indent=1), encoding="utf-8")
+    (out / "metrics.json").write_text(json.dumps(report["metrics"], indent=1), encoding="utf-8")
+    if scores:
+        with (out / "scores.csv").open("w", newline="", encoding="utf-8") as stream:
+            csv.writer(stream).writerows([("path", "label", "score"), *scores])

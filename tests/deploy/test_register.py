@@ -1,0 +1,226 @@
+"""A model on its whole way: folder, MLflow, registry, a fresh process without pickle and without this checkout."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import subprocess
+import sys
+import time
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from sctune.config import TrialConfig
+from sctune.data.decode import decode_image
+from sctune.deploy.flavor import ImageScorer, load_model_folder, write_model_folder
+from sctune.deploy.package import build_wheel
+from sctune.deploy.register import log_model_run, registered_name, requirements
+from sctune.errors import CheckpointError, DataError, TrackingError
+from sctune.model.detector import Detector, build_detector
+from sctune.tracking.server import check_tracking, default_tracking_uri, find_experiment, mlflow_client
+
+META = {"study": "first", "trial": 0, "licence": "CC BY-NC-SA 4.0", "attribution": "Images: somebody"}
+
+
+def png(seed: int, side: int = 80) -> bytes:
+    stream = BytesIO()
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (side, side, 3), np.uint8)).save(stream, "PNG")
+    return stream.getvalue()
+
+
+IMAGES = [png(seed) for seed in range(3)]
+
+
+@pytest.fixture(scope="module")
+def config() -> TrialConfig:
+    return TrialConfig().override(
+        {
+            "data.image_size": 64,
+            "model.backbone": "efficientnet_lite0",
+            "model.tap": "middle",
+            "model.n_scales": 1,
+            "model.freeze": 0,
+            "model.weights": "random",
+            "augment.grid_size": 8,
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def detector(config: TrialConfig) -> Detector:
+    """Random weights whose batch norm has seen images, so that different images have different scores."""
+    detector = build_detector(config).train()
+    for module in detector.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = None  # a plain mean over what it sees
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for _ in range(3):
+            detector(torch.randn(8, 3, 64, 64, generator=generator))
+    return detector.eval()
+
+
+@pytest.fixture(scope="module")
+def weights(detector: Detector, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("weights") / "weights.safetensors"
+    save_file({name: value.contiguous() for name, value in detector.state_dict().items()}, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def expected(detector: Detector) -> np.ndarray:
+    scores = detector.score_images(np.stack([decode_image(image, 64) for image in IMAGES]))
+    assert np.abs(np.diff(scores)).min() > 1e-4, "equal scores would show nothing"
+    return scores
+
+
+@pytest.fixture(scope="module")
+def scorer(config: TrialConfig, weights: Path, tmp_path_factory: pytest.TempPathFactory) -> ImageScorer:
+    return load_model_folder(write_model_folder(tmp_path_factory.mktemp("model"), config, weights, META))
+
+
+def test_every_form_of_input_gives_the_detectors_scores(scorer: ImageScorer, expected: np.ndarray) -> None:
+    texts = [base64.b64encode(image).decode() for image in IMAGES]
+    forms = [
+        pd.DataFrame({"image": IMAGES}),
+        pd.DataFrame({"image": texts}),
+        {"image": IMAGES},
+        IMAGES,
+        np.array(IMAGES, dtype=object),
+        np.array(texts, dtype=object)[:, None],
+    ]
+    for form in forms:
+        scores = scorer.predict(form)["score"]
+        assert scores.dtype == np.float64
+        np.testing.assert_allclose(scores, expected, atol=1e-6)
+    np.testing.assert_allclose(scorer.predict(IMAGES[0])["score"], expected[:1], atol=1e-6)
+    assert len(scorer.predict(pd.DataFrame({"image": []}))) == 0
+    assert (scorer.meta["threshold"], scorer.meta["trial"]) == (None, 0)
+
+
+def test_a_request_longer_than_a_batch_keeps_its_order(scorer: ImageScorer, expected: np.ndarray) -> None:
+    scores = scorer.predict([IMAGES[i % 3] for i in range(40)])["score"]
+    np.testing.assert_allclose(scores, np.resize(expected, 40), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (pd.DataFrame({"picture": [b""]}), "no column 'image'"),
+        ([IMAGES[0], b"no image"], "row 1: "),
+        (["not base64!"], "row 0: the text is not base64"),
+        ([3.5], "row 0: a float is no image"),
+    ],
+)
+def test_bad_input_is_named(scorer: ImageScorer, given: object, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        scorer.predict(given)
+    with pytest.raises(DataError, match="unknown parameters"):
+        scorer.predict(IMAGES, params={"threshold": 1})
+
+
+def test_a_damaged_or_newer_folder_is_refused(config: TrialConfig, weights: Path, tmp_path: Path) -> None:
+    folder = write_model_folder(tmp_path, config, weights, META)
+    (folder / "meta.json").write_text(json.dumps({"format_version": 2}))
+    with pytest.raises(CheckpointError, match="not of format 1"):
+        load_model_folder(folder)
+    (folder / "config.json").write_text("{")
+    with pytest.raises(CheckpointError, match="cannot read"):
+        load_model_folder(folder)
+
+
+def test_requirements_are_exact_and_without_local_versions(config: TrialConfig) -> None:
+    *packages, wheel = requirements(config)
+    assert all(line.count("==") == 1 and "+" not in line for line in packages)
+    assert {line.split("==")[0] for line in packages} >= {"torch", "safetensors", "efficientnet-lite-pytorch"}
+    assert wheel.startswith("./data/detector/code/sctune-") and wheel.endswith(".whl")
+    plain = config.override({"model.backbone": "resnet18"})
+    assert not any(line.startswith("efficientnet") for line in requirements(plain))
+
+
+def test_names_for_the_registry() -> None:
+    assert registered_name("a/b:c") == "a-b-c"
+
+
+PROGRAM = """
+import json, sys
+import mlflow, pandas as pd
+mlflow.set_tracking_uri(sys.argv[1])
+model = mlflow.pyfunc.load_model(sys.argv[2])
+frame = pd.DataFrame({"image": [open(path, "rb").read() for path in sys.argv[3:]]})
+import sctune
+print(json.dumps({"scores": model.predict(frame)["score"].tolist(), "sctune": sctune.__file__}))
+"""
+
+
+def test_a_registered_model_loads_in_a_fresh_process_without_pickle(
+    config: TrialConfig, weights: Path, expected: np.ndarray, tmp_path: Path
+) -> None:
+    uri = default_tracking_uri(tmp_path / "store")
+    check_tracking(uri)
+    client = mlflow_client(uri)
+    run = client.create_run(find_experiment(client, uri), run_name="parent").info.run_id
+    first = log_model_run(uri, run, config, weights, META, "first")
+    again = log_model_run(uri, run, config, weights, META, "first")
+    assert (first, again) == (("first", 1, "models:/first@candidate", True), ("first", 1, first.uri, False))
+    found = client.get_model_version_by_alias("first", "candidate")
+    assert (found.run_id, found.tags["trial"], found.tags["licence"]) == (run, "0", "CC BY-NC-SA 4.0")
+    assert found.description == "Images: somebody"
+    (output,) = client.get_run(run).outputs.model_outputs
+    assert f"/{output.model_id}/" in found.source
+    assert client.get_logged_model(output.model_id).status == "READY"
+
+    folder = Path(found.source.removeprefix("file://"))
+    text = (folder / "MLmodel").read_text()
+    assert str(tmp_path) not in text and "loader_module: sctune.deploy.flavor" in text
+    assert not [path for path in folder.rglob("*") if path.suffix in (".pkl", ".pickle", ".pth", ".bin")]
+    line = (folder / "requirements.txt").read_text().splitlines()[-1]
+    assert (folder / line).is_file(), "the wheel is where the requirements say"
+
+    # the code comes from the model's own wheel, from another folder
+    target = tmp_path / "target"
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", str(target)]
+    subprocess.run([*pip, str(folder / line)], check=True, capture_output=True)
+    paths = []
+    for number, image in enumerate(IMAGES):
+        (tmp_path / f"{number}.png").write_bytes(image)
+        paths.append(str(tmp_path / f"{number}.png"))
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, uri, first.uri, *paths],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(target), "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"},
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    answer = json.loads(done.stdout.splitlines()[-1])
+    assert answer["sctune"].startswith(str(target))
+    np.testing.assert_allclose(answer["scores"], expected, atol=1e-6)
+
+
+def test_a_registry_that_is_away_is_one_line_in_bounded_time(config: TrialConfig, weights: Path) -> None:
+    with pytest.raises(TrackingError, match="the best model was not registered") as caught:
+        log_model_run("http://me:secret@127.0.0.1:9", "run", config, weights, META, "first", timeout_s=5)
+    assert "\n" not in str(caught.value) and "secret" not in str(caught.value)
+
+
+def test_a_slow_registry_is_left_behind(
+    config: TrialConfig, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sctune.deploy.register._log", lambda *_: time.sleep(30))
+    with pytest.raises(TrackingError, match="took longer than 0 s"):
+        log_model_run(default_tracking_uri(tmp_path), "run", config, weights, META, "first", timeout_s=0.2)
+
+
+def test_the_wheel_in_the_model_is_the_running_package(config: TrialConfig, weights: Path, tmp_path: Path) -> None:
+    folder = write_model_folder(tmp_path / "model", config, weights, META)
+    wheel = build_wheel(tmp_path / "wheel")
+    assert (folder / "code" / wheel.name).read_bytes() == wheel.read_bytes()

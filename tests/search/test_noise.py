@@ -1,0 +1,62 @@
+"""Standard errors of AUROC: hand calculations and the known formula."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from sctune.search.noise import auroc_difference_se, auroc_se, distinguishable
+
+
+def make_scores(seed: int, shift: float, n: int = 100) -> tuple[np.ndarray, np.ndarray]:
+    generator = np.random.default_rng(seed)
+    labels = np.repeat([0, 1], n)
+    return labels, generator.normal(size=2 * n) + shift * labels
+
+
+def test_difference_is_that_of_the_reference_auroc_with_ties() -> None:
+    labels, a = make_scores(0, 1.0)
+    _, b = make_scores(1, 0.5)
+    a, b = np.round(a, 1), np.round(b, 1)
+    difference, _ = auroc_difference_se(labels, a, b, n=2)
+    assert difference == pytest.approx(roc_auc_score(labels, a) - roc_auc_score(labels, b), abs=1e-12)
+
+
+def test_standard_error_is_near_hanley_and_mcneil() -> None:
+    labels, scores = make_scores(2, 1.0)
+    area = roc_auc_score(labels, scores)
+    q1, q2 = area / (2 - area), 2 * area**2 / (1 + area)
+    expected = np.sqrt((area * (1 - area) + 99 * (q1 - area**2) + 99 * (q2 - area**2)) / 100**2)
+    assert auroc_se(labels, scores) == pytest.approx(expected, rel=0.15)
+
+
+def test_pairing_cancels_what_is_hard_for_both() -> None:
+    labels, a = make_scores(3, 1.0)
+    noise = np.random.default_rng(4).normal(size=a.size) * 0.01
+    assert auroc_difference_se(labels, a, a) == (0.0, 0.0)
+    _, paired = auroc_difference_se(labels, a, a + noise)
+    assert paired < auroc_se(labels, a) / 5
+
+
+def test_seeded() -> None:
+    labels, a = make_scores(5, 1.0)
+    assert auroc_se(labels, a, seed=1) == auroc_se(labels, a, seed=1)
+    assert auroc_se(labels, a, seed=1) != auroc_se(labels, a, seed=2)
+
+
+def test_distinguishable_needs_two_errors() -> None:
+    labels, good = make_scores(6, 2.0)
+    _, bad = make_scores(7, 0.2)
+    _, alike = make_scores(8, 2.0)
+    assert distinguishable([labels], [good], [bad], n=200)
+    assert not distinguishable([labels, labels], [good, good], [alike, alike], n=200)
+    assert not distinguishable([labels], [good], [good], n=200)
+
+
+@pytest.mark.parametrize("labels", [[0, 0], [1, 1], [[0, 1]]])
+def test_one_class_is_refused(labels: list[int]) -> None:
+    with pytest.raises(ValueError, match="both classes"):
+        auroc_se(labels, [0.1, 0.2])
+    with pytest.raises(ValueError, match="finite"):
+        auroc_se([0, 1], [0.1, float("nan")])

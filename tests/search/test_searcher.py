@@ -1,0 +1,292 @@
+"""The searcher's promises without Ray: states, repeats, resumes; every sampler, no cluster."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from ray.tune.search import Searcher
+
+from sctune.config import Task, load_profile
+from sctune.errors import ConfigError
+from sctune.report import EPOCH, OBJECTIVE
+from sctune.search.record import reports_of
+from sctune.search.sampler import SAMPLERS, make_sampler
+from sctune.search.searcher import StudySearcher, read_failure, read_report
+from sctune.search.space import load_space
+from sctune.search.study import DataSpec, SchedulerSpec, SelectionSpec, Study, StudyManifest
+
+FLAT = {
+    "augment.threshold": {"type": "float", "low": 0.1, "high": 0.9},
+    "model.patch_count": {"type": "int", "low": 2, "high": 6},
+}
+FEW = {
+    "augment.threshold": {"values": [0.2, 0.4, 0.6]},
+    "model.patch_count": {"type": "int", "low": 2, "high": 3},
+}
+EPOCHS = 3
+
+
+class Listener:
+    """Writes down what an observer is told."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[Any, ...]] = []
+
+    def on_start(self, number: int, params: dict[str, Any], attempt: int) -> None:
+        self.events.append(("start", number, attempt))
+
+    def on_report(self, number: int, report: dict[str, Any], time: int) -> None:
+        self.events.append(("report", number, report[EPOCH], report["metrics"][OBJECTIVE]))
+
+    def on_end(self, number: int, state: str, value: float | None, info: dict[str, Any]) -> None:
+        self.events.append(("end", number, state, value, info["stop_reason"]))
+
+
+def make_study(tmp_path: Path, parameters: dict[str, Any], trials: int, sampler: str = "tpe", **space: Any) -> Study:
+    file = tmp_path / "space.yaml"
+    file.write_text(yaml.safe_dump({"parameters": parameters, **space}, sort_keys=False))
+    loaded = load_space(file, load_profile("cpu"))
+    manifest = StudyManifest(
+        name="s",
+        created="2026-01-01T00:00:00+00:00",
+        space=loaded.to_dict(),
+        profile="cpu",
+        config=loaded.base.model_dump(),
+        tasks=[Task()],
+        sampler=sampler,
+        scheduler=SchedulerSpec(name="asha"),
+        trials=trials,
+        selection=SelectionSpec(mode="extra"),
+        data=DataSpec(name="none", digest="0"),
+        storage_path="/none",
+        tracking_uri="none",
+    )
+    return Study.create(tmp_path / "root", manifest)
+
+
+def open_searcher(study: Study, *observers: Listener) -> StudySearcher:
+    """As a new launch does: everything is read from the disk again."""
+    again = Study.open(study.folder.parent, study.name)
+    return StudySearcher(again.manifest, again.manifest.build_space(), again.record, observers)
+
+
+def result(epoch: int, value: float) -> dict[str, Any]:
+    return {
+        EPOCH: epoch,
+        "epochs": EPOCHS,
+        OBJECTIVE: value,
+        f"metrics/{OBJECTIVE}": value,
+        "scores/seed42": [0.1, value],
+        "config/number": 0,
+        "done": epoch == EPOCHS,
+    }
+
+
+def run_whole(searcher: StudySearcher, trial_id: str, value: float) -> None:
+    for epoch in range(1, EPOCHS):
+        searcher.on_trial_result(trial_id, result(epoch, value))
+    searcher.on_trial_complete(trial_id, result(EPOCHS, value))
+
+
+def suggest(searcher: StudySearcher, trial_id: str) -> dict[str, Any]:
+    config = searcher.suggest(trial_id)
+    assert isinstance(config, dict)
+    return config
+
+
+def test_states_are_told_once_and_truthfully(tmp_path: Path) -> None:
+    listener = Listener()
+    searcher = open_searcher(make_study(tmp_path, FLAT, 5), listener)
+    for trial in "abcde":
+        suggest(searcher, trial)
+    run_whole(searcher, "a", 0.8)
+    searcher.on_trial_result("b", result(1, 0.6))
+    searcher.on_trial_complete("b", result(2, 0.5))
+    failure = {"failure/kind": "nonfinite", "failure/message": "loss is nan", "failure/traceback": "T", OBJECTIVE: 0.0}
+    searcher.on_trial_result("c", result(1, 0.6))
+    searcher.on_trial_complete("c", failure)
+    searcher.on_trial_complete("d", error=True)
+    searcher.on_trial_complete("e", {})
+    searcher.on_trial_complete("a", result(EPOCHS, 0.1))
+    stored = searcher.record.load()
+    assert [trial.state.name for trial in stored] == ["COMPLETE", "PRUNED", "FAIL", "FAIL", "FAIL"]
+    assert [trial.value for trial in stored] == [0.8, 0.5, None, None, None]
+    assert stored[0].intermediate_values == {1: 0.8, 2: 0.8, 3: 0.8}
+    assert stored[1].intermediate_values == {1: 0.6, 2: 0.5}
+    assert stored[1].user_attrs["stop_reason"] == "stopped by asha at epoch 2"
+    assert stored[2].user_attrs["failure"] == {"kind": "nonfinite", "message": "loss is nan"}
+    assert stored[3].user_attrs["failure"]["kind"] == "lost"
+    assert searcher.suggest("f") == Searcher.FINISHED
+    assert searcher.exhausted is None
+    assert [event for event in listener.events if event[1] == 1] == [
+        ("start", 1, 1),
+        ("report", 1, 1, 0.6),
+        ("report", 1, 2, 0.5),
+        ("end", 1, "PRUNED", 0.5, "stopped by asha at epoch 2"),
+    ]
+    assert sum(event[0] == "end" for event in listener.events) == 5
+    assert searcher.best is not None
+    assert searcher.best.number == 0
+
+
+def test_a_killed_launch_is_continued_with_the_same_numbers(tmp_path: Path) -> None:
+    study = make_study(tmp_path, FLAT, 5)
+    first = open_searcher(study)
+    asked = {trial: suggest(first, trial) for trial in "abc"}
+    run_whole(first, "a", 0.7)
+    first.on_trial_result("b", result(1, 0.5))
+    first.on_trial_result("b", result(2, 0.6))
+    first.record.flush()
+    # no close, no stop: the driver is gone
+
+    listener = Listener()
+    second = open_searcher(study, listener)
+    assert second.curves == {0: {1: 0.7, 2: 0.7, 3: 0.7}, 1: {1: 0.5, 2: 0.6}, 2: {}}
+    again = [suggest(second, trial) for trial in ("x", "y")]
+    assert again == [asked["b"] | {"attempt": 2}, asked["c"] | {"attempt": 2}]
+    new = suggest(second, "z")
+    assert (new["number"], new["attempt"]) == (3, 1)
+    # b goes on from its checkpoint after epoch 1 and repeats epoch 2
+    moments = {epoch: report["time"] for epoch, report in reports_of(second.record.load()[1]).items()}
+    second.on_trial_result("x", result(2, 0.6))
+    second.on_trial_complete("x", result(3, 0.65))
+    stored = second.record.load()[1]
+    assert stored.state.name == "COMPLETE"
+    assert stored.intermediate_values == {1: 0.5, 2: 0.6, 3: 0.65}
+    assert reports_of(stored)[2]["time"] == moments[2]
+    assert stored.user_attrs["attempt"] == 2
+    run_whole(second, "y", 0.2)
+    run_whole(second, "z", 0.3)
+    run_whole(second, "w", 0.4)  # never suggested: ignored
+    suggest(second, "w")
+    assert second.suggest("v") == Searcher.FINISHED
+    assert [trial.number for trial in second.record.load()] == [0, 1, 2, 3, 4]
+
+
+def test_a_stop_leaves_unfinished_trials_running_for_the_next_launch(tmp_path: Path) -> None:
+    study = make_study(tmp_path, FLAT, 4)
+    first = open_searcher(study)
+    for trial in "abc":
+        suggest(first, trial)
+    first.on_trial_result("a", result(1, 0.5))
+    first.on_trial_result("b", result(2, 0.5))
+    first.stopping = True
+    first.on_trial_complete("a", result(1, 0.5))
+    first.on_trial_complete("b", result(3, 0.6))
+    first.on_trial_complete("c", error=True)
+    assert first.suggest("d") == Searcher.FINISHED
+    assert [trial.state.name for trial in first.record.load()] == ["RUNNING", "COMPLETE", "RUNNING"]
+    first.record.close()
+    second = open_searcher(study)
+    assert [suggest(second, trial)["number"] for trial in "abc"] == [0, 2, 3]
+
+
+def test_pruned_value_is_that_of_the_epoch_it_stopped_at(tmp_path: Path) -> None:
+    study = make_study(tmp_path, FLAT, 1)
+    first = open_searcher(study)
+    suggest(first, "a")
+    first.on_trial_result("a", result(1, 0.5))
+    first.on_trial_result("a", result(2, 0.9))
+    first.record.flush()
+    second = open_searcher(study)
+    suggest(second, "b")
+    second.on_trial_complete("b", result(1, 0.5))
+    (stored,) = second.record.load()
+    assert (stored.state.name, stored.value) == ("PRUNED", 0.5)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_small_space_is_visited_once_each_across_launches(tmp_path: Path, sampler: str) -> None:
+    study = make_study(tmp_path, FEW, 50, sampler, start=[{"augment.threshold": 0.4, "model.patch_count": 3}])
+    first = open_searcher(study)
+    for trial in "abc":
+        suggest(first, trial)
+        run_whole(first, trial, 0.5)
+    first.record.close()
+    second = open_searcher(study)
+    for trial in "def":
+        suggest(second, trial)
+        run_whole(second, trial, 0.6)
+    assert second.suggest("g") == Searcher.FINISHED
+    assert second.exhausted == "space exhausted after 6 of 50"
+    stored = second.record.load()
+    assert [trial.number for trial in stored] == list(range(6))
+    points = [tuple(trial.user_attrs["params"].values()) for trial in stored]
+    assert points[0] == (0.4, 3)
+    assert set(points) == {(threshold, count) for threshold in (0.2, 0.4, 0.6) for count in (2, 3)}
+    if sampler == "grid":
+        assert points[1:] == sorted(set(points) - {(0.4, 3)})
+
+
+# gp returns to the edges, nsga2 recombines: both may give a number again, though never a point
+@pytest.mark.parametrize("sampler", ["tpe", "cmaes", "qmc", "random"])
+def test_resumed_study_does_not_repeat_its_draws(tmp_path: Path, sampler: str) -> None:
+    study = make_study(tmp_path, FLAT, 40, sampler)
+    thresholds = []
+    for launch in range(2):
+        searcher = open_searcher(study)
+        for index in range(12):
+            config = suggest(searcher, f"{launch}-{index}")
+            thresholds.append(config["params"]["augment.threshold"])
+            run_whole(searcher, f"{launch}-{index}", config["params"]["augment.threshold"])
+        searcher.record.close()
+    assert len(set(thresholds)) == 24
+
+
+@pytest.mark.parametrize("sampler", [name for name in SAMPLERS if name != "grid"])
+def test_same_seed_gives_the_same_proposals(tmp_path: Path, sampler: str) -> None:
+    drawn = []
+    for copy in ("one", "two"):
+        (tmp_path / copy).mkdir()
+        searcher = open_searcher(make_study(tmp_path / copy, FLAT, 15, sampler))
+        drawn.append([])
+        for index in range(14):
+            config = suggest(searcher, str(index))
+            drawn[-1].append(config["params"])
+            run_whole(searcher, str(index), config["params"]["augment.threshold"])
+    assert drawn[0] == drawn[1]
+
+
+def test_nothing_that_is_stored_holds_a_pickle(tmp_path: Path) -> None:
+    searcher = open_searcher(
+        make_study(tmp_path, FLAT | {"optim.lr": {"type": "float", "low": 0.1, "high": 1}}, 20, "cmaes")
+    )
+    for index in range(20):
+        suggest(searcher, str(index))
+        run_whole(searcher, str(index), 0.5)
+    in_memory = [key for trial in searcher.proposer.trials() for key in trial.system_attrs]
+    assert any(key.startswith("cma:optimizer") for key in in_memory)
+    assert not any(key.startswith("cma:") for trial in searcher.record.load() for key in trial.system_attrs)
+
+
+def test_searcher_pickles_without_its_live_parts(tmp_path: Path) -> None:
+    searcher = open_searcher(make_study(tmp_path, FLAT, 3), Listener())
+    suggest(searcher, "a")
+    again = pickle.loads(pickle.dumps(searcher))
+    assert not hasattr(again, "record")
+    assert again.metric == OBJECTIVE
+    assert searcher.set_search_properties(None, None, {})
+
+
+def test_results_are_read_nested_and_flat() -> None:
+    report = {EPOCH: 2, "epochs": 3, OBJECTIVE: 0.5, "metrics": {OBJECTIVE: 0.5, "a/b": 1.0}, "scores": {"t": [0.1]}}
+    flat = {EPOCH: 2, "epochs": 3, OBJECTIVE: 0.5, f"metrics/{OBJECTIVE}": 0.5, "metrics/a/b": 1.0, "scores/t": [0.1]}
+    assert read_report(report) == read_report(flat) == report
+    assert read_report({"done": True}) is None
+    failure = {"kind": "oom", "message": "m", "traceback": "t"}
+    assert read_failure({"failure": failure}) == failure
+    assert read_failure({f"failure/{key}": value for key, value in failure.items()}) == failure
+    assert read_report(report | {"failure": failure}) is None
+    assert read_failure(report) is None
+
+
+def test_unknown_sampler_and_endless_grid_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="did you mean 'cmaes'"):
+        make_sampler("cma", 0)
+    space = load_space("threshold_patch", load_profile("cpu"))
+    with pytest.raises(ConfigError, match=r"augment.threshold is continuous"):
+        make_sampler("grid", 0, space=space)

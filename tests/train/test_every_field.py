@@ -1,0 +1,156 @@
+"""Every field of the configuration does something: changing it alone changes a step, a score or a report."""
+
+import shutil
+
+import pytest
+import torch
+
+from sctune.config import FIELD_NAMES, Task
+from sctune.errors import ConfigError, DataError
+from sctune.train.trainer import Trainer
+
+# field -> a value that differs from the tiny configuration's
+CHANGED = {
+    "data.n_anomalies": 6,
+    "data.balance": 0.5,
+    "data.selection": "seen",
+    "data.partition_seed": 1,
+    "data.group": r"(\w+/\w+/\d\d)\d\.png",
+    "data.image_size": 96,
+    "data.resize": "crop",
+    "data.selection_limit": 5,
+    "augment.kind": "none",
+    "augment.threshold": 0.7,
+    "augment.threshold_mode": "area",
+    "augment.grid_size": 5,
+    "augment.kernel": "official",
+    "augment.region": "salient",
+    "augment.refresh": "epoch",
+    "augment.paste_valid_only": False,
+    "augment.rotation_degrees": 10.0,
+    "augment.rotation_fill": "reflect",
+    "model.backbone": "resnet18",
+    "model.tap": "deep",
+    "model.weights": "imagenet",
+    "model.freeze": 3,
+    "model.n_scales": 2,
+    "model.patch_count": 3,
+    "model.patch_place": "diag",
+    "model.patch_size": "half",
+    "model.patch_per_sample": True,
+    "model.patch_evaluation": "random",
+    "model.top_k": 0.5,
+    "model.pyramid_interpolation": "bilinear",
+    "loss.margin": 3.0,
+    "loss.prior": "sampled",
+    "optim.lr": 1e-3,
+    "optim.weight_decay": 0.1,
+    "optim.step_fraction": 0.5,
+    "optim.gamma": 0.5,
+    "optim.clip_norm": 0.01,
+    "budget.epochs": 3,
+    "budget.iterations": 3,
+    "budget.batch_size": 9,
+    "runtime.precision": "bf16",
+    "seed": 1,
+}
+# what a field needs to be seen at all
+NEEDS = {
+    "data.resize": {"data.source": "wide"},
+    "model.tap": {"data.image_size": 128},
+    "model.n_scales": {"data.image_size": 128},
+    "model.pyramid_interpolation": {"model.n_scales": 2, "data.image_size": 128},
+    "model.backbone": {"model.freeze": 2},
+    "optim.step_fraction": {"optim.step_fraction": 1.0},
+    "optim.gamma": {"optim.step_fraction": 0.5},
+    "model.patch_place": {"model.patch_count": 2},
+}
+
+SHOWN_ELSEWHERE = {
+    "data.source": "test_source_and_category",
+    "data.category": "test_source_and_category",
+    "data.setting": "test_trainer.test_all_three_settings_train",
+    "data.known_class": "test_trainer.test_all_three_settings_train",
+    "data.skip_corrupt": "test_skip_corrupt",
+    "augment.on_flat": "test_saliencycut.test_constant_saliency",
+    "augment.allow_self": "test_batches.test_no_donor_is_its_own_receiver",
+    "model.heads": "one kind so far",
+    "runtime.device": "test_runtime",
+    "runtime.channels_last": "test_runtime",
+    "runtime.compile": "test_runtime",
+    "runtime.deterministic": "test_runtime",
+}
+
+
+def outcome(config):
+    """Reports, scores and state after two epochs, without times; a refusal counts too."""
+    trainer = Trainer(config)
+    reports = [trainer.run_epoch() for _ in range(min(2, config.budget.epochs))]
+    metrics = [{k: v for k, v in r.metrics.items() if k not in ("seconds", "images_per_second")} for r in reports]
+    return metrics, [dict(r.scores) for r in reports], [r.epochs for r in reports]
+
+
+def test_no_field_is_forgotten():
+    assert set(FIELD_NAMES) == set(CHANGED) | set(SHOWN_ELSEWHERE)
+
+
+@pytest.fixture(scope="module")
+def wide_folder(tmp_path_factory, image_folder):
+    from PIL import Image
+
+    target = tmp_path_factory.mktemp("wide") / "data"
+    shutil.copytree(image_folder, target)
+    for path in target.rglob("*.png"):
+        with Image.open(path) as image:
+            wide = image.resize((144, 72))
+        wide.save(path)
+    return target
+
+
+@pytest.mark.parametrize("field", sorted(CHANGED))
+def test_field_reaches_the_trainer(field, tiny, wide_folder):
+    needs = {k: str(wide_folder) if v == "wide" else v for k, v in NEEDS.get(field, {}).items()}
+    base = tiny.override(needs)
+    changed = base.override({field: CHANGED[field]})
+    assert outcome(base) != outcome(changed)
+
+
+def test_source_and_category(tiny, two_categories):
+    results = []
+    for category in ("first", "second"):
+        config = tiny.override({"data.source": str(two_categories), "data.category": category})
+        results.append(outcome(config))
+    assert results[0] != results[1] and results[0] != outcome(tiny)
+
+
+def test_skip_corrupt(tiny, tmp_path, image_folder):
+    root = tmp_path / "data"
+    shutil.copytree(image_folder, root)
+    (root / "train/good/003.png").write_bytes(b"no image")
+    config = tiny.override({"data.source": str(root)})
+    with pytest.raises(DataError, match=r"003\.png"):
+        Trainer(config)
+    trainer = Trainer(config.override({"data.skip_corrupt": True}))
+    assert trainer.skipped == ("train/good/003.png",)
+
+
+def test_runtime(tiny):
+    plain = Trainer(tiny)
+    weight = next(p for p in plain.detector.parameters() if p.dim() == 4 and p.shape[1] > 1 and p.shape[2] > 1)
+    assert weight.is_contiguous(memory_format=torch.channels_last)
+    assert torch.are_deterministic_algorithms_enabled()
+    other = Trainer(
+        tiny.override({"runtime.channels_last": False, "runtime.deterministic": False, "runtime.compile": True})
+    )
+    weight = next(p for p in other.detector.parameters() if p.dim() == 4 and p.shape[1] > 1 and p.shape[2] > 1)
+    assert weight.is_contiguous() and not torch.are_deterministic_algorithms_enabled()
+    assert type(other.step.forward).__name__ == "OptimizedModule" != type(plain.step.forward).__name__
+    if not torch.cuda.is_available():
+        with pytest.raises(ConfigError, match=r"runtime\.device='cuda:7'"):
+            Trainer(tiny.override({"runtime.device": "cuda:7"}))
+
+
+def test_task_wins_over_the_configuration(tiny, image_folder):
+    task = Task(source=str(image_folder), setting="hard", known_class="patch", seed=9)
+    config = Trainer(tiny.override({"data.selection": "auto"}), task).config
+    assert (config.seed, config.data.setting, config.data.known_class) == (9, "hard", "patch")

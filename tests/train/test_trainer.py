@@ -1,0 +1,139 @@
+"""The trainer: same seed same numbers, bit-exact continuation, saliency without side effects, every setting."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from sctune.config import Task
+from sctune.data.batches import stream
+from sctune.errors import CheckpointError, NonFiniteError
+from sctune.report import OBJECTIVE
+from sctune.train.trainer import Trainer
+
+TIMES = ("seconds", "images_per_second")
+
+
+def history(trainer):
+    """Everything that a run reports, without times."""
+    reports = list(trainer.fit())
+    return [({k: v for k, v in r.metrics.items() if k not in TIMES}, dict(r.scores)) for r in reports]
+
+
+def test_same_seed_same_numbers(tiny):
+    assert history(Trainer(tiny)) == history(Trainer(tiny))
+
+
+def test_same_seed_same_numbers_in_another_process(tiny):
+    code = (
+        "import sys, json; from sctune.config import TrialConfig; from sctune.train.trainer import Trainer\n"
+        "trainer = Trainer(TrialConfig.load(json.load(sys.stdin)))\n"
+        "print(json.dumps([r.scores for r in trainer.fit()]))"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code], input=tiny.model_dump_json(), capture_output=True, text=True, check=True
+    )
+    import json
+
+    assert json.loads(run.stdout) == [scores for _, scores in history(Trainer(tiny))]
+
+
+@pytest.mark.parametrize("refresh", ["iteration", "epoch"])
+def test_continued_after_any_epoch_equals_uninterrupted(tiny, refresh):
+    config = tiny.override({"budget.epochs": 3, "augment.refresh": refresh, "model.patch_evaluation": "random"})
+    whole = history(Trainer(config))
+    for cut in (1, 2):
+        first = Trainer(config)
+        for _ in range(cut):
+            first.run_epoch()
+        tensors, meta = first.state()
+        later = Trainer(config)
+        later.load_state(tensors, meta)
+        assert history(later) == whole[cut:]
+
+
+def test_a_checkpoint_of_another_configuration_is_refused(tiny):
+    tensors, meta = Trainer(tiny).state()
+    with pytest.raises(CheckpointError, match="config differs"):
+        Trainer(tiny.override({"optim.lr": 1e-3})).load_state(tensors, meta)
+    with pytest.raises(CheckpointError, match="task differs"):
+        Trainer(
+            tiny,
+            Task(source=tiny.data.source, seed=tiny.seed, category=None, fold=0, folds=2),
+            split=Trainer(tiny).split,
+        ).load_state(tensors, meta)
+
+
+def test_saliency_leaves_the_model_untouched(tiny):
+    trainer = Trainer(tiny)
+    trainer.detector.train()
+    before = {name: value.clone() for name, value in trainer.detector.state_dict().items()}
+    images = torch.rand(3, 3, 64, 64)
+    gradient, _ = trainer.step.saliency_gradient(images, 0)
+    assert gradient.shape == images.shape and gradient.abs().sum() > 0
+    assert all(torch.equal(before[name], value) for name, value in trainer.detector.state_dict().items())
+    assert all(weight.grad is None for weight in trainer.detector.parameters())
+    assert trainer.detector.training and trainer.detector.anomaly.training
+    trained = [w.requires_grad for w in trainer.detector.parameters()]
+    assert any(trained) and not all(trained)
+
+
+def test_saliency_of_donors_alone_equals_that_of_the_whole_batch(tiny):
+    trainer = Trainer(tiny)
+    images = torch.rand(6, 3, 64, 64)
+    whole, _ = trainer.step.saliency_gradient(images, 5)
+    part, _ = trainer.step.saliency_gradient(images[2:4], 5)
+    assert torch.allclose(whole[2:4], part, rtol=1e-4, atol=1e-7)
+
+
+def test_loss_falls_and_anomalies_are_found(tiny):
+    config = tiny.override(
+        {"budget.epochs": 8, "budget.iterations": 6, "optim.lr": 1e-3, "model.freeze": 0, "optim.step_fraction": 1.0}
+    )
+    reports = list(Trainer(config).fit())
+    assert reports[-1].metrics["loss"] < reports[0].metrics["loss"]
+    assert all(0 <= r.value <= 1 for r in reports)
+
+
+def test_mean_pasted_share_rises_with_the_threshold(tiny):
+    shares = []
+    for threshold in (0.2, 0.4, 0.6, 0.8):
+        trainer = Trainer(tiny.override({"augment.threshold": threshold, "budget.epochs": 1, "budget.iterations": 3}))
+        shares.append(trainer.run_epoch().metrics["pasted_fraction"])
+    assert all(low < high for low, high in zip(shares, shares[1:], strict=False)), shares
+
+
+@pytest.mark.parametrize("setting", ["general", "hard", "anomaly-free"])
+def test_all_three_settings_train(tiny, setting):
+    known = "spot" if setting == "hard" else None
+    config = tiny.override({"data.setting": setting, "data.known_class": known, "data.selection": "auto"})
+    trainer = Trainer(config)
+    last = history(trainer)[-1][0]
+    assert 0 <= last[OBJECTIVE] <= 1
+    if setting == "anomaly-free":
+        makers = [last[f"selection_auroc_{name}"] for name in ("perlin", "warp", "blur")]
+        assert last[OBJECTIVE] == pytest.approx(np.mean(makers))
+        assert "selection_auroc_real" not in last
+    if setting == "hard":
+        assert {f.kind for f in trainer.split.train} == {"good", "spot"}
+        assert "spot" not in {f.kind for f in trainer.split.test}
+
+
+def test_a_loss_that_is_no_number_ends_the_trial(tiny):
+    with pytest.raises(NonFiniteError, match="epoch 1"):
+        Trainer(
+            tiny.override({"optim.lr": 1.0, "optim.clip_norm": 1e30, "budget.iterations": 40, "loss.margin": 1e38})
+        ).run_epoch()
+
+
+def test_learning_rate_follows_the_fraction_of_the_epochs(tiny):
+    config = tiny.override({"budget.epochs": 6, "budget.iterations": 1, "optim.step_fraction": 0.5, "optim.gamma": 0.1})
+    rates = [metrics["lr"] for metrics, _ in history(Trainer(config))]
+    assert rates == pytest.approx([2e-4] * 3 + [2e-5] * 3)
+
+
+def test_streams_are_independent_of_each_other():
+    draws = {float(torch.rand(1, generator=stream(1, name, step))) for name in "ab" for step in range(5)}
+    assert len(draws) == 10
