@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sctune import __version__
+from sctune import cli_options as opt
 from sctune.config import parse_assignments
 from sctune.errors import ConfigError, SctuneError, StudyError
 from sctune.paths import cache_folder, studies_folder
@@ -54,61 +55,37 @@ def main() -> None:
 
 @app.command(epilog="Example: sctune search --space threshold_patch --data elpv --trials 12")
 def search(
-    space: Annotated[str, typer.Option(help="Shipped space (see `sctune spaces`) or a YAML file.")] = "threshold_patch",
-    name: Annotated[str | None, typer.Option(help="Study name; default: space, date and time.")] = None,
-    profile: Annotated[
-        str | None, typer.Option(help="smoke, cpu, gpu or paper; default: what the machine has.")
-    ] = None,
-    data: Annotated[str | None, typer.Option(help="elpv, a folder (MVTec layout or ok/ + nok/) or a CSV file.")] = None,
-    normal: Annotated[str | None, typer.Option(help="Folder of normal images, with --anomalous.")] = None,
-    anomalous: Annotated[str | None, typer.Option(help="Folder of anomalous images, with --normal.")] = None,
-    category: Annotated[
-        list[str] | None, typer.Option(help="Sub-folder of the data; repeat for several tasks.")
-    ] = None,
-    setting: Annotated[str, typer.Option(help="general, hard or anomaly-free.")] = "general",
-    known_class: Annotated[
-        list[str] | None, typer.Option(help="Anomaly class seen in training (hard setting).")
-    ] = None,
-    n_anomalies: Annotated[str | None, typer.Option(help="Labelled anomalies trained on: a number or all.")] = None,
-    seeds: Annotated[
-        str | None, typer.Option(help="Comma-separated seeds; a trial is scored over all of them.")
-    ] = None,
-    selection: Annotated[
-        str, typer.Option(help="What decides: auto, extra, seen, proxy or test (paper's way).")
-    ] = "auto",
-    partition_seed: Annotated[int, typer.Option(help="Draws the development and the test pool.")] = 0,
-    trials: Annotated[int | None, typer.Option(min=1, help="Number of trials; default: the profile's.")] = None,
-    time_budget: Annotated[str | None, typer.Option(help="For example 90s, 30m, 2h; over all launches.")] = None,
-    sampler: Annotated[str | None, typer.Option(help="tpe, gp, cmaes, nsga2, qmc, random or grid.")] = None,
-    sampler_seed: Annotated[int, typer.Option(help="Seed of the sampler.")] = 0,
-    scheduler: Annotated[str | None, typer.Option(help="asha, hyperband, median or none.")] = None,
-    gpus_per_trial: Annotated[
-        float | None, typer.Option(min=0, help="Fractions share a GPU; default: one each.")
-    ] = None,
-    cpus_per_trial: Annotated[float | None, typer.Option(min=0.01, help="CPU cores (threads) of a trial.")] = None,
-    max_concurrent: Annotated[int | None, typer.Option(min=1, help="Trials at a time; default: all that fit.")] = None,
-    assignments: Annotated[
-        list[str] | None, typer.Option("--set", help="key=value of the configuration; repeatable.")
-    ] = None,
-    skip_corrupt: Annotated[bool, typer.Option("--skip-corrupt", help="Leave out unreadable images.")] = False,
+    space: opt.Space = "threshold_patch",
+    name: opt.Name = None,
+    profile: opt.Profile = None,
+    data: opt.Data = None,
+    normal: opt.Normal = None,
+    anomalous: opt.Anomalous = None,
+    category: opt.Category = None,
+    setting: opt.Setting = "general",
+    known_class: opt.KnownClass = None,
+    n_anomalies: opt.NAnomalies = None,
+    seeds: opt.Seeds = None,
+    selection: opt.Selection = "auto",
+    partition_seed: opt.PartitionSeed = 0,
+    trials: opt.Trials = None,
+    time_budget: opt.TimeBudget = None,
+    sampler: opt.Sampler = None,
+    sampler_seed: opt.SamplerSeed = 0,
+    scheduler: opt.Scheduler = None,
+    gpus_per_trial: opt.GpusPerTrial = None,
+    cpus_per_trial: opt.CpusPerTrial = None,
+    max_concurrent: opt.MaxConcurrent = None,
+    assignments: opt.Assignments = None,
+    skip_corrupt: opt.SkipCorrupt = False,
     study_root: StudyRoot = None,
-    storage_path: Annotated[
-        str | None, typer.Option(help="Checkpoints: a folder or s3:// URI that all nodes see.")
-    ] = None,
-    tracking_uri: Annotated[
-        str | None, typer.Option(help="MLflow server or store; default: a local SQLite file.")
-    ] = None,
-    storage: Annotated[
-        str | None, typer.Option(help="Optuna storage URL; default: SQLite in the study folder.")
-    ] = None,
-    address: Annotated[str | None, typer.Option(help="Ray cluster, or auto; default: this machine.")] = None,
-    checkpoint_interval: Annotated[
-        float, typer.Option(min=0, help="Seconds between checkpoints besides rungs.")
-    ] = 60.0,
-    keep_best: Annotated[int, typer.Option(min=1, help="Full runs that keep their checkpoint.")] = 3,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the plan and what it costs; start nothing.")
-    ] = False,
+    storage_path: opt.StoragePath = None,
+    tracking_uri: opt.TrackingUri = None,
+    storage: opt.Storage = None,
+    address: opt.Address = None,
+    checkpoint_interval: opt.CheckpointInterval = 60.0,
+    keep_best: opt.KeepBest = 3,
+    dry_run: opt.DryRun = False,
     as_json: AsJson = False,
 ) -> None:
     """Search a space: train, compare, stop early, and log every trial and the best model to MLflow."""

@@ -12,7 +12,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "sctune"
 FLOORS = (
-    {"cli", "__main__"},
+    {"cli", "cli_options", "__main__"},
     {"search", "deploy", "doctor"},
     {"tracking", "trial"},
     {"train"},

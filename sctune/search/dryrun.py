@@ -74,9 +74,10 @@ def dry_run(options: SearchOptions) -> DryRun:
 def plan_lines(plan: Plan, resources: Resources) -> list[str]:
     """The plan in words, shown before every search."""
     manifest, base = plan.manifest, plan.space.base
-    size = plan.space.size()
+    points = plan.space.size()
+    size = "continuous" if points is None else f"{points} points"
     lines = [
-        f"study {manifest.name}: space {manifest.space['name']} ({'continuous' if size is None else f'{size} points'}), "
+        f"study {manifest.name}: space {manifest.space['name']} ({size}), "
         f"profile {manifest.profile}, {manifest.trials} trials, sampler {manifest.sampler}, "
         f"scheduler {manifest.scheduler.name}",
         *(f"  {parameter.name}: {parameter.describe()}" for parameter in plan.space.parameters),

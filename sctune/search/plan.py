@@ -1,4 +1,4 @@
-"""From options to a plan: every check that can be made before a study exists, and nothing written but the image cache."""
+"""From options to a plan: all checks before a study exists; nothing is written but the image cache."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import itertools
 import subprocess
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from sctune.config import Task, TrialConfig, load_profile, search_defaults
 from sctune.data.catalog import DataSet, open_dataset
 from sctune.data.images import ImageCache, data_digest
 from sctune.data.split import Split, make_split, selection_subset, split_for
-from sctune.errors import ConfigError, DataError, StudyError
+from sctune.errors import ConfigError, StudyError
 from sctune.model.weights import file_sha256, resolve_weights
 from sctune.paths import cache_folder, home, studies_folder
 from sctune.search.options import SearchOptions
@@ -67,8 +68,7 @@ def make_plan(options: SearchOptions, has_gpu: bool) -> Plan:
     tracking = resolve_tracking_uri(options.tracking_uri, home())
     check_tracking(tracking)
     skipped = _decode(splits, space.base)
-    defaults = search_defaults(profile)
-    sampler = options.sampler or ("grid" if space.is_grid else defaults.sampler)
+    sampler = options.sampler or ("grid" if space.is_grid else search_defaults(profile).sampler)
     make_sampler(sampler, options.sampler_seed, space=space)
     scheduler, warnings = _scheduler(options, profile, sampler, space)
     warnings += [line for split in splits.values() for line in split.warnings]
@@ -76,30 +76,44 @@ def make_plan(options: SearchOptions, has_gpu: bool) -> Plan:
         warnings.append(
             "the objective is a proxy (pseudo anomalies); it has not been shown to predict detection of real ones"
         )
-    first = next(iter(datasets.values()))
-    manifest = StudyManifest(
-        name=name,
+    asked = _Asked(name, profile, sampler, scheduler, selection, tracking, str(root / name))
+    manifest = _manifest(options, asked, space, tasks, _data_spec(datasets, splits))
+    return Plan(manifest, space, splits, root, skipped, tuple(dict.fromkeys(warnings)))
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What options, profile and space together decided."""
+
+    name: str
+    profile: str
+    sampler: str
+    scheduler: SchedulerSpec
+    selection: SelectionSpec
+    tracking_uri: str
+    folder: str
+
+
+def _manifest(options: SearchOptions, asked: _Asked, space: Space, tasks: list[Task], data: DataSpec) -> StudyManifest:
+    defaults = search_defaults(asked.profile)
+    points = space.size() if asked.sampler == "grid" else None
+    return StudyManifest(
+        name=asked.name,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         space=space.to_dict(),
-        profile=profile,
+        profile=asked.profile,
         config=space.base.model_dump(),
         tasks=tuple(tasks),
-        sampler=sampler,
+        sampler=asked.sampler,
         sampler_seed=options.sampler_seed,
-        scheduler=scheduler,
-        trials=options.trials or (space.size() if sampler == "grid" else None) or defaults.trials,
-        selection=selection,
+        scheduler=asked.scheduler,
+        trials=options.trials or points or defaults.trials,
+        selection=asked.selection,
         partition_seed=options.partition_seed,
         folds=defaults.folds,
-        data=DataSpec(
-            name=first.name,
-            digest=_digest(datasets, splits),
-            counts=next(iter(splits.values())).summary(),
-            licence=first.licence or None,
-            attribution=first.attribution,
-        ),
-        storage_path=_storage(options.storage_path, root / name),
-        tracking_uri=tracking,
+        data=data,
+        storage_path=_storage(options.storage_path, Path(asked.folder)),
+        tracking_uri=asked.tracking_uri,
         storage_url=options.storage,
         keep_best=options.keep_best,
         checkpoint_interval=options.checkpoint_interval,
@@ -109,7 +123,6 @@ def make_plan(options: SearchOptions, has_gpu: bool) -> Plan:
         versions=package_versions(),
         git_commit=git_commit(),
     )
-    return Plan(manifest, space, splits, root, skipped, tuple(dict.fromkeys(warnings)))
 
 
 def weights_files(space: Space) -> dict[str, Path]:
@@ -256,12 +269,23 @@ def _decode(splits: dict[str, Split], config: TrialConfig) -> tuple[str, ...]:
     return tuple(dict.fromkeys(skipped))
 
 
-def _digest(datasets: dict[str | None, DataSet], splits: dict[str, Split]) -> str:
-    split = next(iter(splits.values()))
-    data = next(iter(datasets.values()))
-    if not data.files:
-        raise DataError(f"{data.name} holds no images")
-    return data_digest(split.root, [file.path for file in split.development])
+def _data_spec(datasets: dict[str | None, DataSet], splits: dict[str, Split]) -> DataSpec:
+    """The first task's data set; the digest covers the development files of all tasks."""
+    first, split = next(iter(datasets.values())), next(iter(splits.values()))
+    digests: dict[tuple[str, tuple[str, ...]], str] = {}
+    for one in splits.values():
+        paths = tuple(file.path for file in one.development)
+        digests.setdefault((str(one.root), paths), data_digest(one.root, paths))
+    joined = (
+        next(iter(digests.values())) if len(digests) == 1 else sha256("".join(digests.values()).encode()).hexdigest()
+    )
+    return DataSpec(
+        name=first.name,
+        digest=joined,
+        counts=split.summary(),
+        licence=first.licence or None,
+        attribution=first.attribution,
+    )
 
 
 def _scheduler(options: SearchOptions, profile: str, sampler: str, space: Space) -> tuple[SchedulerSpec, list[str]]:

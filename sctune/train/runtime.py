@@ -18,7 +18,8 @@ def resolve_device(name: str) -> torch.device:
     device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(
-            f"runtime.device={name!r}: this machine shows {torch.cuda.device_count()} GPUs; use runtime.device=auto or cpu"
+            f"runtime.device={name!r}: this machine shows {torch.cuda.device_count()} GPUs; "
+            "use runtime.device=auto or cpu"
         )
     return device
 

@@ -19,9 +19,9 @@ from sctune.train.trainer import Trainer
 
 
 def train_one(config: TrialConfig, out: Path | None, test: bool, say: Callable[[list[str]], None]) -> dict[str, Any]:
-    """Train to the end; a dictionary of metrics and the configuration. `test` scores the test pool once, afterwards.
+    """Train to the end; gives metrics and the configuration. `test` scores the test pool once, afterwards.
 
-    out: a new folder for model.safetensors, config.json, metrics.json and scores.csv. Raises ConfigError where it exists.
+    out: a new folder for model.safetensors, config.json, metrics.json and scores.csv; ConfigError where it exists.
     """
     if out is not None and out.exists():
         raise ConfigError(f"--out {out} exists; give a new folder")

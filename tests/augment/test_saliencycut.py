@@ -1,5 +1,7 @@
 """What SaliencyCut pastes: Algorithm 1, its switches, and constant maps."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -40,7 +42,7 @@ def test_pasted_pixels_are_the_donors_and_the_others_the_receivers():
 
 def test_pasted_share_rises_with_the_threshold():
     shares = [make(AugmentConfig(grid_size=8, threshold=t / 10)).pasted.float().mean().item() for t in range(2, 9)]
-    assert all(low < high for low, high in zip(shares, shares[1:], strict=False))
+    assert all(low < high for low, high in pairwise(shares))
 
 
 def test_salient_region_is_the_complement():

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -102,7 +103,7 @@ def test_mean_pasted_share_rises_with_the_threshold(tiny):
     for threshold in (0.2, 0.4, 0.6, 0.8):
         trainer = Trainer(tiny.override({"augment.threshold": threshold, "budget.epochs": 1, "budget.iterations": 3}))
         shares.append(trainer.run_epoch().metrics["pasted_fraction"])
-    assert all(low < high for low, high in zip(shares, shares[1:], strict=False)), shares
+    assert all(low < high for low, high in pairwise(shares)), shares
 
 
 @pytest.mark.parametrize("setting", ["general", "hard", "anomaly-free"])

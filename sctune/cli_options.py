@@ -1,0 +1,38 @@
+"""The options of `sctune search`: name, type and help, one line each."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+Space = Annotated[str, typer.Option(help="Shipped space (see `sctune spaces`) or a YAML file.")]
+Name = Annotated[str | None, typer.Option(help="Study name; default: space, date and time.")]
+Profile = Annotated[str | None, typer.Option(help="smoke, cpu, gpu or paper; default: what the machine has.")]
+Data = Annotated[str | None, typer.Option(help="elpv, a folder (MVTec layout or ok/ + nok/) or a CSV file.")]
+Normal = Annotated[str | None, typer.Option(help="Folder of normal images, with --anomalous.")]
+Anomalous = Annotated[str | None, typer.Option(help="Folder of anomalous images, with --normal.")]
+Category = Annotated[list[str] | None, typer.Option(help="Sub-folder of the data; repeat for several tasks.")]
+Setting = Annotated[str, typer.Option(help="general, hard or anomaly-free.")]
+KnownClass = Annotated[list[str] | None, typer.Option(help="Anomaly class seen in training (hard setting).")]
+NAnomalies = Annotated[str | None, typer.Option(help="Labelled anomalies trained on: a number or all.")]
+Seeds = Annotated[str | None, typer.Option(help="Comma-separated seeds; a trial is scored over all of them.")]
+Selection = Annotated[str, typer.Option(help="What decides: auto, extra, seen, proxy or test (paper's way).")]
+PartitionSeed = Annotated[int, typer.Option(help="Draws the development and the test pool.")]
+Trials = Annotated[int | None, typer.Option(min=1, help="Number of trials; default: the profile's.")]
+TimeBudget = Annotated[str | None, typer.Option(help="For example 90s, 30m, 2h; over all launches.")]
+Sampler = Annotated[str | None, typer.Option(help="tpe, gp, cmaes, nsga2, qmc, random or grid.")]
+SamplerSeed = Annotated[int, typer.Option(help="Seed of the sampler.")]
+Scheduler = Annotated[str | None, typer.Option(help="asha, hyperband, median or none.")]
+GpusPerTrial = Annotated[float | None, typer.Option(min=0, help="Fractions share a GPU; default: one each.")]
+CpusPerTrial = Annotated[float | None, typer.Option(min=0.01, help="CPU cores (threads) of a trial.")]
+MaxConcurrent = Annotated[int | None, typer.Option(min=1, help="Trials at a time; default: all that fit.")]
+Assignments = Annotated[list[str] | None, typer.Option("--set", help="key=value of the configuration; repeatable.")]
+SkipCorrupt = Annotated[bool, typer.Option("--skip-corrupt", help="Leave out unreadable images.")]
+StoragePath = Annotated[str | None, typer.Option(help="Checkpoints: a folder or s3:// URI that all nodes see.")]
+TrackingUri = Annotated[str | None, typer.Option(help="MLflow server or store; default: a local SQLite file.")]
+Storage = Annotated[str | None, typer.Option(help="Optuna storage URL; default: SQLite in the study folder.")]
+Address = Annotated[str | None, typer.Option(help="Ray cluster, or auto; default: this machine.")]
+CheckpointInterval = Annotated[float, typer.Option(min=0, help="Seconds between checkpoints besides rungs.")]
+KeepBest = Annotated[int, typer.Option(min=1, help="Full runs that keep their checkpoint.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and what it costs; start nothing.")]
