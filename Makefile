@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help env search test test-all check format bench wheel
+.PHONY: help env bin search test test-all check format bench wheel
 
 PYTHON ?= python3
 # more options for pip, for example --extra-index-url of a build of torch without CUDA
@@ -45,6 +45,9 @@ env: ## make the Python environment if it is missing (about 7 GB with CUDA libra
 		$(PIP) install --quiet --no-deps --no-build-isolation -e .; \
 		echo "$$clone" > "$(VENV)/.clone"; \
 	fi
+
+bin: ## where the environment's commands are: PATH="$$(make -s bin):$$PATH"
+	@echo "$(BIN)"
 
 search: env ## run the main job: search saliency threshold and patch count on real solar cells
 	@PATH="$(BIN):$$PATH" sctune search --space threshold_patch $(ARGS)

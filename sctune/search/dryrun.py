@@ -11,6 +11,7 @@ from sctune.search.cluster import Resources
 from sctune.search.driver import prepare, session
 from sctune.search.options import SearchOptions
 from sctune.search.plan import Plan
+from sctune.search.progress import duration
 
 
 @dataclass(frozen=True)
@@ -30,8 +31,7 @@ class DryRun:
         return [
             *plan_lines(self.plan, self.resources),
             f"one step {self.step_seconds:.2f} s, one epoch with scoring {self.epoch_seconds:.1f} s",
-            f"expected time: at most {self.study_seconds / 60:.0f} min "
-            "(every trial to the end; early stopping saves a part)",
+            f"expected time: at most {duration(self.study_seconds)}, less what early stopping saves",
             f"disk: {self.checkpoint_bytes / 2**20:.0f} MiB per checkpoint, {self.study_bytes / 2**20:.0f} MiB in all",
         ]
 

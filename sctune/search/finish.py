@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import optuna
+import yaml
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
 from safetensors.torch import save_file
@@ -134,7 +136,7 @@ def _best_model(
 
 
 def _pictures(trainer: Trainer, labels: list[int], folder: Path, attribution: str | None) -> dict[str, float]:
-    """ROC curve, score histogram and gallery of the selection split; gives the score of each selection image."""
+    """ROC curve, score histogram, gallery, scores and configuration; gives the score of each selection image."""
     folder.mkdir(exist_ok=True)
     scores = trainer.detector.score_images(trainer.selection.images)
     if any(labels):
@@ -143,6 +145,10 @@ def _pictures(trainer: Trainer, labels: list[int], folder: Path, attribution: st
     if trainer.config.augment.kind == "saliencycut":
         rows = [plots.GalleryRow(*_fields(example)) for example in pseudo_examples(trainer)]
         plots.gallery(rows, folder / "pseudo_anomalies.png", attribution)
+    (folder / "config.yaml").write_text(yaml.safe_dump(trainer.config.model_dump(), sort_keys=False), encoding="utf-8")
+    with (folder / "selection_scores.csv").open("w", newline="", encoding="utf-8") as stream:
+        columns = (trainer.selection.paths, labels, scores.tolist())
+        csv.writer(stream).writerows([("path", "label", "score"), *zip(*columns, strict=True)])
     return dict(zip(trainer.selection.paths, scores.tolist(), strict=True))
 
 

@@ -87,7 +87,14 @@ class SearchProgress:
         if not self.seconds:
             return "expected time after the first trial"
         seconds = left * sum(self.seconds) / len(self.seconds) / self.concurrent
-        return f"about {seconds / 60:.0f} min left" if seconds >= 90 else f"about {seconds:.0f} s left"
+        return f"about {duration(seconds)} left"
+
+
+def duration(seconds: float) -> str:
+    """A time for people: seconds below 90, then minutes, from two hours on hours."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def short(params: dict[str, Any]) -> str:

@@ -14,6 +14,7 @@ from optuna.trial import FrozenTrial
 from sctune.report import OBJECTIVE
 from sctune.search.leaderboard import TrialRow, best_row, leaderboard
 from sctune.search.noise import MIN_GAP, auroc_difference_se, auroc_se
+from sctune.search.progress import duration
 from sctune.search.study import Study
 
 
@@ -190,7 +191,7 @@ def summary_lines(result: StudyResult) -> list[str]:
     lines = [
         f"study {result.name}: "
         + ", ".join(f"{count} {state}" for state, count in counts.items() if count)
-        + f" in {result.seconds / 60:.1f} min; early stopping saved {100 * result.saved_share:.0f} % of the epochs"
+        + f" in {duration(result.seconds)}; early stopping saved {100 * result.saved_share:.0f} % of the epochs"
     ]
     if result.exhausted:
         lines.append(result.exhausted)
