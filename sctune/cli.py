@@ -10,7 +10,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 import yaml
@@ -43,14 +43,27 @@ StudyRoot = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 messages = Console(stderr=True)
 
+# typer carries its own click, whose errors it does not name; this is the base of those about the command line
+USAGE_ERROR: Any = typer.BadParameter.__mro__[1]
+
 
 def main() -> None:
     """Entry point of `sctune`."""
     try:
-        app()
+        sys.exit(app(standalone_mode=False))
     except SctuneError as problem:
-        messages.print(f"sctune: {problem}", style="red", markup=False, highlight=False, soft_wrap=True)
-        sys.exit(problem.exit_code)
+        _complain(str(problem), problem.exit_code)
+    except USAGE_ERROR as problem:
+        if len(sys.argv) < 3 and not str(problem):
+            problem.show()  # no arguments at all: the help
+            sys.exit(2)
+        place = problem.ctx.command_path if problem.ctx is not None else "sctune"
+        _complain(f"{' '.join(problem.format_message().split()).rstrip('.')}; see `{place} --help`", 2)
+
+
+def _complain(text: str, code: int) -> NoReturn:
+    messages.print(f"sctune: {text}", style="red", markup=False, highlight=False, soft_wrap=True)
+    sys.exit(code)
 
 
 @app.command(epilog="Example: sctune search --space threshold_patch --data elpv --trials 12")

@@ -18,6 +18,8 @@ RAY_ENVIRONMENT = {
     # our record and tracking take the place of Tune's loggers and snapshots, which cost half of the throughput
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_GLOBAL_CHECKPOINT_S": "86400",
+    # the driver's own handlers stop a launch; Tune's leaves the searcher untold
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }

@@ -41,24 +41,38 @@ def run_search(options: SearchOptions, console: Console | None = None, on_plan: 
     left behind), AllTrialsFailedError when no trial succeeded.
     """
     started = time.monotonic()
-    with session(options.address):
-        plan, resources = prepare(options)
-        from sctune.search.study import Study
+    from sctune.search.study import Study
 
+    with planned(options) as (plan, resources):
         if on_plan is not None:
             on_plan(plan, resources)
         study = Study.create(plan.study_root, plan.manifest)
-        return _launch(study, plan.space, plan.splits, resources, options.time_budget_s, console, started)
+        with study.lock():
+            return _launch(study, plan.space, plan.splits, resources, options.time_budget_s, console, started)
 
 
-def prepare(options: SearchOptions) -> tuple[Plan, Resources]:
-    """Check everything and plan the resources; needs a session. Writes nothing but the image cache."""
-    import ray
+@contextmanager
+def planned(options: SearchOptions) -> Iterator[tuple[Plan, Resources]]:
+    """A plan that passed all checks, and the session that it was made for. Writes nothing but the image cache.
+
+    Without an address the checks come before Ray is started, so that bad input is told at once.
+    """
+    import torch
 
     from sctune.search.plan import make_plan
+
+    plan = make_plan(options, has_gpu=torch.cuda.is_available()) if options.address is None else None
+    with session(options.address):
+        if plan is None:
+            import ray
+
+            plan = make_plan(options, has_gpu=ray.cluster_resources().get("GPU", 0) > 0)
+        yield _with_resources(plan, options)
+
+
+def _with_resources(plan: Plan, options: SearchOptions) -> tuple[Plan, Resources]:
     from sctune.search.study import ResourceSpec
 
-    plan = make_plan(options, has_gpu=ray.cluster_resources().get("GPU", 0) > 0)
     wanted = plan.manifest.resources
     resources = plan_resources(wanted.cpus, options.gpus_per_trial, options.max_concurrent)
     if options.address is not None or resources.nodes > 1:
@@ -87,17 +101,21 @@ def resume(
     from sctune.search.study import Study
     from sctune.tracking.server import check_tracking
 
-    study = Study.open(study_root or studies_folder(), name)
-    with session(address):
+    root = (study_root or studies_folder()).expanduser().absolute()
+    with Study.open(root, name).lock():
+        # read again: the driver that held the lock a moment ago may have written the manifest
+        study = Study.open(root, name)
         splits = study_splits(study.manifest)
         check_tracking(study.manifest.tracking_uri)
-        if more_trials:
-            study.with_trials(study.manifest.trials + more_trials)
-        asked = study.manifest.resources
-        resources = plan_resources(asked.cpus, asked.gpus, max_concurrent)
-        if address is not None or resources.nodes > 1:
-            check_nodes(study.manifest.storage_path, study.manifest.versions)
-        return _launch(study, study.manifest.build_space(), splits, resources, time_budget_s, console, started)
+        seconds_left = _budget_left(study, time_budget_s)
+        with session(address):
+            asked = study.manifest.resources
+            resources = plan_resources(asked.cpus, asked.gpus, max_concurrent)
+            if address is not None or resources.nodes > 1:
+                check_nodes(study.manifest.storage_path, study.manifest.versions)
+            if more_trials:
+                study.with_trials(study.manifest.trials + more_trials)
+            return _launch(study, study.manifest.build_space(), splits, resources, seconds_left, console, started)
 
 
 @contextmanager
@@ -118,44 +136,46 @@ def _launch(
     space: Space,
     splits: dict[str, Split],
     resources: Resources,
-    time_budget_s: float | None,
+    seconds_left: float | None,
     console: Console | None,
     started: float,
 ) -> StudyResult:
+    """One launch; the caller holds the study's lock. seconds_left: what is left of the time budget."""
     from sctune.search.finish import finish
     from sctune.search.progress import SearchProgress
+    from sctune.search.replay import replay_killed
     from sctune.search.retention import CheckpointKeeper
     from sctune.search.searcher import StudySearcher
     from sctune.tracking.callback import TrackingCallback
     from sctune.tracking.writer import Writer
 
     manifest = study.manifest
-    with study.lock():
-        record = study.record
-        writer = Writer(manifest.tracking_uri, study.folder / "tracking.jsonl")
-        try:
-            trials = record.load()
-            tracking = TrackingCallback(writer, _facts(study, splits))
-            progress = SearchProgress(
-                manifest.trials,
-                space.base.budget.epochs,
-                resources.concurrent,
-                {state: sum(t.state.name == state for t in trials) for state in ("COMPLETE", "PRUNED", "FAIL")},
-                console or Console(stderr=True),
-            )
-            keeper = CheckpointKeeper(manifest.storage_path, manifest.keep_best, trials)
-            searcher = StudySearcher(manifest, space, record, [tracking, keeper, progress])
-            study.add_launch(_now())
-            tracking.on_study_start()
-            with progress, _stop_signals(searcher, _budget_left(study, time_budget_s)):
-                _tune(study, space, splits, resources, searcher)
-            keeper.close()
-            record.flush()
-            result = finish(study, splits, searcher, tracking, writer, time.monotonic() - started)
-            study.end_launch(_now(), "stopped" if result.stopped else "done")
-        finally:
-            writer.close()
-            record.close()
+    record = study.record
+    writer = Writer(manifest.tracking_uri, study.folder / "tracking.jsonl")
+    try:
+        trials = record.load()
+        tracking = TrackingCallback(writer, _facts(study, splits))
+        progress = SearchProgress(
+            manifest.trials,
+            space.base.budget.epochs,
+            resources.concurrent,
+            {state: sum(t.state.name == state for t in trials) for state in ("COMPLETE", "PRUNED", "FAIL")},
+            console or Console(stderr=True),
+        )
+        keeper = CheckpointKeeper(manifest.storage_path, manifest.keep_best, trials)
+        searcher = StudySearcher(manifest, space, record, [tracking, keeper, progress])
+        study.add_launch(_now())
+        tracking.on_study_start()
+        replay_killed(manifest, trials, tracking)
+        with progress, _stop_signals(searcher, seconds_left):
+            _tune(study, space, splits, resources, searcher)
+        keeper.close()
+        record.flush()
+        result = finish(study, splits, searcher, tracking, writer, time.monotonic() - started)
+        study.end_launch(_now(), "stopped" if result.stopped else "done")
+    finally:
+        writer.close()
+        record.close()
     if result.rows and all(row.state == "FAIL" for row in result.rows):
         causes = {row.failure["message"] for row in result.rows if row.failure}
         raise AllTrialsFailedError(
@@ -234,23 +254,25 @@ def _trial_name(trial: Any) -> str:
 def _stop_signals(searcher: StudySearcher, budget_s: float | None) -> Iterator[None]:
     """SIGINT, SIGTERM and the end of the time budget stop the launch cleanly; a second signal ends it at once.
 
-    Tune installs its own SIGINT handler while it runs, so the others are turned into SIGINT; the searcher is told
-    beforehand. Must be entered after ray.init, which replaces handlers.
+    Tune ends its loop on SIGUSR1 (RAY_ENVIRONMENT keeps its hands off SIGINT), so the searcher can be told first.
+    Must be entered after ray.init, which replaces handlers.
     """
 
-    def stop(number: int, _frame: Any) -> None:
-        searcher.stopping = True
-        if number != signal.SIGINT:
-            os.kill(os.getpid(), signal.SIGINT)
+    def stop(_number: int, _frame: Any) -> None:
+        if searcher.stopping:
+            raise KeyboardInterrupt
+        out_of_time()
 
     def out_of_time() -> None:
         searcher.stopping = True
-        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGUSR1)
 
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    # until Tune has its own handler: the searcher then ends the launch by suggesting nothing
+    before[signal.SIGUSR1] = signal.signal(signal.SIGUSR1, lambda _number, _frame: None)
     timer = threading.Timer(budget_s, out_of_time) if budget_s is not None else None
     if timer is not None:
         timer.daemon = True

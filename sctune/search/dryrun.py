@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sctune.search.cluster import Resources
-from sctune.search.driver import prepare, session
+from sctune.search.driver import planned
 from sctune.search.options import SearchOptions
 from sctune.search.plan import Plan
 from sctune.search.progress import duration
@@ -53,8 +53,8 @@ def dry_run(options: SearchOptions) -> DryRun:
     """Check everything, run one step and one scoring of the first task, and work out time and disk."""
     import torch
 
-    with session(options.address):
-        plan, resources = prepare(options)
+    with planned(options) as (plan, resources):
+        pass
     threads = torch.get_num_threads()
     torch.set_num_threads(max(1, round(resources.cpus)))
     try:

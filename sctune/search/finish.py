@@ -45,7 +45,9 @@ def finish(
     manifest = study.manifest
     trials = study.record.load()
     labels = selection_labels(manifest, splits)
-    stopped = searcher.stopping and any(not trial.state.is_finished() for trial in trials)
+    left_over = any(not trial.state.is_finished() for trial in trials)
+    unspent = len(trials) < manifest.trials and searcher.exhausted is None
+    stopped = searcher.stopping and (left_over or unspent)
     facts: dict[str, Any] = {"tracking_uri": safe_uri(manifest.tracking_uri), "stopped": stopped}
     result = study_result(study, trials, labels, seconds, exhausted=searcher.exhausted, **facts)
     notes: list[str] = []

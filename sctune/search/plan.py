@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import subprocess
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -12,12 +13,13 @@ from typing import Any
 
 from sctune.config import Task, TrialConfig, load_profile, search_defaults
 from sctune.data.catalog import DataSet, open_dataset
-from sctune.data.images import ImageCache, data_digest
+from sctune.data.images import CorruptImageError, ImageCache, data_digest
 from sctune.data.split import Split, make_split, selection_subset, split_for
-from sctune.errors import ConfigError, StudyError
+from sctune.errors import ConfigError, DataError, StudyError
 from sctune.model.weights import file_sha256, resolve_weights
 from sctune.paths import cache_folder, home, studies_folder
 from sctune.search.options import SearchOptions
+from sctune.search.record import check_free
 from sctune.search.sampler import LEARNS_FROM_FULL_RUNS, make_sampler
 from sctune.search.scheduler import make_rule
 from sctune.search.space import Space, load_space
@@ -31,6 +33,7 @@ from sctune.search.study import (
     valid_name,
 )
 from sctune.tracking.server import check_tracking, resolve_tracking_uri
+from sctune.trial.checkpoint import open_storage
 from sctune.trial.trainable import package_versions
 
 
@@ -58,8 +61,14 @@ def make_plan(options: SearchOptions, has_gpu: bool) -> Plan:
         )
     root = (options.study_root or studies_folder()).expanduser().absolute()
     name = _free_name(options, root)
+    storage = _storage(options.storage_path, root / name)
+    if options.storage is not None:
+        check_free(options.storage, name)
     base = _base_config(options, profile)
     space = load_space(options.space, base, options.overrides)
+    sampler = options.sampler or ("grid" if space.is_grid else search_defaults(profile).sampler)
+    make_sampler(sampler, options.sampler_seed, space=space)
+    scheduler, warnings = _scheduler(options, profile, sampler, space)
     datasets = {
         category: open_dataset(base.data.source, category, base.data.group) for category in _categories(options)
     }
@@ -68,15 +77,12 @@ def make_plan(options: SearchOptions, has_gpu: bool) -> Plan:
     tracking = resolve_tracking_uri(options.tracking_uri, home())
     check_tracking(tracking)
     skipped = _decode(splits, space.base)
-    sampler = options.sampler or ("grid" if space.is_grid else search_defaults(profile).sampler)
-    make_sampler(sampler, options.sampler_seed, space=space)
-    scheduler, warnings = _scheduler(options, profile, sampler, space)
     warnings += [line for split in splits.values() for line in split.warnings]
     if selection.mode == "proxy":
         warnings.append(
             "the objective is a proxy (pseudo anomalies); it has not been shown to predict detection of real ones"
         )
-    asked = _Asked(name, profile, sampler, scheduler, selection, tracking, str(root / name))
+    asked = _Asked(name, profile, sampler, scheduler, selection, tracking, storage)
     manifest = _manifest(options, asked, space, tasks, _data_spec(datasets, splits))
     return Plan(manifest, space, splits, root, skipped, tuple(dict.fromkeys(warnings)))
 
@@ -91,7 +97,7 @@ class _Asked:
     scheduler: SchedulerSpec
     selection: SelectionSpec
     tracking_uri: str
-    folder: str
+    storage_path: str
 
 
 def _manifest(options: SearchOptions, asked: _Asked, space: Space, tasks: list[Task], data: DataSpec) -> StudyManifest:
@@ -112,7 +118,7 @@ def _manifest(options: SearchOptions, asked: _Asked, space: Space, tasks: list[T
         partition_seed=options.partition_seed,
         folds=defaults.folds,
         data=data,
-        storage_path=_storage(options.storage_path, Path(asked.folder)),
+        storage_path=asked.storage_path,
         tracking_uri=asked.tracking_uri,
         storage_url=options.storage,
         keep_best=options.keep_best,
@@ -178,9 +184,10 @@ def git_commit() -> str | None:
 
 def _free_name(options: SearchOptions, root: Path) -> str:
     stem = Path(options.space).stem
-    name = valid_name(options.name or f"{stem}-{datetime.now(UTC):%Y%m%d-%H%M%S}")
+    name = valid_name(f"{stem}-{datetime.now(UTC):%Y%m%d-%H%M%S}" if options.name is None else options.name)
     if name in list_studies(root) or (root / name).exists():
         raise StudyError(f"study {name!r} exists in {root}; go on with `sctune resume {name}` or choose another --name")
+    _check_writable(root, "--study-root")
     return name
 
 
@@ -263,9 +270,12 @@ def _decode(splits: dict[str, Split], config: TrialConfig) -> tuple[str, ...]:
     cache = ImageCache(cache_folder())
     for split in splits.values():
         paths = [file.path for file in split.development]
-        skipped += cache.array(
-            split.root, paths, config.data.image_size, config.data.resize, config.data.skip_corrupt
-        ).skipped
+        try:
+            skipped += cache.array(
+                split.root, paths, config.data.image_size, config.data.resize, config.data.skip_corrupt
+            ).skipped
+        except CorruptImageError as problem:
+            raise DataError(f"{problem}; repair or remove it, or leave such images out with --skip-corrupt") from None
     return tuple(dict.fromkeys(skipped))
 
 
@@ -305,4 +315,22 @@ def _scheduler(options: SearchOptions, profile: str, sampler: str, space: Space)
 def _storage(given: str | None, folder: Path) -> str:
     if given is None:
         return str(folder)
-    return given if "://" in given else str(Path(given).expanduser().absolute() / folder.name)
+    if "://" in given:
+        place, mark, query = given.partition("?")
+        uri = f"{place.rstrip('/')}/{folder.name}{mark}{query}"
+        open_storage(uri)
+        return uri
+    root = Path(given).expanduser().absolute()
+    _check_writable(root, "--storage-path")
+    return str(root / folder.name)
+
+
+def _check_writable(folder: Path, option: str) -> None:
+    """Raises StudyError where the folder is none and cannot be made, or must not be written to; makes nothing."""
+    place = folder
+    while not os.path.lexists(place):
+        place = place.parent
+    if not place.is_dir():
+        raise StudyError(f"{option} {folder}: {place} is no folder; give one that can be written to")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise StudyError(f"{option} {folder}: no permission to write to {place}; give another folder")

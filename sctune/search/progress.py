@@ -63,7 +63,8 @@ class SearchProgress:
         self._bar.update(self._task, completed=sum(self.counts.values()))
         if not self.console.is_terminal:
             shown = "-" if value is None else f"{value:.4f}"
-            self.console.print(f"trial {number:3d} {state:8s} {shown}  {short(params)}  ({info.get('stop_reason')})")
+            line = f"trial {number:3d} {state:8s} {shown}  {short(params)}  ({info.get('stop_reason')})"
+            self.console.print(line, soft_wrap=True)
 
     def render(self) -> Group:
         table = Table(box=None, pad_edge=False)

@@ -29,6 +29,7 @@ N_RETRIES = 6
 """A database that is away is asked again after 0.5, 1, 2 ... seconds, half a minute in all."""
 
 _Job = Callable[[], None]
+_DATABASE_ERRORS = (StorageInternalError, SQLAlchemyError, ImportError, RuntimeError)
 
 
 class Record:
@@ -46,9 +47,8 @@ class Record:
             self._study_id = self._create() if create else self._storage.get_study_id_from_name(name)
         except KeyError:
             raise StudyError(f"the record at {_without_password(url)} holds no study {name!r}") from None
-        except (StorageInternalError, SQLAlchemyError, ImportError, RuntimeError) as problem:
-            reason = str(problem.__cause__ or problem).splitlines()[0]
-            raise StudyError(f"cannot open the record at {_without_password(url)}: {reason}") from None
+        except _DATABASE_ERRORS as problem:
+            raise _unreachable(url, problem) from None
         self._trial_ids: dict[int, int] = {}
         self._jobs: queue.Queue[_Job | None] = queue.Queue()
         self._error: Exception | None = None
@@ -125,7 +125,7 @@ class Record:
         try:
             return self._storage.create_new_study([StudyDirection.MAXIMIZE], self.name)
         except optuna.exceptions.DuplicatedStudyError:
-            raise StudyError(f"the database holds a study {self.name!r} already; choose another --name") from None
+            raise _taken(self.name) from None
 
     def _put(self, job: _Job) -> None:
         if self._thread is None:
@@ -189,6 +189,28 @@ class Record:
             return
         self._set_attrs(number, attrs)
         self._storage.set_trial_state_values(trial_id, state, None if value is None else [value])
+
+
+def check_free(url: str, name: str) -> None:
+    """Raises StudyError when the database cannot be reached, or holds a study of this name."""
+    try:
+        storage = RDBStorage(url, engine_kwargs=_engine_options(url))
+        known = [study.study_name for study in storage.get_all_studies()]
+        storage.remove_session()
+        storage.engine.dispose()
+    except _DATABASE_ERRORS as problem:
+        raise _unreachable(url, problem) from None
+    if name in known:
+        raise _taken(name)
+
+
+def _unreachable(url: str, problem: BaseException) -> StudyError:
+    reason = str(problem.__cause__ or problem).splitlines()[0]
+    return StudyError(f"cannot open the record at {_without_password(url)}: {reason}")
+
+
+def _taken(name: str) -> StudyError:
+    return StudyError(f"the database holds a study {name!r} already; choose another --name")
 
 
 def without_pickles(attrs: Mapping[str, Any]) -> dict[str, Any]:

@@ -47,8 +47,13 @@ class TrialStore:
         self.system, root = open_storage(storage)
         self.root = f"{root}/trials/{number:05d}"
 
-    def save(self, epoch: int, attempt: int, tasks: Mapping[str, TaskState]) -> CheckpointName:
-        """Write a checkpoint whole or not at all, then remove the trial's older ones."""
+    def save(
+        self, epoch: int, attempt: int, tasks: Mapping[str, TaskState], report: Mapping[str, Any] | None = None
+    ) -> CheckpointName:
+        """Write a checkpoint whole or not at all, then remove the trial's older ones.
+
+        report: what was told of this epoch (EpochReport.to_dict), for a driver that died before it arrived.
+        """
         name = CheckpointName(epoch, attempt)
         final = f"{self.root}/{name.folder}"
         local = isinstance(self.system, fs.LocalFileSystem)
@@ -60,7 +65,7 @@ class TrialStore:
         for index, (key, (tensors, meta)) in enumerate(tasks.items()):
             files[key] = {"file": f"task-{index}.safetensors", "meta": meta}
             self._write(f"{target}/task-{index}.safetensors", save_tensors(dict(tensors)))
-        manifest = {"format_version": FORMAT, "epoch": epoch, "attempt": attempt, "tasks": files}
+        manifest = {"format_version": FORMAT, "epoch": epoch, "attempt": attempt, "tasks": files, "report": report}
         self._write(f"{target}/{MANIFEST}", json.dumps(manifest).encode())
         if local:
             self._remove(final)
@@ -101,6 +106,19 @@ class TrialStore:
         """The latest checkpoint, or None where there is none."""
         names = self.names()
         return self.load(names[-1]) if names else None
+
+    def latest_report(self) -> dict[str, Any] | None:
+        """The report of the latest checkpoint's epoch; None without a checkpoint or where it holds none."""
+        names = self.names()
+        if not names:
+            return None
+        folder = f"{self.root}/{names[-1].folder}"
+        try:
+            return json.loads(self._read(f"{folder}/{MANIFEST}")).get("report")
+        except (OSError, ValueError, AttributeError) as problem:
+            raise CheckpointError(
+                f"cannot read the checkpoint {folder}: {problem}; delete that folder to go on"
+            ) from None
 
     def clear(self) -> None:
         """Remove all checkpoints of the trial."""

@@ -57,6 +57,8 @@ def package_versions() -> dict[str, str]:
 class SaliencyCutTrainable(tune.Trainable):
     """Ray class Trainable; its configuration is {"number", "params", "attempt"}, `spec` a TrialSpec as a dict."""
 
+    saved_report: EpochReport | None
+
     def setup(self, config: dict[str, Any], spec: dict[str, Any]) -> None:
         self.spec = TrialSpec.model_validate(spec)
         self._begin(config)
@@ -70,8 +72,10 @@ class SaliencyCutTrainable(tune.Trainable):
         try:
             if not self.trainers:
                 self._build()
-            report = merge_reports({trainer.task.key: trainer.run_epoch() for trainer in self.trainers})
-            self._checkpoint(report)
+            report, self.saved_report = self.saved_report, None
+            if report is None:
+                report = merge_reports({trainer.task.key: trainer.run_epoch() for trainer in self.trainers})
+                self._checkpoint(report)
         except torch.cuda.OutOfMemoryError as problem:
             return self._failure("out of memory", problem)
         except Exception as problem:  # the trial's own fault: told with its traceback, and the actor lives on
@@ -88,6 +92,7 @@ class SaliencyCutTrainable(tune.Trainable):
         self.attempt = int(config["attempt"])
         self.params = dict(config["params"])
         self.saved_at = time.monotonic()
+        self.saved_report = None
 
     def _drop(self) -> None:
         self.trainers: list[Trainer] = []
@@ -112,6 +117,9 @@ class SaliencyCutTrainable(tune.Trainable):
         for trainer in trainers if saved is not None else []:
             assert saved is not None
             trainer.load_state(*saved[trainer.task.key])
+        # the driver may have died before the checkpoint's own epoch reached it; told twice it changes nothing
+        told = self.store.latest_report()
+        self.saved_report = EpochReport.from_dict(told) if told is not None else None
         self.trainers = trainers
 
     def _check_versions(self) -> None:
@@ -135,7 +143,10 @@ class SaliencyCutTrainable(tune.Trainable):
         due = report.last or report.epoch in self.spec.checkpoint_epochs or waited >= self.spec.checkpoint_interval
         if due:
             self.store.save(
-                report.epoch, self.attempt, {trainer.task.key: trainer.state() for trainer in self.trainers}
+                report.epoch,
+                self.attempt,
+                {trainer.task.key: trainer.state() for trainer in self.trainers},
+                report.to_dict(),
             )
             self.saved_at = time.monotonic()
 

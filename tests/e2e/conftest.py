@@ -1,0 +1,135 @@
+"""The real `sctune` command in processes of its own; all end-to-end tests share one home, each with its own studies."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from optuna.trial import FrozenTrial
+
+COMMAND = Path(sys.executable).with_name("sctune")
+
+
+class Sctune:
+    """Runs the installed command; home: SCTUNE_HOME of all its processes."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.env = {**os.environ, "SCTUNE_HOME": str(home), "OMP_NUM_THREADS": "1"}
+
+    def __call__(self, *words: object, code: int = 0, timeout: float = 110) -> subprocess.CompletedProcess[str]:
+        """Run to the end and check the exit code."""
+        with self.started(*words) as process:
+            out, err = process.communicate(timeout=timeout)
+        assert process.returncode == code, f"exit code {process.returncode}, expected {code}\n{out}\n{err}"
+        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+    def json(self, *words: object, code: int = 0) -> dict[str, Any]:
+        document: dict[str, Any] = json.loads(self(*words, "--json", code=code).stdout)
+        return document
+
+    @contextmanager
+    def started(self, *words: object) -> Iterator[subprocess.Popen[str]]:
+        """A command that is still running, in a process group of its own; nothing of the group outlives the block."""
+        command = [str(COMMAND), *map(str, words)]
+        with subprocess.Popen(
+            command,
+            env=self.env,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+            cwd=self.home,
+        ) as process:
+            try:
+                yield process
+            finally:
+                end_group(process.pid)
+
+    def study(self, name: str) -> Path:
+        return self.home / "studies" / name
+
+    def record(self, name: str) -> list[FrozenTrial]:
+        """The stored trials, in order of their numbers."""
+        from sctune.search.study import Study
+
+        study = Study.open(self.home / "studies", name)
+        try:
+            return study.record.load()
+        finally:
+            study.record.close()
+
+
+def end_group(group: int) -> None:
+    """Kill what is left of a process group (Ray's own processes stay in it) and wait until it is gone."""
+    for _ in range(50):
+        try:
+            os.killpg(group, signal.SIGKILL)
+        except ProcessLookupError:
+            return
+        time.sleep(0.1)
+
+
+def wait_until(condition: Callable[[], bool], timeout: float = 60, what: str = "it") -> None:
+    end = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < end, f"{what} did not happen within {timeout:g} s"
+        time.sleep(0.1)
+
+
+@pytest.fixture(scope="session")
+def sctune(tmp_path_factory: pytest.TempPathFactory) -> Sctune:
+    return Sctune(tmp_path_factory.mktemp("e2e"))
+
+
+@pytest.fixture(scope="session")
+def smoke(image_folder: Path) -> list[str]:
+    """A search that takes seconds; to be completed with --name and more."""
+    return ["search", "--profile", "smoke", "--data", str(image_folder), "--selection", "extra"]
+
+
+@pytest.fixture(scope="session")
+def runs_of(sctune: Sctune) -> Callable[[str], dict[int | None, Any]]:
+    """Study name -> MLflow runs by trial number; None: the study's own run. Fails where a trial has two."""
+    from sctune.tracking.server import STUDY_TAG, TRIAL_TAG, default_tracking_uri, find_experiment, mlflow_client
+
+    uri = default_tracking_uri(sctune.home)
+
+    def find(name: str) -> dict[int | None, Any]:
+        study_id = json.loads((sctune.study(name) / "study.json").read_text())["study_id"]
+        client = mlflow_client(uri)
+        found: dict[int | None, Any] = {}
+        for run in client.search_runs([find_experiment(client, uri)], f"tags.`{STUDY_TAG}` = '{study_id}'"):
+            number = run.data.tags.get(TRIAL_TAG)
+            key = None if number is None else int(number)
+            assert key not in found, f"two runs of trial {key}"
+            found[key] = run
+        return found
+
+    return find
+
+
+@pytest.fixture(scope="session")
+def history(sctune: Sctune) -> Callable[[str, str], list[tuple[int, float]]]:
+    """Run id, metric name -> (step, value) of every stored point, in order of the steps."""
+    from sctune.tracking.server import default_tracking_uri, mlflow_client
+
+    def points(run_id: str, name: str = "selection_auroc") -> list[tuple[int, float]]:
+        client = mlflow_client(default_tracking_uri(sctune.home))
+        return sorted((point.step, point.value) for point in client.get_metric_history(run_id, name))
+
+    return points
+
+
+@pytest.fixture(scope="session", name="wait_until")
+def wait_until_fixture() -> Callable[..., None]:
+    return wait_until
