@@ -68,7 +68,9 @@ class AugmentConfig(Section):
         "nonsalient", description="which part of the donor is pasted (Alg. 1: the non-salient part)"
     )
     refresh: Literal["iteration", "epoch"] = Field(
-        "iteration", description="make pseudo anomalies in every iteration (public code) or before each epoch (paper)"
+        "iteration",
+        description="make pseudo anomalies in every iteration (public code), or a quarter of the slots' number "
+        "before each epoch (paper), which the epoch's slots then draw from",
     )
     on_flat: Literal["rect", "drop", "official"] = Field(
         "rect", description="constant saliency: paste a rectangle, train the slot as normal, or as the public code"
@@ -162,8 +164,20 @@ class Task(Section):
 TASK_FIELDS = ("data.source", "data.category", "data.setting", "data.known_class", "seed")
 """Configuration fields that a task sets; a space must not."""
 
-POOL_FIELDS = ("data.n_anomalies", "data.partition_seed", "data.group", "data.selection")
-"""Fields that draw the pools of a study; a trial that varied them would train on another trial's test images."""
+FIXED_FIELDS = (
+    # they draw the pools: a trial that varied them would train on another trial's test images
+    "data.n_anomalies",
+    "data.partition_seed",
+    "data.group",
+    "data.selection",
+    # they choose the scored images, which all trials must share to be compared
+    "data.selection_limit",
+    "data.skip_corrupt",
+    # rungs and resolved weights belong to the study
+    "budget.epochs",
+    "model.weights",
+)
+"""Fields that are the same for all trials of a study; a space may set them, and must not vary them."""
 
 
 class TrialConfig(Section):
@@ -317,7 +331,6 @@ class SearchDefaults(Section):
     factor: int = Field(3, ge=2, description="one in `factor` trials passes a rung")
     folds: int = Field(5, ge=2, description="folds over the seen anomalies in selection mode `seen`")
     cpus_per_trial: float = Field(1.0, gt=0)
-    gpus_per_trial: float = Field(1.0, ge=0, description="taken where the cluster has GPUs")
 
 
 def profile_names() -> list[str]:

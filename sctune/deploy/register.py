@@ -59,11 +59,11 @@ def log_model_run(
     except TimeoutError:
         raise TrackingError(
             f"the best model was not registered: {safe_uri(tracking_uri)} took longer than {timeout_s:.0f} s; "
-            "run `sctune sync` later"
+            "`sctune resume` tries again"
         ) from None
     except Exception as problem:  # whatever MLflow raises: the study itself is complete without it
         raise TrackingError(
-            f"the best model was not registered: {scrub(problem, tracking_uri)}; run `sctune sync` later"
+            f"the best model was not registered: {scrub(problem, tracking_uri)}; `sctune resume` tries again"
         ) from None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from sctune.config import TrialConfig
+from sctune.config import RuntimeConfig, TrialConfig
 from sctune.geometry import feature_side, scale_sizes
 from sctune.model.backbone import Backbone, build_backbone
 from sctune.model.heads import NormalHead, PatchResidualHead
@@ -34,6 +35,13 @@ def to_pixels(images: np.ndarray, device: torch.device, channels_last: bool = Tr
     # a slice of the read-only image cache is copied; torch wants memory that it could write to
     batch = torch.from_numpy(np.require(images, requirements=["C", "W"])).to(device).permute(0, 3, 1, 2).float() / 255
     return batch.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+
+
+def autocast(config: RuntimeConfig, device: torch.device) -> AbstractContextManager[object]:
+    """Context of a backbone's pass: bfloat16 where the configuration asks for it."""
+    if config.precision == "bf16":
+        return torch.autocast(device.type, dtype=torch.bfloat16)
+    return nullcontext()
 
 
 class Detector(nn.Module):
@@ -70,7 +78,10 @@ class Detector(nn.Module):
         """Scores of normalised images [N, 3, H, W]: head name -> [N]."""
         normal, anomaly = [], []
         for scale, batch in enumerate(self._pyramid(images)):
-            features = self.backbone(batch)
+            # heads stay in fp32: scores in bfloat16 would tie
+            with autocast(self.config.runtime, images.device):
+                features = self.backbone(batch)
+            features = features.float()
             normal.append(self.normal(features))
             anomaly.append(self.anomaly(features, None if offsets is None else offsets[scale]))
         return {NORMAL: torch.stack(normal).mean(dim=0), ANOMALY: torch.stack(anomaly).mean(dim=0)}

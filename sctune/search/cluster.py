@@ -79,28 +79,37 @@ def connect(address: str | None) -> bool:
     return True
 
 
-def plan_resources(cpus: float, gpus: float | None, max_concurrent: int | None) -> Resources:
+def plan_resources(cpus: float, gpus: float | None, max_concurrent: int | None, growing: bool = False) -> Resources:
     """Share of a trial and number at a time; by default a whole GPU each where there is one, all of them used.
 
+    growing: the cluster may add nodes, so that `max_concurrent` trials may be planned where none fits yet.
     Raises ClusterError where not even one trial fits.
     """
     import ray
 
-    total = ray.cluster_resources()
-    have_cpus, have_gpus = float(total.get("CPU", 0)), float(total.get("GPU", 0))
-    share = min(1.0, have_gpus) if gpus is None else gpus
-    if share > have_gpus or cpus > have_cpus:
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    have_cpus, have_gpus = (sum(float(node.get(kind, 0)) for node in nodes) for kind in ("CPU", "GPU"))
+    share = float(have_gpus > 0) if gpus is None else gpus
+    if share > 1 and share != int(share):
+        raise ClusterError(f"--gpus-per-trial {share:g}: above 1 only whole GPUs can be given")
+    room = sum(_fits(node, cpus, share) for node in nodes)
+    if room == 0 and not (growing and max_concurrent):
+        way_out = "; name --max-concurrent and --gpus-per-trial if it will grow" if growing else ""
         raise ClusterError(
-            f"a trial asks for {cpus:g} CPUs and {share:g} GPUs, the cluster has {have_cpus:g} and {have_gpus:g}; "
-            "use smaller --cpus-per-trial or --gpus-per-trial"
+            f"a trial asks for {cpus:g} CPUs and {share:g} GPUs, and no node has them free (in all {have_cpus:g} CPUs "
+            f"and {have_gpus:g} GPUs); use smaller --cpus-per-trial or --gpus-per-trial{way_out}"
         )
-    room = int(have_cpus / cpus + 1e-9)
-    if share > 0:
-        # fractions of one GPU are packed, never spread over two
-        per_gpu = int(1 / share + 1e-9) if share <= 1 else 0
-        room = min(room, int(have_gpus) * per_gpu if per_gpu else int(have_gpus / share))
-    alive = sum(bool(node["Alive"]) for node in ray.nodes())
-    return Resources(have_cpus, have_gpus, cpus, share, max(1, min(room, max_concurrent or room)), alive)
+    at_a_time = max_concurrent if growing and max_concurrent else min(room, max_concurrent or room)
+    return Resources(have_cpus, have_gpus, cpus, share, at_a_time, len(nodes))
+
+
+def _fits(node: Mapping[str, float], cpus: float, gpus: float) -> int:
+    """Trials that a node holds at a time; fractions of one GPU are packed, never spread over two."""
+    by_cpu = int(node.get("CPU", 0) / cpus + 1e-9)
+    if gpus == 0:
+        return by_cpu
+    have = int(node.get("GPU", 0))
+    return min(by_cpu, have * int(1 / gpus + 1e-9) if gpus <= 1 else have // int(gpus))
 
 
 def check_nodes(storage: str, versions: Mapping[str, str]) -> None:
@@ -110,9 +119,11 @@ def check_nodes(storage: str, versions: Mapping[str, str]) -> None:
 
     from sctune.trial.checkpoint import open_storage
 
+    # beside the study's own folder, which must not exist yet
     system, root = open_storage(storage)
-    system.create_dir(root, recursive=True)
-    marker = f"{root}/.marker-{uuid.uuid4().hex}"
+    parent = root.rpartition("/")[0]
+    system.create_dir(parent, recursive=True)
+    marker = f"{parent}/.sctune-probe-{uuid.uuid4().hex}"
     with system.open_output_stream(marker) as stream:
         stream.write(b"sctune")
     remote = ray.remote(num_cpus=0)(_inspect_node)

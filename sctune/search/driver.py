@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from sctune.data.split import Split
-from sctune.errors import AllTrialsFailedError, DataError, StudyError
+from sctune.errors import AllTrialsFailedError, ClusterError, DataError, StudyError
 from sctune.paths import cache_folder, studies_folder
 from sctune.search.cluster import Resources, check_nodes, connect, plan_resources
 from sctune.search.options import SearchOptions
@@ -71,15 +72,16 @@ def planned(options: SearchOptions) -> Iterator[tuple[Plan, Resources]]:
 
 
 def _with_resources(plan: Plan, options: SearchOptions) -> tuple[Plan, Resources]:
-    from sctune.search.study import ResourceSpec
-
     wanted = plan.manifest.resources
-    resources = plan_resources(wanted.cpus, options.gpus_per_trial, options.max_concurrent)
+    growing = options.address is not None
+    resources = plan_resources(wanted.cpus, options.gpus_per_trial, options.max_concurrent, growing)
     if options.address is not None or resources.nodes > 1:
         check_nodes(plan.manifest.storage_path, plan.manifest.versions)
-    spec = ResourceSpec(cpus=resources.cpus, gpus=resources.gpus, max_concurrent=resources.concurrent)
+    spec = wanted.model_copy(
+        update={"cpus": resources.cpus, "gpus": resources.gpus, "max_concurrent": resources.concurrent}
+    )
     manifest = plan.manifest.model_copy(update={"resources": spec})
-    return type(plan)(manifest, plan.space, plan.splits, plan.study_root, plan.skipped, plan.warnings), resources
+    return replace(plan, manifest=manifest), resources
 
 
 def resume(
@@ -105,17 +107,31 @@ def resume(
     with Study.open(root, name).lock():
         # read again: the driver that held the lock a moment ago may have written the manifest
         study = Study.open(root, name)
+        _check_versions(study)
         splits = study_splits(study.manifest)
         check_tracking(study.manifest.tracking_uri)
         seconds_left = _budget_left(study, time_budget_s)
         with session(address):
             asked = study.manifest.resources
-            resources = plan_resources(asked.cpus, asked.gpus, max_concurrent)
+            at_a_time = max_concurrent or asked.asked_concurrent
+            resources = plan_resources(asked.cpus, asked.gpus, at_a_time, growing=address is not None)
             if address is not None or resources.nodes > 1:
                 check_nodes(study.manifest.storage_path, study.manifest.versions)
             if more_trials:
                 study.with_trials(study.manifest.trials + more_trials)
             return _launch(study, study.manifest.build_space(), splits, resources, seconds_left, console, started)
+
+
+def _check_versions(study: Study) -> None:
+    from sctune.trial.trainable import package_versions
+
+    here, then = package_versions(), study.manifest.versions
+    changed = [f"{name} {then[name]} then, {here.get(name)} now" for name in then if here.get(name) != then[name]]
+    if changed:
+        raise StudyError(
+            f"study {study.name} was begun with other versions ({', '.join(changed)}), so its trials could not be "
+            "compared; install those versions, or start a new study"
+        )
 
 
 @contextmanager
@@ -142,8 +158,10 @@ def _launch(
 ) -> StudyResult:
     """One launch; the caller holds the study's lock. seconds_left: what is left of the time budget."""
     from sctune.search.finish import finish
+    from sctune.search.plan import selection_labels
     from sctune.search.progress import SearchProgress
     from sctune.search.replay import replay_killed
+    from sctune.search.result import value_se
     from sctune.search.retention import CheckpointKeeper
     from sctune.search.searcher import StudySearcher
     from sctune.tracking.callback import TrackingCallback
@@ -152,14 +170,16 @@ def _launch(
     manifest = study.manifest
     record = study.record
     writer = Writer(manifest.tracking_uri, study.folder / "tracking.jsonl")
+    tracking = TrackingCallback(writer, _facts(study, splits))
     try:
         trials = record.load()
-        tracking = TrackingCallback(writer, _facts(study, splits))
+        labels = selection_labels(manifest, splits)
         progress = SearchProgress(
             manifest.trials,
             space.base.budget.epochs,
             resources.concurrent,
-            {state: sum(t.state.name == state for t in trials) for state in ("COMPLETE", "PRUNED", "FAIL")},
+            trials,
+            lambda scores: value_se(scores, labels, 200),
             console or Console(stderr=True),
         )
         keeper = CheckpointKeeper(manifest.storage_path, manifest.keep_best, trials)
@@ -173,9 +193,18 @@ def _launch(
         record.flush()
         result = finish(study, splits, searcher, tracking, writer, time.monotonic() - started)
         study.end_launch(_now(), "stopped" if result.stopped else "done")
+    except BaseException as problem:
+        # the trials stay as the record has them; nothing may look as if it still ran
+        tracking.on_study_end("FAILED", {"error": f"{type(problem).__name__}: {problem}"[:500]})
+        writer.drain(3)
+        if study.manifest.launches and study.manifest.launches[-1].ended is None:
+            study.end_launch(_now(), "failed")
+        raise
     finally:
         writer.close()
         record.close()
+    if searcher.abort is not None:
+        raise ClusterError(f"{searcher.abort}; then `sctune resume {study.name}`")
     if result.rows and all(row.state == "FAIL" for row in result.rows):
         causes = {row.failure["message"] for row in result.rows if row.failure}
         raise AllTrialsFailedError(
@@ -197,7 +226,7 @@ def _tune(study: Study, space: Space, splits: dict[str, Split], resources: Resou
     if rule is not None:
         rule.refill(searcher.curves)
     trainable = tune.with_parameters(
-        SaliencyCutTrainable, spec=_trial_spec(study, space, splits, list(getattr(rule, "rungs", ())))
+        SaliencyCutTrainable, spec=_trial_spec(study, space, splits, list(rule.rungs) if rule else [])
     )
     scratch = study.folder / "ray"
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
@@ -232,9 +261,12 @@ def _trial_spec(study: Study, space: Space, splits: dict[str, Split], rungs: lis
     from sctune.search.plan import weights_digests
     from sctune.trial.trainable import TrialSpec
 
-    manifest = study.manifest
+    manifest, config = study.manifest, space.base
+    if manifest.resources.gpus == 0 and config.runtime.device == "auto":
+        # a trial without a GPU share must not take one that it can see
+        config = config.override({"runtime.device": "cpu"})
     return TrialSpec(
-        config=space.base.model_dump(),
+        config=config.model_dump(),
         tasks=list(manifest.tasks),
         storage=manifest.storage_path,
         cache=str(cache_folder()),
@@ -272,7 +304,8 @@ def _stop_signals(searcher: StudySearcher, budget_s: float | None) -> Iterator[N
         return
     before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     # until Tune has its own handler: the searcher then ends the launch by suggesting nothing
-    before[signal.SIGUSR1] = signal.signal(signal.SIGUSR1, lambda _number, _frame: None)
+    # and for good, since a late timer must not end the process
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     timer = threading.Timer(budget_s, out_of_time) if budget_s is not None else None
     if timer is not None:
         timer.daemon = True
@@ -282,6 +315,7 @@ def _stop_signals(searcher: StudySearcher, budget_s: float | None) -> Iterator[N
     finally:
         if timer is not None:
             timer.cancel()
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
         for number, handler in before.items():
             signal.signal(number, handler)
 

@@ -12,6 +12,7 @@ from sctune.search.driver import planned
 from sctune.search.options import SearchOptions
 from sctune.search.plan import Plan
 from sctune.search.progress import duration
+from sctune.tracking.server import safe_uri
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,8 @@ class DryRun:
     def to_dict(self) -> dict[str, Any]:
         return {
             "format_version": 1,
-            "manifest": self.plan.manifest.model_dump(mode="json"),
+            "manifest": self.plan.manifest.model_dump(mode="json", exclude={"tracking_uri", "storage_url"}),
+            "tracking_uri": safe_uri(self.plan.manifest.tracking_uri),
             "splits": {key: split.summary() for key, split in self.plan.splits.items()},
             "step_seconds": self.step_seconds,
             "epoch_seconds": self.epoch_seconds,

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import csv
+import logging
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +34,10 @@ from sctune.train.trainer import Trainer
 from sctune.trial.checkpoint import TrialStore
 
 DRAIN_S = 30.0
+STOPPED_DRAIN_S = 3.0
+"""A stopped driver leaves within 10 s; the next launch sends what is left."""
+
+_log = logging.getLogger(__name__)
 
 
 def finish(
@@ -52,28 +59,20 @@ def finish(
     result = study_result(study, trials, labels, seconds, exhausted=searcher.exhausted, **facts)
     notes: list[str] = []
     figures = study.folder / "figures"
-    if result.rows:
-        _study_figures(result, trials, figures)
+    if result.rows and not stopped:
+        notes += _tried("figures", lambda: _study_figures(result, trials, figures))
         tracking.on_artifact(None, figures, "study")
     if result.best is not None and not stopped:
-        notes += _best_model(study, splits, result, labels, tracking, writer)
+        notes += _tried("best model", lambda: _best_model(study, splits, result, labels, tracking, writer))
     tags = {"trials": str(len(result.rows)), "epochs_saved": f"{result.saved_share:.3f}"}
     if result.best is not None:
         tags |= {"best_trial": str(result.best.number), "best_value": repr(result.best.value)}
-    tracking.on_study_end("KILLED" if stopped else "FINISHED", tags)
-    left = writer.drain(DRAIN_S)
+    failed = bool(result.rows) and all(row.state == "FAIL" for row in result.rows)
+    tracking.on_study_end("KILLED" if stopped else "FAILED" if failed else "FINISHED", tags)
+    left = writer.drain(STOPPED_DRAIN_S if stopped else DRAIN_S)
     if left:
         notes.append(f"{left} events have not reached MLflow ({writer.last_error}); the next launch sends them")
-    return study_result(
-        study,
-        trials,
-        labels,
-        seconds,
-        exhausted=searcher.exhausted,
-        parent_run_id=writer.parent_run_id,
-        notes=notes,
-        **facts,
-    )
+    return replace(result, parent_run_id=writer.parent_run_id, notes=tuple(notes))
 
 
 def best_trainer(manifest: StudyManifest, splits: dict[str, Split], number: int, params: dict[str, Any]) -> Trainer:
@@ -84,11 +83,20 @@ def best_trainer(manifest: StudyManifest, splits: dict[str, Split], number: int,
         raise CheckpointError(f"trial {number} has no checkpoint any more")
     config = TrialConfig.load(manifest.config).override(params)
     trainer = Trainer(config, task, split=splits[task.key])
-    trainer.load_state(*saved[task.key])
+    trainer.load_state(*saved.tasks[task.key])
     return trainer
 
 
-def _study_figures(result: StudyResult, trials: list[FrozenTrial], folder: Path) -> None:
+def _tried(what: str, work: Callable[[], list[str]]) -> list[str]:
+    """The notes of `work`; an error in it is logged with its traceback and noted, since the study is complete."""
+    try:
+        return work()
+    except Exception as problem:
+        _log.exception("%s could not be made", what)
+        return [f"{what} could not be made: {problem}"]
+
+
+def _study_figures(result: StudyResult, trials: list[FrozenTrial], folder: Path) -> list[str]:
     folder.mkdir(exist_ok=True)
     plots.search_picture(result.rows, folder / "search.png")
     plots.learning_curves(result.rows, folder / "learning_curves.png")
@@ -97,6 +105,7 @@ def _study_figures(result: StudyResult, trials: list[FrozenTrial], folder: Path)
     shown = optuna.create_study(direction=StudyDirection.MAXIMIZE)
     shown.add_trials([trial for trial in trials if trial.state.is_finished()])
     optuna_plots(shown, folder)
+    return []
 
 
 def _best_model(
@@ -134,7 +143,10 @@ def _best_model(
     except SctuneError as problem:
         return [f"no pictures and no model of trial {best.number}: {problem}"]
     tracking.on_tags(None, {"model_uri": model.uri})
-    return [f"best model: {model.uri} (version {model.version})"]
+    notes = [f"best model: {model.uri} (version {model.version})"]
+    if len(manifest.tasks) > 1:
+        notes.append(f"it is the one trained on task {manifest.tasks[0].key}, of {len(manifest.tasks)} tasks")
+    return notes
 
 
 def _pictures(trainer: Trainer, labels: list[int], folder: Path, attribution: str | None) -> dict[str, float]:

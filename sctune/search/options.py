@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -26,13 +26,15 @@ class SearchOptions(BaseModel):
     setting: Setting = "general"
     known_classes: tuple[str, ...] = Field((), description="hard setting: a task for each class")
     n_anomalies: int | Literal["all"] | None = None
-    seeds: tuple[int, ...] = Field((), description="a task for each; none: the profile's seed")
+    seeds: tuple[Annotated[int, Field(ge=0, lt=2**32)], ...] = Field(
+        (), description="a task for each; none: the profile's seed"
+    )
     selection: SelectionMode = "auto"
-    partition_seed: int = 0
+    partition_seed: int = Field(0, ge=0, lt=2**32)
     trials: int | None = None
     time_budget_s: float | None = Field(None, description="seconds over all launches of the study")
     sampler: str | None = None
-    sampler_seed: int = 0
+    sampler_seed: int = Field(0, ge=0, lt=2**32)
     scheduler: str | None = None
     gpus_per_trial: float | None = None
     cpus_per_trial: float | None = None

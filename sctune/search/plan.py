@@ -16,7 +16,8 @@ from sctune.data.catalog import DataSet, open_dataset
 from sctune.data.images import CorruptImageError, ImageCache, data_digest
 from sctune.data.split import Split, make_split, selection_subset, split_for
 from sctune.errors import ConfigError, DataError, StudyError
-from sctune.model.weights import file_sha256, resolve_weights
+from sctune.model.backbone import build_backbone
+from sctune.model.weights import IMAGENET, RANDOM, file_sha256, resolve_weights
 from sctune.paths import cache_folder, home, studies_folder
 from sctune.search.options import SearchOptions
 from sctune.search.record import check_free
@@ -54,7 +55,7 @@ def make_plan(options: SearchOptions, has_gpu: bool) -> Plan:
 
     has_gpu: whether trials will run on a GPU (decides the default profile). Raises SctuneError with one line.
     """
-    profile = options.profile or ("gpu" if has_gpu else "cpu")
+    profile = options.profile or ("gpu" if has_gpu and options.gpus_per_trial != 0 else "cpu")
     if profile == "paper" and options.selection != "test":
         raise ConfigError(
             "profile paper selects on the test images; say so with --selection test, or take profile gpu or cpu"
@@ -63,20 +64,22 @@ def make_plan(options: SearchOptions, has_gpu: bool) -> Plan:
     name = _free_name(options, root)
     storage = _storage(options.storage_path, root / name)
     if options.storage is not None:
-        check_free(options.storage, name)
-    base = _base_config(options, profile)
-    space = load_space(options.space, base, options.overrides)
+        check_free(_database(options.storage) or "", name)
+    space = _space(options, _base_config(options, profile))
+    base = space.base
     sampler = options.sampler or ("grid" if space.is_grid else search_defaults(profile).sampler)
     make_sampler(sampler, options.sampler_seed, space=space)
     scheduler, warnings = _scheduler(options, profile, sampler, space)
     datasets = {
         category: open_dataset(base.data.source, category, base.data.group) for category in _categories(options)
     }
-    tasks, splits, selection = _tasks(options, space.base, profile, datasets)
-    weights_files(space)
+    tasks, splits, selection = _tasks(options, base, profile, datasets)
+    for backbone, weights in weights_files(space).items():
+        # a file that does not fit is refused here, not in every trial
+        build_backbone(base.model.model_copy(update={"backbone": backbone, "freeze": 0}), weights)
     tracking = resolve_tracking_uri(options.tracking_uri, home())
     check_tracking(tracking)
-    skipped = _decode(splits, space.base)
+    skipped = _decode(splits, base)
     warnings += [line for split in splits.values() for line in split.warnings]
     if selection.mode == "proxy":
         warnings.append(
@@ -84,6 +87,7 @@ def make_plan(options: SearchOptions, has_gpu: bool) -> Plan:
         )
     asked = _Asked(name, profile, sampler, scheduler, selection, tracking, storage)
     manifest = _manifest(options, asked, space, tasks, _data_spec(datasets, splits))
+    manifest = manifest.model_copy(update={"splits": {key: split.digest for key, split in splits.items()}})
     return Plan(manifest, space, splits, root, skipped, tuple(dict.fromkeys(warnings)))
 
 
@@ -115,16 +119,18 @@ def _manifest(options: SearchOptions, asked: _Asked, space: Space, tasks: list[T
         scheduler=asked.scheduler,
         trials=options.trials or points or defaults.trials,
         selection=asked.selection,
-        partition_seed=options.partition_seed,
+        partition_seed=space.base.data.partition_seed,
         folds=defaults.folds,
         data=data,
         storage_path=asked.storage_path,
         tracking_uri=asked.tracking_uri,
-        storage_url=options.storage,
+        storage_url=_database(options.storage),
         keep_best=options.keep_best,
         checkpoint_interval=options.checkpoint_interval,
         resources=ResourceSpec(
-            cpus=options.cpus_per_trial or defaults.cpus_per_trial, gpus=options.gpus_per_trial or 0.0
+            cpus=options.cpus_per_trial or defaults.cpus_per_trial,
+            gpus=options.gpus_per_trial or 0.0,
+            asked_concurrent=options.max_concurrent,
         ),
         versions=package_versions(),
         git_commit=git_commit(),
@@ -148,7 +154,14 @@ def weights_digests(space: Space) -> dict[str, str]:
 def study_splits(manifest: StudyManifest) -> dict[str, Split]:
     """Task key -> split of a stored study, made anew from the data; raises DataError where the data changed."""
     config = manifest.trial_config()
-    return {task.key: split_for(config.for_task(task), task) for task in manifest.tasks}
+    splits = {task.key: split_for(config.for_task(task), task) for task in manifest.tasks}
+    for key, split in splits.items():
+        if split.digest != manifest.splits[key]:
+            raise DataError(
+                f"the images of {manifest.data.name} (task {key}) are not those that study {manifest.name} began with; "
+                "put them back, or start a new study"
+            )
+    return splits
 
 
 def selection_labels(manifest: StudyManifest, splits: dict[str, Split]) -> dict[str, list[int]]:
@@ -243,6 +256,8 @@ def _tasks(
                 f"task {task.key} selects by {split.mode}, the first one by {spec.mode}; name one mode with --selection"
             )
         for fold in range(split.folds) or [None]:
+            if task.key in splits:
+                raise ConfigError(f"task {task.key} is asked for twice; name each category, class and seed once")
             part = task if fold is None else task.model_copy(update={"fold": fold, "folds": split.folds})
             tasks.append(part)
             splits[part.key] = split if fold is None else _split(config, part, datasets[category], folds)
@@ -310,6 +325,28 @@ def _scheduler(options: SearchOptions, profile: str, sampler: str, space: Space)
     if sampler in LEARNS_FROM_FULL_RUNS and name != "none":
         warnings.append(f"sampler {sampler} learns from full runs only; scheduler {name} will leave it few of them")
     return SchedulerSpec(name=name, grace=grace, factor=defaults.factor), warnings
+
+
+def _space(options: SearchOptions, base: TrialConfig) -> Space:
+    """The space over the profile; paths are made absolute, since workers have another current folder."""
+    overrides = dict(options.overrides)
+    weights = overrides.get("model.weights")
+    if isinstance(weights, str) and weights not in (IMAGENET, RANDOM):
+        overrides["model.weights"] = str(Path(weights).expanduser().absolute())
+    space = load_space(options.space, base, overrides)
+    fixed = space.base.model.weights
+    if fixed not in (IMAGENET, RANDOM) and not Path(fixed).is_absolute():
+        overrides["model.weights"] = str(Path(fixed).expanduser().absolute())
+        space = load_space(options.space, base, overrides)
+    return space
+
+
+def _database(url: str | None) -> str | None:
+    """An Optuna storage URL whose SQLite file is absolute."""
+    prefix = "sqlite:///"
+    if url is None or not url.startswith(prefix):
+        return url
+    return prefix + str(Path(url.removeprefix(prefix)).expanduser().absolute())
 
 
 def _storage(given: str | None, folder: Path) -> str:

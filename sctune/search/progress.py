@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from optuna.trial import FrozenTrial
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
@@ -17,17 +19,34 @@ SHOWN = 8
 
 
 class SearchProgress:
-    """An observer of the searcher. On a terminal it redraws in place; elsewhere it prints one line per trial."""
+    """An observer of the searcher. On a terminal it redraws in place; elsewhere a line per trial.
 
-    def __init__(self, trials: int, epochs: int, concurrent: int, done: dict[str, int], console: Console) -> None:
+    noise: standard error of an objective, given a trial's scores.
+    """
+
+    def __init__(
+        self,
+        trials: int,
+        epochs: int,
+        concurrent: int,
+        earlier: Sequence[FrozenTrial],
+        noise: Callable[[Mapping[str, Sequence[float]]], float],
+        console: Console,
+    ) -> None:
         self.console = console
+        self._noise = noise
+        self._scores: dict[int, Mapping[str, Sequence[float]]] = {}
         self.epochs = epochs
         self.concurrent = concurrent
-        self.counts = {state: done.get(state, 0) for state in ("COMPLETE", "PRUNED", "FAIL")}
+        states = [trial.state.name for trial in earlier]
+        self.counts = {state: states.count(state) for state in ("COMPLETE", "PRUNED", "FAIL")}
         self.trials = trials
         self.running: dict[int, tuple[dict[str, Any], int, float | None]] = {}
         self.ended: list[tuple[int, str, float | None, dict[str, Any]]] = []
-        self.best: tuple[int, float] | None = None
+        self.best: tuple[int, float, float] | None = None
+        for trial in earlier:
+            if trial.state.name == "COMPLETE" and trial.value is not None:
+                self._consider(trial.number, trial.value, trial.user_attrs.get("scores", {}))
         self.started = time.monotonic()
         self.seconds: list[float] = []
         self._begun: dict[int, float] = {}
@@ -52,14 +71,16 @@ class SearchProgress:
     def on_report(self, number: int, report: dict[str, Any], time: int) -> None:
         params = self.running.get(number, ({}, 0, None))[0]
         self.running[number] = (params, report[EPOCH], report[OBJECTIVE])
+        self._scores[number] = report["scores"]
 
     def on_end(self, number: int, state: str, value: float | None, info: dict[str, Any]) -> None:
         params = self.running.pop(number, ({}, 0, None))[0]
         self.seconds.append(time.monotonic() - self._begun.pop(number, time.monotonic()))
         self.counts[state] = self.counts.get(state, 0) + 1
         self.ended.append((number, state, value, params))
-        if state == "COMPLETE" and value is not None and (self.best is None or value > self.best[1]):
-            self.best = (number, value)
+        scores = self._scores.pop(number, {})
+        if state == "COMPLETE" and value is not None:
+            self._consider(number, value, scores)
         self._bar.update(self._task, completed=sum(self.counts.values()))
         if not self.console.is_terminal:
             shown = "-" if value is None else f"{value:.4f}"
@@ -79,8 +100,14 @@ class SearchProgress:
 
     def summary(self) -> str:
         counts = ", ".join(f"{count} {name.lower()}" for name, count in self.counts.items())
-        best = f"best {self.best[1]:.4f} (trial {self.best[0]})" if self.best else "no full run yet"
+        best = "no full run yet"
+        if self.best:
+            best = f"best {self.best[1]:.4f} +- {self.best[2]:.4f} (trial {self.best[0]})"
         return f"{counts}, {len(self.running)} running; {best}; {self.expected()}"
+
+    def _consider(self, number: int, value: float, scores: Mapping[str, Sequence[float]]) -> None:
+        if scores and (self.best is None or value > self.best[1]):
+            self.best = (number, value, self._noise(scores))
 
     def expected(self) -> str:
         """Time left, from the mean of the trials so far."""

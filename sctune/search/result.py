@@ -164,9 +164,11 @@ def _parts(scores: Mapping[str, Sequence[float]], labels: Mapping[str, Sequence[
     return parts
 
 
-def value_se(scores: Mapping[str, Sequence[float]], labels: Mapping[str, Sequence[int]]) -> float:
+def value_se(
+    scores: Mapping[str, Sequence[float]], labels: Mapping[str, Sequence[int]], resamples: int = 1000
+) -> float:
     """Bootstrap standard error of an objective; the AUROC values that it averages are taken as independent."""
-    return math.sqrt(sum((weight * auroc_se(y, s)) ** 2 for weight, y, s in _parts(scores, labels)))
+    return math.sqrt(sum((weight * auroc_se(y, s, resamples)) ** 2 for weight, y, s in _parts(scores, labels)))
 
 
 def compare(

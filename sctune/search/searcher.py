@@ -21,6 +21,9 @@ from sctune.search.sampler import make_sampler
 from sctune.search.space import Space, Values
 from sctune.search.study import StudyManifest
 
+ENVIRONMENT_ERRORS = ("ClusterError", "WeightsError")
+"""Kinds of failure that say nothing about the configuration."""
+
 
 class Observer(Protocol):
     """Told about every event on the driver's thread; must only enqueue. time: ms since 1970."""
@@ -34,7 +37,8 @@ class StudySearcher(Searcher):
     """Suggests {"number", "params", "attempt"} and turns results into COMPLETE, PRUNED or FAIL, told exactly once.
 
     stopping: set when the launch is being stopped; unfinished trials then stay RUNNING in the record, so that the
-    next launch goes on with them. exhausted: says so when no untried configuration is left.
+    next launch goes on with them. exhausted: says so when no untried configuration is left. abort: why the launch
+    must end, when a trial met trouble that is not its own (data, weights or versions of a node).
     """
 
     def __init__(
@@ -47,6 +51,7 @@ class StudySearcher(Searcher):
         self.observers = list(observers)
         self.stopping = False
         self.exhausted: str | None = None
+        self.abort: str | None = None
         self.attempts: dict[int, int] = {}
         self._live: dict[str, int] = {}
         trials = record.load()
@@ -69,12 +74,6 @@ class StudySearcher(Searcher):
     def curves(self) -> dict[int, dict[int, float]]:
         """Trial number -> epoch -> value of all trials so far; what a scheduler's rule is refilled with."""
         return {trial.number: dict(trial.intermediate_values) for trial in self.proposer.trials()}
-
-    @property
-    def best(self) -> FrozenTrial | None:
-        """The full run with the highest value, the earlier one of equals."""
-        full = [trial for trial in self.proposer.trials() if trial.state == TrialState.COMPLETE]
-        return min(full, key=lambda trial: (-(trial.value or 0.0), trial.number), default=None)
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str:
         """The next trial, or Searcher.FINISHED when the budget is spent, the space exhausted or a stop asked for."""
@@ -112,6 +111,10 @@ class StudySearcher(Searcher):
         failure = read_failure(result)
         epoch = self._latest.get(number)
         finished = report is not None and epoch is not None and epoch >= report["epochs"]
+        if failure is not None and failure["kind"] in ENVIRONMENT_ERRORS:
+            # every other trial would meet the same: they stay unfinished, and the launch ends
+            self.stopping, self.abort = True, failure["message"]
+            return
         if failure is None and not finished and self.stopping:
             return
         if failure is None and (error or epoch is None):
@@ -130,7 +133,7 @@ class StudySearcher(Searcher):
 
     def __getstate__(self) -> dict[str, Any]:
         # Ray pickles the searcher into its own snapshot, which is never read back
-        live = {"record", "proposer", "observers"}
+        live = {"record", "proposer", "observers", "manifest"}
         return {key: value for key, value in self.__dict__.items() if key not in live}
 
     def _start_again(self, trial_id: str, number: int) -> dict[str, Any]:

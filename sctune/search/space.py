@@ -24,7 +24,7 @@ from sctune.search.space_checks import (
     check_conditions,
     check_feasible,
     check_fields,
-    check_not_pools,
+    check_not_fixed,
     check_overrides,
     check_start,
 )
@@ -223,7 +223,7 @@ def _build(tree: dict[str, Any], base: TrialConfig, where: str) -> Space:
     if not entries:
         raise SpaceError(f"{where}: parameters: at least one is needed")
     check_fields(entries, f"{where}: parameters")
-    check_not_pools(entries, f"{where}: parameters")
+    check_not_fixed(entries, f"{where}: parameters")
     parameters = tuple(parse_parameter(name, body, f"{where}: {name}") for name, body in entries.items())
     start = tree.get("start", [])
     if not isinstance(start, list) or not all(isinstance(point, Mapping) for point in start):

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from sctune.config import FIELD_NAMES, POOL_FIELDS, TASK_FIELDS, TrialConfig
+from sctune.config import FIELD_NAMES, FIXED_FIELDS, TASK_FIELDS, TrialConfig
 from sctune.errors import ConfigError, SpaceError, nearest
 from sctune.search.parameter import Parameter
 
@@ -24,10 +24,10 @@ def check_fields(names: Mapping[str, Any], where: str) -> None:
             raise SpaceError(f"{where}: unknown configuration key {name!r}; {nearest(name, FIELD_NAMES)}")
 
 
-def check_not_pools(names: Mapping[str, Any], where: str) -> None:
+def check_not_fixed(names: Mapping[str, Any], where: str) -> None:
     for name in names:
-        if name in POOL_FIELDS:
-            raise SpaceError(f"{where}: {name} draws the study's pools, so it cannot vary; fix it under set:")
+        if name in FIXED_FIELDS:
+            raise SpaceError(f"{where}: {name} is the same for all trials of a study; give it one value under set:")
 
 
 def check_overrides(overrides: Mapping[str, Any], varied: Mapping[str, Any], where: str) -> None:

@@ -8,6 +8,7 @@ from sctune.errors import DataError
 from sctune.search.plan import selection_labels, study_splits
 from sctune.search.result import StudyResult, study_result
 from sctune.search.study import Study
+from sctune.tracking.server import safe_uri
 
 
 def load_result(study_root: Path, name: str, noise: bool = True) -> StudyResult:
@@ -29,4 +30,4 @@ def load_result(study_root: Path, name: str, noise: bool = True) -> StudyResult:
     finally:
         study.record.close()
     seconds = sum(launch.seconds or 0.0 for launch in manifest.launches)
-    return study_result(study, trials, labels, seconds, tracking_uri=manifest.tracking_uri, notes=notes)
+    return study_result(study, trials, labels, seconds, tracking_uri=safe_uri(manifest.tracking_uri), notes=notes)

@@ -57,6 +57,7 @@ class ResourceSpec(Frozen):
     cpus: float = 1.0
     gpus: float = 0.0
     max_concurrent: int = 1
+    asked_concurrent: int | None = None
 
 
 class Launch(Frozen):
@@ -79,7 +80,7 @@ class StudyManifest(Frozen):
 
     config: the base TrialConfig tree, with the space's `set:` and the command line merged.
     storage_path: URI that all nodes see (checkpoints); storage_url: SQLAlchemy URL of the record, None: SQLite in
-    the study's folder. checkpoint_interval: seconds.
+    the study's folder. checkpoint_interval: seconds. splits: task key -> digest of its lists of files.
     """
 
     format_version: Literal[1] = 1
@@ -96,6 +97,7 @@ class StudyManifest(Frozen):
     trials: int = Field(ge=1)
     selection: SelectionSpec
     partition_seed: int = 0
+    splits: dict[str, str] = {}
     folds: int = 2
     data: DataSpec
     storage_path: str
@@ -200,7 +202,7 @@ class Study:
             holder = self.driver() or {}
             raise StudyError(
                 f"study {self.name!r} is being run by process {holder.get('pid', '?')} on "
-                f"{holder.get('host', 'another host')}; wait for it or end it with `sctune stop {self.name}`"
+                f"{holder.get('host', 'another host')}; wait for it, or end that process"
             ) from None
         except OSError as problem:
             raise StudyError(f"cannot lock the study folder {self.folder}: {problem.strerror}") from None
@@ -232,7 +234,8 @@ def list_studies(root: Path) -> list[str]:
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Replace a file at once, so that a reader or a crash never meets half of it."""
     staged = path.with_name(f".{path.name}.{os.getpid()}")
-    with staged.open("w", encoding="utf-8") as stream:
+    # the manifest may hold the password of a database URL
+    with os.fdopen(os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as stream:
         json.dump(content, stream, indent=1, allow_nan=False)
         stream.flush()
         os.fsync(stream.fileno())

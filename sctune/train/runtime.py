@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
@@ -33,13 +32,6 @@ def apply_runtime(config: RuntimeConfig) -> None:
         # read by cuBLAS when its first handle is made
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(config.deterministic, warn_only=True)
-
-
-def autocast(config: RuntimeConfig, device: torch.device) -> AbstractContextManager[object]:
-    """Context of a forward pass: bfloat16 where the configuration asks for it."""
-    if config.precision == "bf16":
-        return torch.autocast(device.type, dtype=torch.bfloat16)
-    return nullcontext()
 
 
 def memory_format(config: RuntimeConfig) -> torch.memory_format:

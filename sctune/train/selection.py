@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from hashlib import sha256
 
 import numpy as np
 
-from sctune.augment.proxy import MAKERS, make_proxy_set
+from sctune.augment.proxy import make_proxy_set
 from sctune.data.images import CachedImages
 from sctune.data.split import Split, selection_subset
 from sctune.report import OBJECTIVE
 from sctune.train.evaluate import auroc, average_precision
+
+PROXY_SETS_KEPT = 8
 
 Scorer = Callable[[np.ndarray], np.ndarray]
 """uint8 images [N, S, S, 3] -> scores [N]."""
@@ -62,6 +65,18 @@ def build_selection(split: Split, cached: CachedImages, limit: int | None, parti
     if split.makers:
         normal = labels == 0
         names = [path for path, label in zip(paths, labels, strict=True) if label == 0]
-        proxy = make_proxy_set(images[normal], names, partition_seed)
-        assert set(proxy) == set(MAKERS)
+        proxy = _proxy_images(images[normal], names, partition_seed)
     return SelectionSet(paths, labels, images, proxy)
+
+
+_made: dict[str, dict[str, np.ndarray]] = {}
+
+
+def _proxy_images(images: np.ndarray, names: list[str], seed: int) -> dict[str, np.ndarray]:
+    """The proxy set of these images; the latest few are kept, since an actor's trials share them."""
+    key = sha256(images.tobytes() + repr((names, seed)).encode()).hexdigest()
+    if key not in _made:
+        while len(_made) >= PROXY_SETS_KEPT:
+            _made.pop(next(iter(_made)))
+        _made[key] = make_proxy_set(images, names, seed)
+    return _made[key]

@@ -20,7 +20,6 @@ from sctune.data.batches import NORMAL, PSEUDO, draw_slots, rotate, rotation_ang
 from sctune.model.detector import ANOMALY, Detector, head_targets, normalise, to_pixels
 from sctune.model.detector import NORMAL as NORMAL_HEAD
 from sctune.model.loss import deviation, deviation_loss, deviation_losses
-from sctune.train.runtime import autocast
 
 BANK_SHARE = 4
 """With refresh=epoch, one pseudo anomaly is made for every so many slots that the epoch will fill."""
@@ -40,11 +39,12 @@ class TrainingImages:
 
 @dataclass(frozen=True)
 class Bank:
-    """Pseudo anomalies made before an epoch: images [M, 3, S, S], pasted share [M], dropped [M]."""
+    """Pseudo anomalies made before an epoch: images [M, 3, S, S], pasted share, dropped and flat [M]."""
 
     images: Tensor
     share: Tensor
     dropped: Tensor
+    flat: Tensor
 
 
 class TrainingStep:
@@ -115,16 +115,15 @@ class TrainingStep:
         with frozen(self.detector):
             inputs = images.detach().requires_grad_()
             offsets = self.detector.draw_offsets(len(inputs), stream(config.seed, "saliency", number))
-            with autocast(config.runtime, self.device):
-                scores = self.forward(inputs, offsets)
+            scores = self.forward(inputs, offsets)
             prior = stream(config.seed, "saliency prior", number)
             losses = [
-                deviation_losses(scores[head].float(), target, config.loss.margin, config.loss.prior, prior).sum()
+                deviation_losses(scores[head], target, config.loss.margin, config.loss.prior, prior).sum()
                 for head, target in head_targets(labels).items()
             ]
             (gradient,) = torch.autograd.grad(torch.stack(losses).sum(), inputs)
         # beyond the margin the normal head's loss is flat: its gradient is zero
-        saturated = deviation(scores[NORMAL_HEAD].detach().float()) >= config.loss.margin
+        saturated = deviation(scores[NORMAL_HEAD].detach()) >= config.loss.margin
         return gradient, saturated
 
     def _load(self, rows: np.ndarray, purpose: str, number: int) -> tuple[Tensor, Tensor]:
@@ -164,7 +163,10 @@ class TrainingStep:
         ).to(self.device)
         images[places] = self.bank.images[chosen]
         labels[torch.from_numpy(places)[self.bank.dropped[chosen].cpu()]] = NORMAL
-        return {"pasted_fraction": self.bank.share[chosen].mean()}
+        return {
+            "pasted_fraction": self.bank.share[chosen].mean(),
+            "flat_maps": self.bank.flat[chosen].float().mean(),
+        }
 
     def _make_bank(self, first: int) -> Bank:
         config, total = self.config, len(self.images.normals)
@@ -178,24 +180,24 @@ class TrainingStep:
             donors[same] = (donors[same] + 1 + rng.integers(total - 1, size=int(same.sum()))) % total
         parts = []
         for start in range(0, count, budget.batch_size):
-            part, number = slice(start, start + budget.batch_size), first + start
-            donor, real_a = self._load(self.images.normals[donors[part]], "bank donor", number)
-            receiver, real_b = self._load(self.images.normals[receivers[part]], "bank receiver", number)
-            parts.append(self.pseudo_anomalies(donor, receiver, real_a & real_b, number))
+            part = slice(start, start + budget.batch_size)
+            donor, real_a = self._load(self.images.normals[donors[part]], f"bank donor {start}", first)
+            receiver, real_b = self._load(self.images.normals[receivers[part]], f"bank receiver {start}", first)
+            parts.append(self.pseudo_anomalies(donor, receiver, real_a & real_b, first))
         return Bank(
             torch.cat([made.images for made in parts]),
             torch.cat([made.pasted.float().mean(dim=(1, 2, 3)) for made in parts]),
             torch.cat([made.dropped for made in parts]),
+            torch.cat([made.flat for made in parts]),
         )
 
     def _update(self, images: Tensor, labels: Tensor, number: int) -> dict[str, Tensor]:
         config = self.config
         offsets = self.detector.draw_offsets(len(images), stream(config.seed, "offsets", number))
         prior = stream(config.seed, "prior", number)
-        with autocast(config.runtime, self.device):
-            scores = self.forward(images, offsets)
+        scores = self.forward(images, offsets)
         losses = {
-            head: deviation_loss(scores[head].float(), target, config.loss.margin, config.loss.prior, prior)
+            head: deviation_loss(scores[head], target, config.loss.margin, config.loss.prior, prior)
             for head, target in head_targets(labels).items()
         }
         loss = torch.stack(list(losses.values())).sum()

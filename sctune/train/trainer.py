@@ -23,7 +23,7 @@ from sctune.errors import CheckpointError, DataError, NonFiniteError
 from sctune.model.detector import build_detector
 from sctune.paths import cache_folder
 from sctune.report import EpochReport
-from sctune.train.runtime import apply_runtime, autocast, memory_format, resolve_device
+from sctune.train.runtime import apply_runtime, memory_format, resolve_device
 from sctune.train.selection import build_selection
 from sctune.train.step import TrainingImages, TrainingStep
 
@@ -122,10 +122,10 @@ class Trainer:
 
     def load_state(self, tensors: Mapping[str, Tensor], meta: Mapping[str, object]) -> None:
         """Continue from `state()`; raises CheckpointError where it is of another configuration, task or split."""
-        own = self.state()[1] | {"epoch": meta.get("epoch")}
+        own = _comparable(self.state()[1] | {"epoch": meta.get("epoch")})
+        other = _comparable(meta)
         for name in own:
-            # compared as JSON, which is how it was stored
-            if json.dumps(own[name], sort_keys=True) != json.dumps(meta.get(name), sort_keys=True):
+            if own[name] != other.get(name):
                 raise CheckpointError(f"the checkpoint's {name} differs from this trial's; start the trial anew")
         model = {name.removeprefix("model/"): value for name, value in tensors.items() if name.startswith("model/")}
         try:
@@ -166,7 +166,14 @@ class Trainer:
         return metrics
 
     def _evaluate(self) -> tuple[dict[str, float], dict[str, list[float]]]:
-        with torch.random.fork_rng(devices=[]), autocast(self.config.runtime, self.device):
+        with torch.random.fork_rng(devices=[]):
             # read by model.patch_evaluation=random only
             torch.manual_seed(stream(self.config.seed, "evaluate", self.epoch).initial_seed())
             return self.selection.evaluate(self.detector.score_images)
+
+
+def _comparable(meta: Mapping[str, object]) -> dict[str, str]:
+    """Each value as JSON, which is how it was stored; which device trained it does not matter."""
+    content = json.loads(json.dumps(meta))
+    content.get("config", {}).get("runtime", {}).pop("device", None)
+    return {name: json.dumps(value, sort_keys=True) for name, value in content.items()}

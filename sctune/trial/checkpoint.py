@@ -8,7 +8,9 @@ keeps a worker that was cut off from writing over its successor.
 from __future__ import annotations
 
 import json
+import logging
 import re
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +25,11 @@ from sctune.errors import CheckpointError
 
 FORMAT = 1
 MANIFEST = "checkpoint.json"
+
+KEPT = 2
+"""Checkpoints that a trial keeps: the latest, and one in reserve."""
+
+_log = logging.getLogger(__name__)
 
 TaskState = tuple[Mapping[str, Tensor], Mapping[str, Any]]
 """Tensors by name, and JSON values about them."""
@@ -40,6 +47,14 @@ class CheckpointName:
         return f"epoch-{self.epoch:04d}-attempt-{self.attempt:02d}"
 
 
+@dataclass(frozen=True)
+class Checkpoint:
+    """tasks: task key -> tensors and their JSON values; report: EpochReport.to_dict of its epoch, where it is known."""
+
+    tasks: dict[str, tuple[dict[str, Tensor], dict[str, Any]]]
+    report: dict[str, Any] | None
+
+
 class TrialStore:
     """Checkpoints of one trial under a storage URI (absolute path, file:// or s3://)."""
 
@@ -50,7 +65,7 @@ class TrialStore:
     def save(
         self, epoch: int, attempt: int, tasks: Mapping[str, TaskState], report: Mapping[str, Any] | None = None
     ) -> CheckpointName:
-        """Write a checkpoint whole or not at all, then remove the trial's older ones.
+        """Write a checkpoint whole or not at all; the one before it stays in reserve, older ones are removed.
 
         report: what was told of this epoch (EpochReport.to_dict), for a driver that died before it arrived.
         """
@@ -58,8 +73,7 @@ class TrialStore:
         final = f"{self.root}/{name.folder}"
         local = isinstance(self.system, fs.LocalFileSystem)
         # a rename makes a local folder appear whole; on an object store the manifest comes last
-        target = f"{self.root}/.{name.folder}.partial" if local else final
-        self._remove(target)
+        target = f"{self.root}/.{name.folder}.{uuid.uuid4().hex[:8]}" if local else final
         self.system.create_dir(target, recursive=True)
         files = {}
         for index, (key, (tensors, meta)) in enumerate(tasks.items()):
@@ -70,8 +84,8 @@ class TrialStore:
         if local:
             self._remove(final)
             self.system.move(target, final)
-        for older in self.names():
-            if (older.epoch, older.attempt) < (epoch, attempt) and older.attempt <= attempt:
+        for older in self.names()[:-KEPT]:
+            if older.attempt <= attempt:
                 self._remove(f"{self.root}/{older.folder}")
         return name
 
@@ -84,8 +98,8 @@ class TrialStore:
                 found.append(CheckpointName(int(match[1]), int(match[2])))
         return sorted(found, key=lambda name: (name.epoch, name.attempt))
 
-    def load(self, name: CheckpointName) -> dict[str, tuple[dict[str, Tensor], dict[str, Any]]]:
-        """Task key -> tensors and their JSON values; raises CheckpointError for a damaged or newer file."""
+    def load(self, name: CheckpointName) -> Checkpoint:
+        """A checkpoint; raises CheckpointError for a damaged one or one of a newer sctune."""
         folder = f"{self.root}/{name.folder}"
         try:
             manifest = json.loads(self._read(f"{folder}/{MANIFEST}"))
@@ -93,32 +107,22 @@ class TrialStore:
                 raise CheckpointError(
                     f"{folder} has format {manifest['format_version']}, this sctune reads up to {FORMAT}; update sctune"
                 )
-            return {
+            tasks = {
                 key: (load_tensors(self._read(f"{folder}/{_inside(row['file'])}")), row["meta"])
                 for key, row in manifest["tasks"].items()
             }
+            return Checkpoint(tasks, manifest.get("report"))
         except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError) as problem:
-            raise CheckpointError(
-                f"cannot read the checkpoint {folder}: {problem}; delete that folder to go on"
-            ) from None
+            raise CheckpointError(f"cannot read the checkpoint {folder}: {problem}") from None
 
-    def load_latest(self) -> dict[str, tuple[dict[str, Tensor], dict[str, Any]]] | None:
-        """The latest checkpoint, or None where there is none."""
-        names = self.names()
-        return self.load(names[-1]) if names else None
-
-    def latest_report(self) -> dict[str, Any] | None:
-        """The report of the latest checkpoint's epoch; None without a checkpoint or where it holds none."""
-        names = self.names()
-        if not names:
-            return None
-        folder = f"{self.root}/{names[-1].folder}"
-        try:
-            return json.loads(self._read(f"{folder}/{MANIFEST}")).get("report")
-        except (OSError, ValueError, AttributeError) as problem:
-            raise CheckpointError(
-                f"cannot read the checkpoint {folder}: {problem}; delete that folder to go on"
-            ) from None
+    def load_latest(self) -> Checkpoint | None:
+        """The latest checkpoint that can be read, or None where there is none: a damaged one costs its epochs only."""
+        for name in reversed(self.names()):
+            try:
+                return self.load(name)
+            except CheckpointError as problem:
+                _log.warning("%s; going on from an earlier one", problem)
+        return None
 
     def clear(self) -> None:
         """Remove all checkpoints of the trial."""

@@ -62,6 +62,7 @@ class SaliencyCutTrainable(tune.Trainable):
     def setup(self, config: dict[str, Any], spec: dict[str, Any]) -> None:
         self.spec = TrialSpec.model_validate(spec)
         self._begin(config)
+        self._digests: dict[Path, str] = {}
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         self._begin(new_config)
@@ -73,14 +74,17 @@ class SaliencyCutTrainable(tune.Trainable):
             if not self.trainers:
                 self._build()
             report, self.saved_report = self.saved_report, None
+            trained = report is None
             if report is None:
                 report = merge_reports({trainer.task.key: trainer.run_epoch() for trainer in self.trainers})
-                self._checkpoint(report)
         except torch.cuda.OutOfMemoryError as problem:
             return self._failure("out of memory", problem)
         except Exception as problem:  # the trial's own fault: told with its traceback, and the actor lives on
             return self._failure(type(problem).__name__, problem)
-        return report.to_dict() | {"done": report.last, "time_ms": int(time.time() * 1000)}
+        if trained:
+            # storage that fails is not the trial's fault: the error goes to Ray, which tries again from the last one
+            self._checkpoint(report)
+        return report.to_dict() | {"done": report.last}
 
     def cleanup(self) -> None:
         self._drop()
@@ -114,12 +118,11 @@ class SaliencyCutTrainable(tune.Trainable):
             trainers.append(Trainer(config, task, cache=Path(self.spec.cache), weights=weights, split=split))
         self.store = TrialStore(self.spec.storage, self.number)
         saved = self.store.load_latest()
-        for trainer in trainers if saved is not None else []:
-            assert saved is not None
-            trainer.load_state(*saved[trainer.task.key])
-        # the driver may have died before the checkpoint's own epoch reached it; told twice it changes nothing
-        told = self.store.latest_report()
-        self.saved_report = EpochReport.from_dict(told) if told is not None else None
+        if saved is not None:
+            for trainer in trainers:
+                trainer.load_state(*saved.tasks[trainer.task.key])
+            # the driver may have died before the checkpoint's own epoch reached it; told twice it changes nothing
+            self.saved_report = EpochReport.from_dict(saved.report) if saved.report is not None else None
         self.trainers = trainers
 
     def _check_versions(self) -> None:
@@ -134,7 +137,9 @@ class SaliencyCutTrainable(tune.Trainable):
         backbone = config.model.backbone
         path = resolve_weights(backbone, config.model.weights)
         wanted = self.spec.weights_sha256.get(backbone)
-        if path is not None and wanted is not None and file_sha256(path) != wanted:
+        if path is not None and path not in self._digests:
+            self._digests[path] = file_sha256(path)
+        if path is not None and wanted is not None and self._digests[path] != wanted:
             raise ClusterError(f"{path} differs from the driver's weights; copy the same file to every node")
         return path
 
@@ -154,6 +159,9 @@ class SaliencyCutTrainable(tune.Trainable):
         message = " ".join(str(problem).split())[:500]
         text = "".join(traceback.format_exception(problem))
         problem.__traceback__ = None
+        if torch.cuda.is_initialized():
+            # a GPU that is beyond repair raises here, and so takes this process with it
+            torch.cuda.synchronize()
         self._drop()
         # Ray insists on the metric; a result with a failure is never read as a report
         return {"failure": {"kind": kind, "message": message, "traceback": text}, OBJECTIVE: float("nan"), "done": True}

@@ -55,6 +55,10 @@ class Sctune:
             finally:
                 end_group(process.pid)
 
+    @staticmethod
+    def end_group(group: int) -> None:
+        end_group(group)
+
     def study(self, name: str) -> Path:
         return self.home / "studies" / name
 

@@ -190,7 +190,16 @@ def test_more_than_the_machine_has(refused: Refused) -> None:
     assert "--cpus-per-trial" in refused("--cpus-per-trial", "4096")
 
 
-@pytest.mark.parametrize("words", [["resume", "nosuch"], ["status", "nosuch"], ["best", "nosuch"], ["resume", "../x"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["resume", "nosuch"],
+        ["resume", "nosuch", "--trials", "2"],
+        ["resume", "../x"],
+        ["status", "nosuch"],
+        ["best", "nosuch"],
+    ],
+)
 def test_a_study_that_is_not_there(
     words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

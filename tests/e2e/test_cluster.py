@@ -1,0 +1,102 @@
+"""The same search on a cluster of two nodes, with a token, through `--address`."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SERVE = """
+import sys
+from sctune.search.cluster import prepare_environment
+prepare_environment()
+from ray.cluster_utils import Cluster
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+cluster.add_node(num_cpus=1)
+print(cluster.address, flush=True)
+sys.stdin.read()
+cluster.shutdown()
+"""
+
+CHECK = """
+import sys
+from sctune.search.cluster import check_nodes, prepare_environment
+prepare_environment()
+import ray
+from sctune.errors import ClusterError
+from sctune.trial.trainable import package_versions
+ray.init(address=sys.argv[1], log_to_driver=False, logging_level="ERROR")
+check_nodes(sys.argv[2], package_versions())
+try:
+    check_nodes(sys.argv[2], {**package_versions(), "torch": "0.1"})
+except ClusterError as problem:
+    print(problem)
+"""
+
+
+@pytest.fixture(scope="module")
+def address(sctune: Any) -> Iterator[str]:
+    """Two nodes of one CPU each on this machine, ended with the module."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", SERVE],
+        env=sctune.env,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+        cwd=sctune.home,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        yield next(line for line in process.stdout if ":" in line).strip()
+    finally:
+        process.stdin.close()
+        try:
+            process.wait(30)
+        finally:
+            sctune.end_group(process.pid)
+
+
+@pytest.mark.timeout(200)
+def test_a_search_uses_both_nodes(sctune: Any, smoke: list[str], address: str, runs_of: Any, tmp_path: Path) -> None:
+    shared = tmp_path / "shared"
+    more = ["--name", "cluster", "--address", address, "--storage-path", shared, "--scheduler", "none"]
+    done = sctune(*smoke, *more, "--trials", "3", "--json", timeout=180)
+    assert "of 2 CPUs and 0 GPUs on 2 node(s)" in done.stderr
+    trials = json.loads(done.stdout)["trials"]
+    assert [trial["state"] for trial in trials] == ["COMPLETE"] * 3
+    nodes = {run.data.tags["node"] for number, run in runs_of("cluster").items() if number is not None}
+    assert len(nodes) == 2
+    assert {path.name for path in (shared / "cluster" / "trials").iterdir()} == {"00000", "00001", "00002"}
+
+
+def test_nodes_with_other_versions_are_refused(sctune: Any, address: str, tmp_path: Path) -> None:
+    checked = subprocess.run(
+        [sys.executable, "-c", CHECK, address, str(tmp_path / "shared")],
+        env=sctune.env,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert checked.returncode == 0, checked.stderr
+    (line,) = checked.stdout.splitlines()
+    assert line.startswith("node ")
+    assert "torch" in line
+    assert line.endswith("install the same")
+    assert list((tmp_path / "shared").iterdir()) == []
+
+
+def test_a_wrong_token_or_address_is_refused(sctune: Any, smoke: list[str], address: str) -> None:
+    nowhere = sctune(*smoke, "--name", "nowhere", "--address", "127.0.0.1:1", code=2).stderr
+    assert nowhere.splitlines()[-1].startswith("sctune: cannot connect to Ray at 127.0.0.1:1")
+    assert not sctune.study("nowhere").exists()
+    assert os.environ["RAY_AUTH_TOKEN"] not in nowhere
