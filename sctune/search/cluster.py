@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
+import socket
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,6 +25,10 @@ RAY_ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
+
+
+CONNECT_S = 10.0
+"""Seconds that a cluster may take to answer at all."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +70,8 @@ def connect(address: str | None) -> bool:
         ensure_token(Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token"))
     if ray.is_initialized():
         return False
+    if address is not None:
+        _check_answers(address)
     try:
         ray.init(
             address=address or "local",
@@ -77,6 +85,19 @@ def connect(address: str | None) -> bool:
             "start it with `ray start --head`, or leave out --address"
         ) from None
     return True
+
+
+def _check_answers(address: str) -> None:
+    """Raises ClusterError when nothing listens at host:port; Ray itself would try for minutes."""
+    match = re.fullmatch(r"(?:ray://)?\[?([^\[\]/]+?)\]?:(\d+)", address)
+    if match is None:
+        return
+    try:
+        socket.create_connection((match[1], int(match[2])), timeout=CONNECT_S).close()
+    except (OSError, OverflowError) as problem:
+        raise ClusterError(
+            f"cannot connect to Ray at {address}: {problem}; start it with `ray start --head`, or leave out --address"
+        ) from None
 
 
 def plan_resources(cpus: float, gpus: float | None, max_concurrent: int | None, growing: bool = False) -> Resources:
