@@ -18,19 +18,19 @@ from pathlib import Path
 # threads that spin while they wait would measure the other work of the machine; read when torch is imported
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-from reference_step import ReferenceStep  # noqa: E402
-from torch import Tensor  # noqa: E402
+import numpy as np
+import torch
+from reference_step import ReferenceStep
+from torch import Tensor
 
-from sctune.augment.saliency import smooth_saliency  # noqa: E402
-from sctune.config import TrialConfig, load_profile  # noqa: E402
-from sctune.data.batches import PSEUDO, draw_slots, rotate, rotation_angles, stream  # noqa: E402
-from sctune.data.catalog import open_dataset  # noqa: E402
-from sctune.data.images import ImageCache  # noqa: E402
-from sctune.model.detector import Detector, build_detector, normalise, to_pixels  # noqa: E402
-from sctune.train.runtime import apply_runtime, memory_format  # noqa: E402
-from sctune.train.step import TrainingImages, TrainingStep  # noqa: E402
+from sctune.augment.saliency import smooth_saliency
+from sctune.config import TrialConfig, load_profile
+from sctune.data.batches import PSEUDO, draw_slots, rotate, rotation_angles, stream
+from sctune.data.catalog import open_dataset
+from sctune.data.images import ImageCache
+from sctune.model.detector import Detector, build_detector, normalise, to_pixels
+from sctune.train.runtime import apply_runtime, memory_format
+from sctune.train.step import TrainingImages, TrainingStep
 
 SIZE, BATCH = 224, 18
 NORMALS, ANOMALIES = 120, 10
@@ -172,7 +172,7 @@ def figures(seconds: list[float]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--pairs", type=int, default=7, help="pairs of steps with two threads; half as many with one")
+    parser.add_argument("--pairs", type=int, default=5, help="pairs of steps with two threads; half as many with one")
     parser.add_argument("--model", choices=tuple(MODELS), action="append", help="default: both")
     pairs, names = (lambda args: (args.pairs, args.model or list(MODELS)))(parser.parse_args())
     with tempfile.TemporaryDirectory() as folder:

@@ -74,6 +74,7 @@ class BuiltTrial(SaliencyCutTrainable):
         for trainer in self.trainers:
             # the same object with other epochs
             trainer.__class__ = ShortTrainer
+            assert isinstance(trainer, ShortTrainer)
             trainer.fill_moments()
 
 
@@ -83,4 +84,5 @@ class EmptyTrial(SaliencyCutTrainable):
     def _build(self) -> None:
         config = TrialConfig.load(self.spec.config).override(self.params)
         self.store = TrialStore(self.spec.storage, self.number)
-        self.trainers = [EmptyTrainer(config, task) for task in self.spec.tasks]
+        # as much of a trainer as a trial asks for
+        self.trainers = [EmptyTrainer(config, task) for task in self.spec.tasks]  # type: ignore[misc]

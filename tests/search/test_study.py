@@ -157,7 +157,7 @@ def test_lock_refuses_a_second_driver_in_another_process_and_survives_a_kill(tmp
     )
     assert holder.stdout is not None
     assert holder.stdout.readline() == "locked\n"
-    with pytest.raises(StudyError, match=f"run by process {holder.pid} .*sctune stop first"), study.lock():
+    with pytest.raises(StudyError, match=f"run by process {holder.pid} .*end that process"), study.lock():
         pass
     holder.kill()
     holder.communicate()
