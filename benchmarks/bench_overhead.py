@@ -28,7 +28,7 @@ os.environ.update({"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true", "
 import short_trials  # noqa: E402  (Ray and MLflow read the environment when they are imported)
 
 from sctune.paths import studies_folder  # noqa: E402
-from sctune.search import driver  # noqa: E402
+from sctune.search import driver, launch  # noqa: E402
 from sctune.search.options import SearchOptions  # noqa: E402
 from sctune.search.progress import SearchProgress  # noqa: E402
 from sctune.search.record import reports_of  # noqa: E402
@@ -88,7 +88,7 @@ def watch(calls: Calls) -> None:
     for part, (owner, names) in WATCHED.items():
         for name in names:
             timed(owner, name, f"{part}.{name}")
-    timed(driver, "_tune", "tune")
+    timed(launch, "tune_trials", "tune")
 
 
 def search(kind: str, sampler: str, trials: int, calls: Calls) -> Outcome:

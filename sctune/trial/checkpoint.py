@@ -63,11 +63,17 @@ class TrialStore:
         self.root = f"{root}/trials/{number:05d}"
 
     def save(
-        self, epoch: int, attempt: int, tasks: Mapping[str, TaskState], report: Mapping[str, Any] | None = None
+        self,
+        epoch: int,
+        attempt: int,
+        tasks: Mapping[str, TaskState],
+        report: Mapping[str, Any] | None = None,
+        last: bool = False,
     ) -> CheckpointName:
         """Write a checkpoint whole or not at all; the one before it stays in reserve, older ones are removed.
 
-        report: what was told of this epoch (EpochReport.to_dict), for a driver that died before it arrived.
+        last: the trial is over, and needs no reserve. report: what was told of this epoch (EpochReport.to_dict), for
+        a driver that died before it arrived.
         """
         name = CheckpointName(epoch, attempt)
         final = f"{self.root}/{name.folder}"
@@ -84,7 +90,8 @@ class TrialStore:
         if local:
             self._remove(final)
             self.system.move(target, final)
-        for older in self.names()[:-KEPT]:
+        kept = 1 if last else KEPT
+        for older in self.names()[:-kept]:
             if older.attempt <= attempt:
                 self._remove(f"{self.root}/{older.folder}")
         return name

@@ -152,6 +152,7 @@ class SaliencyCutTrainable(tune.Trainable):
                 self.attempt,
                 {trainer.task.key: trainer.state() for trainer in self.trainers},
                 report.to_dict(),
+                report.last,
             )
             self.saved_at = time.monotonic()
 

@@ -1,0 +1,241 @@
+"""One launch over a study: observers, a fresh Tuner, clean stops, and an honest end whatever happens."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from ray import tune
+from rich.console import Console
+
+from sctune.data.split import Split
+from sctune.errors import AllTrialsFailedError, ClusterError
+from sctune.paths import cache_folder
+from sctune.search.cluster import Resources
+from sctune.search.finish import finish
+from sctune.search.plan import selection_labels, weights_digests
+from sctune.search.progress import SearchProgress
+from sctune.search.replay import replay_killed
+from sctune.search.result import StudyResult, value_se
+from sctune.search.retention import CheckpointKeeper
+from sctune.search.scheduler import RuleScheduler, make_rule
+from sctune.search.searcher import StudySearcher
+from sctune.search.space import Space
+from sctune.search.study import Study
+from sctune.tracking.callback import StudyFacts, TrackingCallback
+from sctune.tracking.writer import Writer
+from sctune.trial import trainable as trials_in_ray
+
+MAX_WORKER_LOSSES = 3
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What a launch needs; the caller holds the study's lock.
+
+    seconds_left: what is left of the time budget. started: time.monotonic() of the command.
+    """
+
+    study: Study
+    space: Space
+    splits: dict[str, Split]
+    resources: Resources
+    seconds_left: float | None
+    console: Console | None
+    started: float
+
+    def run(self) -> StudyResult:
+        """Search until the budget is spent, the space exhausted or a stop asked for.
+
+        Raises AllTrialsFailedError, and ClusterError for trouble of a node that every trial would meet.
+        """
+        study = self.study
+        writer = Writer(study.manifest.tracking_uri, study.folder / "tracking.jsonl")
+        tracking = TrackingCallback(writer, _facts(study))
+        try:
+            searcher, result = self._search(tracking, writer)
+            study.end_launch(_now(), "stopped" if result.stopped else "done")
+        except BaseException as problem:
+            # the trials stay as the record has them; nothing may look as if it still ran
+            tracking.on_study_end("FAILED", {"error": f"{type(problem).__name__}: {problem}"[:500]})
+            writer.drain(3)
+            if study.manifest.launches and study.manifest.launches[-1].ended is None:
+                study.end_launch(_now(), "failed")
+            raise
+        finally:
+            writer.close()
+            study.record.close()
+        _check(study, searcher, result)
+        return result
+
+    def _search(self, tracking: TrackingCallback, writer: Writer) -> tuple[StudySearcher, StudyResult]:
+        study, manifest = self.study, self.study.manifest
+        trials = study.record.load()
+        labels = selection_labels(manifest, self.splits)
+        progress = SearchProgress(
+            manifest.trials,
+            self.space.base.budget.epochs,
+            self.resources.concurrent,
+            trials,
+            lambda scores: value_se(scores, labels, 200),
+            self.console or Console(stderr=True),
+        )
+        keeper = CheckpointKeeper(manifest.storage_path, manifest.keep_best, trials)
+        searcher = StudySearcher(manifest, self.space, study.record, [tracking, keeper, progress])
+        study.add_launch(_now())
+        tracking.on_study_start()
+        replay_killed(manifest, trials, tracking)
+        with progress, _stop_signals(searcher, self.seconds_left):
+            tune_trials(study, self.space, self.splits, self.resources, searcher)
+        keeper.close()
+        study.record.flush()
+        return searcher, finish(study, self.splits, searcher, tracking, writer, time.monotonic() - self.started)
+
+
+def tune_trials(
+    study: Study, space: Space, splits: dict[str, Split], resources: Resources, searcher: StudySearcher
+) -> None:
+    """Run a fresh Tuner until the searcher has no more trials, or a signal ends it."""
+    manifest = study.manifest
+    spec = manifest.scheduler
+    rule = make_rule(spec.name, space.base.budget.epochs, spec.grace, spec.factor, manifest.sampler_seed)
+    if rule is not None:
+        rule.refill(searcher.curves)
+    trainable = tune.with_parameters(
+        trials_in_ray.SaliencyCutTrainable, spec=_trial_spec(study, space, splits, list(rule.rungs) if rule else [])
+    )
+    scratch = study.folder / "ray"
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    tuner = tune.Tuner(
+        tune.with_resources(trainable, {"cpu": resources.cpus, "gpu": resources.gpus}),
+        tune_config=tune.TuneConfig(
+            search_alg=searcher,
+            scheduler=RuleScheduler(rule),
+            num_samples=-1,
+            max_concurrent_trials=resources.concurrent,
+            reuse_actors=True,
+            trial_name_creator=_trial_name,
+            trial_dirname_creator=_trial_name,
+        ),
+        run_config=tune.RunConfig(
+            name=f"launch-{len(manifest.launches)}",
+            storage_path=str(scratch),
+            # checkpoints are the trainable's own; Ray keeps none
+            checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
+            failure_config=tune.FailureConfig(max_failures=MAX_WORKER_LOSSES),
+            verbose=0,
+        ),
+    )
+    try:
+        tuner.fit()
+    finally:
+        # Ray's snapshot is never read back; the record is the truth
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _trial_spec(study: Study, space: Space, splits: dict[str, Split], rungs: list[int]) -> dict[str, Any]:
+    manifest, config = study.manifest, space.base
+    if manifest.resources.gpus == 0 and config.runtime.device == "auto":
+        # a trial without a GPU share must not take one that it can see
+        config = config.override({"runtime.device": "cpu"})
+    return trials_in_ray.TrialSpec(
+        config=config.model_dump(),
+        tasks=list(manifest.tasks),
+        storage=manifest.storage_path,
+        cache=str(cache_folder()),
+        checkpoint_epochs=rungs,
+        checkpoint_interval=manifest.checkpoint_interval,
+        splits={key: split.digest for key, split in splits.items()},
+        weights_sha256=weights_digests(space),
+        versions=manifest.versions,
+    ).model_dump()
+
+
+def _trial_name(trial: Any) -> str:
+    return f"trial-{trial.config.get('number', 0):05d}-{trial.trial_id}"
+
+
+@contextmanager
+def _stop_signals(searcher: StudySearcher, budget_s: float | None) -> Iterator[None]:
+    """SIGINT, SIGTERM and the end of the time budget stop the launch cleanly; a second signal ends it at once.
+
+    Tune ends its loop on SIGUSR1 (RAY_ENVIRONMENT keeps its hands off SIGINT), so the searcher can be told first.
+    Must be entered after ray.init, which replaces handlers.
+    """
+
+    def stop(_number: int, _frame: Any) -> None:
+        if searcher.stopping:
+            raise KeyboardInterrupt
+        out_of_time()
+
+    def out_of_time() -> None:
+        searcher.stopping = True
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    # until Tune has its own handler: the searcher then ends the launch by suggesting nothing
+    # and for good, since a late timer must not end the process
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    timer = threading.Timer(budget_s, out_of_time) if budget_s is not None else None
+    if timer is not None:
+        timer.daemon = True
+        timer.start()
+    try:
+        yield
+    finally:
+        if timer is not None:
+            timer.cancel()
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _check(study: Study, searcher: StudySearcher, result: StudyResult) -> None:
+    if searcher.abort is not None:
+        raise ClusterError(f"{searcher.abort}; then `sctune resume {study.name}`")
+    if result.rows and all(row.state == "FAIL" for row in result.rows):
+        causes = {row.failure["message"] for row in result.rows if row.failure}
+        raise AllTrialsFailedError(
+            f"all {len(result.rows)} trials of {study.name} failed: {'; '.join(sorted(causes))[:300]}; "
+            f"see `sctune status {study.name}`"
+        )
+
+
+def _facts(study: Study) -> StudyFacts:
+    manifest = study.manifest
+    return StudyFacts(
+        study_id=manifest.study_id,
+        name=manifest.name,
+        base=manifest.trial_config().flat(),
+        data_digest=manifest.data.digest,
+        git_commit=manifest.git_commit,
+        versions=manifest.versions,
+        seed=manifest.tasks[0].seed,
+        tasks=[task.key for task in manifest.tasks],
+        tags={
+            "profile": manifest.profile,
+            "space": str(manifest.space.get("name")),
+            "sampler": manifest.sampler,
+            "scheduler": manifest.scheduler.name,
+            "selection": manifest.selection.mode,
+            "selection_reason": manifest.selection.reason,
+            "data": manifest.data.name,
+        },
+        resumed=bool(manifest.launches),
+    )
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
