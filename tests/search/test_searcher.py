@@ -288,3 +288,15 @@ def test_unknown_sampler_and_endless_grid_are_refused(tmp_path: Path) -> None:
     space = load_space("threshold_patch", load_profile("cpu"))
     with pytest.raises(ConfigError, match=r"augment.threshold is continuous"):
         make_sampler("grid", 0, space=space)
+
+
+def test_trouble_of_a_node_ends_the_launch_and_no_trial(tmp_path: Path) -> None:
+    study = make_study(tmp_path, FLAT, trials=3)
+    searcher = StudySearcher(study.manifest, study.manifest.build_space(), study.record)
+    searcher.suggest("a")
+    failure = {"kind": "ClusterError", "message": "other data", "traceback": ""}
+    searcher.on_trial_complete("a", {"failure": failure, "selection_auroc": float("nan")})
+    assert searcher.abort == "other data"
+    assert searcher.suggest("b") == "FINISHED"
+    assert [trial.state.name for trial in study.record.load()] == ["RUNNING"]
+    study.record.close()

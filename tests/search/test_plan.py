@@ -1,0 +1,92 @@
+"""The plan: what is refused before a study exists, and what a resumed study insists on."""
+
+import shutil
+
+import pytest
+from safetensors.torch import save_file
+
+from sctune.errors import ConfigError, DataError, SpaceError, StudyError, WeightsError
+from sctune.search.driver import _check_versions
+from sctune.search.options import SearchOptions
+from sctune.search.plan import make_plan, study_splits
+from sctune.search.study import Study
+
+
+def options(folder, **more):
+    return SearchOptions(space="threshold_patch", name="s", profile="smoke", data=str(folder), **more)
+
+
+def test_a_plan_writes_no_study(image_folder, sctune_home):
+    plan = make_plan(options(image_folder, seeds=(1, 2), selection="extra"), has_gpu=False)
+    assert [task.key for task in plan.manifest.tasks] == ["seed1", "seed2"]
+    assert plan.manifest.splits == {key: split.digest for key, split in plan.splits.items()}
+    assert not (sctune_home / "studies").exists()
+
+
+def test_folds_are_tasks(image_folder):
+    plan = make_plan(options(image_folder, selection="seen"), has_gpu=False)
+    assert [task.key for task in plan.manifest.tasks] == ["seed42-fold1of2", "seed42-fold2of2"]
+    held_out = [{f.kind for f in split.selection if f.label} for split in plan.splits.values()]
+    assert not held_out[0] & held_out[1]
+
+
+def test_groups_from_the_command_line_reach_the_plan(image_folder):
+    regex = r"(\w+/\w+/\d\d)\d\.png"
+    plan = make_plan(options(image_folder, overrides={"data.group": regex}), has_gpu=False)
+    groups = {file.group for split in plan.splits.values() for file in split.development}
+    assert all(group.count("/") == 2 and not group.endswith(".png") for group in groups)
+    assert study_splits(plan.manifest).keys() == plan.splits.keys()
+
+
+def test_a_task_named_twice_is_refused(image_folder):
+    with pytest.raises(ConfigError, match="asked for twice"):
+        make_plan(options(image_folder, seeds=(1, 1), selection="extra"), has_gpu=False)
+
+
+@pytest.mark.parametrize("field", ["data.selection_limit", "budget.epochs", "model.weights", "data.n_anomalies"])
+def test_what_all_trials_must_share_cannot_vary(image_folder, tmp_path, field):
+    values = {"model.weights": '["imagenet", "random"]'}.get(field, "[5, 6]")
+    path = tmp_path / "space.yaml"
+    path.write_text(f"parameters:\n  {field}: {{values: {values}}}\n")
+    with pytest.raises(SpaceError, match="same for all trials"):
+        make_plan(options(image_folder).model_copy(update={"space": str(path)}), has_gpu=False)
+
+
+def test_weights_that_do_not_fit_are_refused_at_once(image_folder, tmp_path, monkeypatch):
+    import torch
+
+    save_file({"wrong": torch.zeros(1)}, tmp_path / "w.safetensors")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(WeightsError, match="do not fit"):
+        make_plan(options(image_folder, overrides={"model.weights": "w.safetensors"}), has_gpu=False)
+
+
+def test_relative_paths_are_made_absolute(image_folder, tmp_path, monkeypatch):
+    from sctune.model.weights import read_state, resolve_weights
+
+    state = read_state(resolve_weights("efficientnet_lite0", "imagenet"))
+    save_file({name: value.contiguous() for name, value in state.items()}, tmp_path / "w.safetensors")
+    monkeypatch.chdir(tmp_path)
+    asked = options(image_folder, overrides={"model.weights": "w.safetensors"}, storage="sqlite:///rel.db")
+    manifest = make_plan(asked, has_gpu=False).manifest
+    assert manifest.trial_config().model.weights == str(tmp_path / "w.safetensors")
+    assert manifest.storage_url == f"sqlite:///{tmp_path / 'rel.db'}"
+
+
+def test_changed_data_or_versions_stop_a_resume(image_folder, tmp_path):
+    folder = tmp_path / "data"
+    shutil.copytree(image_folder, folder)
+    plan = make_plan(options(folder, selection="extra"), has_gpu=False)
+    assert study_splits(plan.manifest).keys() == plan.splits.keys()
+    (folder / "train/good/049.png").unlink()
+    with pytest.raises(DataError, match="not those that study s began with"):
+        study_splits(plan.manifest)
+    _check_versions(Study(tmp_path, plan.manifest))
+    other = plan.manifest.model_copy(update={"versions": {**plan.manifest.versions, "torch": "1.0"}})
+    with pytest.raises(StudyError, match=r"torch 1\.0 then"):
+        _check_versions(Study(tmp_path, other))
+
+
+def test_profile_paper_needs_its_selection_said_aloud(image_folder):
+    with pytest.raises(ConfigError, match="--selection test"):
+        make_plan(options(image_folder).model_copy(update={"profile": "paper"}), has_gpu=False)

@@ -1,0 +1,96 @@
+"""Checkpoints: whole or not at all, one in reserve, damaged ones passed over, nothing outside the folder read."""
+
+import json
+
+import pytest
+import torch
+
+from sctune.errors import CheckpointError
+from sctune.trial.checkpoint import CheckpointName, TrialStore, open_storage
+
+
+def state(value):
+    return {"task": ({"model/w": torch.full((3,), float(value))}, {"epoch": value})}
+
+
+def folders(store):
+    return [name.folder for name in store.names()]
+
+
+def test_what_is_saved_is_loaded(tmp_path):
+    store = TrialStore(str(tmp_path), 7)
+    assert store.load_latest() is None
+    store.save(1, 1, state(1), {"epoch": 1})
+    loaded = store.load_latest()
+    tensors, meta = loaded.tasks["task"]
+    assert torch.equal(tensors["model/w"], torch.ones(3))
+    assert meta == {"epoch": 1}
+    assert loaded.report == {"epoch": 1}
+    assert store.root == f"{tmp_path}/trials/00007"
+
+
+def test_one_stays_in_reserve_until_the_trial_is_over(tmp_path):
+    store = TrialStore(str(tmp_path), 0)
+    for epoch in (1, 2, 3):
+        store.save(epoch, 1, state(epoch))
+    assert folders(store) == ["epoch-0002-attempt-01", "epoch-0003-attempt-01"]
+    store.save(4, 1, state(4), last=True)
+    assert [path.name for path in (tmp_path / "trials/00000").iterdir()] == ["epoch-0004-attempt-01"]
+
+
+def test_an_earlier_attempt_never_removes_a_later_one(tmp_path):
+    store = TrialStore(str(tmp_path), 0)
+    for epoch in (2, 3, 4):
+        store.save(epoch, 2, state(epoch))
+    store.save(9, 1, state(9))
+    assert {"epoch-0003-attempt-02", "epoch-0004-attempt-02"} <= set(folders(store))
+
+
+@pytest.mark.parametrize("file", ["task-0.safetensors", "checkpoint.json"])
+@pytest.mark.parametrize("damage", ["cut", "garbage"])
+def test_a_damaged_checkpoint_costs_its_epochs_only(tmp_path, file, damage):
+    store = TrialStore(str(tmp_path), 0)
+    for epoch in (1, 2):
+        store.save(epoch, 1, state(epoch))
+    path = tmp_path / "trials/00000/epoch-0002-attempt-01" / file
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2] if damage == "cut" else b"\xff" * len(content))
+    with pytest.raises(CheckpointError, match="epoch-0002"):
+        store.load(CheckpointName(2, 1))
+    assert store.load_latest().tasks["task"][1] == {"epoch": 1}
+
+
+def test_a_folder_without_its_manifest_is_no_checkpoint(tmp_path):
+    store = TrialStore(str(tmp_path), 0)
+    store.save(1, 1, state(1))
+    store.save(2, 1, state(2))
+    (tmp_path / "trials/00000/epoch-0002-attempt-01/checkpoint.json").unlink()
+    assert folders(store) == ["epoch-0001-attempt-01"]
+
+
+def change_manifest(tmp_path, old, new):
+    path = tmp_path / "trials/00000/epoch-0001-attempt-01/checkpoint.json"
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new))
+
+
+def test_a_manifest_cannot_point_outside(tmp_path):
+    store = TrialStore(str(tmp_path), 0)
+    store.save(1, 1, state(1))
+    change_manifest(tmp_path, json.dumps("task-0.safetensors"), json.dumps("../../secret"))
+    with pytest.raises(CheckpointError, match="leaves the checkpoint"):
+        store.load(CheckpointName(1, 1))
+
+
+def test_a_newer_format_says_so(tmp_path):
+    store = TrialStore(str(tmp_path), 0)
+    store.save(1, 1, state(1))
+    change_manifest(tmp_path, '"format_version": 1', '"format_version": 99')
+    with pytest.raises(CheckpointError, match="update sctune"):
+        store.load(CheckpointName(1, 1))
+
+
+@pytest.mark.parametrize("storage", ["relative/folder", "nosuch://bucket/x"])
+def test_storage_that_cannot_be_used_is_named(storage):
+    with pytest.raises(CheckpointError, match="--storage-path"):
+        open_storage(storage)
