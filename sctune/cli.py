@@ -167,18 +167,20 @@ def status(study: Annotated[str, typer.Argument()], study_root: StudyRoot = None
     from sctune.search.progress import short
 
     table = Table(title=f"study {result.name}")
-    for column in ("trial", "state", "epochs", "AUROC", "seconds", "parameters", "reason"):
-        table.add_column(column)
+    failed = any(row.failure for row in result.rows)
+    for column in ("trial", "state", "epochs", "AUROC", "seconds", "parameters", *(["failure"] if failed else [])):
+        table.add_column(column, overflow="fold")
     for row in result.rows:
-        table.add_row(
+        cells = (
             str(row.number),
             row.state,
             str(max(row.values, default=0)),
             "-" if row.value is None else f"{row.value:.4f}",
             "-" if row.seconds is None else f"{row.seconds:.0f}",
             short(row.params),
-            row.failure["message"] if row.failure else row.stop_reason or "",
+            row.failure["message"] if row.failure else "",
         )
+        table.add_row(*cells[: len(table.columns)])
     Console().print(table)
     _print(summary_lines(result))
 
