@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -36,22 +36,6 @@ def auroc_difference_se(
         return _auroc(a[negative], a[positive]) - _auroc(b[negative], b[positive])
 
     return difference, _spread(labels, gap, n, seed)
-
-
-def distinguishable(
-    labels: Sequence[ArrayLike], scores_a: Sequence[ArrayLike], scores_b: Sequence[ArrayLike], n: int = 1000
-) -> bool:
-    """Whether two trials' mean AUROC over their tasks differs by at least MIN_GAP standard errors.
-
-    One entry per task, in the same order; the tasks' errors are taken as independent.
-    """
-    pairs = [
-        auroc_difference_se(*task, n=n, seed=index)
-        for index, task in enumerate(zip(labels, scores_a, scores_b, strict=True))
-    ]
-    difference = float(np.mean([pair[0] for pair in pairs]))
-    error = float(np.sqrt(np.sum([pair[1] ** 2 for pair in pairs]))) / len(pairs)
-    return abs(difference) > 0 and abs(difference) >= MIN_GAP * error
 
 
 def _spread(

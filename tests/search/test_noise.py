@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from sctune.search.noise import auroc_difference_se, auroc_se, distinguishable
+from sctune.search.noise import auroc_difference_se, auroc_se
+from sctune.search.result import compare, value_se
 
 
 def make_scores(seed: int, shift: float, n: int = 100) -> tuple[np.ndarray, np.ndarray]:
@@ -45,13 +46,25 @@ def test_seeded() -> None:
     assert auroc_se(labels, a, seed=1) != auroc_se(labels, a, seed=2)
 
 
-def test_distinguishable_needs_two_errors() -> None:
+def test_a_clear_gap_needs_two_errors() -> None:
     labels, good = make_scores(6, 2.0)
     _, bad = make_scores(7, 0.2)
     _, alike = make_scores(8, 2.0)
-    assert distinguishable([labels], [good], [bad], n=200)
-    assert not distinguishable([labels, labels], [good, good], [alike, alike], n=200)
-    assert not distinguishable([labels], [good], [good], n=200)
+    one, two = {"a": labels.tolist()}, {"a": labels.tolist(), "b": labels.tolist()}
+    scores = {0: {"a": good, "b": good}, 1: {"a": bad, "b": bad}, 2: {"a": alike, "b": alike}}
+    assert compare(0, 1, scores, one).clear
+    assert not compare(0, 2, scores, two).clear
+    assert not compare(0, 0, scores, one).clear
+
+
+def test_makers_and_real_anomalies_weigh_equally() -> None:
+    """One real anomaly class and two makers: half the objective is real, a quarter each maker."""
+    labels = {"t": [0, 0, 1]}
+    best, worst = {"t": [0.0, 0.1, 1.0], "t:x": [1.0, 1.0], "t:y": [1.0, 1.0]}, {"t": [0.0, 0.1, 1.0]}
+    flipped = {**worst, "t:x": [-1.0, -1.0], "t:y": [1.0, 1.0]}
+    assert compare(0, 1, {0: best, 1: flipped}, labels).difference == pytest.approx(0.25)
+    assert compare(0, 1, {0: best, 1: {**best, "t": [0.0, 0.1, -1.0]}}, labels).difference == pytest.approx(0.5)
+    assert value_se(best, labels) == 0.0
 
 
 @pytest.mark.parametrize("labels", [[0, 0], [1, 1], [[0, 1]]])
