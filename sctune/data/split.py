@@ -134,10 +134,10 @@ def make_split(
     return split
 
 
-def split_for(config: TrialConfig, task: Task) -> Split:
-    """The split of one task of a trial."""
+def split_for(config: TrialConfig, task: Task, data: DataSet | None = None) -> Split:
+    """The split of one task of a trial; data: its data set, where the caller has opened it."""
     return make_split(
-        task.source,
+        task.source if data is None else data,
         task.setting,
         config.for_task(task).n_anomalies,
         task.known_class,

@@ -14,7 +14,7 @@ from typing import Any
 from sctune.config import Task, TrialConfig, load_profile, search_defaults
 from sctune.data.catalog import DataSet, open_dataset
 from sctune.data.images import CorruptImageError, ImageCache, data_digest
-from sctune.data.split import Split, make_split, selection_subset, split_for
+from sctune.data.split import Split, selection_subset, split_for
 from sctune.errors import ConfigError, DataError, StudyError
 from sctune.model.backbone import build_backbone
 from sctune.model.weights import IMAGENET, RANDOM, file_sha256, resolve_weights
@@ -249,7 +249,7 @@ def _tasks(
     ):
         task = Task(source=config.data.source, category=category, setting=options.setting, known_class=known, seed=seed)
         folds = search_defaults(profile).folds
-        split = _split(config, task, datasets[category], folds)
+        split = split_for(config, task.model_copy(update={"folds": folds}), datasets[category])
         spec = spec or SelectionSpec(mode=split.mode, reason=split.reason)
         if split.mode != spec.mode:
             raise ConfigError(
@@ -260,23 +260,9 @@ def _tasks(
                 raise ConfigError(f"task {task.key} is asked for twice; name each category, class and seed once")
             part = task if fold is None else task.model_copy(update={"fold": fold, "folds": split.folds})
             tasks.append(part)
-            splits[part.key] = split if fold is None else _split(config, part, datasets[category], folds)
+            splits[part.key] = split if fold is None else split_for(config, part, datasets[category])
     assert spec is not None
     return tasks, splits, spec
-
-
-def _split(config: TrialConfig, task: Task, data: DataSet, folds: int) -> Split:
-    return make_split(
-        data,
-        task.setting,
-        config.for_task(task).n_anomalies,
-        task.known_class,
-        task.seed,
-        config.data.selection,
-        partition_seed=config.data.partition_seed,
-        fold=task.fold,
-        folds=folds,
-    )
 
 
 def _decode(splits: dict[str, Split], config: TrialConfig) -> tuple[str, ...]:
