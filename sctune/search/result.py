@@ -204,8 +204,10 @@ def summary_lines(result: StudyResult) -> list[str]:
     if result.gap is not None:
         gap = result.gap
         verdict = "more" if gap.clear else "not more"
+        median = next(row for row in result.rows if row.number == gap.second)
+        stopped = f", stopped at epoch {max(median.values)}" if median.state == "PRUNED" else ""
         lines.append(
-            f"best and median trial ({gap.second}) differ by {gap.difference:+.4f} +- {gap.error:.4f}: "
+            f"best and median trial ({gap.second}{stopped}) differ by {gap.difference:+.4f} +- {gap.error:.4f}: "
             f"{verdict} than two paired standard errors"
         )
         if result.indistinct:
