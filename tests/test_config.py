@@ -1,0 +1,59 @@
+"""The configuration: refused when it cannot be, with the value, the rule and the way out in one line."""
+
+import pytest
+
+from sctune.config import Task, TrialConfig, load_profile, parse_assignments, profile_names
+from sctune.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"augment.treshold": 0.3}, "did you mean 'augment.threshold'"),
+        ({"augment.threshold": 3}, "augment.threshold=3: input should be less than or equal to 1"),
+        ({"seed": 1.5}, "seed=1.5"),
+        ({"data.setting": "hard"}, "needs data.known_class"),
+        ({"data.known_class": "mono"}, "takes no data.known_class"),
+        ({"model.freeze": 6}, "resnet18 has 5 blocks"),
+        ({"augment.grid_size": 300}, "at most half of data.image_size"),
+        ({"budget.batch_size": 3, "data.balance": 0.34}, "at least 2 and 1 are needed"),
+        (
+            {"data.image_size": 448, "model.patch_place": "diag", "model.patch_count": 5},
+            "the 224 px scale gives a map of S=7 cells with O=4 diag positions, and P=5 are needed",
+        ),
+    ],
+)
+def test_what_cannot_be_is_refused_in_one_line(values, message):
+    with pytest.raises(ConfigError) as caught:
+        load_profile("gpu").override(values)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_numbers_of_the_command_line_are_numbers():
+    assert parse_assignments(["optim.lr=2e-4", "model.patch_count=3", "data.group=null", "model.weights=a=b"]) == {
+        "optim.lr": 2e-4,
+        "model.patch_count": 3,
+        "data.group": None,
+        "model.weights": "a=b",
+    }
+    with pytest.raises(ConfigError, match="write key=value"):
+        parse_assignments(["optim.lr"])
+
+
+@pytest.mark.parametrize("name", profile_names())
+def test_profiles_survive_being_stored(name):
+    profile = load_profile(name)
+    assert TrialConfig.load(profile.model_dump()) == profile
+    assert TrialConfig().override(profile.flat()) == profile
+
+
+def test_batches_of_the_paper():
+    paper = load_profile("paper")
+    assert (paper.normal_slots, paper.budget.batch_size) == (32, 48)
+    assert paper.override({"data.setting": "anomaly-free"}).normal_slots == 48
+
+
+def test_task_keys_are_short_and_distinct():
+    tasks = [Task(seed=1), Task(seed=2), Task(seed=1, known_class="a b"), Task(seed=1, fold=0, folds=2)]
+    assert [task.key for task in tasks] == ["seed1", "seed2", "a_b-seed1", "seed1-fold1of2"]
