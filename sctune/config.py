@@ -51,8 +51,13 @@ class DataConfig(Section):
 
 
 class AugmentConfig(Section):
-    kind: Literal["saliencycut", "none"] = Field(
-        "saliencycut", description="maker of pseudo anomalies; `none` trains on normal and seen images alone"
+    kind: Literal["saliencycut", "cutmix", "cutmix_pair", "cutpaste", "none"] = Field(
+        "saliencycut",
+        description="maker of pseudo anomalies: SaliencyCut, CutMix as DRA has it (a patch of the same image), CutMix "
+        "of a pair, CutPaste; `none` trains on normal and seen images alone",
+    )
+    cutpaste: Literal["normal", "scar", "union"] = Field(
+        "union", description="kind=cutpaste: a patch, a thin turned scar, or either with chance 1/2 (CutPaste)"
     )
     threshold: float = Field(
         0.4, ge=0, le=1, description="saliency above it is kept from the receiver (paper 4.8: 0.4)"
@@ -88,8 +93,18 @@ class AugmentConfig(Section):
 
 
 class ModelConfig(Section):
-    heads: Literal["two_head_patch"] = Field(
-        "two_head_patch", description="normal and patch-residual head (SaliencyCut)"
+    heads: Literal["two_head_patch", "two_head_latent", "four_head", "single_head"] = Field(
+        "two_head_patch",
+        description="normal and patch-residual head (SaliencyCut), normal and latent-residual head, normal, seen, "
+        "pseudo and latent-residual head (DRA), or one head over all cells (DevNet)",
+    )
+    reference_count: int = Field(
+        5, ge=1, le=64, description="normal images that the latent residual is taken from (DRA: 5)"
+    )
+    reference_source: Literal["normals", "training"] = Field(
+        "normals",
+        description="references: clean normals, fixed when scoring, or drawn from the training set with its pseudo "
+        "anomalies, anew for each scoring (DRA's public code)",
     )
     backbone: Literal["resnet18", "efficientnet_lite0"] = Field("resnet18", description="the paper's is resnet18")
     tap: Literal["deep", "middle"] = Field("deep", description="feature map at stride 32 (paper) or 16")
@@ -122,6 +137,9 @@ class OptimConfig(Section):
     lr: float = Field(2e-4, gt=0, le=1, description="Adam's learning rate (public code 2e-4)")
     weight_decay: float = Field(1e-5, ge=0, le=1, description="L2 penalty (public code 1e-5)")
     step_fraction: float = Field(1 / 3, gt=0, le=1, description="the rate drops after every such share of the epochs")
+    step_when: Literal["end", "start"] = Field(
+        "end", description="the epoch counts towards a drop when it has ended, or when it begins (DRA's public code)"
+    )
     gamma: float = Field(0.1, gt=0, le=1, description="factor of each drop")
     clip_norm: float = Field(1.0, gt=0, description="largest global gradient norm (public code 1)")
 
@@ -218,12 +236,26 @@ class TrialConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _check_something_anomalous(self) -> Self:
+        if self.n_anomalies == 0 and self.model.heads == "single_head":
+            raise ValueError(
+                "model.heads=single_head (DevNet) learns from labelled anomalies, and data.setting=anomaly-free has "
+                "none; use model.heads=two_head_patch or another setting"
+            )
+        if self.n_anomalies == 0 and self.augment.kind == "none":
+            raise ValueError(
+                "augment.kind=none with data.setting=anomaly-free leaves nothing anomalous to learn from; use "
+                "augment.kind=saliencycut or another setting"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _check_model(self) -> Self:
         model, size = self.model, self.data.image_size
         shape = BACKBONES[model.backbone]
         if model.freeze > shape.n_blocks:
             raise ValueError(f"model.freeze={model.freeze}: {model.backbone} has {shape.n_blocks} blocks")
-        for scale in scale_sizes(size, model.n_scales):
+        for scale in scale_sizes(size, model.n_scales) if model.heads == "two_head_patch" else ():
             side = feature_side(scale, model.backbone, model.tap)
             patch = patch_side(side, model.patch_count, model.patch_size)
             positions = len(patch_offsets(side, patch, model.patch_place)) if patch >= 1 else 0

@@ -12,12 +12,13 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "sctune"
 FLOORS = (
-    {"cli", "cli_options", "__main__"},
+    {"cli", "cli_options", "cli_data", "cli_paper", "__main__"},
+    {"reproduce"},
     {"search", "deploy", "doctor"},
     {"tracking", "trial"},
     {"train"},
     {"model", "augment", "data"},
-    {"config", "report", "errors", "geometry", "paths", ""},
+    {"config", "methods", "report", "errors", "geometry", "paths", ""},
 )
 """Rooms from the roof down; "" is `sctune/__init__.py`. A new module at the top level gets its floor here."""
 HEIGHT = {room: -number for number, floor in enumerate(FLOORS) for room in floor}
