@@ -29,8 +29,9 @@ from sctune.data.batches import PSEUDO, draw_slots, rotate, rotation_angles, str
 from sctune.data.catalog import open_dataset
 from sctune.data.images import ImageCache
 from sctune.model.detector import Detector, build_detector, normalise, to_pixels
+from sctune.train.images import TrainingImages
 from sctune.train.runtime import apply_runtime, memory_format
-from sctune.train.step import TrainingImages, TrainingStep
+from sctune.train.step import TrainingStep
 
 SIZE, BATCH = 224, 18
 NORMALS, ANOMALIES = 120, 10

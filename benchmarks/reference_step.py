@@ -20,7 +20,7 @@ from torchvision.transforms import functional as transforms
 
 from sctune.config import TrialConfig
 from sctune.data.batches import PSEUDO, draw_slots, rotation_angles, stream
-from sctune.model.detector import IMAGENET_MEAN, IMAGENET_STD, Detector, head_targets
+from sctune.model.detector import IMAGENET_MEAN, IMAGENET_STD, Detector
 
 
 class ReferenceStep:
@@ -101,8 +101,8 @@ class ReferenceStep:
         offsets = self.detector.draw_offsets(len(images), stream(self.config.seed, purpose, number))
         scores = self.detector(images, offsets)
         return {
-            head: torch.where(target > 0.5, (margin - scores[head]).clamp_min(0), scores[head].abs()).mean()
-            for head, target in head_targets(labels).items()
+            head: torch.where(target, (margin - scores[head]).clamp_min(0), scores[head].abs()).mean()
+            for head, target in (("normal", labels == 0), ("anomaly", labels != 0))
         }
 
 

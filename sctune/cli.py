@@ -71,6 +71,7 @@ def search(
     space: opt.Space = "threshold_patch",
     name: opt.Name = None,
     profile: opt.Profile = None,
+    method: opt.Method = None,
     data: opt.Data = None,
     normal: opt.Normal = None,
     anomalous: opt.Anomalous = None,
@@ -104,7 +105,7 @@ def search(
     """Search a space: train, compare, stop early, and log every trial and the best model to MLflow."""
     values = parse_assignments(assignments or [])
     options = _options(dict(
-        space=space, name=name, profile=profile, data=data, normal=normal, anomalous=anomalous,
+        space=space, name=name, profile=profile, method=method, data=data, normal=normal, anomalous=anomalous,
         categories=tuple(category or ()), setting=setting, known_classes=tuple(known_class or ()),
         n_anomalies=_amount(n_anomalies), seeds=_seeds(seeds), selection=selection, partition_seed=partition_seed,
         trials=trials, time_budget_s=_duration(time_budget), sampler=sampler, sampler_seed=sampler_seed,
@@ -240,6 +241,7 @@ def best(study: Annotated[str, typer.Argument()], study_root: StudyRoot = None) 
 def train(
     config: Annotated[Path | None, typer.Option(help="YAML configuration, such as `sctune best` prints.")] = None,
     profile: Annotated[str, typer.Option(help="Base values where no file is given.")] = "cpu",
+    method: opt.Method = None,
     data: Annotated[str | None, typer.Option(help="elpv, a folder or a CSV file.")] = None,
     assignments: Annotated[list[str] | None, typer.Option("--set", help="key=value; repeatable.")] = None,
     test: Annotated[bool, typer.Option("--test", help="Score the test pool at the end (looked at once).")] = False,
@@ -248,10 +250,11 @@ def train(
 ) -> None:
     """Train one configuration, without Ray."""
     from sctune.config import TrialConfig, load_profile, read_yaml
+    from sctune.methods import method_values
     from sctune.train.single import train_one
 
     base = TrialConfig.load(read_yaml(config)) if config is not None else load_profile(profile)
-    values: dict[str, Any] = {}
+    values: dict[str, Any] = {} if method is None else method_values(method, profile)
     if data is not None:
         values["data.source"] = data if data == "elpv" or "=" in data else str(Path(data).expanduser().absolute())
     report = train_one(base.override(values | parse_assignments(assignments or [])), out, test, _say)

@@ -9,6 +9,9 @@ import typer
 Space = Annotated[str, typer.Option(help="Shipped space (see `sctune spaces`) or a YAML file.")]
 Name = Annotated[str | None, typer.Option(help="Study name; default: space, date and time.")]
 Profile = Annotated[str | None, typer.Option(help="smoke, cpu, gpu or paper; default: what the machine has.")]
+Method = Annotated[
+    str | None, typer.Option(help="Start from saliencycut, dra or devnet; default: the profile's, saliencycut.")
+]
 Data = Annotated[str | None, typer.Option(help="elpv, a folder (MVTec layout or ok/ + nok/) or a CSV file.")]
 Normal = Annotated[str | None, typer.Option(help="Folder of normal images, with --anomalous.")]
 Anomalous = Annotated[str | None, typer.Option(help="Folder of anomalous images, with --normal.")]

@@ -17,12 +17,13 @@ class PseudoAnomalies:
     """What a maker of pseudo anomalies gives for M slots.
 
     images [M, C, H, W]; pasted [M, 1, H, W] bool: pixels that come from the donor;
-    saliency [M, 1, H, W] in [0, 1]; flat [M] bool: constant saliency; dropped [M] bool: left as normal images.
+    saliency [M, 1, H, W] in [0, 1], None for a maker that looks at none; flat [M] bool: constant saliency;
+    dropped [M] bool: left as normal images.
     """
 
     images: Tensor
     pasted: Tensor
-    saliency: Tensor
+    saliency: Tensor | None
     flat: Tensor
     dropped: Tensor
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -10,14 +11,12 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from sctune.config import RuntimeConfig, TrialConfig
+from sctune.config import ModelConfig, RuntimeConfig, TrialConfig
 from sctune.geometry import feature_side, scale_sizes
 from sctune.model.backbone import Backbone, build_backbone
-from sctune.model.heads import NormalHead, PatchResidualHead
+from sctune.model.heads import LatentResidualHead, NormalHead, PatchResidualHead, PlainHead
+from sctune.model.roles import NORMAL_HEAD, combine, head_roles
 from sctune.model.weights import resolve_weights
-
-NORMAL = "normal"
-ANOMALY = "anomaly"
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -45,66 +44,129 @@ def autocast(config: RuntimeConfig, device: torch.device) -> AbstractContextMana
 
 
 class Detector(nn.Module):
-    """Two heads over a shared backbone, at every scale of the pyramid (paper section 3; METHODS 1.2, row 17).
+    """Heads over a shared backbone, at every scale of the pyramid (paper section 3; METHODS 1.2 row 17, 3.1).
 
-    forward gives a score [N] per head, the mean over the scales; the anomaly score is
-    the anomaly head's minus the normal head's.
+    forward gives a score [N] per head, the mean over the scales; the anomaly score is the sum of the heads' scores,
+    the normal head's subtracted. roles: head name -> what it is for.
+
+    references: uint8 [R, S, S, 3], part of the state, where a head compares with reference images; the trainer sets
+    them, and scores without them raise ValueError.
     """
+
+    references: Tensor
 
     def __init__(self, config: TrialConfig, backbone: Backbone) -> None:
         super().__init__()
         self.config = config
         self.backbone = backbone
-        model = config.model
-        self.normal = NormalHead(backbone.channels)
-        self.anomaly = PatchResidualHead(
-            backbone.channels,
-            model.patch_count,
-            model.top_k,
-            model.patch_place,
-            model.patch_evaluation,
-            model.patch_size,
-            model.patch_per_sample,
-        )
+        self.roles = head_roles(config)
+        for name in self.roles:
+            self.add_module(name, _build_head(name, config.model, backbone.channels))
+        self.needs_references = any(isinstance(self.head(name), LatentResidualHead) for name in self.roles)
+        if self.needs_references:
+            side = config.data.image_size
+            blank = torch.zeros(config.model.reference_count, side, side, 3, dtype=torch.uint8)
+            self.register_buffer("references", blank)
 
-    def draw_offsets(self, batch: int, generator: torch.Generator | None = None) -> list[Tensor]:
-        """Random patch positions for one forward pass, [1 or batch, P, 2] for each scale."""
-        model = self.config.model
+    def head(self, name: str) -> nn.Module:
+        return self.get_submodule(name)
+
+    def set_references(self, images: np.ndarray) -> None:
+        """Take uint8 images [R, S, S, 3] as those that the latent residual is measured from when scoring."""
+        self.references.copy_(torch.from_numpy(np.array(images)))
+
+    def draw_offsets(self, batch: int, generator: torch.Generator | None = None) -> list[Tensor] | None:
+        """Random patch positions for one forward pass, [1 or batch, P, 2] for each scale; None without a patch head."""
+        model, head = self.config.model, self._modules.get("anomaly")
+        if not isinstance(head, PatchResidualHead):
+            return None
         sizes = scale_sizes(self.config.data.image_size, model.n_scales)
         sides = [feature_side(size, model.backbone, model.tap) for size in sizes]
-        return [self.anomaly.draw_offsets(side, batch, generator) for side in sides]
+        return [head.draw_offsets(side, batch, generator) for side in sides]
 
-    def forward(self, images: Tensor, offsets: list[Tensor] | None = None) -> dict[str, Tensor]:
-        """Scores of normalised images [N, 3, H, W]: head name -> [N]."""
-        normal, anomaly = [], []
-        for scale, batch in enumerate(self._pyramid(images)):
-            # heads stay in fp32: scores in bfloat16 would tie
-            with autocast(self.config.runtime, images.device):
-                features = self.backbone(batch)
-            features = features.float()
-            normal.append(self.normal(features))
-            anomaly.append(self.anomaly(features, None if offsets is None else offsets[scale]))
-        return {NORMAL: torch.stack(normal).mean(dim=0), ANOMALY: torch.stack(anomaly).mean(dim=0)}
+    def forward(
+        self, images: Tensor, offsets: list[Tensor] | None = None, references: Tensor | list[Tensor] | None = None
+    ) -> dict[str, Tensor]:
+        """Scores of normalised images [N, 3, H, W]: head name -> [N].
 
-    def anomaly_score(self, images: Tensor) -> Tensor:
+        references: images [R, 3, H, W] that pass through the backbone together with the batch (training), their
+        mean feature maps as `reference_maps` gives them, or None for the stored ones.
+        """
+        levels = self._pyramid(images)
+        joined = None
+        if self.needs_references and references is None:
+            references = self.reference_maps()
+        if isinstance(references, Tensor):
+            joined = self._pyramid(references)
+        scores: dict[str, list[Tensor]] = {name: [] for name in self.roles}
+        reference: Tensor | None
+        for scale, batch in enumerate(levels):
+            if joined is not None:
+                count = len(joined[scale])
+                both = self._features(torch.cat([joined[scale], batch]))
+                features, reference = both[count:], both[:count].mean(dim=0, keepdim=True)
+            else:
+                features = self._features(batch)
+                reference = None if references is None else references[scale]
+            for name in self.roles:
+                place = None if offsets is None else offsets[scale]
+                scores[name].append(self._head_score(self.head(name), features, place, reference))
+        return {name: torch.stack(parts).mean(dim=0) for name, parts in scores.items()}
+
+    def reference_maps(self, images: Tensor | None = None) -> list[Tensor]:
+        """Mean feature map [1, C, S, S] at each scale of references [R, 3, H, W], or of the stored ones."""
+        if images is None:
+            if not bool(self.references.any()):
+                raise ValueError("the detector has no reference images; call set_references first")
+            images = normalise(to_pixels(self.references.cpu().numpy(), self.references.device))
+        return [self._features(level).mean(dim=0, keepdim=True) for level in self._pyramid(images)]
+
+    def anomaly_score(self, images: Tensor, references: list[Tensor] | None = None) -> Tensor:
         """One score [N] per normalised image; higher is more anomalous."""
-        return combine(self(images))
+        return combine(self(images, references=references), self.roles)
 
     def score_images(self, images: np.ndarray, batch_size: int = 32) -> np.ndarray:
         """Scores [N] (float64) of uint8 images [N, S, S, 3], in eval mode; the mode is put back."""
-        was_training, device = self.training, next(self.parameters()).device
+        with self._scoring():
+            maps = self.reference_maps() if self.needs_references else None
+            return self._in_batches(images, batch_size, lambda batch: self.anomaly_score(batch, maps).double())
+
+    def embed(self, images: np.ndarray, batch_size: int = 32) -> np.ndarray:
+        """Features [N, C] of uint8 images [N, S, S, 3]: the backbone's map at full scale, averaged over its cells."""
+        with self._scoring():
+            return self._in_batches(images, batch_size, lambda batch: self._features(batch).mean(dim=(2, 3)))
+
+    @contextmanager
+    def _scoring(self) -> Iterator[None]:
+        was_training = self.training
         self.eval()
         try:
             with torch.inference_mode():
-                parts = [
-                    self.anomaly_score(
-                        normalise(to_pixels(images[i : i + batch_size], device, self.config.runtime.channels_last))
-                    ).double()
-                    for i in range(0, len(images), batch_size)
-                ]
+                yield
         finally:
             self.train(was_training)
+
+    def _in_batches(self, images: np.ndarray, batch_size: int, apply: Callable[[Tensor], Tensor]) -> np.ndarray:
+        device, channels_last = next(self.parameters()).device, self.config.runtime.channels_last
+        parts = [
+            apply(normalise(to_pixels(images[start : start + batch_size], device, channels_last)))
+            for start in range(0, len(images), batch_size)
+        ]
         return torch.cat(parts).cpu().numpy() if parts else np.zeros(0)
+
+    def _features(self, batch: Tensor) -> Tensor:
+        # heads stay in fp32: scores in bfloat16 would tie
+        with autocast(self.config.runtime, batch.device):
+            features: Tensor = self.backbone(batch)
+        return features.float()
+
+    @staticmethod
+    def _head_score(head: nn.Module, features: Tensor, offsets: Tensor | None, reference: Tensor | None) -> Tensor:
+        if isinstance(head, PatchResidualHead):
+            return head(features, offsets)
+        if isinstance(head, LatentResidualHead):
+            return head(features, reference)
+        return head(features)
 
     def _pyramid(self, images: Tensor) -> list[Tensor]:
         model = self.config.model
@@ -119,15 +181,22 @@ class Detector(nn.Module):
         return levels
 
 
-def combine(scores: dict[str, Tensor]) -> Tensor:
-    """Anomaly score [N] from the heads' scores: anomaly minus normal (METHODS 1.1)."""
-    return scores[ANOMALY] - scores[NORMAL]
-
-
-def head_targets(labels: Tensor) -> dict[str, Tensor]:
-    """Target [N] of each head for labels 0 normal, 1 seen, 2 pseudo (METHODS 1.2, row 13)."""
-    anomalous = (labels != 0).float()
-    return {NORMAL: 1 - anomalous, ANOMALY: anomalous}
+def _build_head(name: str, model: ModelConfig, channels: int) -> nn.Module:
+    if name == NORMAL_HEAD:
+        return NormalHead(channels)
+    if name == "latent" or model.heads == "two_head_latent":
+        return LatentResidualHead(channels, model.top_k)
+    if model.heads == "two_head_patch":
+        return PatchResidualHead(
+            channels,
+            model.patch_count,
+            model.top_k,
+            model.patch_place,
+            model.patch_evaluation,
+            model.patch_size,
+            model.patch_per_sample,
+        )
+    return PlainHead(channels, model.top_k)
 
 
 def build_detector(config: TrialConfig, weights: Path | None = None) -> Detector:

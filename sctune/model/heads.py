@@ -1,6 +1,6 @@
-"""The two heads of SaliencyCut: a holistic normal head and a patch-residual anomaly head (paper section 3).
+"""Heads: holistic normal, patch residual (SaliencyCut, paper section 3), latent residual and plain (DRA, DevNet).
 
-Both take a feature map [N, C, S, S] and give a score [N] that is never negative. Parameter names and
+All take a feature map [N, C, S, S] and give a score [N] that is never negative. Parameter names and
 shapes follow the authors' public code, so that a state dict saved by it can be loaded.
 """
 
@@ -38,6 +38,41 @@ def top_k_mean(cells: Tensor, share: float) -> Tensor:
     return cells.topk(count, dim=-1).values.mean(dim=-1)
 
 
+class PlainHead(nn.Module):
+    """A score per cell by a 1x1 convolution, its absolute value, and the mean of the top-K cells.
+
+    DRA's seen and pseudo heads, and the whole of DevNet (METHODS 3.1, 4.1).
+    """
+
+    def __init__(self, in_channels: int, top_k: float = 0.1) -> None:
+        super().__init__()
+        self.top_k = top_k
+        self.scoring = nn.Conv2d(in_channels, 1, kernel_size=1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return top_k_mean(self.scoring(features).abs().flatten(1), self.top_k)
+
+
+class LatentResidualHead(nn.Module):
+    """What differs from the mean of reference images, cell by cell: 3x3 convolution and top-K cells (METHODS 3.1)."""
+
+    def __init__(self, in_channels: int, top_k: float = 0.1) -> None:
+        super().__init__()
+        self.top_k = top_k
+        self.conv = residual_block(in_channels)
+        self.scoring = nn.Conv2d(in_channels, 1, kernel_size=1)
+
+    def forward(self, features: Tensor, reference: Tensor) -> Tensor:
+        """Scores [N]. reference: mean feature map [1, C, S, S] of the reference images."""
+        return top_k_mean(self.scoring(self.conv(reference - features)).abs().flatten(1), self.top_k)
+
+
+def residual_block(channels: int) -> nn.Sequential:
+    """3x3 convolution, batch norm and ReLU: what both residual heads look through."""
+    convolution = nn.Conv2d(channels, channels, kernel_size=3, padding=1)
+    return nn.Sequential(convolution, nn.BatchNorm2d(channels), nn.ReLU())
+
+
 class PatchResidualHead(nn.Module):
     """Residual of P patches, 3x3 convolution, and the mean of the top-K cells (paper eq. 8, METHODS 2).
 
@@ -63,8 +98,7 @@ class PatchResidualHead(nn.Module):
         self.evaluation = evaluation
         self.patch_size = patch_size
         self.per_sample = per_sample
-        convolution = nn.Conv2d(in_channels, in_channels, kernel_size=3, padding=1)
-        self.conv = nn.Sequential(convolution, nn.BatchNorm2d(in_channels), nn.ReLU())
+        self.conv = residual_block(in_channels)
         self.scoring = nn.Conv2d(in_channels, 1, kernel_size=1)
 
     def draw_offsets(self, side: int, batch: int, generator: torch.Generator | None = None) -> Tensor:

@@ -29,7 +29,7 @@ from sctune.tracking.callback import TrackingCallback
 from sctune.tracking.leaderboard import leaderboard_csv, leaderboard_markdown, optuna_plots
 from sctune.tracking.server import safe_uri
 from sctune.tracking.writer import Writer
-from sctune.train.gallery import pseudo_examples
+from sctune.train.gallery import PseudoExample, pseudo_examples
 from sctune.train.trainer import Trainer
 from sctune.trial.checkpoint import TrialStore
 
@@ -156,8 +156,8 @@ def _pictures(trainer: Trainer, labels: list[int], folder: Path, attribution: st
     if any(labels):
         plots.roc_curve(np.array(labels), scores, folder / "roc.png")
     plots.score_histogram(np.array(labels), scores, folder / "scores.png")
-    if trainer.config.augment.kind == "saliencycut":
-        rows = [plots.GalleryRow(*_fields(example)) for example in pseudo_examples(trainer)]
+    rows = [plots.GalleryRow(*_fields(example)) for example in pseudo_examples(trainer)]
+    if rows:
         plots.gallery(rows, folder / "pseudo_anomalies.png", attribution)
     (folder / "config.yaml").write_text(yaml.safe_dump(trainer.config.model_dump(), sort_keys=False), encoding="utf-8")
     with (folder / "selection_scores.csv").open("w", newline="", encoding="utf-8") as stream:
@@ -166,5 +166,5 @@ def _pictures(trainer: Trainer, labels: list[int], folder: Path, attribution: st
     return dict(zip(trainer.selection.paths, scores.tolist(), strict=True))
 
 
-def _fields(example: Any) -> tuple[np.ndarray, ...]:
+def _fields(example: PseudoExample) -> tuple[Any, ...]:
     return example.donor, example.receiver, example.saliency, example.mask, example.result

@@ -19,6 +19,7 @@ class SearchOptions(BaseModel):
     space: str = Field("threshold_patch", description="shipped space or YAML file")
     name: str | None = Field(None, description="study name; none: space, date and time")
     profile: str | None = Field(None, description="smoke, cpu, gpu or paper; none: gpu where there is one, else cpu")
+    method: str | None = Field(None, description="saliencycut, dra or devnet; none: the profile's, saliencycut")
     data: str | None = Field(None, description="elpv, a folder or a CSV file")
     normal: str | None = Field(None, description="folder of normal images, with `anomalous`")
     anomalous: str | None = Field(None, description="folder of anomalous images, with `normal`")

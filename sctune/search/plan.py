@@ -16,6 +16,7 @@ from sctune.data.catalog import DataSet, open_dataset
 from sctune.data.images import CorruptImageError, ImageCache, data_digest
 from sctune.data.split import Split, selection_subset, split_for
 from sctune.errors import ConfigError, DataError, StudyError
+from sctune.methods import method_values
 from sctune.model.backbone import build_backbone
 from sctune.model.weights import IMAGENET, RANDOM, file_sha256, resolve_weights
 from sctune.paths import cache_folder, home, studies_folder
@@ -230,6 +231,9 @@ def _base_config(options: SearchOptions, profile: str) -> TrialConfig:
         values["data.n_anomalies"] = options.n_anomalies
     if options.seeds:
         values["seed"] = options.seeds[0]
+    if options.method is not None:
+        # what the user asked for by an option of its own wins over the method
+        values = method_values(options.method, profile) | values
     return load_profile(profile).override(values)
 
 

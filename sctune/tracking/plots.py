@@ -38,11 +38,11 @@ class Row(Protocol):
 
 
 class GalleryRow(NamedTuple):
-    """One pseudo anomaly: images uint8 or [0, 1] [H, W, 3], saliency [H, W] in [0, 1], mask [H, W] 0 or 1."""
+    """One pseudo anomaly: images uint8 or [0, 1] [H, W, 3], saliency [H, W] in [0, 1] or None, mask [H, W] 0 or 1."""
 
     donor: Array
     receiver: Array
-    saliency: Array
+    saliency: Array | None
     mask: Array
     result: Array
 
@@ -92,7 +92,10 @@ def gallery(rows: Sequence[GalleryRow], path: Path, attribution: str | None) -> 
     for line, row in zip(grid, rows, strict=False):
         line[0].imshow(row.donor)
         line[1].imshow(row.receiver)
-        line[2].imshow(row.saliency, cmap="magma", vmin=0, vmax=1)
+        if row.saliency is None:
+            line[2].text(0.5, 0.5, "not used", ha="center", va="center", fontsize=8, transform=line[2].transAxes)
+        else:
+            line[2].imshow(row.saliency, cmap="magma", vmin=0, vmax=1)
         line[3].imshow(row.mask, cmap="gray", vmin=0, vmax=1)
         line[4].imshow(row.result)
     if attribution:

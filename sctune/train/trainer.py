@@ -23,9 +23,10 @@ from sctune.errors import CheckpointError, DataError, NonFiniteError
 from sctune.model.detector import build_detector
 from sctune.paths import cache_folder
 from sctune.report import EpochReport
+from sctune.train.images import TrainingImages
 from sctune.train.runtime import apply_runtime, memory_format, resolve_device
 from sctune.train.selection import build_selection
-from sctune.train.step import TrainingImages, TrainingStep
+from sctune.train.step import TrainingStep
 
 STATE_FORMAT = 1
 
@@ -80,6 +81,7 @@ class Trainer:
         trained = [weight for weight in self.detector.parameters() if weight.requires_grad]
         self.optimiser = torch.optim.Adam(trained, lr=config.optim.lr, weight_decay=config.optim.weight_decay)
         self.step = TrainingStep(config, self.detector, self.optimiser, images, self.device)
+        self._set_references()
 
     def fit(self) -> Iterator[EpochReport]:
         """Train the epochs that remain, with one report after each."""
@@ -144,7 +146,8 @@ class Trainer:
 
     def _set_learning_rate(self) -> None:
         optim, epochs = self.config.optim, self.config.budget.epochs
-        drops = self.epoch // max(1, round(optim.step_fraction * epochs))
+        counted = self.epoch + (1 if optim.step_when == "start" else 0)
+        drops = counted // max(1, round(optim.step_fraction * epochs))
         for group in self.optimiser.param_groups:
             group["lr"] = optim.lr * optim.gamma**drops
 
@@ -165,7 +168,12 @@ class Trainer:
         metrics["lr"] = self.optimiser.param_groups[0]["lr"]
         return metrics
 
+    def _set_references(self) -> None:
+        if self.step.references is not None:
+            self.detector.set_references(self.step.references.for_scoring(self.epoch))
+
     def _evaluate(self) -> tuple[dict[str, float], dict[str, list[float]]]:
+        self._set_references()
         with torch.random.fork_rng(devices=[]):
             # read by model.patch_evaluation=random only
             torch.manual_seed(stream(self.config.seed, "evaluate", self.epoch).initial_seed())

@@ -1,0 +1,36 @@
+"""The paper's methods as configurations."""
+
+import pytest
+
+from sctune.config import load_profile, profile_names
+from sctune.errors import ConfigError
+from sctune.methods import method_names, method_values
+
+
+def test_every_method_makes_a_configuration_of_every_profile():
+    for profile in profile_names():
+        for name in method_names():
+            load_profile(profile).override(method_values(name, profile))
+
+
+def test_methods_have_their_published_settings():
+    dra = load_profile("paper").override(method_values("dra", "paper"))
+    assert (dra.model.heads, dra.augment.kind, dra.model.reference_count) == ("four_head", "cutmix", 5)
+    assert (dra.model.reference_source, dra.optim.step_when, dra.budget.epochs) == ("training", "start", 30)
+    assert (dra.normal_slots, dra.budget.batch_size) == (32, 48)
+    devnet = load_profile("paper").override(method_values("devnet", "paper"))
+    assert (devnet.model.heads, devnet.augment.kind, devnet.budget.epochs) == ("single_head", "none", 50)
+    assert (devnet.normal_slots, devnet.budget.batch_size, devnet.model.n_scales) == (24, 48, 2)
+    assert load_profile("cpu").override(method_values("devnet", "cpu")).budget.epochs == load_profile("cpu").budget.epochs
+    assert load_profile("cpu").override(method_values("saliencycut", "cpu")) == load_profile("cpu")
+
+
+def test_unknown_method_gets_the_nearest_name():
+    with pytest.raises(ConfigError, match=r"'devnett'; did you mean 'devnet'"):
+        method_values("devnett", "cpu")
+
+
+@pytest.mark.parametrize("values", [{"model.heads": "single_head"}, {"augment.kind": "none"}])
+def test_nothing_anomalous_to_learn_from_is_refused(values):
+    with pytest.raises(ConfigError, match="data.setting=anomaly-free"):
+        load_profile("cpu").override({"data.setting": "anomaly-free"} | values)
