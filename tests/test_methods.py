@@ -21,7 +21,9 @@ def test_methods_have_their_published_settings():
     devnet = load_profile("paper").override(method_values("devnet", "paper"))
     assert (devnet.model.heads, devnet.augment.kind, devnet.budget.epochs) == ("single_head", "none", 50)
     assert (devnet.normal_slots, devnet.budget.batch_size, devnet.model.n_scales) == (24, 48, 2)
-    assert load_profile("cpu").override(method_values("devnet", "cpu")).budget.epochs == load_profile("cpu").budget.epochs
+    assert (
+        load_profile("cpu").override(method_values("devnet", "cpu")).budget.epochs == load_profile("cpu").budget.epochs
+    )
     assert load_profile("cpu").override(method_values("saliencycut", "cpu")) == load_profile("cpu")
 
 
@@ -32,5 +34,5 @@ def test_unknown_method_gets_the_nearest_name():
 
 @pytest.mark.parametrize("values", [{"model.heads": "single_head"}, {"augment.kind": "none"}])
 def test_nothing_anomalous_to_learn_from_is_refused(values):
-    with pytest.raises(ConfigError, match="data.setting=anomaly-free"):
+    with pytest.raises(ConfigError, match=r"data\.setting=anomaly-free"):
         load_profile("cpu").override({"data.setting": "anomaly-free"} | values)

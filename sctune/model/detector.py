@@ -31,8 +31,8 @@ def normalise(pixels: Tensor) -> Tensor:
 
 def to_pixels(images: np.ndarray, device: torch.device, channels_last: bool = True) -> Tensor:
     """uint8 images [N, H, W, 3] to floats [N, 3, H, W] in [0, 1] on a device."""
-    # a slice of the read-only image cache is copied; torch wants memory that it could write to
-    batch = torch.from_numpy(np.require(images, requirements=["C", "W"])).to(device).permute(0, 3, 1, 2).float() / 255
+    # copied: torch takes neither the read-only memory of the image cache nor negative strides
+    batch = torch.from_numpy(np.array(images, order="C")).to(device).permute(0, 3, 1, 2).float() / 255
     return batch.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from sctune.augment.cut import Cut
 from sctune.config import Task
 from sctune.data.batches import stream
 from sctune.errors import CheckpointError, NonFiniteError
@@ -120,6 +121,106 @@ def test_all_three_settings_train(tiny, setting):
     if setting == "hard":
         assert {f.kind for f in trainer.split.train} == {"good", "spot"}
         assert "spot" not in {f.kind for f in trainer.split.test}
+
+
+@pytest.mark.parametrize("heads", ["two_head_latent", "four_head", "single_head"])
+@pytest.mark.parametrize("kind", ["saliencycut", "cutmix", "cutmix_pair", "cutpaste", "none"])
+def test_every_head_trains_with_every_augmentation(tiny, heads, kind):
+    config = tiny.override({"model.heads": heads, "augment.kind": kind, "model.reference_source": "training"})
+    trainer = Trainer(config)
+    before = {name: value.clone() for name, value in trainer.detector.state_dict().items()}
+    first, second = history(trainer)
+    assert 0 <= second[0][OBJECTIVE] <= 1
+    moved = {
+        name.split(".")[0] for name, value in trainer.detector.state_dict().items() if (value != before[name]).any()
+    }
+    expected = {*trainer.detector.roles, "backbone"}
+    assert moved >= expected, "a head that does not learn"
+    assert ("pasted_fraction" in first[0]) == (kind != "none")
+    assert {name for name in first[0] if name.startswith("loss_")} == {
+        f"loss_{name}" for name in trainer.detector.roles
+    }
+    # the same again, cut after the first epoch
+    later, again = Trainer(config), Trainer(config)
+    again.run_epoch()
+    later.load_state(*again.state())
+    assert history(later) == [second]
+
+
+@pytest.mark.parametrize("kind", ["cutmix", "cutmix_pair", "cutpaste"])
+@pytest.mark.parametrize("refresh", ["iteration", "epoch"])
+def test_makers_change_pseudo_slots_alone(tiny, kind, refresh):
+    """The batch of a step against the same step without pasting: equal but in slots labelled 2, and not there."""
+    config = tiny.override(
+        {"augment.kind": kind, "augment.refresh": refresh, "augment.rotation_degrees": 0.0, "budget.batch_size": 24}
+    )
+    step = Trainer(config).step
+    step.start_epoch(0)
+    batch = step.batch(0)
+    step.pseudo.maker = lambda receivers, donors, augment, generator: Cut(receivers, torch.zeros_like(donors[:, :1]))
+    step.pseudo.bank = None
+    plain = step.batch(0)
+    assert torch.equal(batch.labels, plain.labels) and set(batch.labels.tolist()) == {0, 1, 2}
+    changed = (batch.images != plain.images).flatten(1).any(dim=1)
+    assert torch.equal(changed, batch.labels == 2)
+    share = (batch.images != plain.images).any(dim=1).float().mean(dim=(1, 2))[batch.labels == 2]
+    if refresh == "iteration":
+        assert share.max() <= 0.5  # a region, not the picture
+        assert batch.metrics["pasted_fraction"] >= share.mean() - 1e-6
+
+
+def test_references_are_clean_normals_that_stay(tiny):
+    trainer = Trainer(tiny.override({"model.heads": "two_head_latent", "model.reference_count": 4}))
+    before = trainer.detector.references.clone()
+    list(trainer.fit())
+    assert torch.equal(trainer.detector.references, before)
+    images = trainer.step.images
+    normals = {images.array[row].tobytes() for row in images.normals}
+    assert {reference.numpy().tobytes() for reference in before} <= normals and len(before.unique(dim=0)) == 4
+
+
+def test_references_as_dra_has_them_are_drawn_anew(tiny):
+    config = tiny.override(
+        {
+            "model.heads": "four_head",
+            "augment.kind": "cutmix",
+            "model.reference_source": "training",
+            "model.reference_count": 40,
+            "augment.rotation_degrees": 0.0,
+        }
+    )
+    trainer = Trainer(config)
+    before = trainer.detector.references.clone()
+    trainer.run_epoch()
+    after = trainer.detector.references
+    assert not torch.equal(after, before)
+    images = trainer.step.images
+    normals = {images.array[row].tobytes() for row in images.normals}
+    clean = sum(reference.numpy().tobytes() in normals for reference in after)
+    assert 8 <= clean <= 32  # half of 40 are pseudo anomalies
+
+
+def test_shuffled_labels_keep_the_batch_and_lose_its_meaning(tiny):
+    config = tiny.override({"data.shuffle_labels": True, "budget.epochs": 1, "budget.iterations": 1})
+    seen = []
+    trainer = Trainer(config)
+    update = trainer.step._update
+    trainer.step._update = lambda images, labels, number: seen.append(labels) or update(images, labels, number)
+    for number in range(20):
+        trainer.step.run(number)
+    own = torch.stack([trainer.step.batch(number).labels for number in range(20)])
+    shuffled = torch.stack(seen)
+    assert torch.equal(own.sort(dim=1).values, shuffled.sort(dim=1).values)
+    agree = (own == shuffled).float().mean()
+    assert 0.2 < agree < 0.6  # three labels at random: about .37
+
+
+def test_dra_lowers_the_rate_when_an_epoch_begins(tiny):
+    config = tiny.override(
+        {"budget.epochs": 6, "budget.iterations": 1, "optim.step_fraction": 0.5, "optim.step_when": "start"}
+    )
+    rates = [metrics["lr"] for metrics, _ in history(Trainer(config))]
+    assert rates == pytest.approx([2e-4] * 2 + [2e-5] * 3 + [2e-6])
 
 
 def test_a_loss_that_is_no_number_ends_the_trial(tiny):
