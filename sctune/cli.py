@@ -19,6 +19,7 @@ from rich.table import Table
 
 from sctune import __version__
 from sctune import cli_options as opt
+from sctune.cli_weights import import_weights
 from sctune.config import parse_assignments
 from sctune.errors import ConfigError, SctuneError, StudyError
 from sctune.paths import cache_folder, studies_folder
@@ -291,6 +292,9 @@ def doctor(as_json: AsJson = False) -> None:
     findings = examine()
     lines = [f"{'ok ' if row['ok'] else 'no '} {row['what']}: {row['detail']}" for row in findings]
     _emit({"findings": findings} if as_json else None, lines)
+
+
+app.command("import-weights")(import_weights)
 
 
 @cache_app.command("list")

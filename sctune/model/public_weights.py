@@ -8,16 +8,11 @@ included, in `feature_extractor.net`, and save the bare state dict.
 
 from __future__ import annotations
 
-import re
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from sctune.config import TrialConfig, load_profile
@@ -41,7 +36,7 @@ TRUNK_PARTS = {"0.0": "conv1", "0.1": "bn1", "1": "layer1", "2": "layer2", "3": 
 FIXED = ("model.heads", "model.backbone", "model.tap")
 """Fields that the file itself decides."""
 
-SAVE = "torch.save(model.state_dict(), 'weights.pth')"
+RULE = "only unchanged models of the public code with its ResNet-18 can be imported"
 
 
 @dataclass(frozen=True)
@@ -49,7 +44,7 @@ class PublicState:
     """A recognised state dict.
 
     method: saliencycut, dra or devnet; keys: public name without what wraps the model (`module.` of DataParallel) ->
-    name in the file.
+    name in the file; source: the file, for messages.
     """
 
     method: str
@@ -72,40 +67,6 @@ class ImportedState:
     added: list[str]
 
 
-def read_public_state(path: Path) -> dict[str, Tensor]:
-    """Names to tensors of a safetensors file (by its suffix) or of torch.save; pickled code is never run.
-
-    Raises WeightsError, one line, for anything else.
-    """
-    try:
-        with warnings.catch_warnings():
-            # torch tells about the pickle protocol; what is wrong is said below
-            warnings.simplefilter("ignore", UserWarning)
-            held: Any = (
-                load_file(path)
-                if path.suffix == ".safetensors"
-                else torch.load(path, map_location="cpu", weights_only=True)
-            )
-    except OSError as problem:
-        raise WeightsError(f"cannot read {path}: {problem.strerror or problem}") from None
-    except MemoryError:
-        raise
-    except Exception as problem:
-        # readers raise nearly anything on files of other kinds: KeyError, EOFError, RuntimeError, SafetensorError ...
-        found = re.search(r"GLOBAL (\S+)", str(problem)) if isinstance(problem, UnpicklingError) else None
-        if found is not None:
-            raise WeightsError(
-                f"{path} holds more than tensors ({found[1]}), and pickled objects are never loaded; where you trust "
-                f"the file, load it with the public code and save the tensors alone: {SAVE}"
-            ) from None
-        raise WeightsError(f"{path} is no state dict; safetensors files and those of {SAVE} are read") from None
-    if isinstance(held, dict) and isinstance(held.get("state_dict"), dict):
-        held = held["state_dict"]
-    if not (isinstance(held, dict) and held and all(isinstance(value, Tensor) for value in held.values())):
-        raise WeightsError(f"{path} does not hold a state dict (names to tensors); save one with {SAVE}")
-    return {str(name): value for name, value in held.items()}
-
-
 def recognise(tensors: Mapping[str, Tensor], source: str) -> PublicState:
     """Which method a state dict is of, by the names of its heads; names may have anything in front (`module.`).
 
@@ -114,16 +75,18 @@ def recognise(tensors: Mapping[str, Tensor], source: str) -> PublicState:
     if any(name.startswith("backbone.blocks.") for name in tensors):
         raise WeightsError(f"{source} is a checkpoint of sctune already; there is nothing to import")
     keys: dict[str, str] = {}
+    parts: set[str] = set()
     for name in tensors:
         public = _unwrapped(name)
+        if public is not None:
+            parts.add(public.split(".")[0])
         if public in keys:
-            raise WeightsError(f"{source} holds {public} twice, as {keys[public]!r} and as {name!r}; save one model")
-        keys[public] = name
-    tops = {public.split(".")[0] for public in keys}
-    methods = [method for method, heads in PUBLIC_HEADS.items() if tops & heads.keys()]
+            raise WeightsError(f"{source} holds {public!r} twice, as {keys[public]!r} and as {name!r}; save one model")
+        keys[public or name] = name
+    methods = [method for method, heads in PUBLIC_HEADS.items() if parts & heads.keys()]
     if len(methods) != 1:
         known = "; ".join(f"{method}: {', '.join(heads)}" for method, heads in PUBLIC_HEADS.items())
-        shown = ", ".join(sorted(tops)[:6])
+        shown = ", ".join(map(repr, sorted({name.split(".")[0] for name in tensors})[:6]))
         what = "heads of more than one method" if methods else "none of the heads of a known method"
         raise WeightsError(f"{source} has {what} ({known}); the names in it begin with {shown}")
     return PublicState(methods[0], tensors, keys, source)
@@ -173,22 +136,21 @@ def detector_state(public: PublicState, config: TrialConfig) -> ImportedState:
             state[name] = torch.zeros(wanted.shape, dtype=wanted.dtype)
             added.append(name)
         else:
-            expected = _public_name(name, public.method)
             raise WeightsError(
-                f"{public.source} has no {expected!r} {list(wanted.shape)}, which {public.method} with ResNet-18 needs"
+                f"{public.source} has no {_public_name(name, public.method)!r} of shape {list(wanted.shape)}, which "
+                f"{public.method} needs; {RULE}"
             )
     ignored = [key for name, key in public.keys.items() if name.startswith(f"{TRUNK}.net.fc.")]
     left = [key for key in public.keys.values() if key not in mapped and key not in ignored]
     if left:
         raise WeightsError(
-            f"{public.source} holds {len(left)} entries that {public.method} with ResNet-18 has not, the first is "
-            f"{left[0]!r}; only unchanged models of the public code can be imported"
+            f"{public.source} holds {len(left)} entries that {public.method} has not, the first is {left[0]!r}; {RULE}"
         )
     return ImportedState(state, mapped, ignored, added)
 
 
-def _unwrapped(name: str) -> str:
-    """A name from the public code's own attribute on: module.feature_extractor.net.bn1.bias -> feature_extractor..."""
+def _unwrapped(name: str) -> str | None:
+    """A name without what wraps the model, from the trunk's or a head's on; None where there is neither in it."""
     parts = name.split(".")
     known = {head for heads in PUBLIC_HEADS.values() for head in heads} | {TRUNK}
     for place, part in enumerate(parts):
@@ -198,7 +160,7 @@ def _unwrapped(name: str) -> str:
             if part == TRUNK and rest[:1] != ["net"]:
                 rest = ["net", *rest]
             return ".".join([part, *rest])
-    return name
+    return None
 
 
 def _public_name(name: str, method: str) -> str:
@@ -215,8 +177,8 @@ def _checked(public: PublicState, key: str, wanted: Tensor) -> Tensor:
     tensor = public.tensors[key]
     if tensor.shape != wanted.shape:
         raise WeightsError(
-            f"{public.source}: {key!r} has shape {list(tensor.shape)}, and {public.method} with ResNet-18 needs "
-            f"{list(wanted.shape)}"
+            f"{public.source}: {key!r} has shape {list(tensor.shape)}, and {public.method} needs "
+            f"{list(wanted.shape)}; {RULE}"
         )
     if tensor.is_floating_point() != wanted.is_floating_point() or not bool(tensor.isfinite().all()):
         raise WeightsError(f"{public.source}: {key!r} ({tensor.dtype}) holds values that are no finite numbers")

@@ -5,15 +5,16 @@ Never silently random: random weights are taken only where `model.weights=random
 
 from __future__ import annotations
 
-import pickle
+import re
+import warnings
 from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 from urllib.error import URLError
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -21,6 +22,7 @@ from sctune.errors import WeightsError
 
 RANDOM = "random"
 IMAGENET = "imagenet"
+SAVE = "torch.save(model.state_dict(), 'weights.pth')"
 
 
 def resolve_weights(backbone: str, weights: str) -> Path | None:
@@ -56,20 +58,37 @@ def file_sha256(path: Path) -> str:
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
-    """A state dict from a safetensors or torch file, never executing pickled code. Raises WeightsError."""
+    """Names to tensors of a safetensors file (by its suffix) or of torch.save; pickled code is never run.
+
+    Raises WeightsError, one line, for anything else.
+    """
     try:
-        state: Any = (
-            load_file(path)
-            if path.suffix == ".safetensors"
-            else torch.load(path, map_location="cpu", weights_only=True)
-        )
-    except (OSError, RuntimeError, EOFError, ValueError, SafetensorError, pickle.UnpicklingError) as problem:
-        raise WeightsError(f"cannot read weights from {path}: {str(problem).splitlines()[0]}") from None
-    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
-        state = state["state_dict"]
-    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
-        raise WeightsError(f"{path} does not hold a state dict (names to tensors)")
-    return state
+        with warnings.catch_warnings():
+            # torch tells about the pickle protocol; what is wrong is said below
+            warnings.simplefilter("ignore", UserWarning)
+            held: Any = (
+                load_file(path)
+                if path.suffix == ".safetensors"
+                else torch.load(path, map_location="cpu", weights_only=True)
+            )
+    except OSError as problem:
+        raise WeightsError(f"cannot read weights from {path}: {problem.strerror or problem}") from None
+    except MemoryError:
+        raise
+    except Exception as problem:
+        # readers raise nearly anything on files of other kinds: KeyError, EOFError, RuntimeError, SafetensorError ...
+        found = re.search(r"GLOBAL (\S+)", str(problem)) if isinstance(problem, UnpicklingError) else None
+        if found is not None:
+            raise WeightsError(
+                f"{path} holds more than tensors ({found[1]}), and pickled objects are never loaded; where you trust "
+                f"the file, load it with the public code and save the tensors alone: {SAVE}"
+            ) from None
+        raise WeightsError(f"cannot read weights from {path}: neither a safetensors file nor one of {SAVE}") from None
+    if isinstance(held, dict) and isinstance(held.get("state_dict"), dict):
+        held = held["state_dict"]
+    if not (isinstance(held, dict) and held and all(isinstance(value, Tensor) for value in held.values())):
+        raise WeightsError(f"{path} does not hold a state dict (names to tensors); save one with {SAVE}")
+    return {str(name): value for name, value in held.items()}
 
 
 def _resnet18_target() -> Path:
