@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sctune.augment.cutmix import LEAST_AREA, LEAST_ASPECT, MOST_AREA
 from sctune.augment.saliency import min_max, salient_mask, smooth_map
 from sctune.config import AugmentConfig
 
@@ -64,8 +65,8 @@ def saliencycut(
 def rectangles(count: int, size: int, generator: torch.Generator) -> Tensor:
     """Masks [count, 1, size, size] of one rectangle each: area U(0.02, 0.15), log-uniform aspect 0.3 .. 1/0.3."""
     draws = torch.rand(4, count, generator=generator)
-    area = 0.02 + 0.13 * draws[0]
-    aspect = torch.exp(math.log(0.3) * (1 - 2 * draws[1]))
+    area = LEAST_AREA + (MOST_AREA - LEAST_AREA) * draws[0]
+    aspect = torch.exp(math.log(LEAST_ASPECT) * (1 - 2 * draws[1]))
     width = (size * (area * aspect).sqrt()).round().clamp(1, size)
     height = (size * (area / aspect).sqrt()).round().clamp(1, size)
     left = (draws[2] * (size - width + 1)).floor()
