@@ -233,7 +233,7 @@ def best(study: Annotated[str, typer.Argument()], study_root: StudyRoot = None) 
     if result.best is None:
         raise StudyError(f"study {study} has no full run yet; go on with `sctune resume {study}`")
     manifest = Study.open((study_root or studies_folder()).absolute(), study).manifest
-    config = manifest.trial_config().override(result.best.params)
+    config = manifest.config_of(result.best.params)
     print(f"# study {study}, trial {result.best.number}, selection AUROC {result.best.value:.4f}")
     print(yaml.safe_dump(config.model_dump(), sort_keys=False), end="")
 

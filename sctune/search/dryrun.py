@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from sctune.search.cluster import Resources
 from sctune.search.driver import planned
 from sctune.search.options import SearchOptions
+from sctune.search.parameter import Parameter
 from sctune.search.plan import Plan
 from sctune.search.progress import duration
+from sctune.search.space import Space
 from sctune.tracking.server import safe_uri
 
 
@@ -82,7 +85,8 @@ def plan_lines(plan: Plan, resources: Resources) -> list[str]:
         f"study {manifest.name}: space {manifest.space['name']} ({size}), "
         f"profile {manifest.profile}, {manifest.trials} trials, sampler {manifest.sampler}, "
         f"scheduler {manifest.scheduler.name}",
-        *(f"  {parameter.name}: {parameter.describe()}" for parameter in plan.space.parameters),
+        *(_parameter(plan.space, parameter) for parameter in plan.space.parameters),
+        *(f"  variant {name}: {_fields(fields)}" for name, fields in plan.space.variants.items()),
         f"data {manifest.data.name}: {_counts(manifest.data.counts)}",
         f"selection by {manifest.selection.mode}: {manifest.selection.reason}",
         f"tasks: {', '.join(task.key for task in manifest.tasks)}; {base.budget.epochs} epochs x "
@@ -97,6 +101,15 @@ def plan_lines(plan: Plan, resources: Resources) -> list[str]:
     return [*lines, *(f"warning: {line}" for line in plan.warnings)]
 
 
+def _parameter(space: Space, parameter: Parameter) -> str:
+    idle = "" if space.can_be_active(parameter) else "; never drawn: it has no effect with this configuration"
+    return f"  {parameter.name}: {parameter.describe()}{idle}"
+
+
+def _fields(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in values.items()) or "the base as it is"
+
+
 def _counts(counts: dict[str, int]) -> str:
     parts = []
     for name in ("train", "selection", "calibration", "test"):
@@ -109,8 +122,7 @@ def _probe(plan: Plan) -> tuple[float, float, int]:
     from sctune.train.trainer import Trainer
 
     task = plan.manifest.tasks[0]
-    point = plan.space.start[0] if plan.space.start else {}
-    trainer = Trainer(plan.space.base.override(point), task, split=plan.splits[task.key])
+    trainer = Trainer(plan.space.config(plan.space.example()), task, split=plan.splits[task.key])
     trainer.detector.train()
     trainer.step.start_epoch(0)
     trainer.step.run(0)

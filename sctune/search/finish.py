@@ -16,7 +16,6 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
 from safetensors.torch import save_file
 
-from sctune.config import TrialConfig
 from sctune.data.split import Split
 from sctune.deploy.register import log_model_run
 from sctune.errors import CheckpointError, SctuneError, TrackingError
@@ -81,8 +80,7 @@ def best_trainer(manifest: StudyManifest, splits: dict[str, Split], number: int,
     saved = TrialStore(manifest.storage_path, number).load_latest()
     if saved is None:
         raise CheckpointError(f"trial {number} has no checkpoint any more")
-    config = TrialConfig.load(manifest.config).override(params)
-    trainer = Trainer(config, task, split=splits[task.key])
+    trainer = Trainer(manifest.config_of(params), task, split=splits[task.key])
     trainer.load_state(*saved.tasks[task.key])
     return trainer
 

@@ -60,7 +60,7 @@ class Launch:
         """
         study = self.study
         writer = Writer(study.manifest.tracking_uri, study.folder / "tracking.jsonl")
-        tracking = TrackingCallback(writer, _facts(study))
+        tracking = TrackingCallback(writer, _facts(study), self.space.assignments)
         try:
             searcher, result = self._search(tracking, writer)
             study.end_launch(_now(), "stopped" if result.stopped else "done")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
@@ -21,6 +21,7 @@ from sctune.model.backbone import build_backbone
 from sctune.model.weights import IMAGENET, RANDOM, file_sha256, resolve_weights
 from sctune.paths import cache_folder, home, studies_folder
 from sctune.search.options import SearchOptions
+from sctune.search.proxy_evidence import proxy_warning
 from sctune.search.record import check_free
 from sctune.search.sampler import LEARNS_FROM_FULL_RUNS, make_sampler
 from sctune.search.scheduler import make_rule
@@ -82,10 +83,9 @@ def make_plan(options: SearchOptions, has_gpu: bool) -> Plan:
     check_tracking(tracking)
     skipped = _decode(splits, base)
     warnings += [line for split in splits.values() for line in split.warnings]
-    if selection.mode == "proxy":
-        warnings.append(
-            "the objective is a proxy (pseudo anomalies); it has not been shown to predict detection of real ones"
-        )
+    if any(split.makers for split in splits.values()):
+        half = selection.mode != "proxy"
+        warnings.append(proxy_warning(options.setting, base.n_anomalies, half=half))
     asked = _Asked(name, profile, sampler, scheduler, selection, tracking, storage)
     manifest = _manifest(options, asked, space, tasks, _data_spec(datasets, splits))
     manifest = manifest.model_copy(update={"splits": {key: split.digest for key, split in splits.items()}})
@@ -140,10 +140,8 @@ def _manifest(options: SearchOptions, asked: _Asked, space: Space, tasks: list[T
 
 def weights_files(space: Space) -> dict[str, Path]:
     """Backbone -> weights file of every backbone that the space can take; downloads what is missing."""
-    backbones: set[str] = {space.base.model.backbone}
-    if "model.backbone" in space.by_name:
-        backbones |= {str(value) for value in space.by_name["model.backbone"].values()}
-    found = {name: resolve_weights(name, space.base.model.weights) for name in sorted(backbones)}
+    backbones = sorted(set(map(str, space.field_values("model.backbone"))))
+    found = {name: resolve_weights(name, space.base.model.weights) for name in backbones}
     return {name: path for name, path in found.items() if path is not None}
 
 
@@ -326,8 +324,7 @@ def _space(options: SearchOptions, base: TrialConfig) -> Space:
     space = load_space(options.space, base, overrides)
     fixed = space.base.model.weights
     if fixed not in (IMAGENET, RANDOM) and not Path(fixed).is_absolute():
-        overrides["model.weights"] = str(Path(fixed).expanduser().absolute())
-        space = load_space(options.space, base, overrides)
+        space = replace(space, base=space.base.override({"model.weights": str(Path(fixed).expanduser().absolute())}))
     return space
 
 

@@ -36,6 +36,7 @@ class Observer(Protocol):
 class StudySearcher(Searcher):
     """Suggests {"number", "params", "attempt"} and turns results into COMPLETE, PRUNED or FAIL, told exactly once.
 
+    params: dotted fields of the configuration, a variant spelt out; observers and the record get it as it was drawn.
     stopping: set when the launch is being stopped; unfinished trials then stay RUNNING in the record, so that the
     next launch goes on with them. exhausted: says so when no untried configuration is left. abort: why the launch
     must end, when a trial met trouble that is not its own (data, weights or versions of a node).
@@ -155,7 +156,8 @@ class StudySearcher(Searcher):
         self._live[trial_id] = number
         for observer in self.observers:
             observer.on_start(number, params, self.attempts[number])
-        return {"number": number, "params": params, "attempt": self.attempts[number]}
+        # the worker knows configuration fields only
+        return {"number": number, "params": self.space.assignments(params), "attempt": self.attempts[number]}
 
     def _take(self, number: int, report: dict[str, Any]) -> None:
         """Record one epoch; a resumed trial may repeat one, which keeps the time of its first arrival."""

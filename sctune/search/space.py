@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
@@ -19,6 +19,7 @@ from optuna.trial import Trial
 
 from sctune.config import TrialConfig, read_yaml
 from sctune.errors import ConfigError, SpaceError, nearest
+from sctune.search.needs import NEEDS, with_needs
 from sctune.search.parameter import Parameter, as_number, parse_parameter
 from sctune.search.space_checks import (
     check_conditions,
@@ -28,21 +29,34 @@ from sctune.search.space_checks import (
     check_overrides,
     check_start,
 )
+from sctune.search.variants import (
+    VARIANT,
+    Variants,
+    check_distinct,
+    check_set_once,
+    parse_variants,
+    searched_names,
+    shared_fields,
+    variant_parameters,
+    without_shared,
+)
 
 FORMAT_VERSION = 1
-KEYS = ("format_version", "name", "description", "parameters", "set", "start")
+KEYS = ("format_version", "name", "description", "variants", "parameters", "set", "start")
 MAX_JOINT_CHECKS = 20_000
 """Up to this many extreme points are checked jointly; in larger spaces every pair of parameters is."""
 
 Values = dict[str, Any]
-"""Dotted name -> value of the active parameters of one point."""
+"""Name -> value of the active parameters of one point: dotted fields, and `variant` where the space has variants."""
 
 
 @dataclass(frozen=True)
 class Space:
     """What a study searches.
 
+    parameters: in the order in which they are drawn; `variant` is the first of a space with variants.
     base: the complete configuration that a point is merged over (profile, then `set:`, then the command line).
+    variants: name -> the fields that it sets; one that a variant does not name keeps its base value there.
     start: points tried first; they may leave parameters to the sampler.
     """
 
@@ -53,6 +67,7 @@ class Space:
     start: tuple[Values, ...]
     base: TrialConfig
     source: Mapping[str, Any]
+    variants: Variants
 
     def suggest(self, trial: Trial) -> Values:
         """Draw the active parameters in the order of declaration; gives what the configuration gets."""
@@ -64,17 +79,48 @@ class Space:
 
     def is_active(self, parameter: Parameter, values: Mapping[str, Any]) -> bool:
         """Whether its conditions hold, given the values of the active parameters declared before it."""
-        varied = self.by_name
+        held = {**values, **self.in_variant(values[VARIANT])} if VARIANT in values else values
         for other, allowed in parameter.when:
-            if other in varied and other not in values:
+            if other not in held and self.decider(other) in self.by_name:
                 return False
-            if (values[other] if other in varied else self._flat_base[other]) not in allowed:
+            if (held[other] if other in held else self._flat_base[other]) not in allowed:
                 return False
         return True
 
+    def assignments(self, values: Mapping[str, Any]) -> Values:
+        """What a point (or a part of one) sets in the configuration: dotted names only, its variant spelt out."""
+        chosen = self.variants[values[VARIANT]] if VARIANT in values else {}
+        return {**chosen, **{name: value for name, value in values.items() if name != VARIANT}}
+
     def config(self, values: Mapping[str, Any]) -> TrialConfig:
-        """The complete configuration of a point."""
-        return self.base.override(values)
+        """The complete configuration of a point; of a part of one, with the base for the rest."""
+        return self.base.override(self.assignments(values))
+
+    def in_variant(self, name: str) -> Values:
+        """`variant` itself and every field that some variant sets, as they are in variant `name`."""
+        fields = self.variants[name]
+        return {VARIANT: name} | {field: fields.get(field, self._flat_base[field]) for field in self.variant_fields}
+
+    def decider(self, name: str) -> str:
+        """The parameter that decides what a condition on `name` sees: `variant` for the fields that variants set."""
+        return VARIANT if name in self.variant_fields else name
+
+    def field_values(self, field: str) -> list[Any]:
+        """All values that a field of the configuration takes in the space; the field must not be continuous."""
+        # a parameter that is not active leaves the base value
+        rest = [self._flat_base[field]] if field in self.by_name else []
+        return list(dict.fromkeys([*rest, *self.drawn_values(field)]))
+
+    def drawn_values(self, field: str) -> list[Any]:
+        """The values of a field that a condition on it can meet: drawn, set by variants, or the base's."""
+        if field in self.variant_fields:
+            return [self.in_variant(name)[field] for name in self.variants]
+        return list(self.by_name[field].values()) if field in self.by_name else [self._flat_base[field]]
+
+    def example(self) -> Values:
+        """A part of a point to try things with: the first start point, with the first variant where it names none."""
+        first = {VARIANT: next(iter(self.variants))} if self.variants else {}
+        return {**first, **(self.start[0] if self.start else {})}
 
     @property
     def distributions(self) -> dict[str, BaseDistribution]:
@@ -120,14 +166,25 @@ class Space:
 
     def can_be_active(self, parameter: Parameter) -> bool:
         """Whether some point holds it; conditions on fixed fields are settled by the base."""
+        settled = [self.in_variant(name) for name in self.variants] or [{}]
+        return any(self._possible(parameter, {**self._flat_base, **fields}) for fields in settled)
+
+    def _possible(self, parameter: Parameter, settled: Values) -> bool:
         return all(
-            self.can_be_active(self.by_name[other]) if other in self.by_name else self._flat_base[other] in allowed
+            self._possible(self.by_name[other], settled)
+            if other in self.by_name and other != VARIANT
+            else settled[other] in allowed
             for other, allowed in parameter.when
         )
 
     @cached_property
     def by_name(self) -> dict[str, Parameter]:
         return {parameter.name: parameter for parameter in self.parameters}
+
+    @cached_property
+    def variant_fields(self) -> tuple[str, ...]:
+        """Every field that some variant sets."""
+        return tuple(dict.fromkeys(field for fields in self.variants.values() for field in fields))
 
     @cached_property
     def _flat_base(self) -> dict[str, Any]:
@@ -140,7 +197,7 @@ class Space:
         if not self.is_active(parameter, values):
             return self._count(index + 1, values)
         # branch only where a later condition looks; elsewhere the values just multiply
-        if any(parameter.name == other for later in self.parameters for other, _ in later.when):
+        if any(parameter.name == self.decider(other) for later in self.parameters for other, _ in later.when):
             return sum(self._count(index + 1, {**values, parameter.name: value}) for value in parameter.values())
         return (parameter.count or 0) * self._count(index + 1, {**values, parameter.name: next(parameter.values())})
 
@@ -157,7 +214,10 @@ class Space:
             yield from self._walk(candidates, index + 1, {**values, parameter.name: value})
 
     def probe_points(self) -> Iterator[Values]:
-        """Extreme points: all of them jointly when few, else all pairs of parameters with the others at one value."""
+        """Extreme points: all of them jointly when few, else all pairs of parameters with the others at one value.
+
+        Every variant is tried with all of them.
+        """
         probes = {parameter.name: parameter.probes() for parameter in self.parameters}
         joint = list(itertools.islice(self._walk(probes), MAX_JOINT_CHECKS + 1))
         if len(joint) <= MAX_JOINT_CHECKS:
@@ -165,7 +225,8 @@ class Space:
             return
         for pair in itertools.combinations(self.parameters, 2):
             pinned = {name: values[:1] for name, values in probes.items()} | self._enabling(pair)
-            yield from self._walk(pinned | {parameter.name: probes[parameter.name] for parameter in pair})
+            free = {*pair, self.parameters[0]} if self.variants else pair
+            yield from self._walk(pinned | {parameter.name: probes[parameter.name] for parameter in free})
 
     def _enabling(self, pair: Sequence[Parameter]) -> dict[str, list[Any]]:
         """Values of the parameters that those of `pair` depend on, such that their conditions hold."""
@@ -202,13 +263,17 @@ def load_space(name_or_path: str | Path, base: TrialConfig, overrides: Mapping[s
     where = str(path)
     fixed = _mapping(tree, "set", where)
     overrides = dict(overrides or {})
-    check_overrides(overrides, _mapping(tree, "parameters", where), where)
+    variants = parse_variants(tree, where)
+    check_overrides(overrides, {*_mapping(tree, "parameters", where), *searched_names(variants)}, where)
     check_fields(fixed, f"{where}: set")
+    values = {name: as_number(value) for name, value in fixed.items()} | overrides
+    shared = shared_fields(variants, base.flat() | values, where)
     try:
-        merged = base.override({name: as_number(value) for name, value in fixed.items()} | overrides)
+        merged = base.override(values | shared)
     except ConfigError as problem:
         raise SpaceError(f"{where}: set: {problem}") from None
     space = _build(tree, merged, where)
+    check_distinct(space, where)
     check_feasible(space, where)
     return space
 
@@ -220,18 +285,24 @@ def _build(tree: dict[str, Any], base: TrialConfig, where: str) -> Space:
     if tree.get("format_version", FORMAT_VERSION) != FORMAT_VERSION:
         raise SpaceError(f"{where}: format_version {tree['format_version']!r} is not {FORMAT_VERSION}; update sctune")
     entries = _mapping(tree, "parameters", where)
-    if not entries:
-        raise SpaceError(f"{where}: parameters: at least one is needed")
+    variants = parse_variants(tree, where)
+    if not entries and not variants:
+        raise SpaceError(f"{where}: parameters: at least one is needed (or variants)")
     check_fields(entries, f"{where}: parameters")
     check_not_fixed(entries, f"{where}: parameters")
-    parameters = tuple(parse_parameter(name, body, f"{where}: {name}") for name, body in entries.items())
+    check_set_once(variants, entries, where)
+    varied = [parse_parameter(name, body, f"{where}: {name}") for name, body in entries.items()]
+    parameters = (*variant_parameters(variants), *varied)
     start = tree.get("start", [])
     if not isinstance(start, list) or not all(isinstance(point, Mapping) for point in start):
         raise SpaceError(f"{where}: start: must be a list of points, got {start!r}")
     points = tuple({name: as_number(value) for name, value in point.items()} for point in start)
     description = str(tree.get("description", ""))
     fixed = _mapping(tree, "set", where)
-    space = Space(str(tree["name"]), description, parameters, fixed, points, base, tree)
+    own_fields = without_shared(variants)
+    space = Space(str(tree["name"]), description, parameters, fixed, points, base, tree, own_fields)
+    taken = {other: space.drawn_values(other) for when in NEEDS.values() for other, _ in when}
+    space = replace(space, parameters=with_needs(parameters, taken))
     check_conditions(space, where)
     for index, point in enumerate(points):
         check_start(space, point, f"{where}: start[{index}]")

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sctune.config import FIELD_NAMES, FIXED_FIELDS, TASK_FIELDS, TrialConfig
@@ -30,7 +30,7 @@ def check_not_fixed(names: Mapping[str, Any], where: str) -> None:
             raise SpaceError(f"{where}: {name} is the same for all trials of a study; give it one value under set:")
 
 
-def check_overrides(overrides: Mapping[str, Any], varied: Mapping[str, Any], where: str) -> None:
+def check_overrides(overrides: Mapping[str, Any], varied: Collection[str], where: str) -> None:
     for name, value in overrides.items():
         if name in varied:
             raise SpaceError(f"--set {name}={value}: {where} varies it; take it out of the space to fix it")
@@ -48,8 +48,11 @@ def check_conditions(space: Space, where: str) -> None:
                 raise SpaceError(f"{place}: declared later or itself; a condition looks at parameters declared before")
             if other in earlier:
                 _check_parent(earlier[other], allowed, place)
+            elif other in space.variant_fields:
+                _check_variant_condition(space.field_values(other), allowed, place)
             else:
                 _check_fixed_condition(other, allowed, place)
+        _check_some_variant(space, parameter, where)
         earlier[parameter.name] = parameter
     if not any(space.can_be_active(parameter) for parameter in space.parameters):
         raise SpaceError(f"{where}: parameters: no condition holds with this configuration, so nothing is searched")
@@ -61,6 +64,21 @@ def _check_parent(parent: Parameter, allowed: tuple[Any, ...], place: str) -> No
     for value in allowed:
         if not parent.contains(value):
             raise SpaceError(f"{place}: {value!r} is never drawn; it is {parent.describe()}")
+
+
+def _check_variant_condition(values: Sequence[Any], allowed: tuple[Any, ...], place: str) -> None:
+    for value in allowed:
+        if value not in values:
+            known = ", ".join(map(str, dict.fromkeys(values)))
+            raise SpaceError(f"{place}: no variant has {value!r}; it is one of {known}")
+
+
+def _check_some_variant(space: Space, parameter: Parameter, where: str) -> None:
+    """Conditions that hold in one variant each, and never together, would leave a parameter that is never drawn."""
+    settled = [space.in_variant(name) for name in space.variants]
+    looked_at = [(other, allowed) for other, allowed in parameter.when if settled and other in settled[0]]
+    if looked_at and not any(all(view[other] in allowed for other, allowed in looked_at) for view in settled):
+        raise SpaceError(f"{where}: {parameter.name}.when: no variant meets all of its conditions")
 
 
 def _check_fixed_condition(other: str, allowed: tuple[Any, ...], place: str) -> None:

@@ -116,6 +116,10 @@ class StudyManifest(Frozen):
     def build_space(self) -> Space:
         return Space.from_dict(self.space, self.trial_config())
 
+    def config_of(self, params: Mapping[str, Any]) -> TrialConfig:
+        """The complete configuration of a trial, from its parameters as results show them (with `variant`)."""
+        return self.build_space().config(params)
+
 
 def valid_name(name: str) -> str:
     """The name itself; StudyError if it could leave the study root or is no plain file name."""

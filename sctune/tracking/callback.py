@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,12 +48,19 @@ class TrackingCallback:
     calls, total_seconds, max_seconds: how often it was called on the driver's thread and what that cost.
     """
 
-    def __init__(self, sink: EventSink, facts: StudyFacts) -> None:
+    def __init__(
+        self,
+        sink: EventSink,
+        facts: StudyFacts,
+        assignments: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict,
+    ) -> None:
+        """assignments: a trial's parameters -> the configuration fields that they set; the same but for variants."""
         self.calls = 0
         self.total_seconds = 0.0
         self.max_seconds = 0.0
         self._sink = sink
         self._facts = facts
+        self._assignments = assignments
         self._common = _common_tags(facts)
 
     def on_study_start(self) -> None:
@@ -65,10 +72,10 @@ class TrackingCallback:
             self._put("study", None, _now_ms(), content)
 
     def on_start(self, number: int, params: Mapping[str, Any], attempt: int) -> None:
-        """Trial `number` starts; params: dotted name -> sampled value; attempt: 1 for the first time."""
+        """Trial `number` starts; params: name -> sampled value, dotted or `variant`; attempt: 1 for the first time."""
         tags = {**self._common, "state": "RUNNING", "attempt": str(attempt)}
         with self._timed():
-            shown = {**self._facts.base, **params, **short_names(params)}
+            shown = {**self._facts.base, **self._assignments(params), **params, **short_names(params)}
             content = {"params": shown, "tags": tags, "resumed": attempt > 1}
             self._put("trial_start", number, _now_ms(), content)
 

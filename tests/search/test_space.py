@@ -53,7 +53,7 @@ def quiet() -> None:
 
 
 def test_all_shipped_spaces_are_found() -> None:
-    assert set(shipped_spaces()) == {"threshold_patch", "grid_size", "top_k", "full", "fig7a"}
+    assert set(shipped_spaces()) == {"threshold_patch", "grid_size", "top_k", "full", "fig7a", "heads", "method"}
 
 
 @pytest.mark.parametrize("profile", profile_names())

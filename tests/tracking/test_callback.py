@@ -67,6 +67,18 @@ def test_a_child_run_shows_the_merged_configuration_and_the_facts() -> None:
     assert (tags["mlflow.source.git.commit"], tags["attempt"], events[0]["resumed"]) == ("c1", "2", True)
 
 
+def test_a_child_run_of_a_variant_shows_the_variant_and_the_fields_that_it_sets() -> None:
+    sink = EventList()
+    facts = StudyFacts("u1", "first", TrialConfig().flat(), "d1", None, {}, 42, ["elpv"])
+    fields = {"model.heads": "four_head", "augment.kind": "cutmix"}
+    observer = TrackingCallback(sink, facts, lambda params: {"optim.lr": params["optim.lr"], **fields})
+    observer.on_start(0, {"variant": "dra", "optim.lr": 0.01}, attempt=1)
+    params = sink.events[0]["params"]
+    assert {name: params[name] for name in TrialConfig().flat()} == TrialConfig().flat() | fields | {"optim.lr": 0.01}
+    assert set(params) - set(TrialConfig().flat()) == {"variant", "lr"}
+    assert (params["variant"], params["lr"]) == ("dra", 0.01)
+
+
 def test_a_point_carries_the_time_it_is_given_and_all_metrics() -> None:
     observer, events = callback()
     observer.on_report(1, EpochReport(2, 4, {OBJECTIVE: 0.5, f"{OBJECTIVE}/elpv": 0.4}).to_dict(), 99)
