@@ -19,6 +19,7 @@ from rich.table import Table
 
 from sctune import __version__
 from sctune import cli_options as opt
+from sctune.cli_figures import augmentations, figures
 from sctune.cli_weights import import_weights
 from sctune.config import parse_assignments
 from sctune.errors import ConfigError, SctuneError, StudyError
@@ -294,6 +295,8 @@ def doctor(as_json: AsJson = False) -> None:
     _emit({"findings": findings} if as_json else None, lines)
 
 
+app.command(epilog="Example: sctune figures STUDY")(figures)
+app.command(epilog="Example: sctune augmentations --data elpv --out kinds.png")(augmentations)
 app.command("import-weights")(import_weights)
 
 

@@ -8,9 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sctune.data.batches import stream
 from sctune.errors import DataError
 from sctune.model.detector import IMAGENET_MEAN, IMAGENET_STD, to_pixels
 from sctune.train.trainer import Trainer
+
+WITHIN_ONE_IMAGE = ("cutmix", "cutpaste")
+"""Kinds that move a piece of the receiver itself."""
 
 
 @dataclass(frozen=True)
@@ -28,30 +32,45 @@ class PseudoExample:
 
 
 def pseudo_examples(trainer: Trainer, count: int = 6) -> list[PseudoExample]:
-    """At most `count` pseudo anomalies made with the trainer's weights from its held-out normal images.
+    """At most `count` pseudo anomalies made with the trainer's weights from pairs of its held-out normal images.
 
-    None where `augment.kind` makes none. Raises DataError where fewer than two normals are held out.
+    The pairs are drawn by the partition seed, no image twice. Where the augmentation takes nothing from another
+    image, the donor is the receiver itself. Empty where `augment.kind` makes none. Raises DataError where fewer than
+    two normals are held out.
     """
-    if trainer.config.augment.kind == "none":
+    config = trainer.config
+    if config.augment.kind == "none":
         return []
     normals = trainer.selection.images[trainer.selection.labels == 0]
     count = min(count, len(normals) // 2)
     if count < 1:
         raise DataError("a gallery needs two held-out normal images at least")
-    channels_last = trainer.config.runtime.channels_last
-    donors = to_pixels(normals[:count], trainer.device, channels_last)
-    receivers = to_pixels(normals[count : 2 * count], trainer.device, channels_last)
-    made = trainer.step.pseudo.alter(receivers, donors, 0)
-    results = _to_uint8(made.images)
+    drawn = torch.randperm(len(normals), generator=stream(config.data.partition_seed, "gallery")).numpy()
+    receivers = normals[drawn[:count]]
+    donors = receivers if config.augment.kind in WITHIN_ONE_IMAGE else normals[drawn[count : 2 * count]]
+    examples: list[PseudoExample] = []
+    size = config.budget.batch_size
+    for number, start in enumerate(range(0, count, size)):
+        examples += _made(trainer, donors[start : start + size], receivers[start : start + size], number)
+    return examples
+
+
+def _made(trainer: Trainer, donors: np.ndarray, receivers: np.ndarray, number: int) -> list[PseudoExample]:
+    given, taken = (
+        to_pixels(part, trainer.device, trainer.config.runtime.channels_last) for part in (donors, receivers)
+    )
+    made = trainer.step.pseudo.alter(taken, given, number)
+    results, own = _to_uint8(made.images), trainer.config.augment.kind in WITHIN_ONE_IMAGE
+    pictures = list(receivers)
     return [
         PseudoExample(
-            normals[row],
-            normals[count + row],
+            pictures[row] if own else donors[row],
+            pictures[row],
             None if made.saliency is None else made.saliency[row, 0].cpu().numpy(),
             made.pasted[row, 0].cpu().numpy(),
             results[row],
         )
-        for row in range(count)
+        for row in range(len(pictures))
     ]
 
 

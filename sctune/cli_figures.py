@@ -1,0 +1,105 @@
+"""The commands that make pictures: `sctune figures` and `sctune augmentations`."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from sctune.config import load_profile, parse_assignments
+from sctune.errors import ConfigError
+from sctune.paths import studies_folder
+
+messages = Console(stderr=True)
+
+
+def figures(
+    study: Annotated[str, typer.Argument(help="Study name.")],
+    trial: Annotated[int | None, typer.Option(min=0, help="Trial number; default: the best.")] = None,
+    task: Annotated[str | None, typer.Option(help="Task of the study by its key; default: the first.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the files; default: figures/ in the study's.")] = None,
+    test: Annotated[
+        bool, typer.Option("--test", help="Open the test pool: take the unseen anomalies from there.")
+    ] = False,
+    perplexity: Annotated[float, typer.Option(min=1, help="Neighbours that count in the t-SNE.")] = 30.0,
+    limit: Annotated[int, typer.Option(min=2, help="Most images of each group.")] = 200,
+    study_root: Annotated[
+        Path | None, typer.Option("--study-root", help="Folder of the studies (default: SCTUNE_HOME/studies).")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+) -> None:
+    """Pictures of what a trial has learned: its features by t-SNE (normal, seen, unseen, pseudo), and galleries."""
+    from sctune.search.figures import FigureOptions, make_figures
+
+    folder = None if out is None else out.expanduser().absolute()
+    if folder is not None:
+        _check_writable(folder)
+    options = FigureOptions(trial, task, folder, test, perplexity, limit)
+    report = make_figures((study_root or studies_folder()).expanduser().absolute(), study, options, _say)
+    _say([f"warning: {line}" for line in report.warnings])
+    if as_json:
+        print(json.dumps(report.to_dict(), indent=1))
+        return
+    for panel, values in report.silhouettes.items():
+        known = ", ".join(f"{name} {value:.3f}" for name, value in values.items() if value is not None)
+        print(f"silhouette against the normal images, {panel} training: {known}")
+    for path in report.files:
+        print(path)
+
+
+def augmentations(
+    data: Annotated[str, typer.Option(help="elpv, a folder (MVTec layout or ok/ + nok/) or a CSV file.")] = "elpv",
+    category: Annotated[str | None, typer.Option(help="Sub-folder of the data, as in MVTec AD.")] = None,
+    kind: Annotated[list[str] | None, typer.Option(help="Augmentation; repeatable; default: all.")] = None,
+    profile: Annotated[str, typer.Option(help="Base values: smoke, cpu, gpu or paper.")] = "cpu",
+    count: Annotated[int, typer.Option(min=1, help="Images, a line each.")] = 4,
+    assignments: Annotated[
+        list[str] | None, typer.Option("--set", help="key=value of the configuration; repeatable.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="PNG file to write.")] = Path("augmentations.png"),
+) -> None:
+    """Draw what each augmentation makes of normal images: receiver, donor, saliency, mask and result."""
+    if out.suffix.lower() != ".png":
+        raise ConfigError(f"--out {out}: give a file name that ends in .png")
+    target = out.expanduser().absolute()
+    _check_writable(target.parent)
+    from sctune.tracking.feature_plots import augmentation_picture
+    from sctune.train.augmentations import augmentation_examples
+
+    values = parse_assignments(assignments or [])
+    source = data if data == "elpv" or "=" in data else str(Path(data).expanduser().absolute())
+    config = load_profile(profile).override({"data.source": source, "data.category": category})
+    found, attribution = augmentation_examples(config, kind or [], values, count)
+    title = "What each augmentation makes of the same normal images"
+    caption = [
+        f"Held-out normal images of {Path(source).name}, before rotation. Mask: white is what was changed in the "
+        "receiver. Saliency: of the network before training.",
+        *([f"Images: {attribution}; so is this picture."] if attribution else []),
+    ]
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".figures-") as staging:
+            made = augmentation_picture(found, title, caption, Path(staging) / target.name)
+            os.replace(made, target)
+    except OSError as problem:
+        raise ConfigError(f"cannot write {target}: {problem.strerror}; give another file with --out") from None
+    print(target)
+
+
+def _check_writable(folder: Path) -> None:
+    """ConfigError where the folder is none and cannot be made, before anything is computed; makes nothing."""
+    place = folder
+    while not os.path.lexists(place):
+        place = place.parent
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        raise ConfigError(f"--out: {place} is no folder that can be written to; give another one")
+
+
+def _say(lines: list[str]) -> None:
+    for line in lines:
+        messages.print(line, markup=False, highlight=False, soft_wrap=True)
