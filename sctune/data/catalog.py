@@ -16,6 +16,7 @@ from pathlib import Path
 
 from sctune.data import layouts
 from sctune.data.layouts import ImageFile
+from sctune.data.manifest import MANIFEST, Manifest, find_manifest
 from sctune.errors import DataError, nearest
 
 __all__ = ["DataSet", "ImageFile", "folders_source", "open_dataset", "open_folders"]
@@ -70,7 +71,8 @@ def open_dataset(source: str, category: str | None = None, group: str | None = N
 
     source: `elpv` (the installed package; `./elpv` for a folder of that name), a folder (MVTec layout, `ok/` and
     `nok/[type/]`, raw ELPV layout), a CSV file, or `normal=DIR;anomalous=DIR`. category: sub-folder, as in MVTec AD.
-    group: regular expression; its first group in the relative path names the source unit (wins over a CSV column).
+    group: regular expression; its first group in the relative path names the source unit (wins over a CSV column and
+    over the manifest of `sctune data prepare`, which otherwise gives name, licence and units of a prepared folder).
     Raises DataError with one line for everything that cannot be used.
     """
     folders = re.fullmatch(r"normal=(.+);anomalous=(.+)", source)
@@ -79,7 +81,7 @@ def open_dataset(source: str, category: str | None = None, group: str | None = N
         return open_folders(folders[1], folders[2], group)
     if source == "elpv":
         _no_category(source, category)
-        return _elpv("elpv", _installed_elpv(), group)
+        return _elpv("elpv", installed_elpv(), group)
     place = _absolute(source)
     if place.is_file():
         if place.suffix.lower() != ".csv":
@@ -116,7 +118,10 @@ def _open_folder(place: Path, category: str | None, group: str | None) -> DataSe
         if category not in known:
             raise DataError(f"{place} has no category {category!r}; {nearest(category, known)}")
         return _open_folder(place / category, None, group)
+    prepared = find_manifest(place)
     if layouts.is_mvtec(place):
+        if prepared:
+            return _prepared(place, *prepared, group)
         return DataSet(place.name, place, _grouped(layouts.read_mvtec(place), group))
     if layouts.is_ok_nok(place):
         return DataSet(place.name, place, _grouped(layouts.read_ok_nok(place), group))
@@ -137,11 +142,29 @@ def _has_layout(folder: Path) -> bool:
     return layouts.is_mvtec(folder) or layouts.is_ok_nok(folder)
 
 
+def _prepared(place: Path, manifest: Manifest, category: str, group: str | None) -> DataSet:
+    """A folder of `sctune data prepare`: its manifest, which must fit the files, gives name, licence and units."""
+    prefix = f"{category}/" if category else ""
+    records = {record.path.removeprefix(prefix): record for record in manifest.files if record.path.startswith(prefix)}
+    files = layouts.read_mvtec(place)
+    differing = sorted(records.keys() ^ {file.path for file in files})
+    if differing:
+        raise DataError(
+            f"{place}: {len(differing)} images are missing or new since it was prepared, first {differing[0]}; see "
+            f"`sctune data verify`, and prepare it again (without {MANIFEST} it is a folder of your own)"
+        )
+    if group is None:
+        files = [replace(file, group=records[file.path].group or file.path) for file in files]
+    name = f"{manifest.data_set}/{category}" if category else manifest.data_set
+    return DataSet(name, place, _grouped(files, group), manifest.licence, manifest.attribution)
+
+
 def _elpv(name: str, folder: Path, group: str | None) -> DataSet:
     return DataSet(name, folder, _grouped(layouts.read_elpv(folder), group), ELPV_LICENCE, ELPV_ATTRIBUTION)
 
 
-def _installed_elpv() -> Path:
+def installed_elpv() -> Path:
+    """The folder with labels.csv in the package elpv-dataset; raises DataError where it is not installed."""
     # found without importing it: the package pulls in code that is not needed for its files
     spec = find_spec("elpv_dataset")
     for place in (spec.submodule_search_locations or []) if spec else []:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import Literal
@@ -31,22 +33,40 @@ def decode_image(source: Path | bytes, size: int, resize: str = "stretch") -> Pi
     8-bit or uint16 values. resize: bilinear; `stretch` ignores the aspect, `crop` takes the central square, `pad`
     adds black. Raises CorruptImageError for damaged or oversized images, DataError for unreadable files.
     """
+    with _reported(source):
+        return _square(_opened(source), size, resize)
+
+
+def open_image(source: Path | bytes) -> Image.Image:
+    """The whole image in its own size, 8 bits, mode L or RGB; reads and raises what decode_image does."""
+    with _reported(source):
+        return _opened(source)
+
+
+@contextmanager
+def _reported(source: Path | bytes) -> Iterator[None]:
     name = "the image" if isinstance(source, bytes) else str(source)
     try:
-        content = source if isinstance(source, bytes) else source.read_bytes()
-    except OSError as problem:
-        raise DataError(f"cannot read {name}: {problem.strerror}") from None
-    try:
-        image = _open_npy(content) if content.startswith(NPY_MAGIC) else _open_picture(content)
-        return _square(image, size, resize)
+        yield
     except CorruptImageError as problem:
         raise CorruptImageError(f"{name}: {problem}") from None
-    except MemoryError:
+    except (MemoryError, DataError):
         raise
     except Exception as problem:
         # decoders raise nearly anything on damaged bytes: OSError, SyntaxError, struct.error, IndexError ...
         text = " ".join(str(problem).split()) or type(problem).__name__
         raise CorruptImageError(f"{name} cannot be decoded: {text[:200]}") from None
+
+
+def _opened(source: Path | bytes) -> Image.Image:
+    if isinstance(source, bytes):
+        content = source
+    else:
+        try:
+            content = source.read_bytes()
+        except OSError as problem:
+            raise DataError(f"cannot read {source}: {problem.strerror}") from None
+    return _open_npy(content) if content.startswith(NPY_MAGIC) else _open_picture(content)
 
 
 def _open_picture(content: bytes) -> Image.Image:

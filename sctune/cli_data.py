@@ -1,0 +1,136 @@
+"""`sctune data list | prepare | verify`: the paper's data sets from their raw archives."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from sctune.data.convert import Manifest, RawSet
+    from sctune.data.convert.writer import Progress as Advance
+
+data_app = typer.Typer(
+    no_args_is_help=True,
+    help="The paper's data sets: where to get them, and their raw folders made ready for training.",
+)
+messages = Console(stderr=True)
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
+
+
+@data_app.command("list")
+def list_command(as_json: AsJson = False) -> None:
+    """The data sets that can be prepared: counts, licence, where to get them, and how sure that is."""
+    from sctune.data.convert import known_sets
+
+    if as_json:
+        print(json.dumps({"data_sets": [_facts(one) for one in known_sets()]}, indent=1))
+        return
+    table = Table(title="data sets of the paper", show_lines=True)
+    table.add_column("name")
+    table.add_column("images", justify="right", no_wrap=True)
+    table.add_column("what it is, licence, source, what is known", overflow="fold")
+    for one in known_sets():
+        totals = one.totals
+        counts = f"{totals.train_good} train good\n{totals.test_good} test good\n{totals.anomalies} anomalous"
+        sets = f", {len(one.categories)} categories" if one.categories else ""
+        details = [f"{one.title}{sets}; licence: {one.licence}", one.page, one.evidence, *one.remarks]
+        table.add_row(one.name, counts, "\n".join(details))
+    Console().print(table, markup=False)
+
+
+@data_app.command(epilog="Example: sctune data prepare sdd --source KolektorSDD --out data/sdd")
+def prepare(
+    name: Annotated[str, typer.Argument(help="mvtec, sdd, aitex, elpv, optical or mastcam (see `sctune data list`).")],
+    out: Annotated[Path, typer.Option(help="New folder; it appears when everything is there.")],
+    source: Annotated[
+        Path | None, typer.Option(help="Unpacked archive; elpv takes the installed package without.")
+    ] = None,
+    allow_counts: Annotated[
+        bool, typer.Option("--allow-counts", help="Go on where counts are not the published ones or masks are missing.")
+    ] = False,
+    group_split: Annotated[
+        bool, typer.Option("--group-split", help="Keep the images of one part or strip together (sdd, aitex).")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Make a data set in the MVTec layout from its raw folder; run again, an interrupted one goes on."""
+    from sctune.data.convert import prepare as prepare_set
+
+    out = out.expanduser().absolute()
+    try:
+        with _bar(f"prepare {name}") as advance:
+            manifest = prepare_set(
+                name, source, out, allow_counts=allow_counts, group_split=group_split, progress=advance
+            )
+    except KeyboardInterrupt:
+        _say(["stopped; run the same command again, it goes on where it was"])
+        raise typer.Exit(3) from None
+    _say([f"differs from the published data: {line}" for line in manifest.differences])
+    _say([f"note: {line}" for line in manifest.notes])
+    if as_json:
+        print(json.dumps({"folder": str(out), **_summary(manifest)}, indent=1))
+        return
+    for place, count in manifest.counts.items():
+        print(f"{count:6d}  {place}")
+    print(f"{len(manifest.files):6d}  images in {out}; licence: {manifest.licence}")
+    chosen = f" --category {manifest.categories[0]}" if manifest.categories else ""
+    print(f"use it: sctune search --data {out}{chosen}")
+
+
+@data_app.command()
+def verify(
+    folder: Annotated[Path, typer.Argument(help="Folder that `sctune data prepare` made.")], as_json: AsJson = False
+) -> None:
+    """Hash every file of a prepared folder, and compare names, contents and counts with its manifest."""
+    from sctune.data.convert import verify as verify_folder
+
+    with _bar("verify") as advance:
+        report = verify_folder(folder, advance)
+    if as_json:
+        problems = [{"kind": problem.kind, "names": list(problem.names)} for problem in report.problems]
+        print(json.dumps({"folder": str(report.folder), "checked": report.checked, "problems": problems}, indent=1))
+    _say([f"sctune: {report.folder}: {problem.line}" for problem in report.problems])
+    if not report.ok:
+        raise typer.Exit(2)
+    if not as_json:
+        print(f"{report.folder}: {report.manifest.title}, {report.checked} files are as they were made")
+
+
+@contextmanager
+def _bar(title: str) -> Iterator[Advance]:
+    """A progress bar on stderr, where that is a terminal; gives what to call with done and all."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=messages, transient=True, disable=not messages.is_terminal) as progress:
+        task = progress.add_task(title, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+def _facts(one: RawSet) -> dict[str, Any]:
+    expected = {
+        category: [
+            {"train_good": c.train_good, "test_good": c.test_good, "anomalies": c.anomalies, "classes": dict(c.kinds)}
+            for c in alternatives
+        ]
+        for category, alternatives in one.expected.items()
+    }
+    texts = {key: getattr(one, key) for key in ("name", "title", "licence", "attribution", "page", "evidence")}
+    return {**texts, "layout": one.layout, "remarks": list(one.remarks), "categories": one.categories} | {
+        "counts": expected if one.categories else expected[""]
+    }
+
+
+def _summary(manifest: Manifest) -> dict[str, Any]:
+    return manifest.model_dump(mode="json", exclude={"files"})
+
+
+def _say(lines: list[str]) -> None:
+    for line in lines:
+        messages.print(line, markup=False, highlight=False, soft_wrap=True)
