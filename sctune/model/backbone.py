@@ -36,9 +36,19 @@ class Backbone(nn.Module):
         return self
 
     def forward(self, images: Tensor) -> Tensor:
-        for block in self.blocks:
+        return self.after_frozen(self.frozen(images))
+
+    def frozen(self, images: Tensor) -> Tensor:
+        """What the frozen blocks make of images; the images themselves where none is frozen."""
+        for block in self.blocks[: self.freeze]:
             images = block(images)
         return images
+
+    def after_frozen(self, maps: Tensor) -> Tensor:
+        """Features from what `frozen` gave."""
+        for block in self.blocks[self.freeze :]:
+            maps = block(maps)
+        return maps
 
 
 def build_backbone(config: ModelConfig, weights: Path | None) -> Backbone:

@@ -93,25 +93,14 @@ class Detector(nn.Module):
         mean feature maps as `reference_maps` gives them, or None for the stored ones.
         """
         levels = self._pyramid(images)
-        joined = None
+        if isinstance(references, Tensor):
+            count = len(references)
+            both = [self._features(torch.cat(pair)) for pair in zip(self._pyramid(references), levels, strict=True)]
+            means = [level[:count].mean(dim=0, keepdim=True) for level in both]
+            return self._head_scores([level[count:] for level in both], offsets, means)
         if self.needs_references and references is None:
             references = self.reference_maps()
-        if isinstance(references, Tensor):
-            joined = self._pyramid(references)
-        scores: dict[str, list[Tensor]] = {name: [] for name in self.roles}
-        reference: Tensor | None
-        for scale, batch in enumerate(levels):
-            if joined is not None:
-                count = len(joined[scale])
-                both = self._features(torch.cat([joined[scale], batch]))
-                features, reference = both[count:], both[:count].mean(dim=0, keepdim=True)
-            else:
-                features = self._features(batch)
-                reference = None if references is None else references[scale]
-            for name in self.roles:
-                place = None if offsets is None else offsets[scale]
-                scores[name].append(self._head_score(self.head(name), features, place, reference))
-        return {name: torch.stack(parts).mean(dim=0) for name, parts in scores.items()}
+        return self._head_scores([self._features(level) for level in levels], offsets, references)
 
     def reference_maps(self, images: Tensor | None = None) -> list[Tensor]:
         """Mean feature map [1, C, S, S] at each scale of references [R, 3, H, W], or of the stored ones."""
@@ -131,6 +120,31 @@ class Detector(nn.Module):
             maps = self.reference_maps() if self.needs_references else None
             return self._in_batches(images, batch_size, lambda batch: self.anomaly_score(batch, maps).double())
 
+    def frozen_maps(self, images: np.ndarray, max_bytes: int, batch_size: int = 32) -> list[list[Tensor]] | None:
+        """What the frozen blocks make of uint8 images [N, S, S, 3]: a list of batches, each with a map per scale.
+
+        None where all of them would take more than max_bytes.
+        """
+        found: list[list[Tensor]] = []
+        with self._scoring():
+            for batch in self._batches(images, batch_size):
+                with autocast(self.config.runtime, batch.device):
+                    found.append([self.backbone.frozen(level) for level in self._pyramid(batch)])
+                size = sum(level.nbytes for level in found[0])
+                if size * len(images) > max_bytes * min(batch_size, len(images)):
+                    return None
+        return found
+
+    def score_maps(self, maps: list[list[Tensor]]) -> np.ndarray:
+        """Scores [N] (float64) from `frozen_maps`: those of `score_images`, bit for bit."""
+        with self._scoring():
+            references = self.reference_maps() if self.needs_references else None
+            parts = []
+            for levels in maps:
+                features = [self._after_frozen(level) for level in levels]
+                parts.append(combine(self._head_scores(features, None, references), self.roles).double())
+            return torch.cat(parts).cpu().numpy()
+
     def embed(self, images: np.ndarray, batch_size: int = 32) -> np.ndarray:
         """Features [N, C] of uint8 images [N, S, S, 3]: the backbone's map at full scale, averaged over its cells."""
         with self._scoring():
@@ -147,18 +161,36 @@ class Detector(nn.Module):
             self.train(was_training)
 
     def _in_batches(self, images: np.ndarray, batch_size: int, apply: Callable[[Tensor], Tensor]) -> np.ndarray:
-        device, channels_last = next(self.parameters()).device, self.config.runtime.channels_last
-        parts = [
-            apply(normalise(to_pixels(images[start : start + batch_size], device, channels_last)))
-            for start in range(0, len(images), batch_size)
-        ]
+        parts = [apply(batch) for batch in self._batches(images, batch_size)]
         return torch.cat(parts).cpu().numpy() if parts else np.zeros(0)
+
+    def _batches(self, images: np.ndarray, batch_size: int) -> Iterator[Tensor]:
+        device, channels_last = next(self.parameters()).device, self.config.runtime.channels_last
+        for start in range(0, len(images), batch_size):
+            yield normalise(to_pixels(images[start : start + batch_size], device, channels_last))
 
     def _features(self, batch: Tensor) -> Tensor:
         # heads stay in fp32: scores in bfloat16 would tie
         with autocast(self.config.runtime, batch.device):
             features: Tensor = self.backbone(batch)
         return features.float()
+
+    def _after_frozen(self, maps: Tensor) -> Tensor:
+        with autocast(self.config.runtime, maps.device):
+            features = self.backbone.after_frozen(maps)
+        return features.float()
+
+    def _head_scores(
+        self, features: list[Tensor], offsets: list[Tensor] | None, references: list[Tensor] | None
+    ) -> dict[str, Tensor]:
+        """Mean over the scales of each head's scores [N]."""
+        scores: dict[str, list[Tensor]] = {name: [] for name in self.roles}
+        for scale, level in enumerate(features):
+            place = None if offsets is None else offsets[scale]
+            reference = None if references is None else references[scale]
+            for name in self.roles:
+                scores[name].append(self._head_score(self.head(name), level, place, reference))
+        return {name: torch.stack(parts).mean(dim=0) for name, parts in scores.items()}
 
     @staticmethod
     def _head_score(head: nn.Module, features: Tensor, offsets: Tensor | None, reference: Tensor | None) -> Tensor:

@@ -25,6 +25,7 @@ from sctune.paths import cache_folder
 from sctune.report import EpochReport
 from sctune.train.images import TrainingImages
 from sctune.train.runtime import apply_runtime, memory_format, resolve_device
+from sctune.train.scorer import RepeatedScorer
 from sctune.train.selection import build_selection
 from sctune.train.step import TrainingStep
 
@@ -81,6 +82,7 @@ class Trainer:
         trained = [weight for weight in self.detector.parameters() if weight.requires_grad]
         self.optimiser = torch.optim.Adam(trained, lr=config.optim.lr, weight_decay=config.optim.weight_decay)
         self.step = TrainingStep(config, self.detector, self.optimiser, images, self.device)
+        self.scorer = RepeatedScorer(self.detector)
         self._set_references()
 
     def fit(self) -> Iterator[EpochReport]:
@@ -143,6 +145,7 @@ class Trainer:
                 moments.setdefault(int(index), {})[key] = value
         self.optimiser.load_state_dict({"state": moments, "param_groups": self.optimiser.state_dict()["param_groups"]})
         self.epoch = int(str(meta["epoch"]))
+        self.scorer = RepeatedScorer(self.detector)
 
     def _set_learning_rate(self) -> None:
         optim, epochs = self.config.optim, self.config.budget.epochs
@@ -177,7 +180,7 @@ class Trainer:
         with torch.random.fork_rng(devices=[]):
             # read by model.patch_evaluation=random only
             torch.manual_seed(stream(self.config.seed, "evaluate", self.epoch).initial_seed())
-            return self.selection.evaluate(self.detector.score_images)
+            return self.selection.evaluate(self.scorer)
 
 
 def _comparable(meta: Mapping[str, object]) -> dict[str, str]:
