@@ -19,7 +19,9 @@ from rich.table import Table
 
 from sctune import __version__
 from sctune import cli_options as opt
+from sctune.cli_data import data_app
 from sctune.cli_figures import augmentations, figures
+from sctune.cli_reproduce import reproduce
 from sctune.cli_weights import import_weights
 from sctune.config import parse_assignments
 from sctune.errors import ConfigError, SctuneError, StudyError
@@ -38,6 +40,7 @@ app = typer.Typer(
 )
 cache_app = typer.Typer(no_args_is_help=True, help="Decoded images that all trials on this machine share.")
 app.add_typer(cache_app, name="cache")
+app.add_typer(data_app, name="data")
 
 StudyRoot = Annotated[
     Path | None, typer.Option("--study-root", help="Folder of the studies (default: SCTUNE_HOME/studies).")
@@ -295,6 +298,7 @@ def doctor(as_json: AsJson = False) -> None:
     _emit({"findings": findings} if as_json else None, lines)
 
 
+app.command(epilog="Example: sctune reproduce table1 --dataset elpv")(reproduce)
 app.command(epilog="Example: sctune figures STUDY")(figures)
 app.command(epilog="Example: sctune augmentations --data elpv --out kinds.png")(augmentations)
 app.command("import-weights")(import_weights)

@@ -48,7 +48,8 @@ class DataConfig(Section):
         None, ge=4, description="most images per class scored after each epoch; none: all held-out ones"
     )
     shuffle_labels: bool = Field(
-        False, description="control: train on labels shuffled within each batch; the AUROC must fall to about 0.5"
+        False,
+        description="control: train on labels shuffled within each batch; the AUROC must fall to the untrained one's",
     )
     skip_corrupt: bool = Field(False, description="leave out images that cannot be decoded, and count them")
 

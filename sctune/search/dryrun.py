@@ -126,10 +126,12 @@ def _probe(plan: Plan) -> tuple[float, float, int]:
     trainer.detector.train()
     trainer.step.start_epoch(0)
     trainer.step.run(0)
+    # the first scoring fills the kept maps of frozen blocks, which later epochs find
+    trainer.selection.evaluate(trainer.scorer)
     started = time.perf_counter()
     trainer.step.run(1)
     stepped = time.perf_counter()
-    trainer.selection.evaluate(trainer.detector.score_images)
+    trainer.selection.evaluate(trainer.scorer)
     scored = time.perf_counter()
     size = sum(value.nbytes for value in trainer.state()[0].values())
     return stepped - started, scored - stepped, size

@@ -45,8 +45,12 @@ def train_one(config: TrialConfig, out: Path | None, test: bool, say: Callable[[
 def score_test(trainer: Trainer) -> list[tuple[str, int, float]]:
     """Path, label and score of every image of the test pool; looked at after training only."""
     data, split = trainer.config.data, trainer.split
-    paths = [file.path for file in split.test]
-    cached = ImageCache(cache_folder()).array(split.root, paths, data.image_size, data.resize, data.skip_corrupt)
+    cache, paths = ImageCache(cache_folder()), [file.path for file in split.test]
+    developed = [file.path for file in split.development]
+    if set(paths) <= set(developed):
+        # in mode `test` they were decoded for the training already
+        paths = developed
+    cached = cache.array(split.root, paths, data.image_size, data.resize, data.skip_corrupt)
     files = [file for file in split.test if file.path in cached.index]
     scores = trainer.detector.score_images(cached.array[[cached.index[file.path] for file in files]])
     return [(file.path, file.label, float(score)) for file, score in zip(files, scores, strict=True)]

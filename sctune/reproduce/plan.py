@@ -1,0 +1,227 @@
+"""From the command's options to the cells, studies and gaps of a table; trains nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from sctune import __version__
+from sctune.config import load_profile
+from sctune.data.convert import prepare
+from sctune.errors import ConfigError, DataError
+from sctune.paths import home, studies_folder
+from sctune.reproduce.cells import ELPV, Asked, Block, Cell, table_blocks
+from sctune.reproduce.columns import Column, before_training, table_columns
+from sctune.reproduce.paper import PaperTable, paper_datasets, paper_table
+from sctune.reproduce.studies import Setup, StudyPlan, check_setup, plan_studies
+from sctune.reproduce.tables import Header, Missing
+
+SEEDS = (42, 43, 44)
+
+
+@dataclass(frozen=True)
+class ReproduceOptions:
+    """What the command is told; None: the machine or a default decides.
+
+    methods: columns by name; data_root: folder of prepared data sets; out: folder of the results; shuffled: control
+    run on shuffled training labels.
+    """
+
+    table: str
+    asked: Asked = field(default_factory=Asked)
+    methods: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = SEEDS
+    profile: str | None = None
+    data_root: Path | None = None
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    out: Path | None = None
+    shuffled: bool = False
+    study_root: Path | None = None
+    max_concurrent: int | None = None
+
+
+@dataclass(frozen=True)
+class TablePlan:
+    """A checked plan. missing: what cannot be run, and why; header: the first lines of every output."""
+
+    options: ReproduceOptions
+    setup: Setup
+    blocks: tuple[Block, ...]
+    studies: tuple[StudyPlan, ...]
+    missing: tuple[Missing, ...]
+    header: Header
+    data_root: Path
+    out: Path
+    study_root: Path
+
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        """The columns of the table; those of a control run are followed by the same networks before their training."""
+        if not self.setup.shuffled:
+            return self.setup.columns
+        runnable = [column for column in self.setup.columns if column.values is not None]
+        return tuple(shown for column in runnable for shown in (column, before_training(column)))
+
+    @property
+    def lines(self) -> list[str]:
+        """The plan in words, as the dry run shows it."""
+        runs = [
+            f"study {study.name}: {len(study.columns)} trials ({', '.join(c.name for c in study.columns)}) x "
+            f"{study.tasks} tasks x {study.epochs} epochs on {study.place.source}; rows: "
+            f"{', '.join(cell.row.label for cell in study.cells)}"
+            for study in self.studies
+        ]
+        able = sum(cell.reason is None for block in self.blocks for cell in block.cells)
+        total = sum(len(block.cells) for block in self.blocks)
+        return [
+            *self.header.lines,
+            f"{able} of {total} rows can be run with the data in {self.data_root}",
+            *runs,
+            *(f"missing: {line}" for line in self.missing),
+            f"results go to {self.out}",
+        ]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON document of a dry run."""
+        return {
+            "format_version": 1,
+            "table": self.header.table,
+            "header": self.header.lines,
+            "studies": [
+                {
+                    "name": study.name,
+                    "data": study.place.source,
+                    "category": study.place.category,
+                    "rows": [cell.row.label for cell in study.cells],
+                    "known_classes": list(study.kinds),
+                    "n_anomalies": study.anomalies,
+                    "columns": [column.name for column in study.columns],
+                    "tasks": study.tasks,
+                    "epochs": study.epochs,
+                }
+                for study in self.studies
+            ],
+            "missing": [{"reason": gap.reason, "cells": list(gap.cells)} for gap in self.missing],
+            "out": str(self.out),
+        }
+
+
+def make_plan(options: ReproduceOptions) -> TablePlan:
+    """Check everything that can be checked before a run. Raises ConfigError with one line; writes nothing."""
+    table = paper_table(options.table)
+    profile = options.profile or ("paper" if _has_gpu() else "cpu")
+    load_profile(profile)
+    root = _data_root(options.data_root)
+    out = _out_folder(options, profile)
+    for option, numbers in (("--seeds", options.seeds), ("--n-anomalies", options.asked.anomalies)):
+        if len(set(numbers)) < len(numbers):
+            raise ConfigError(f"{option} {','.join(map(str, numbers))}: name each number once")
+    asked_for = table_columns(table, profile, options.methods)
+    setup, impossible = check_setup(
+        Setup(table, asked_for, profile, options.seeds, options.overrides, options.shuffled)
+    )
+    blocks = table_blocks(table, options.asked, root)
+    gaps = [Missing(reason, (_label(asked_for, name),)) for name, reason in impossible.items()]
+    return TablePlan(
+        options=options,
+        setup=setup,
+        blocks=blocks,
+        studies=tuple(plan_studies(setup, blocks)),
+        missing=(*missing_cells(blocks), *gaps),
+        header=_header(table, setup),
+        data_root=root,
+        out=out,
+        study_root=(options.study_root or studies_folder()).expanduser().absolute(),
+    )
+
+
+def prepare_elpv(plan: TablePlan, say: Callable[[list[str]], None]) -> TablePlan:
+    """The plan with ELPV as a prepared folder of the data root, made from the installed package where it is needed."""
+    if not any(study.place.source == ELPV for study in plan.studies):
+        return plan
+    target = plan.data_root / ELPV
+    say([f"ELPV is not in {plan.data_root}: preparing it from the installed package"])
+    prepare(ELPV, None, target)
+    return make_plan(plan.options)
+
+
+def missing_cells(blocks: Sequence[Block]) -> list[Missing]:
+    """The rows that cannot be run, together by their reason."""
+    by_reason: dict[str, list[str]] = {}
+    for block in blocks:
+        for cell in block.cells:
+            if cell.reason is not None:
+                by_reason.setdefault(cell.reason, []).append(cell_name(block, cell))
+    return [Missing(reason, tuple(names)) for reason, names in by_reason.items()]
+
+
+def cell_name(block: Block, cell: Cell) -> str:
+    name = cell.row.label if cell.row.label == block.group.label else f"{block.group.label} {cell.row.label}"
+    return f"{name} n={cell.anomalies}" if cell.anomalies else name
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def _data_root(given: Path | None) -> Path:
+    if given is None:
+        return home() / "data"
+    root = given.expanduser().absolute()
+    if not root.is_dir():
+        names = ", ".join(paper_datasets())
+        raise DataError(f"--data-root {root} is no folder; give one that holds prepared data sets ({names})")
+    return root
+
+
+def _out_folder(options: ReproduceOptions, profile: str) -> Path:
+    name = f"{options.table}-{profile}{'-shuffled' if options.shuffled else ''}"
+    out = (options.out or Path("reproduce") / name).expanduser().absolute()
+    place = next(folder for folder in (out, *out.parents) if folder.exists())
+    if not place.is_dir():
+        raise ConfigError(f"--out {out}: {place} is a file; give a folder")
+    return out
+
+
+def _label(columns: Sequence[Column], name: str) -> str:
+    return next(column.label for column in columns if column.name == name)
+
+
+def _header(table: PaperTable, setup: Setup) -> Header:
+    configs = {column.label: setup.config(column) for column in setup.columns if column.values is not None}
+    first = next(iter(configs.values()))
+    length = first.budget.epochs
+    others = [f"{label} {c.budget.epochs}" for label, c in configs.items() if c.budget.epochs != length]
+    epochs = f"epochs {length}" + (f" ({', '.join(others)})" if others else "")
+    values = ", ".join(f"{name}={value}" for name, value in setup.overrides.items())
+    facts = [
+        f"profile {setup.profile}",
+        f"image size {first.data.image_size} px",
+        f"backbone {first.model.backbone}",
+        f"{epochs}, each of {first.budget.iterations} iterations with {first.budget.batch_size} images",
+        f"seeds {', '.join(map(str, setup.seeds))}",
+        *([f"set {values}"] if values else []),
+        "paper protocol: test images are all that is not trained on",
+        f"{datetime.now(UTC).date().isoformat()}",
+        f"sctune {__version__}",
+    ]
+    notes = [
+        "AUROC: mean over the seeds; a mean line averages its rows first. Interval: bootstrap over the test images",
+        "std trials: over seeds, of the mean over rows; std subsets: over rows, of the mean over seeds; std pooled: "
+        "over all values, which is what the paper prints for its own method",
+        *table.notes,
+    ]
+    if setup.profile != "paper":
+        notes.insert(0, f"profile {setup.profile} is not the paper's setting: the difference is one of settings too")
+    if setup.shuffled:
+        notes.insert(
+            0,
+            "a network that learned nothing scores like itself before training, which stands beside it; that need not "
+            "be 0.5, since pretrained features tell some images apart by themselves",
+        )
+    return Header(table.name, table.title, setup.profile, "; ".join(facts), tuple(notes), setup.shuffled)

@@ -1,0 +1,187 @@
+"""From cells to studies: what is run together, under which name, and what is refused before anything runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sctune.errors import ConfigError, DataError
+from sctune.reproduce.cells import Asked
+from sctune.reproduce.plan import ReproduceOptions, TablePlan, make_plan, prepare_elpv
+from sctune.reproduce.studies import StudyPlan, write_space
+from sctune.search.space import load_space
+from sctune.search.study import valid_name
+
+
+def plan_of(table: str, root: Path, **options: Any) -> TablePlan:
+    asked = {name: options.pop(name) for name in list(options) if name in Asked.__dataclass_fields__}
+    given = {"profile": "cpu", "out": root.parent / "out", "data_root": root, **options}
+    return make_plan(ReproduceOptions(table, Asked(**asked), **given))
+
+
+def test_a_study_for_each_place_and_number_of_anomalies(make_root: Any) -> None:
+    root = make_root({"mvtec/carpet": {"cut": 12}, "mvtec/grid": {"bent": 12}, "sdd": {"defect": 20}})
+    plan = plan_of("table1", root)
+    work = [(study.place.name, study.anomalies, study.tasks) for study in plan.studies]
+    assert work == [(place, n, 3) for place in ("mvtec/carpet", "mvtec/grid", "sdd") for n in (1, 10)]
+    study = plan.studies[0]
+    assert study.name.startswith("reproduce-table1-mvtec-carpet-general-n1-cpu-")
+    assert [column.name for column in study.columns] == ["devnet", "dra", "saliencycut"]
+    assert len({valid_name(study.name) for study in plan.studies}) == 6
+    options = study.search_options(plan.setup, Path("space.yaml"), plan.study_root, 1)
+    assert (options.selection, options.sampler, options.scheduler, options.keep_best) == ("test", "grid", "none", 3)
+    assert (options.categories, options.n_anomalies, options.seeds) == (("carpet",), 1, (42, 43, 44))
+
+
+def test_known_classes_are_tasks_of_one_study(carpet: Path) -> None:
+    (study,) = plan_of("table4", carpet, categories=("carpet",)).studies
+    assert study.kinds == ("color", "cut", "hole", "metal_contamination", "thread")
+    assert study.tasks == 15
+    assert [study.task(cell, 43).key for cell in study.cells][3] == "carpet-metal_contamination-seed43"
+
+
+def test_methods_of_another_length_get_a_study_of_their_own(carpet: Path) -> None:
+    asked = {"categories": ("carpet",), "anomalies": (1,), "profile": "paper"}
+    studies = plan_of("table1", carpet, **asked).studies
+    assert [(study.epochs, [c.name for c in study.columns]) for study in studies] == [
+        (50, ["devnet"]),
+        (30, ["dra", "saliencycut"]),
+    ]
+    (same,) = plan_of("table1", carpet, **asked, overrides={"budget.epochs": 2}).studies
+    assert (same.epochs, len(same.columns)) == (2, 3)
+
+
+def test_spaces_are_those_that_the_search_reads(carpet: Path, tmp_path: Path) -> None:
+    def space_of(table: str, **options: Any) -> tuple[StudyPlan, Any, Any]:
+        plan = plan_of(table, carpet, categories=("carpet",), anomalies=(1,), **options)
+        study = plan.studies[0]
+        base = plan.setup.config(plan.setup.columns[0])
+        return study, plan, load_space(write_space(study, tmp_path / "spaces"), base, {})
+
+    study, plan, space = space_of("table1")
+    points = list(space.points())
+    assert len(points) == space.size() == 3 and space.is_grid
+    assert [study.column_of(point) for point in points] == list(study.columns)
+    for point, column in zip(points, study.columns, strict=True):
+        assert space.config(point).model == plan.setup.config(column).model
+        assert space.config(point).augment == plan.setup.config(column).augment
+    assert (space.base.data.selection_limit, space.base.budget.epochs) == (16, 6)
+    study, _, space = space_of("fig7a")
+    assert list(space.points()) == [dict(column.values or {}) for column in study.columns]
+    assert [study.column_of(point) for point in space.points()] == list(study.columns)
+    study, _, space = space_of("fig7b")
+    found = [study.column_of(point) for point in space.points()]
+    assert found == list(study.columns) and len(found) == 11
+    assert study.column_of({"variant": "other"}) is None
+
+
+def test_names_follow_the_work(carpet: Path) -> None:
+    def name(**options: Any) -> str:
+        (study,) = plan_of("table3", carpet, categories=("carpet",), **options).studies
+        return study.name
+
+    first = name()
+    assert name() == first
+    others = {
+        name(seeds=(42,)),
+        name(overrides={"optim.lr": 1e-3}),
+        name(methods=("dra",)),
+        name(shuffled=True),
+        name(profile="smoke"),
+    }
+    assert len(others | {first}) == 6
+    assert "-shuffled-" in name(shuffled=True) and "-shuffled-" not in first
+
+
+def test_control_run_is_set_and_marked(carpet: Path) -> None:
+    plan = plan_of("table3", carpet, categories=("carpet",), shuffled=True, out=None)
+    assert plan.studies[0].space["set"]["data.shuffle_labels"] is True
+    assert plan.setup.config(plan.setup.columns[-1]).data.shuffle_labels
+    assert any("SHUFFLED LABELS" in line for line in plan.header.lines)
+    assert plan.out.name == "table3-cpu-shuffled"
+    # beside each column the same network before its training, which is not a trial
+    assert [column.name for column in plan.columns] == ["saliencycut", "saliencycut-untrained"]
+    assert [column.name for column in plan.studies[0].columns] == ["saliencycut"]
+    assert "data.shuffle_labels" not in plan_of("table3", carpet, categories=("carpet",)).studies[0].space["set"]
+
+
+def test_header_says_what_was_run(carpet: Path) -> None:
+    (title, facts) = plan_of("table1", carpet, profile="paper", overrides={"optim.lr": 0.001}).header.lines
+    assert title == "table1: AUROC in the general setting"
+    for part in (
+        "profile paper",
+        "image size 448 px",
+        "backbone resnet18",
+        "epochs 50 (DRA 30, SaliencyCut 30), each of 20 iterations with 48 images",
+        "seeds 42, 43, 44",
+        "set optim.lr=0.001",
+        "paper protocol: test images are all that is not trained on",
+    ):
+        assert part in facts.split("; ")
+
+
+def test_points_that_no_map_holds_are_named(carpet: Path) -> None:
+    plan = plan_of("fig7b", carpet, profile="smoke", categories=("carpet",))
+    assert [gap.cells for gap in plan.missing] == [("4 patches on the diagonal",)]
+    assert "O=3 diag positions" in plan.missing[0].reason
+    assert len(plan.studies[0].columns) == 10
+
+
+def test_the_dry_run_lists_runs_and_gaps(make_root: Any) -> None:
+    root = make_root({"mvtec/carpet": {"color": 5, "cut": 12}})
+    plan = plan_of("table2", root, datasets=("mvtec",), anomalies=(10,), seeds=(42,))
+    text = "\n".join(plan.lines)
+    assert "1 of 9 rows can be run" in text
+    assert "3 trials (devnet, dra, saliencycut) x 1 tasks x 6 epochs" in text and "rows: Cut" in text
+    assert "missing: Carpet Color n=10: mvtec/carpet has 5 images of color, 10 are to be trained on" in text
+    document = plan.to_dict()
+    assert [study["rows"] for study in document["studies"]] == [["Cut"]]
+    assert sum(len(gap["cells"]) for gap in document["missing"]) == 8
+    assert not plan.out.exists() and not plan.study_root.exists()
+
+
+def test_elpv_is_prepared_where_only_the_package_is_there(make_root: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("elpv_dataset")
+    monkeypatch.setattr("sctune.reproduce.cells.elpv_installed", lambda: True)
+    root = make_root({})
+    said: list[str] = []
+    plan = prepare_elpv(plan_of("table1", root, datasets=("elpv",), anomalies=(10,)), said.extend)
+    assert [study.place.source for study in plan.studies] == [str(root / "elpv")]
+    data = plan.studies[0].place.data
+    marks = [file.split for file in data.normals]
+    assert (marks.count("train"), marks.count("test"), len(data.anomalies)) == (1131, 377, 715)
+    assert said == [f"ELPV is not in {root}: preparing it from the installed package"]
+    assert prepare_elpv(plan, said.extend) is plan and len(said) == 1
+
+
+@pytest.mark.parametrize(
+    ("table", "options", "message"),
+    [
+        ("table1", {"overrides": {"optim.lrr": 1}}, "--set optim.lrr: unknown configuration key; did you mean"),
+        ("table1", {"overrides": {"model.heads": "four_head"}}, "--set model.heads: table1 varies it"),
+        ("table1", {"overrides": {"data.n_anomalies": 5}}, "--set data.n_anomalies: .*use --n-anomalies"),
+        ("table1", {"overrides": {"data.shuffle_labels": True}}, "use --shuffle-labels"),
+        ("table1", {"overrides": {"seed": 5}}, "--set seed: the table decides it"),
+        ("table1", {"overrides": {"data.image_size": 8}}, "DevNet: data.image_size=8: "),
+        ("table1", {"profile": "cpus"}, "unknown profile 'cpus'; did you mean 'cpu'"),
+        ("table1", {"seeds": (42, 42)}, "--seeds 42,42: name each number once"),
+        ("table1", {"anomalies": (1, 1)}, "--n-anomalies 1,1: name each number once"),
+        ("table3", {"methods": ("devnet",)}, "DevNet: .*learns from labelled anomalies"),
+    ],
+)
+def test_impossible_requests_are_refused(carpet: Path, table: str, options: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        plan_of(table, carpet, **options)
+
+
+def test_places_that_cannot_be_used_are_refused(carpet: Path) -> None:
+    file = carpet.parent / "file"
+    file.touch()
+    with pytest.raises(ConfigError, match=f"--out {file}: {file} is a file; give a folder"):
+        plan_of("table1", carpet, out=file)
+    with pytest.raises(ConfigError, match=f"--out {file / 'below'}: {file} is a file"):
+        plan_of("table1", carpet, out=file / "below")
+    with pytest.raises(DataError, match=f"--data-root {file} is no folder"):
+        plan_of("table1", file)
