@@ -40,7 +40,7 @@ class DataConfig(Section):
         0, ge=0, lt=2**32, description="draws the development and the test pool, once per study"
     )
     group: str | None = Field(None, description="regular expression; its first group in the path names the source unit")
-    image_size: int = Field(160, ge=32, le=2048, description="image side in pixels (paper 448)")
+    image_size: int = Field(448, ge=32, le=2048, description="image side in pixels (paper 448)")
     resize: Literal["stretch", "crop", "pad"] = Field(
         "stretch", description="to a square: ignore the aspect (public code), crop the centre, or pad with black"
     )
@@ -71,7 +71,7 @@ class AugmentConfig(Section):
     )
     grid_size: int = Field(18, ge=2, description="saliency is pooled to this many cells a side (paper: 18)")
     kernel: Literal["aligned", "official"] = Field(
-        "aligned", description="B-spline smoothing: cells at their true centres, or as the public code has it"
+        "official", description="B-spline smoothing: as the public code has it, or with cells at their true centres"
     )
     region: Literal["nonsalient", "salient"] = Field(
         "nonsalient", description="which part of the donor is pasted (Alg. 1: the non-salient part)"
@@ -118,7 +118,7 @@ class ModelConfig(Section):
     pyramid_interpolation: Literal["nearest", "bilinear"] = Field("nearest", description="how the half size is made")
     patch_count: int = Field(4, ge=2, le=9, description="patches P of the residual (paper eq. 8: 4)")
     patch_place: Literal["diag", "grid2d"] = Field(
-        "grid2d", description="patches on the diagonal (public code) or anywhere"
+        "diag", description="patches on the diagonal (public code) or anywhere"
     )
     patch_size: Literal["half_plus1", "half", "sqrt", "fit"] = Field(
         "half_plus1", description="side of a patch in cells"

@@ -75,6 +75,7 @@ TINY = {
     "model.tap": "middle",
     "model.n_scales": 1,
     "model.freeze": 10,
+    "model.patch_place": "grid2d",
     "augment.grid_size": 8,
     "budget.epochs": 2,
     "budget.iterations": 2,

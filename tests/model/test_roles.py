@@ -29,6 +29,7 @@ def config(heads, **values):
         "data.image_size": 64,
         "model.backbone": "efficientnet_lite0",
         "model.tap": "middle",
+        "model.patch_place": "grid2d",
         "augment.grid_size": 8,
         "model.reference_count": 2,
     }

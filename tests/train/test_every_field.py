@@ -25,7 +25,7 @@ CHANGED = {
     "augment.threshold": 0.7,
     "augment.threshold_mode": "area",
     "augment.grid_size": 5,
-    "augment.kernel": "official",
+    "augment.kernel": "aligned",
     "augment.region": "salient",
     "augment.refresh": "epoch",
     "augment.paste_valid_only": False,
