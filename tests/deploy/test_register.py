@@ -47,6 +47,7 @@ def config() -> TrialConfig:
             "model.backbone": "efficientnet_lite0",
             "model.tap": "middle",
             "model.n_scales": 1,
+            "model.patch_place": "grid2d",
             "model.freeze": 0,
             "model.weights": "random",
             "augment.grid_size": 8,

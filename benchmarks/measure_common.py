@@ -1,0 +1,152 @@
+"""What measure_switches.py and measure_proxy.py share: resumable runs in worker processes, and who measured where."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy import stats
+from torch import Tensor, nn
+
+from sctune.report import OBJECTIVE
+from sctune.train.trainer import Trainer
+
+Row = dict[str, Any]
+
+RESULTS = Path(__file__).parent / "results"
+HARDWARE = "2 cores x86_64 (AMD EPYC, a virtual machine), no GPU"
+FORMAT_VERSION = 1
+
+
+class LastEpochTrainer(Trainer):
+    """Scores the selection images after the last epoch only, 0 before it; scoring never touches the training."""
+
+    def _evaluate(self) -> tuple[dict[str, float], dict[str, list[float]]]:
+        return super()._evaluate() if self.epoch == self.config.budget.epochs else ({OBJECTIVE: 0.0}, {})
+
+
+class Remembered(nn.Module):
+    """A backbone that computes the features of a sequence of batches once, and gives them in turn ever after."""
+
+    def __init__(self, backbone: nn.Module, batches: int) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.batches = batches
+        self.calls = 0
+        self.features: list[Tensor] = []
+
+    def forward(self, images: Tensor) -> Tensor:
+        place = self.calls % self.batches
+        if place == len(self.features):
+            self.features.append(self.backbone(images))
+        self.calls += 1
+        return self.features[place]
+
+
+def common_parser(description: str, out: Path) -> argparse.ArgumentParser:
+    """--workers, --out, --rows and --hardware; the raw rows lie beside the summary unless --rows says otherwise."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--workers", type=int, default=2, help="worker processes, one torch thread each")
+    parser.add_argument("--out", type=Path, default=out, help="summary (JSON), written anew by each call")
+    parser.add_argument("--rows", type=Path, help="raw rows (JSON lines), appended to; what they hold is not run again")
+    parser.add_argument("--hardware", default=HARDWARE, help="the machine in words, for the summary")
+    return parser
+
+
+def rows_path(options: argparse.Namespace) -> Path:
+    out: Path = options.out
+    return options.rows or out.with_name(f"{out.stem}_rows.jsonl")
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The rows so far; a last line that a killed run left half-written is not counted."""
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def append_row(path: Path, row: Row) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists() and not path.read_bytes().endswith(b"\n"):
+        whole = path.read_bytes()
+        path.write_bytes(whole[: whole.rfind(b"\n") + 1])
+    with path.open("a", encoding="utf-8") as stream:
+        stream.write(json.dumps(row) + "\n")
+
+
+def run_jobs(work: Callable[[Any], Row], jobs: Sequence[Any], workers: int, path: Path) -> None:
+    """Run `work` on every job in fresh processes; each row is stored as soon as it is there."""
+    started = time.perf_counter()
+    with multiprocessing.get_context("spawn").Pool(workers, initializer=_one_thread) as pool:
+        for done, row in enumerate(pool.imap_unordered(work, jobs), start=1):
+            append_row(path, row)
+            minutes = (time.perf_counter() - started) / 60
+            print(f"{done}/{len(jobs)} after {minutes:.1f} min: {row['key']} {row['value']:.4f}", flush=True)
+
+
+def _one_thread() -> None:
+    # two trainings on two cores do more side by side than one after the other
+    torch.set_num_threads(1)
+
+
+def heading(options: argparse.Namespace, rows: Sequence[Row]) -> Row:
+    """First fields of a summary; load_average: the lowest and highest one-minute mean seen at the end of a run."""
+    loads = [row["load"] for row in rows]
+    return {
+        "format_version": FORMAT_VERSION,
+        "date": datetime.now(UTC).date().isoformat(),
+        "hardware": options.hardware,
+        "software": {name: version(name) for name in ("torch", "numpy", "scipy")}
+        | {"python": platform.python_version()},
+        "load_average": [min(loads), max(loads)] if loads else None,
+        "data": "elpv",
+        "profile": "cpu",
+    }
+
+
+def paired(values: dict[int, float], baseline: dict[int, float], is_baseline: bool) -> Row:
+    """Mean AUROC, and the paired differences with Student's 95 % interval over seeds."""
+    shown: Row = {
+        "seeds": len(values),
+        "auroc": statistics.fmean(values.values()),
+        "sd": statistics.stdev(values.values()) if len(values) > 1 else None,
+    }
+    if is_baseline or len(values) < 2:
+        return shown
+    gaps = np.array([values[seed] - baseline[seed] for seed in sorted(values)])
+    test = stats.ttest_1samp(gaps, 0.0)
+    low, high = test.confidence_interval(0.95)
+    return shown | {
+        "difference": float(gaps.mean()),
+        "interval": [float(low), float(high)],
+        "p_value": float(test.pvalue),
+        "higher": int((gaps > 0).sum()),
+        "differences": [round(float(gap), 5) for gap in gaps],
+    }
+
+
+def write_json(path: Path, content: Row) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    part.replace(path)
+
+
+def print_table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    for cells in (names, ["---"] * len(names), *rows):
+        print(f"| {' | '.join(cells)} |")
+
+
+def load_average() -> float:
+    return round(os.getloadavg()[0], 2)
