@@ -41,6 +41,8 @@ COMMON = {
     "data.image_size": SIZE,
     "budget.batch_size": BATCH,
     "runtime.device": "cpu",
+    # 112 px, the second scale, gives a map of 4 cells: too few for four diagonal patches
+    "model.patch_place": "grid2d",
     # the recipe to the letter, where sctune's defaults differ from it; the cost is the same
     "augment.kernel": "official",
     "augment.on_flat": "official",
