@@ -92,10 +92,18 @@ def test_saliency_of_donors_alone_equals_that_of_the_whole_batch(tiny):
 
 def test_loss_falls_and_anomalies_are_found(tiny):
     config = tiny.override(
-        {"budget.epochs": 8, "budget.iterations": 6, "optim.lr": 1e-3, "model.freeze": 0, "optim.step_fraction": 1.0}
+        {
+            "budget.epochs": 6,
+            "budget.iterations": 6,
+            "budget.batch_size": 18,  # with 6 images the loss of an epoch is mostly the draw of its batches
+            "optim.lr": 1e-3,
+            "model.freeze": 0,
+            "optim.step_fraction": 1.0,
+        }
     )
     reports = list(Trainer(config).fit())
-    assert reports[-1].metrics["loss"] < reports[0].metrics["loss"]
+    losses = [report.metrics["loss"] for report in reports]
+    assert max(losses[1:]) < losses[0] and np.mean(losses[-3:]) < 0.95 * losses[0]
     assert all(0 <= r.value <= 1 for r in reports)
 
 
