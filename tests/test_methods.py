@@ -10,7 +10,9 @@ from sctune.methods import method_names, method_values
 def test_every_method_makes_a_configuration_of_every_profile():
     for profile in profile_names():
         for name in method_names():
-            load_profile(profile).override(method_values(name, profile))
+            values = method_values(name, profile)
+            flat = load_profile(profile).override(values).flat()
+            assert {field: flat[field] for field in values} == values
 
 
 def test_methods_have_their_published_settings():
