@@ -203,7 +203,7 @@ FIXED_FIELDS = (
 
 
 class TrialConfig(Section):
-    """One complete configuration; `TrialConfig()` is the paper's method with the corrected defaults."""
+    """One complete configuration; `TrialConfig()` is the paper's method, corrected where that was measured to help."""
 
     data: DataConfig = DataConfig()
     augment: AugmentConfig = AugmentConfig()
