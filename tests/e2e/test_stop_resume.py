@@ -14,7 +14,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 NAME = "interrupted"
 EPOCHS = 4
-TRIALS = 4
+TRIALS = 5
 # trials of some seconds each, so that a stop always meets running ones; a checkpoint after every epoch
 LONG = ["--sampler", "random", "--scheduler", "none", "--trials", TRIALS, "--checkpoint-interval", "0"]
 LONG += ["--set", "budget.iterations=20"]
@@ -74,6 +74,8 @@ def test_a_search_survives_whatever_ends_it(
     check_stopped(by_system, sctune, runs_of)
 
     def refuse_and_kill(process: Any) -> None:
+        # held still meanwhile, or it may come to its end before it is killed
+        os.killpg(process.pid, signal.SIGSTOP)
         refused = sctune("resume", NAME, "--trials", "+9", code=2).stderr
         assert f"process {process.pid}" in refused
         assert refused.count("\n") == 1
