@@ -10,7 +10,7 @@ import typer
 from PIL import Image
 from typer.testing import CliRunner
 
-from sctune.cli_figures import augmentations, figures
+from sctune.cli.figures import augmentations, figures
 from sctune.errors import SctuneError
 
 app = typer.Typer()

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torchvision.models import resnet18
 from typer.testing import CliRunner
 
-from sctune.cli_weights import import_weights
+from sctune.cli.weights import import_weights
 from sctune.config import TrialConfig
 from sctune.errors import ConfigError, DataError, SctuneError, WeightsError
 from sctune.model.detector import load_detector, normalise

@@ -12,7 +12,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "sctune"
 FLOORS = (
-    {"cli", "cli_options", "cli_data", "cli_figures", "cli_reproduce", "cli_weights", "__main__"},
+    {"cli", "__main__"},
     {"reproduce"},
     {"search", "deploy", "doctor"},
     {"tracking", "trial"},

@@ -20,7 +20,7 @@ from sklearn.metrics import roc_auc_score
 # as `sctune` calls it, without the other commands
 COMMAND = """
 import sys, typer
-from sctune.cli_reproduce import reproduce
+from sctune.cli.reproduce import reproduce
 from sctune.errors import SctuneError
 app = typer.Typer()
 app.command()(reproduce)

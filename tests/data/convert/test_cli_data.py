@@ -12,7 +12,7 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from sctune.cli import main
-from sctune.cli_data import data_app
+from sctune.cli.data import data_app
 
 
 def call(*words: object) -> Any:

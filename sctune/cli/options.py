@@ -1,7 +1,8 @@
-"""The options of `sctune search`: name, type and help, one line each."""
+"""Options: name, type and help, one line each. Those of `sctune search`, and what several commands share."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -39,3 +40,8 @@ Address = Annotated[str | None, typer.Option(help="Ray cluster, or auto; default
 CheckpointInterval = Annotated[float, typer.Option(min=0, help="Seconds between checkpoints besides rungs.")]
 KeepBest = Annotated[int, typer.Option(min=1, help="Full runs that keep their checkpoint.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and what it costs; start nothing.")]
+
+StudyRoot = Annotated[
+    Path | None, typer.Option("--study-root", help="Folder of the studies (default: SCTUNE_HOME/studies).")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
+from sctune.cli import options as opt
+from sctune.cli.output import emit, say
 from sctune.config import load_profile, parse_assignments
 from sctune.errors import ConfigError
 from sctune.paths import studies_folder
-
-messages = Console(stderr=True)
 
 
 def figures(
@@ -28,10 +26,8 @@ def figures(
     ] = False,
     perplexity: Annotated[float, typer.Option(min=1, help="Neighbours that count in the t-SNE.")] = 30.0,
     limit: Annotated[int, typer.Option(min=2, help="Most images of each group.")] = 200,
-    study_root: Annotated[
-        Path | None, typer.Option("--study-root", help="Folder of the studies (default: SCTUNE_HOME/studies).")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+    study_root: opt.StudyRoot = None,
+    as_json: opt.AsJson = False,
 ) -> None:
     """Pictures of what a trial has learned: its features by t-SNE (normal, seen, unseen, pseudo), and galleries."""
     from sctune.search.figures import FigureOptions, make_figures
@@ -40,16 +36,13 @@ def figures(
     if folder is not None:
         _check_writable(folder)
     options = FigureOptions(trial, task, folder, test, perplexity, limit)
-    report = make_figures((study_root or studies_folder()).expanduser().absolute(), study, options, _say)
-    _say([f"warning: {line}" for line in report.warnings])
-    if as_json:
-        print(json.dumps(report.to_dict(), indent=1))
-        return
+    report = make_figures((study_root or studies_folder()).expanduser().absolute(), study, options, say)
+    say([f"warning: {line}" for line in report.warnings])
+    lines = []
     for panel, values in report.silhouettes.items():
         known = ", ".join(f"{name} {value:.3f}" for name, value in values.items() if value is not None)
-        print(f"silhouette against the normal images, {panel} training: {known}")
-    for path in report.files:
-        print(path)
+        lines.append(f"silhouette against the normal images, {panel} training: {known}")
+    emit(report.to_dict() if as_json else None, [*lines, *map(str, report.files)])
 
 
 def augmentations(
@@ -98,8 +91,3 @@ def _check_writable(folder: Path) -> None:
         place = place.parent
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
         raise ConfigError(f"--out: {place} is no folder that can be written to; give another one")
-
-
-def _say(lines: list[str]) -> None:
-    for line in lines:
-        messages.print(line, markup=False, highlight=False, soft_wrap=True)

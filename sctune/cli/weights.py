@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sctune import __version__
+from sctune.cli import options as opt
+from sctune.cli.output import emit
 from sctune.config import TrialConfig, parse_assignments
 from sctune.errors import ConfigError, DataError
 
@@ -26,7 +28,7 @@ def import_weights(
     image_size: Annotated[int | None, typer.Option(help="Image side in pixels it was trained at; default 448.")] = None,
     references: Annotated[Path | None, typer.Option(help="Folder of normal images, which DRA compares with.")] = None,
     assignments: Annotated[list[str] | None, typer.Option("--set", help="key=value; repeatable.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+    as_json: opt.AsJson = False,
 ) -> None:
     """Turn weights of the authors' public code (SaliencyCut, DRA, DevNet) into a sctune model. Runs no pickled code."""
     values = parse_assignments(assignments or [])
@@ -38,11 +40,8 @@ def import_weights(
     out = file.with_suffix("") if out is None else out.expanduser().absolute()
     folder = None if references is None else references.expanduser().absolute()
     report = import_file(file, out, values, folder)
-    if as_json:
-        print(json.dumps({"folder": str(out), **report}, indent=1))
-        return
-    print(f"{report['method']}: {len(report['mapped'])} tensors taken over, {len(report['ignored'])} not needed")
-    print(f"wrote {out}")
+    taken = f"{report['method']}: {len(report['mapped'])} tensors taken over, {len(report['ignored'])} not needed"
+    emit({"folder": str(out), **report} if as_json else None, [taken, f"wrote {out}"])
 
 
 def import_file(file: Path, out: Path, overrides: dict[str, Any], references: Path | None = None) -> dict[str, Any]:

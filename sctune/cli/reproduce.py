@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from sctune.cli import options as opt
+from sctune.cli.output import emit, messages, say
 from sctune.config import parse_assignments
 from sctune.errors import ConfigError
 
@@ -38,13 +39,7 @@ Shuffle = Annotated[
 ]
 Out = Annotated[Path | None, typer.Option(help="Folder of the results; default: ./reproduce/TABLE-PROFILE.")]
 MaxConcurrent = Annotated[int | None, typer.Option(min=1, help="Trials at a time; default: all that fit.")]
-StudyRoot = Annotated[
-    Path | None, typer.Option("--study-root", help="Folder of the studies (default: SCTUNE_HOME/studies).")
-]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="List rows, runs and gaps; start nothing.")]
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
-
-messages = Console(stderr=True)
 
 
 def reproduce(
@@ -61,9 +56,9 @@ def reproduce(
     shuffle_labels: Shuffle = False,
     out: Out = None,
     max_concurrent: MaxConcurrent = None,
-    study_root: StudyRoot = None,
+    study_root: opt.StudyRoot = None,
     dry_run: DryRun = False,
-    as_json: AsJson = False,
+    as_json: opt.AsJson = False,
 ) -> None:
     """Run a table of the paper again, our numbers beside its. The same command goes on where it was stopped."""
     from sctune.reproduce.cells import Asked
@@ -87,14 +82,14 @@ def reproduce(
     )
     plan = make_plan(options)
     if dry_run:
-        print(json.dumps(plan.to_dict(), indent=1) if as_json else "\n".join(plan.lines))
+        emit(plan.to_dict() if as_json else None, plan.lines)
         return
-    plan = prepare_elpv(plan, _say)
-    _say(plan.lines)
-    outcome = run_table(plan, _say, messages)
+    plan = prepare_elpv(plan, say)
+    say(plan.lines)
+    outcome = run_table(plan, say, messages)
     _show(outcome, as_json)
     if outcome.stopped:
-        _say(["stopped; the same command goes on"])
+        say(["stopped; the same command goes on"])
         raise typer.Exit(3)
 
 
@@ -102,7 +97,7 @@ def _show(outcome: Outcome, as_json: bool) -> None:
     from sctune.reproduce.tables import notes, terminal_tables
 
     if as_json:
-        print(json.dumps(outcome.to_dict(), indent=1))
+        emit(outcome.to_dict(), [])
         return
     header = outcome.plan.header
     print("\n".join(header.lines))
@@ -117,8 +112,3 @@ def _numbers(option: str, text: str, least: int) -> tuple[int, ...]:
         example = "42,43,44" if least == 0 else "1,10"
         raise ConfigError(f"{option} {text!r}: give whole numbers from {least} on with commas, for example {example}")
     return tuple(int(part) for part in text.split(","))
-
-
-def _say(lines: list[str]) -> None:
-    for line in lines:
-        messages.print(line, markup=False, highlight=False, soft_wrap=True)

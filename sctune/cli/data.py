@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +12,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from sctune.cli import options as opt
+from sctune.cli.output import emit, messages, say
+
 if TYPE_CHECKING:
     from sctune.data.convert import Manifest, RawSet
     from sctune.data.convert.writer import Progress as Advance
@@ -21,17 +23,15 @@ data_app = typer.Typer(
     no_args_is_help=True,
     help="The paper's data sets: where to get them, and their raw folders made ready for training.",
 )
-messages = Console(stderr=True)
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 
 
 @data_app.command("list")
-def list_command(as_json: AsJson = False) -> None:
+def list_command(as_json: opt.AsJson = False) -> None:
     """The data sets that can be prepared: counts, licence, where to get them, and how sure that is."""
     from sctune.data.convert import known_sets
 
     if as_json:
-        print(json.dumps({"data_sets": [_facts(one) for one in known_sets()]}, indent=1))
+        emit({"data_sets": [_facts(one) for one in known_sets()]}, [])
         return
     table = Table(title="data sets of the paper", show_lines=True)
     table.add_column("name")
@@ -59,7 +59,7 @@ def prepare(
     group_split: Annotated[
         bool, typer.Option("--group-split", help="Keep the images of one part or strip together (sdd, aitex).")
     ] = False,
-    as_json: AsJson = False,
+    as_json: opt.AsJson = False,
 ) -> None:
     """Make a data set in the MVTec layout from its raw folder; run again, an interrupted one goes on."""
     from sctune.data.convert import prepare as prepare_set
@@ -71,12 +71,12 @@ def prepare(
                 name, source, out, allow_counts=allow_counts, group_split=group_split, progress=advance
             )
     except KeyboardInterrupt:
-        _say(["stopped; run the same command again, it goes on where it was"])
+        say(["stopped; run the same command again, it goes on where it was"])
         raise typer.Exit(3) from None
-    _say([f"differs from the published data: {line}" for line in manifest.differences])
-    _say([f"note: {line}" for line in manifest.notes])
+    say([f"differs from the published data: {line}" for line in manifest.differences])
+    say([f"note: {line}" for line in manifest.notes])
     if as_json:
-        print(json.dumps({"folder": str(out), **_summary(manifest)}, indent=1))
+        emit({"folder": str(out), **_summary(manifest)}, [])
         return
     for place, count in manifest.counts.items():
         print(f"{count:6d}  {place}")
@@ -87,7 +87,7 @@ def prepare(
 
 @data_app.command()
 def verify(
-    folder: Annotated[Path, typer.Argument(help="Folder that `sctune data prepare` made.")], as_json: AsJson = False
+    folder: Annotated[Path, typer.Argument(help="Folder that `sctune data prepare` made.")], as_json: opt.AsJson = False
 ) -> None:
     """Hash every file of a prepared folder, and compare names, contents and counts with its manifest."""
     from sctune.data.convert import verify as verify_folder
@@ -96,8 +96,8 @@ def verify(
         report = verify_folder(folder, advance)
     if as_json:
         problems = [{"kind": problem.kind, "names": list(problem.names)} for problem in report.problems]
-        print(json.dumps({"folder": str(report.folder), "checked": report.checked, "problems": problems}, indent=1))
-    _say([f"sctune: {report.folder}: {problem.line}" for problem in report.problems])
+        emit({"folder": str(report.folder), "checked": report.checked, "problems": problems}, [])
+    say([f"sctune: {report.folder}: {problem.line}" for problem in report.problems])
     if not report.ok:
         raise typer.Exit(2)
     if not as_json:
@@ -129,8 +129,3 @@ def _facts(one: RawSet) -> dict[str, Any]:
 
 def _summary(manifest: Manifest) -> dict[str, Any]:
     return manifest.model_dump(mode="json", exclude={"files"})
-
-
-def _say(lines: list[str]) -> None:
-    for line in lines:
-        messages.print(line, markup=False, highlight=False, soft_wrap=True)

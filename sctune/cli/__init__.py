@@ -1,0 +1,71 @@
+"""The command line: parse, make paths absolute, call, print. Errors become one line and an exit code.
+
+Exit codes: 0 done, 1 bug (with its traceback), 2 bad input, 3 stopped and resumable, 4 all trials failed.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from sctune import __version__
+from sctune.cli import figures, machine, reproduce, search, studies, train, weights
+from sctune.cli.data import data_app
+from sctune.cli.output import messages
+from sctune.errors import SctuneError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    help="Hyperparameter search for open-set visual anomaly detection with SaliencyCut.\n\n"
+    "Start with `sctune search --space threshold_patch`, then `sctune ui`.",
+)
+app.command(epilog="Example: sctune search --space threshold_patch --data elpv --trials 12")(search.search)
+app.command()(search.resume)
+app.command()(studies.status)
+app.command("list")(studies.list_command)
+app.command()(studies.spaces)
+app.command()(studies.best)
+app.command()(train.train)
+app.command()(machine.ui)
+app.command()(machine.doctor)
+app.command(epilog="Example: sctune reproduce table1 --dataset elpv")(reproduce.reproduce)
+app.command(epilog="Example: sctune figures STUDY")(figures.figures)
+app.command(epilog="Example: sctune augmentations --data elpv --out kinds.png")(figures.augmentations)
+app.command("import-weights")(weights.import_weights)
+app.add_typer(machine.cache_app, name="cache")
+app.add_typer(data_app, name="data")
+
+# typer carries its own click, whose errors it does not name; this is the base of those about the command line
+USAGE_ERROR: Any = typer.BadParameter.__mro__[1]
+
+
+def main() -> None:
+    """Entry point of `sctune`."""
+    try:
+        sys.exit(app(standalone_mode=False))
+    except SctuneError as problem:
+        _complain(str(problem), problem.exit_code)
+    except USAGE_ERROR as problem:
+        if len(sys.argv) < 3 and not str(problem):
+            problem.show()  # no arguments at all: the help
+            sys.exit(2)
+        place = problem.ctx.command_path if problem.ctx is not None else "sctune"
+        _complain(f"{' '.join(problem.format_message().split()).rstrip('.')}; see `{place} --help`", 2)
+
+
+def _complain(text: str, code: int) -> NoReturn:
+    messages.print(f"sctune: {text}", style="red", markup=False, highlight=False, soft_wrap=True)
+    sys.exit(code)
+
+
+@app.callback(invoke_without_command=True)
+def _version(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False,
+) -> None:
+    if version:
+        print(__version__)
+        raise typer.Exit

@@ -1,0 +1,68 @@
+"""Commands about this machine: `sctune ui`, `doctor` and `cache`."""
+
+from __future__ import annotations
+
+import subprocess
+from typing import Annotated
+
+import typer
+
+from sctune.cli import options as opt
+from sctune.cli.output import emit, say
+from sctune.paths import cache_folder
+
+cache_app = typer.Typer(no_args_is_help=True, help="Decoded images that all trials on this machine share.")
+
+
+def ui(
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 5000,
+    tracking_uri: Annotated[str | None, typer.Option(help="MLflow store; default: the local one.")] = None,
+) -> None:
+    """MLflow's pages on the right store, on this machine only."""
+    from sctune.paths import home
+    from sctune.tracking.server import check_tracking, resolve_tracking_uri, ui_command, ui_environment
+
+    uri = resolve_tracking_uri(tracking_uri, home())
+    command = ui_command(uri, port)
+    check_tracking(uri)
+    say([f"MLflow at http://127.0.0.1:{port} (end with Ctrl-C)"])
+    with subprocess.Popen(command, env=ui_environment(uri)) as server:
+        try:
+            code = server.wait()
+        except KeyboardInterrupt:
+            server.terminate()
+            code = 0
+    raise typer.Exit(code)
+
+
+def doctor(as_json: opt.AsJson = False) -> None:
+    """What this machine can do, what is missing, and how to get it."""
+    from sctune.doctor import examine
+
+    findings = examine()
+    lines = [f"{'ok ' if row['ok'] else 'no '} {row['what']}: {row['detail']}" for row in findings]
+    emit({"findings": findings} if as_json else None, lines)
+
+
+@cache_app.command("list")
+def cache_list(as_json: opt.AsJson = False) -> None:
+    """Decoded image sets and their sizes."""
+    from sctune.data.images import ImageCache
+
+    entries = ImageCache(cache_folder()).entries()
+    lines = [
+        f"{entry.key[:12]}  {entry.images:6d} images of {entry.size} px  {entry.nbytes / 2**20:9.1f} MiB"
+        for entry in entries
+    ]
+    total = sum(entry.nbytes for entry in entries)
+    document = {"folder": str(cache_folder()), "bytes": total, "entries": len(entries)}
+    emit(document if as_json else None, [*lines, f"{total / 2**20:.1f} MiB in {cache_folder()}"])
+
+
+@cache_app.command("clear")
+def cache_clear() -> None:
+    """Remove all decoded images; they are made again when needed."""
+    from sctune.data.images import ImageCache
+
+    ImageCache(cache_folder()).clear()
+    say([f"cleared {cache_folder()}"])

@@ -1,0 +1,152 @@
+"""`sctune search` and `sctune resume`."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sctune.cli import options as opt
+from sctune.cli.output import emit, messages, say
+from sctune.config import parse_assignments
+from sctune.errors import ConfigError
+from sctune.search.options import SearchOptions
+
+if TYPE_CHECKING:
+    from sctune.search.result import StudyResult
+
+
+def search(
+    space: opt.Space = "threshold_patch",
+    name: opt.Name = None,
+    profile: opt.Profile = None,
+    method: opt.Method = None,
+    data: opt.Data = None,
+    normal: opt.Normal = None,
+    anomalous: opt.Anomalous = None,
+    category: opt.Category = None,
+    setting: opt.Setting = "general",
+    known_class: opt.KnownClass = None,
+    n_anomalies: opt.NAnomalies = None,
+    seeds: opt.Seeds = None,
+    selection: opt.Selection = "auto",
+    partition_seed: opt.PartitionSeed = 0,
+    trials: opt.Trials = None,
+    time_budget: opt.TimeBudget = None,
+    sampler: opt.Sampler = None,
+    sampler_seed: opt.SamplerSeed = 0,
+    scheduler: opt.Scheduler = None,
+    gpus_per_trial: opt.GpusPerTrial = None,
+    cpus_per_trial: opt.CpusPerTrial = None,
+    max_concurrent: opt.MaxConcurrent = None,
+    assignments: opt.Assignments = None,
+    skip_corrupt: opt.SkipCorrupt = False,
+    study_root: opt.StudyRoot = None,
+    storage_path: opt.StoragePath = None,
+    tracking_uri: opt.TrackingUri = None,
+    storage: opt.Storage = None,
+    address: opt.Address = None,
+    checkpoint_interval: opt.CheckpointInterval = 60.0,
+    keep_best: opt.KeepBest = 3,
+    dry_run: opt.DryRun = False,
+    as_json: opt.AsJson = False,
+) -> None:
+    """Search a space: train, compare, stop early, and log every trial and the best model to MLflow."""
+    values = parse_assignments(assignments or [])
+    options = _options(dict(
+        space=space, name=name, profile=profile, method=method, data=data, normal=normal, anomalous=anomalous,
+        categories=tuple(category or ()), setting=setting, known_classes=tuple(known_class or ()),
+        n_anomalies=_amount(n_anomalies), seeds=_seeds(seeds), selection=selection, partition_seed=partition_seed,
+        trials=trials, time_budget_s=_duration(time_budget), sampler=sampler, sampler_seed=sampler_seed,
+        scheduler=scheduler, gpus_per_trial=gpus_per_trial, cpus_per_trial=cpus_per_trial,
+        max_concurrent=max_concurrent, overrides=values, skip_corrupt=skip_corrupt, study_root=study_root,
+        storage_path=storage_path, tracking_uri=tracking_uri, storage=storage, address=address,
+        checkpoint_interval=checkpoint_interval, keep_best=keep_best,
+    ))  # fmt: skip
+    from sctune.search.driver import run_search
+    from sctune.search.dryrun import dry_run as plan_only
+    from sctune.search.dryrun import plan_lines
+
+    if dry_run:
+        report = plan_only(options)
+        emit(report.to_dict() if as_json else None, report.lines)
+        return
+    result = run_search(options, messages, lambda plan, resources: say(plan_lines(plan, resources)))
+    _finish(result, as_json)
+
+
+def resume(
+    study: Annotated[str, typer.Argument(help="Study name.")],
+    trials: Annotated[str | None, typer.Option(help="More trials for a finished study: +20.")] = None,
+    time_budget: Annotated[str | None, typer.Option(help="For example 2h; over all launches of the study.")] = None,
+    address: Annotated[str | None, typer.Option(help="Ray cluster, or auto; default: this machine.")] = None,
+    max_concurrent: Annotated[int | None, typer.Option(min=1, help="Trials at a time.")] = None,
+    study_root: opt.StudyRoot = None,
+    as_json: opt.AsJson = False,
+) -> None:
+    """Go on with a study: unfinished trials from their last checkpoint, then new ones."""
+    more = 0
+    if trials is not None:
+        if not re.fullmatch(r"\+\d+", trials):
+            raise ConfigError(f"--trials {trials!r}: write how many more, for example +20")
+        more = int(trials)
+    from sctune.search.driver import resume as resume_study
+
+    result = resume_study(
+        study,
+        study_root=study_root,
+        more_trials=more,
+        address=address,
+        max_concurrent=max_concurrent,
+        time_budget_s=_duration(time_budget),
+        console=messages,
+    )
+    _finish(result, as_json)
+
+
+def _finish(result: StudyResult, as_json: bool) -> None:
+    from sctune.search.result import summary_lines
+
+    lines = summary_lines(result)
+    if result.stopped:
+        lines.append(f"stopped; go on with `sctune resume {result.name}`")
+    lines.append(f"look: sctune status {result.name}; sctune ui; files in {result.folder}")
+    emit(result.to_dict() if as_json else None, lines)
+    if result.stopped:
+        raise typer.Exit(3)
+
+
+def _options(fields: dict[str, Any]) -> SearchOptions:
+    from pydantic import ValidationError
+
+    try:
+        return SearchOptions.model_validate(fields)
+    except ValidationError as problem:
+        first = problem.errors()[0]
+        raise ConfigError(f"--{str(first['loc'][0]).replace('_', '-')} {first['input']!r}: {first['msg']}") from None
+
+
+def _amount(text: str | None) -> int | str | None:
+    if text is None or text == "all":
+        return text
+    if not text.isdigit() or int(text) < 1:
+        raise ConfigError(f"--n-anomalies {text!r}: give a number from 1 on, or all")
+    return int(text)
+
+
+def _seeds(text: str | None) -> tuple[int, ...]:
+    if text is None:
+        return ()
+    if not re.fullmatch(r"\d+(,\d+)*", text):
+        raise ConfigError(f"--seeds {text!r}: give whole numbers with commas, for example 42,43,44")
+    return tuple(int(part) for part in text.split(","))
+
+
+def _duration(text: str | None) -> float | None:
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)(s|m|h|d)?", text)
+    if match is None or float(match[1]) == 0:
+        raise ConfigError(f"--time-budget {text!r}: give a time such as 90s, 30m, 2h or 1d")
+    return float(match[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[match[2] or "s"]

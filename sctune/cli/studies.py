@@ -1,0 +1,104 @@
+"""Commands that read what is stored: `sctune status`, `list`, `best` and `spaces`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from sctune.cli import options as opt
+from sctune.cli.output import emit, print_lines
+from sctune.errors import StudyError
+from sctune.paths import studies_folder
+
+if TYPE_CHECKING:
+    from sctune.search.result import StudyResult
+
+
+def status(
+    study: Annotated[str, typer.Argument()], study_root: opt.StudyRoot = None, as_json: opt.AsJson = False
+) -> None:
+    """Trials of a study in order of merit, and how sure the order is."""
+    from sctune.search.result import summary_lines
+
+    result = _stored(study, study_root)
+    if as_json:
+        emit(result.to_dict(), [])
+        return
+    from sctune.search.progress import short
+
+    table = Table(title=f"study {result.name}")
+    failed = any(row.failure for row in result.rows)
+    for column in ("trial", "state", "epochs", "AUROC", "seconds", "parameters", *(["failure"] if failed else [])):
+        table.add_column(column, overflow="fold")
+    for row in result.rows:
+        cells = (
+            str(row.number),
+            row.state,
+            str(max(row.values, default=0)),
+            "-" if row.value is None else f"{row.value:.4f}",
+            "-" if row.seconds is None else f"{row.seconds:.0f}",
+            short(row.params),
+            row.failure["message"] if row.failure else "",
+        )
+        table.add_row(*cells[: len(table.columns)])
+    Console().print(table)
+    print_lines(summary_lines(result))
+
+
+def list_command(study_root: opt.StudyRoot = None, as_json: opt.AsJson = False) -> None:
+    """All studies in the study root."""
+    from sctune.search.study import Study, list_studies
+
+    root = (study_root or studies_folder()).expanduser().absolute()
+    studies = [Study.open(root, name).manifest for name in list_studies(root)]
+    if as_json:
+        rows = [{"study": m.name, "created": m.created, "space": m.space["name"], "trials": m.trials} for m in studies]
+        emit({"study_root": str(root), "studies": rows}, [])
+        return
+    table = Table(title=str(root))
+    for column in ("study", "created", "space", "data", "profile", "trials", "last launch"):
+        table.add_column(column)
+    for m in studies:
+        last = (m.launches[-1].reason or "running or killed") if m.launches else "never started"
+        table.add_row(m.name, m.created, str(m.space["name"]), m.data.name, m.profile, str(m.trials), last)
+    Console().print(table)
+
+
+def spaces(name: Annotated[str | None, typer.Argument(help="Show this one whole.")] = None) -> None:
+    """The search spaces that come with sctune."""
+    from sctune.config import read_yaml
+    from sctune.errors import SpaceError, nearest
+    from sctune.search.space import shipped_spaces
+
+    shipped = shipped_spaces()
+    if name is not None:
+        if name not in shipped:
+            raise SpaceError(f"unknown space {name!r}; {nearest(name, shipped)}")
+        print(shipped[name].read_text(encoding="utf-8"), end="")
+        return
+    for known, path in shipped.items():
+        print(f"{known:16s} {read_yaml(path).get('description', '')}")
+
+
+def best(study: Annotated[str, typer.Argument()], study_root: opt.StudyRoot = None) -> None:
+    """The winning configuration as a YAML file on stdout."""
+    from sctune.search.study import Study
+
+    result = _stored(study, study_root, noise=False)
+    if result.best is None:
+        raise StudyError(f"study {study} has no full run yet; go on with `sctune resume {study}`")
+    manifest = Study.open((study_root or studies_folder()).expanduser().absolute(), study).manifest
+    config = manifest.config_of(result.best.params)
+    print(f"# study {study}, trial {result.best.number}, selection AUROC {result.best.value:.4f}")
+    print(yaml.safe_dump(config.model_dump(), sort_keys=False), end="")
+
+
+def _stored(name: str, study_root: Path | None, noise: bool = True) -> StudyResult:
+    from sctune.search.stored import load_result
+
+    return load_result((study_root or studies_folder()).expanduser().absolute(), name, noise)
