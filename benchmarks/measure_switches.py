@@ -49,18 +49,23 @@ OWN: dict[str, Any] = {
 }
 """The baseline: sctune's own choices, written out, since the defaults follow from what was measured."""
 
-RANDOM_SCORES = "patch_evaluation=random"
+DIAGONAL = "patch_place=diag"
+RANDOM_SCORES = {"patch_evaluation=random": BASELINE, f"{DIAGONAL},patch_evaluation=random": DIAGONAL}
+"""Arm with one random draw of patches for each score -> the trained arm whose detectors are scored again.
+
+Patches anywhere have 75900 signed sets, so `exact` is a fixed list of 32 there; the diagonal has 30, all averaged over.
+"""
+
 ARMS: dict[str, dict[str, Any]] = {
     BASELINE: {},
     "kernel=official": {"augment.kernel": "official"},
-    "patch_place=diag": {"model.patch_place": "diag"},
+    DIAGONAL: {"model.patch_place": "diag"},
     "refresh=epoch": {"augment.refresh": "epoch"},
     "threshold_mode=area": {"augment.threshold_mode": "area"},
     "paste_valid_only=false": {"augment.paste_valid_only": False},
     "rotation_fill=reflect": {"augment.rotation_fill": "reflect"},
-    "threshold_mode=area,threshold=0.8": {"augment.threshold_mode": "area", "augment.threshold": 0.8},
 }
-"""Trained arms. Random scores need no training of their own: the baseline's detector is scored again."""
+"""Trained arms."""
 
 DRAWS = 10
 BATCH = 32
@@ -75,7 +80,8 @@ class Job:
 
 
 def configuration(arm: str) -> TrialConfig:
-    values = {"model.patch_evaluation": "random"} if arm == RANDOM_SCORES else ARMS[arm]
+    random = {"model.patch_evaluation": "random"} if arm in RANDOM_SCORES else {}
+    values = ARMS[RANDOM_SCORES.get(arm, arm)] | random
     fixed = {"data.selection": "extra", "data.n_anomalies": 10, "runtime.device": "cpu"}
     return load_profile("cpu").override(fixed | OWN | values)
 
@@ -99,14 +105,15 @@ def train(job: Job) -> Row:
         "images": [int((trainer.selection.labels == label).sum()) for label in (0, 1)],
         "load": load_average(),
     }
-    if job.arm == BASELINE:
-        row["random"] = random_scores(trainer)
+    for random, trained in RANDOM_SCORES.items():
+        if trained == job.arm:
+            row["random"] = random_scores(random, trainer)
     return row
 
 
-def random_scores(trainer: LastEpochTrainer) -> list[float]:
+def random_scores(arm: str, trainer: LastEpochTrainer) -> list[float]:
     """AUROC of the trained detector with one random patch draw per batch of images, for DRAWS seeds."""
-    scored = trainer_for(RANDOM_SCORES, trainer.config.seed)
+    scored = trainer_for(arm, trainer.config.seed)
     scored.detector.load_state_dict(trainer.detector.state_dict())
     images, labels = trainer.selection.images, trainer.selection.labels
     scored.detector.backbone = Remembered(scored.detector.backbone, math.ceil(len(images) / BATCH))  # type: ignore[assignment]
@@ -119,13 +126,16 @@ def random_scores(trainer: LastEpochTrainer) -> list[float]:
 
 
 def time_arm(arm: str, seed: int, slices: int) -> Row:
-    """Epochs of the baseline and of the arm, in turns, in this process.
+    """Epochs of the baseline (or of the arm that is scored again) and of the arm, in turns, in this process.
 
-    An epoch's time is made up of start_epoch, a slice of SLICE steps and the scoring of TIMED images, scaled up.
+    An epoch's time is made up of start_epoch, a slice of SLICE steps and the scoring of TIMED images, scaled up. The
+    frozen blocks of the scored images are run before, as a training does in its first epoch only.
     """
     torch.set_num_threads(1)
-    sides = [trainer_for(BASELINE, seed), trainer_for(arm, seed)]
-    for trainer in sides:
+    sides = [trainer_for(RANDOM_SCORES.get(arm, BASELINE), seed), trainer_for(arm, seed)]
+    images = [trainer.selection.images[:TIMED] for trainer in sides]
+    for trainer, scored in zip(sides, images, strict=True):
+        trainer.scorer(scored)
         trainer.detector.train()
         trainer.step.start_epoch(0)
         for number in range(WARM_UP):
@@ -133,7 +143,7 @@ def time_arm(arm: str, seed: int, slices: int) -> Row:
     taken: list[list[Row]] = [[], []]
     for turn in range(slices):
         for side, trainer in enumerate(sides):
-            taken[side].append(_time_slice(trainer, WARM_UP + turn * SLICE))
+            taken[side].append(_time_slice(trainer, images[side], WARM_UP + turn * SLICE))
     row: Row = {"key": f"time:{arm}", "arm": arm, "seed": seed, "slices": slices, "load": load_average()}
     for clock in ("wall", "cpu"):
         for part in ("epoch", "training", "scoring"):
@@ -142,21 +152,20 @@ def time_arm(arm: str, seed: int, slices: int) -> Row:
     return row | {"value": row["epoch_cpu"]["ratio"]}
 
 
-def _time_slice(trainer: LastEpochTrainer, first: int) -> Row:
+def _time_slice(trainer: LastEpochTrainer, images: np.ndarray, first: int) -> Row:
     marks = [_clocks()]
     trainer.step.start_epoch(first)
     marks.append(_clocks())
     for number in range(first, first + SLICE):
         trainer.step.run(number)
     marks.append(_clocks())
-    images = trainer.selection.images
-    trainer.detector.score_images(images[:TIMED])
+    trainer.scorer(images)
     marks.append(_clocks())
     row: Row = {}
     for index, clock in enumerate(("wall", "cpu")):
         start, steps, scoring = np.diff([mark[index] for mark in marks])
         row[f"training_{clock}"] = start + steps * trainer.config.budget.iterations / SLICE
-        row[f"scoring_{clock}"] = scoring * len(images) / TIMED
+        row[f"scoring_{clock}"] = scoring * len(trainer.selection.images) / TIMED
         row[f"epoch_{clock}"] = row[f"training_{clock}"] + row[f"scoring_{clock}"]
     return row
 
@@ -170,18 +179,21 @@ def summary(options: argparse.Namespace, rows: list[Row]) -> Row:
     timed = {row["arm"]: row for row in rows if row["key"].startswith("time:")}
     base = {seed: row for (arm, seed), row in trained.items() if arm == BASELINE and seed in options.seeds}
     arms: Row = {}
-    for arm in [*ARMS, RANDOM_SCORES]:
-        own = {seed: trained[arm, seed] for seed in base if (arm, seed) in trained}
-        if arm == RANDOM_SCORES:
-            own = {seed: row | {"value": statistics.fmean(row["random"])} for seed, row in base.items()}
-        if not own:
+    for arm in [*ARMS, *RANDOM_SCORES]:
+        source = RANDOM_SCORES.get(arm, arm)
+        rows_of_arm = {seed: trained[source, seed] for seed in base if (source, seed) in trained}
+        if arm in RANDOM_SCORES:
+            rows_of_arm = {seed: row for seed, row in rows_of_arm.items() if "random" in row}
+        if not rows_of_arm:
             continue
-        values = {seed: row["value"] for seed, row in own.items()}
-        arms[arm] = paired(values, {seed: base[seed]["value"] for seed in own}, arm == BASELINE)
-        arms[arm]["pasted_fraction"] = statistics.fmean(row["pasted_fraction"] for row in own.values())
-        if arm == RANDOM_SCORES:
-            spread = [statistics.stdev(row["random"]) for row in base.values()]
-            arms[arm] |= {"draws": DRAWS, "sd_over_draws": statistics.fmean(spread)}
+        exact = {seed: row["value"] for seed, row in rows_of_arm.items()}
+        if arm in RANDOM_SCORES:
+            random = {seed: statistics.fmean(row["random"]) for seed, row in rows_of_arm.items()}
+            spread = statistics.fmean(statistics.stdev(row["random"]) for row in rows_of_arm.values())
+            arms[arm] = paired(random, exact, False) | {"against": source, "draws": DRAWS, "sd_over_draws": spread}
+        else:
+            arms[arm] = paired(exact, {seed: base[seed]["value"] for seed in exact}, arm == BASELINE)
+        arms[arm]["pasted_fraction"] = statistics.fmean(row["pasted_fraction"] for row in rows_of_arm.values())
         if arm in timed:
             arms[arm]["time"] = {name: timed[arm][name] for name in timed[arm] if name not in ("key", "arm", "value")}
     return heading(options, rows) | {
@@ -237,7 +249,7 @@ def main() -> None:
         jobs = [Job(arm, seed) for seed in options.seeds for arm in ARMS if arm in options.arms]
         run_jobs(train, [job for job in jobs if f"train:{job.arm}:{job.seed}" not in done], options.workers, path)
     if options.only in (None, "time"):
-        for arm in [*list(ARMS)[1:], RANDOM_SCORES]:
+        for arm in [*list(ARMS)[1:], *RANDOM_SCORES]:
             if f"time:{arm}" not in done:
                 append_row(path, time_arm(arm, options.seeds[0], options.slices))
                 print(f"timed {arm}", flush=True)

@@ -84,7 +84,9 @@ class AugmentConfig(Section):
     on_flat: Literal["rect", "drop", "official"] = Field(
         "rect", description="constant saliency: paste a rectangle, train the slot as normal, or as the public code"
     )
-    allow_self: bool = Field(False, description="let a donor and its receiver be the same file (public code: yes)")
+    allow_self: bool = Field(
+        False, description="kind=saliencycut: let a donor and its receiver be the same file (public code: yes)"
+    )
     paste_valid_only: bool = Field(
         True, description="paste only where donor and receiver hold real pixels, not rotation's corners"
     )
@@ -94,6 +96,11 @@ class AugmentConfig(Section):
     rotation_fill: Literal["zero", "reflect"] = Field(
         "zero", description="corners of a turned image: black or mirrored"
     )
+
+    @property
+    def donor_may_be_receiver(self) -> bool:
+        """A pair of one image would leave CutMix's receiver as it is, and still call it an anomaly."""
+        return self.allow_self and self.kind == "saliencycut"
 
 
 class ModelConfig(Section):
@@ -225,6 +232,12 @@ class TrialConfig(Section):
         size = self.budget.batch_size
         return size if self.n_anomalies == 0 else int(size * self.data.balance + 1e-9)
 
+    def learning_rate(self, epoch: int) -> float:
+        """Adam's learning rate in an epoch, the first being 0: it drops by `gamma` after each `step_fraction`."""
+        counted = epoch + (1 if self.optim.step_when == "start" else 0)
+        drops = counted // max(1, round(self.optim.step_fraction * self.budget.epochs))
+        return self.optim.lr * self.optim.gamma**drops
+
     @model_validator(mode="after")
     def _check_data(self) -> Self:
         data = self.data
@@ -242,9 +255,10 @@ class TrialConfig(Section):
     @model_validator(mode="after")
     def _check_something_anomalous(self) -> Self:
         if self.n_anomalies == 0 and self.model.heads == "single_head":
+            more = " and augment.kind=saliencycut" if self.augment.kind == "none" else ""
             raise ValueError(
                 "model.heads=single_head (DevNet) learns from labelled anomalies, and data.setting=anomaly-free has "
-                "none; use model.heads=two_head_patch or another setting"
+                f"none; use model.heads=two_head_patch{more}, or another setting"
             )
         if self.n_anomalies == 0 and self.augment.kind == "none":
             raise ValueError(
@@ -259,8 +273,15 @@ class TrialConfig(Section):
         shape = BACKBONES[model.backbone]
         if model.freeze > shape.n_blocks:
             raise ValueError(f"model.freeze={model.freeze}: {model.backbone} has {shape.n_blocks} blocks")
-        for scale in scale_sizes(size, model.n_scales) if model.heads == "two_head_patch" else ():
+        for scale in scale_sizes(size, model.n_scales):
             side = feature_side(scale, model.backbone, model.tap)
+            if side < 1:
+                raise ValueError(
+                    f"data.image_size={size}: the {scale} px scale is too small for {model.backbone} with "
+                    f"model.tap={model.tap}; use a larger data.image_size, model.n_scales=1 or model.tap=middle"
+                )
+            if model.heads != "two_head_patch":
+                continue
             patch = patch_side(side, model.patch_count, model.patch_size)
             positions = len(patch_offsets(side, patch, model.patch_place)) if patch >= 1 else 0
             if positions < model.patch_count:

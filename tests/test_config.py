@@ -18,6 +18,10 @@ from sctune.errors import ConfigError
         ({"augment.grid_size": 300}, "at most half of data.image_size"),
         ({"budget.batch_size": 3, "data.balance": 0.34}, "at least 2 and 1 are needed"),
         (
+            {"data.image_size": 63, "model.heads": "four_head", "model.backbone": "efficientnet_lite0"},
+            "data.image_size=63: the 31 px scale is too small for efficientnet_lite0 with model.tap=deep",
+        ),
+        (
             {"data.image_size": 448, "model.patch_place": "diag", "model.patch_count": 5},
             "the 224 px scale gives a map of S=7 cells with O=4 diag positions, and P=5 are needed",
         ),

@@ -29,6 +29,24 @@ def test_methods_have_their_published_settings():
     assert load_profile("cpu").override(method_values("saliencycut", "cpu")) == load_profile("cpu")
 
 
+@pytest.mark.parametrize(
+    ("name", "epochs"), [("saliencycut", [10, 10, 10]), ("dra", [9, 10, 10, 1]), ("devnet", [10, 10, 10, 10, 10])]
+)
+def test_learning_rates_fall_as_in_the_published_code(name, epochs):
+    config = load_profile("paper").override(method_values(name, "paper"))
+    rates = [config.learning_rate(epoch) for epoch in range(config.budget.epochs)]
+    expected = [2e-4 * 0.1**drops for drops, count in enumerate(epochs) for _ in range(count)]
+    assert rates == pytest.approx(expected)
+
+
+def test_the_way_out_of_devnet_without_anomalies_works():
+    config = load_profile("cpu").override(method_values("devnet", "cpu"))
+    with pytest.raises(ConfigError, match=r"model\.heads=two_head_patch and augment\.kind=saliencycut"):
+        config.override({"data.setting": "anomaly-free"})
+    out = {"model.heads": "two_head_patch", "augment.kind": "saliencycut", "data.setting": "anomaly-free"}
+    assert config.override(out).n_anomalies == 0
+
+
 def test_unknown_method_gets_the_nearest_name():
     with pytest.raises(ConfigError, match=r"'devnett'; did you mean 'devnet'"):
         method_values("devnett", "cpu")

@@ -36,6 +36,10 @@ TRUNK_PARTS = {"0.0": "conv1", "0.1": "bn1", "1": "layer1", "2": "layer2", "3": 
 FIXED = ("model.heads", "model.backbone", "model.tap")
 """Fields that the file itself decides."""
 
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+INTEGERS = (torch.int32, torch.int64)
+"""Types of floating-point and of counting tensors that are taken over; all others are refused by name."""
+
 RULE = "only unchanged models of the public code with its ResNet-18 can be imported"
 
 
@@ -175,12 +179,23 @@ def _public_name(name: str, method: str) -> str:
 
 def _checked(public: PublicState, key: str, wanted: Tensor) -> Tensor:
     tensor = public.tensors[key]
-    if tensor.shape != wanted.shape:
+    # a nested tensor has no shape to ask for
+    if not tensor.is_nested and tensor.shape != wanted.shape:
         raise WeightsError(
             f"{public.source}: {key!r} has shape {list(tensor.shape)}, and {public.method} needs "
             f"{list(wanted.shape)}; {RULE}"
         )
-    if tensor.is_floating_point() != wanted.is_floating_point() or not bool(tensor.isfinite().all()):
-        raise WeightsError(f"{public.source}: {key!r} ({tensor.dtype}) holds values that are no finite numbers")
+    known = FLOATS if wanted.is_floating_point() else INTEGERS
+    if tensor.layout != torch.strided or tensor.is_nested or tensor.is_meta or tensor.dtype not in known:
+        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in known)
+        raise WeightsError(
+            f"{public.source}: {key!r} ({tensor.dtype}, {tensor.layout}) is no plain tensor of a type that can be "
+            f"taken over ({names}); save it as one"
+        )
     # copies: a safetensors file takes no tensors that share memory
-    return tensor.detach().to(wanted.dtype, copy=True).contiguous()
+    taken = tensor.detach().to(wanted.dtype, copy=True).contiguous()
+    if not bool(taken.isfinite().all()):
+        raise WeightsError(f"{public.source}: {key!r} ({tensor.dtype}) holds values that are no finite float32 numbers")
+    if key.endswith("running_var") and bool((taken < 0).any()):
+        raise WeightsError(f"{public.source}: {key!r} holds negative variances; {RULE}")
+    return taken

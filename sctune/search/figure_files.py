@@ -17,7 +17,6 @@ from sctune.config import TrialConfig
 from sctune.errors import ConfigError
 from sctune.model.weights import IMAGENET, RANDOM
 from sctune.tracking import feature_plots as plots
-from sctune.train.embedding import fitting_perplexity
 from sctune.train.gallery import PseudoExample
 
 FORMAT_VERSION = 1
@@ -163,13 +162,12 @@ def _features(sheet: Sheet, path: Path) -> Path:
         "pseudo": f"pseudo anomalies, {sheet.config.augment.kind}",
     }
     labels = {group: f"{texts[group]} ({report.images[group]})" for group in GROUPS if report.images[group]}
-    used = fitting_perplexity(len(cloud.groups), report.perplexity)
     caption = [
-        f"t-SNE (perplexity {used:.3g}) of the backbone's features, averaged over the map; each panel is embedded on "
-        "its own, so only neighbourhoods can be read from it. Silhouette: of the features themselves, each group "
-        "against the normal images; 1 apart, 0 mixed. The seen anomalies were trained on, so how far they stand apart "
-        "says nothing about new ones. The pseudo anomalies are made of normal images with the trained weights, and "
-        "are the same in both panels.",
+        f"t-SNE (perplexity {report.perplexity:.3g}) of the backbone's features, averaged over the map; each panel is "
+        "embedded on its own, so only neighbourhoods can be read from it. Silhouette: of the features themselves, each "
+        "group against the normal images; 1 apart, 0 mixed. The seen anomalies were trained on, so how far they stand "
+        "apart says nothing about new ones. The pseudo anomalies are made of normal images with the trained weights, "
+        "and are the same in both panels.",
         *(f"{line[0].upper()}{line[1:]}." for line in report.warnings),
     ]
     return plots.feature_picture(panels, labels, sheet.title, caption, path)

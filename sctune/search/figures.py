@@ -24,7 +24,7 @@ from sctune.search.leaderboard import TrialRow, best_row, leaderboard
 from sctune.search.plan import study_splits
 from sctune.search.study import Study, StudyManifest
 from sctune.tracking.run_files import log_run_files
-from sctune.train.embedding import silhouette, tsne
+from sctune.train.embedding import fitting_perplexity, silhouette, tsne
 from sctune.train.gallery import PseudoExample, pseudo_examples
 from sctune.train.trainer import Trainer
 from sctune.trial.checkpoint import Checkpoint, TrialStore
@@ -86,7 +86,7 @@ def make_figures(study_root: Path, name: str, options: FigureOptions, say: Say) 
         epoch=trainer.epoch,
         value=chosen.row.values.get(trainer.epoch),
         mode=chosen.split.mode,
-        perplexity=options.perplexity,
+        perplexity=fitting_perplexity(len(cloud.groups), options.perplexity),
         images={group: int(cloud.of(group).sum()) for group in GROUPS},
         silhouettes={panel: silhouettes(rows, cloud) for panel, rows in features.items()},
         test_pool_opened=options.test,

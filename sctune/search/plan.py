@@ -3,40 +3,36 @@
 from __future__ import annotations
 
 import itertools
-import os
 import subprocess
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
-from sctune.config import Task, TrialConfig, load_profile, search_defaults
+from sctune.config import Task, TrialConfig, search_defaults
 from sctune.data.catalog import DataSet, open_dataset
 from sctune.data.images import CorruptImageError, ImageCache, data_digest
 from sctune.data.split import Split, selection_subset, split_for
-from sctune.errors import ConfigError, DataError, StudyError
-from sctune.methods import method_values
+from sctune.errors import ConfigError, DataError
 from sctune.model.backbone import build_backbone
-from sctune.model.weights import IMAGENET, RANDOM, file_sha256, resolve_weights
+from sctune.model.weights import file_sha256, resolve_weights
 from sctune.paths import cache_folder, home, studies_folder
+from sctune.search.base import base_config, search_space
 from sctune.search.options import SearchOptions
+from sctune.search.places import database_url, free_name, storage_uri
 from sctune.search.proxy_evidence import proxy_warning
 from sctune.search.record import check_free
 from sctune.search.sampler import LEARNS_FROM_FULL_RUNS, make_sampler
 from sctune.search.scheduler import make_rule
-from sctune.search.space import Space, load_space
+from sctune.search.space import Space
 from sctune.search.study import (
     DataSpec,
     ResourceSpec,
     SchedulerSpec,
     SelectionSpec,
     StudyManifest,
-    list_studies,
-    valid_name,
 )
 from sctune.tracking.server import check_tracking, resolve_tracking_uri
-from sctune.trial.checkpoint import open_storage
 from sctune.trial.trainable import package_versions
 
 
@@ -63,15 +59,16 @@ def make_plan(options: SearchOptions, has_gpu: bool) -> Plan:
             "profile paper selects on the test images; say so with --selection test, or take profile gpu or cpu"
         )
     root = (options.study_root or studies_folder()).expanduser().absolute()
-    name = _free_name(options, root)
-    storage = _storage(options.storage_path, root / name)
+    name = free_name(options, root)
+    storage = storage_uri(options.storage_path, root / name)
     if options.storage is not None:
-        check_free(_database(options.storage) or "", name)
-    space = _space(options, _base_config(options, profile))
+        check_free(database_url(options.storage) or "", name)
+    space = search_space(options, profile, base_config(options, profile))
     base = space.base
     sampler = options.sampler or ("grid" if space.is_grid else search_defaults(profile).sampler)
     make_sampler(sampler, options.sampler_seed, space=space)
     scheduler, warnings = _scheduler(options, profile, sampler, space)
+    warnings += space.notes
     datasets = {
         category: open_dataset(base.data.source, category, base.data.group) for category in _categories(options)
     }
@@ -125,7 +122,7 @@ def _manifest(options: SearchOptions, asked: _Asked, space: Space, tasks: list[T
         data=data,
         storage_path=asked.storage_path,
         tracking_uri=asked.tracking_uri,
-        storage_url=_database(options.storage),
+        storage_url=database_url(options.storage),
         keep_best=options.keep_best,
         checkpoint_interval=options.checkpoint_interval,
         resources=ResourceSpec(
@@ -192,47 +189,6 @@ def git_commit() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return answer.stdout.strip()
-
-
-def _free_name(options: SearchOptions, root: Path) -> str:
-    stem = Path(options.space).stem
-    name = valid_name(f"{stem}-{datetime.now(UTC):%Y%m%d-%H%M%S}" if options.name is None else options.name)
-    if name in list_studies(root) or (root / name).exists():
-        raise StudyError(f"study {name!r} exists in {root}; go on with `sctune resume {name}` or choose another --name")
-    _check_writable(root, "--study-root")
-    return name
-
-
-def _base_config(options: SearchOptions, profile: str) -> TrialConfig:
-    values: dict[str, Any] = {"data.setting": options.setting, "data.selection": options.selection}
-    if (options.normal is None) != (options.anomalous is None):
-        raise ConfigError("--normal and --anomalous go together: two folders of images")
-    if options.normal is not None and options.anomalous is not None:
-        if options.data is not None:
-            raise ConfigError("--data or --normal with --anomalous, not both")
-        normal, anomalous = (Path(folder).expanduser().absolute() for folder in (options.normal, options.anomalous))
-        values["data.source"] = f"normal={normal};anomalous={anomalous}"
-    elif options.data is not None:
-        values["data.source"] = (
-            options.data if options.data == "elpv" else str(Path(options.data).expanduser().absolute())
-        )
-    if options.setting == "hard":
-        values["data.known_class"] = options.known_classes[0] if options.known_classes else None
-    elif options.known_classes:
-        raise ConfigError("--known-class goes with --setting hard")
-    values |= {
-        "data.category": options.categories[0] if options.categories else None,
-        "data.partition_seed": options.partition_seed,
-        "data.skip_corrupt": options.skip_corrupt,
-    }
-    if options.n_anomalies is not None:
-        values["data.n_anomalies"] = options.n_anomalies
-    if options.seeds:
-        values["seed"] = options.seeds[0]
-    if options.method is not None:
-        # what the user asked for by an option of its own wins over the method
-        values = method_values(options.method, profile) | values
-    return load_profile(profile).override(values)
 
 
 def _categories(options: SearchOptions) -> tuple[str | None, ...]:
@@ -313,48 +269,3 @@ def _scheduler(options: SearchOptions, profile: str, sampler: str, space: Space)
     if sampler in LEARNS_FROM_FULL_RUNS and name != "none":
         warnings.append(f"sampler {sampler} learns from full runs only; scheduler {name} will leave it few of them")
     return SchedulerSpec(name=name, grace=grace, factor=defaults.factor), warnings
-
-
-def _space(options: SearchOptions, base: TrialConfig) -> Space:
-    """The space over the profile; paths are made absolute, since workers have another current folder."""
-    overrides = dict(options.overrides)
-    weights = overrides.get("model.weights")
-    if isinstance(weights, str) and weights not in (IMAGENET, RANDOM):
-        overrides["model.weights"] = str(Path(weights).expanduser().absolute())
-    space = load_space(options.space, base, overrides)
-    fixed = space.base.model.weights
-    if fixed not in (IMAGENET, RANDOM) and not Path(fixed).is_absolute():
-        space = replace(space, base=space.base.override({"model.weights": str(Path(fixed).expanduser().absolute())}))
-    return space
-
-
-def _database(url: str | None) -> str | None:
-    """An Optuna storage URL whose SQLite file is absolute."""
-    prefix = "sqlite:///"
-    if url is None or not url.startswith(prefix):
-        return url
-    return prefix + str(Path(url.removeprefix(prefix)).expanduser().absolute())
-
-
-def _storage(given: str | None, folder: Path) -> str:
-    if given is None:
-        return str(folder)
-    if "://" in given:
-        place, mark, query = given.partition("?")
-        uri = f"{place.rstrip('/')}/{folder.name}{mark}{query}"
-        open_storage(uri)
-        return uri
-    root = Path(given).expanduser().absolute()
-    _check_writable(root, "--storage-path")
-    return str(root / folder.name)
-
-
-def _check_writable(folder: Path, option: str) -> None:
-    """Raises StudyError where the folder is none and cannot be made, or must not be written to; makes nothing."""
-    place = folder
-    while not os.path.lexists(place):
-        place = place.parent
-    if not place.is_dir():
-        raise StudyError(f"{option} {folder}: {place} is no folder; give one that can be written to")
-    if not os.access(place, os.W_OK | os.X_OK):
-        raise StudyError(f"{option} {folder}: no permission to write to {place}; give another folder")

@@ -21,6 +21,7 @@ from sctune.config import TrialConfig, read_yaml
 from sctune.errors import ConfigError, SpaceError, nearest
 from sctune.search.needs import NEEDS, with_needs
 from sctune.search.parameter import Parameter, as_number, parse_parameter
+from sctune.search.setting import possible_in
 from sctune.search.space_checks import (
     check_conditions,
     check_feasible,
@@ -57,7 +58,7 @@ class Space:
     parameters: in the order in which they are drawn; `variant` is the first of a space with variants.
     base: the complete configuration that a point is merged over (profile, then `set:`, then the command line).
     variants: name -> the fields that it sets; one that a variant does not name keeps its base value there.
-    start: points tried first; they may leave parameters to the sampler.
+    start: points tried first; they may leave parameters to the sampler. notes: lines for the user.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Space:
     base: TrialConfig
     source: Mapping[str, Any]
     variants: Variants
+    notes: tuple[str, ...] = ()
 
     def suggest(self, trial: Trial) -> Values:
         """Draw the active parameters in the order of declaration; gives what the configuration gets."""
@@ -258,7 +260,7 @@ def load_space(name_or_path: str | Path, base: TrialConfig, overrides: Mapping[s
     path = shipped.get(str(name_or_path), Path(name_or_path))
     if str(name_or_path) not in shipped and not (path.exists() or path.suffix in (".yaml", ".yml")):
         raise SpaceError(f"unknown space {str(name_or_path)!r}; {nearest(str(name_or_path), shipped)}")
-    tree = read_yaml(path, SpaceError)
+    tree, notes = possible_in(read_yaml(path, SpaceError), base.data.setting)
     tree.setdefault("name", path.stem)
     where = str(path)
     fixed = _mapping(tree, "set", where)
@@ -275,7 +277,7 @@ def load_space(name_or_path: str | Path, base: TrialConfig, overrides: Mapping[s
     space = _build(tree, merged, where)
     check_distinct(space, where)
     check_feasible(space, where)
-    return space
+    return replace(space, notes=tuple(notes))
 
 
 def _build(tree: dict[str, Any], base: TrialConfig, where: str) -> Space:

@@ -133,7 +133,7 @@ class PseudoSource:
         rng = np.random.default_rng(stream(config.seed, "bank", first).initial_seed() % 2**63)
         receivers = rng.integers(total, size=count)
         donors = rng.integers(total, size=count)
-        if not config.augment.allow_self and total > 1:
+        if not config.augment.donor_may_be_receiver and total > 1:
             same = donors == receivers
             donors[same] = (donors[same] + 1 + rng.integers(total - 1, size=int(same.sum()))) % total
         parts = []

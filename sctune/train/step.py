@@ -66,7 +66,7 @@ class TrainingStep:
             number,
             config.seed,
             config.augment.kind != "none",
-            config.augment.allow_self,
+            config.augment.donor_may_be_receiver,
         )
         normal = self.images.normals[slots.index[: config.normal_slots]]
         seen = self.images.anomalies[slots.index[config.normal_slots :]]

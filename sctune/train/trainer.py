@@ -148,11 +148,9 @@ class Trainer:
         self.scorer = RepeatedScorer(self.detector)
 
     def _set_learning_rate(self) -> None:
-        optim, epochs = self.config.optim, self.config.budget.epochs
-        counted = self.epoch + (1 if optim.step_when == "start" else 0)
-        drops = counted // max(1, round(optim.step_fraction * epochs))
+        rate = self.config.learning_rate(self.epoch)
         for group in self.optimiser.param_groups:
-            group["lr"] = optim.lr * optim.gamma**drops
+            group["lr"] = rate
 
     def _train_epoch(self) -> dict[str, float]:
         iterations = self.config.budget.iterations

@@ -262,6 +262,8 @@ def replace(name, value):
     return lambda state: state.update({name: value})
 
 
+NOT_PLAIN = "'normalhead.fc2.bias' .{}.* is no plain tensor .*float16, bfloat16, float32, float64"
+
 FAULTS = {
     "missing": (without("anomalyhead.conv.1.running_var"), r"has no 'anomalyhead.conv.1.running_var' of shape \[512\]"),
     "no trunk": (
@@ -275,7 +277,26 @@ FAULTS = {
     "extra": (replace("exchangeNet.0.weight", torch.zeros(3)), "1 entries .* the first is 'exchangeNet.0.weight'"),
     "extra block": (replace("feature_extractor.net.layer1.2.conv1.weight", torch.zeros(3)), "layer1.2.conv1.weight"),
     "nan": (replace("normalhead.fc2.bias", torch.tensor([float("nan")])), "'normalhead.fc2.bias' .* no finite"),
-    "whole numbers": (replace("normalhead.fc2.bias", torch.tensor([1])), "'normalhead.fc2.bias' .*int64.* no finite"),
+    "too large": (
+        replace("normalhead.fc2.bias", torch.tensor([1e300], dtype=torch.float64)),
+        "'normalhead.fc2.bias' .*float64.* no finite float32",
+    ),
+    "negative variance": (
+        replace("anomalyhead.conv.1.running_var", torch.full((512,), -1.0)),
+        "'anomalyhead.conv.1.running_var' holds negative variances",
+    ),
+    "whole numbers": (replace("normalhead.fc2.bias", torch.tensor([1])), NOT_PLAIN.format("torch.int64")),
+    "complex": (replace("normalhead.fc2.bias", torch.tensor([1j])), NOT_PLAIN.format("torch.complex64")),
+    "float8": (
+        replace("normalhead.fc2.bias", torch.ones(1).to(torch.float8_e4m3fn)),
+        NOT_PLAIN.format("torch.float8_e4m3fn"),
+    ),
+    "sparse": (replace("normalhead.fc2.bias", torch.ones(1).to_sparse()), NOT_PLAIN.format("torch.float32.*sparse")),
+    "meta": (replace("normalhead.fc2.bias", torch.ones(1, device="meta")), NOT_PLAIN.format("torch.float32")),
+    "nested": (
+        replace("normalhead.fc2.bias", torch.nested.nested_tensor([torch.ones(1)])),
+        NOT_PLAIN.format("torch.float32"),
+    ),
     "twice": (replace("module.normalhead.fc2.bias", torch.zeros(1)), "'normalhead.fc2.bias' twice"),
     "two methods": (replace("seen_head.scoring.bias", torch.zeros(1)), "heads of more than one method"),
     "no heads": (

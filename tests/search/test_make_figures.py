@@ -25,6 +25,7 @@ from sctune.search.figure_files import FigureReport
 from sctune.search.figures import FigureOptions, make_figures
 from sctune.search.space import Space
 from sctune.search.study import DataSpec, SchedulerSpec, SelectionSpec, Study, StudyManifest
+from sctune.train.embedding import fitting_perplexity
 from sctune.train.trainer import Trainer
 from sctune.trial.checkpoint import TrialStore
 
@@ -243,6 +244,11 @@ def test_trouble_leaves_nothing_behind(make: Make, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"perplexity 0[.]2"):
         make(out=tmp_path / "none", perplexity=0.2)
     assert not (tmp_path / "none").exists()
+
+
+def test_the_perplexity_that_was_used_is_told(make: Make) -> None:
+    report = make(perplexity=300.0)
+    assert report.perplexity == fitting_perplexity(sum(report.images.values()), 300.0) < 300
 
 
 def test_other_images_than_those_of_the_study_are_refused(tmp_path: Path, tiny: TrialConfig) -> None:

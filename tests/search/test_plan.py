@@ -43,6 +43,29 @@ def test_a_task_named_twice_is_refused(image_folder):
         make_plan(options(image_folder, seeds=(1, 1), selection="extra"), has_gpu=False)
 
 
+@pytest.mark.parametrize("space", ["heads", "method"])
+def test_a_method_and_a_space_that_varies_it_do_not_go_together(image_folder, space):
+    asked = options(image_folder, method="devnet").model_copy(update={"space": space})
+    with pytest.raises(ConfigError, match=rf"--method devnet sets .*, which space {space} varies"):
+        make_plan(asked, has_gpu=False)
+
+
+def test_a_method_and_a_space_that_sets_it_otherwise_do_not_go_together(image_folder, tmp_path):
+    path = tmp_path / "space.yaml"
+    path.write_text("parameters:\n  optim.gamma: {values: [0.1, 0.5]}\nset: {data.balance: 0.6}\n")
+    asked = options(image_folder, method="devnet", selection="extra").model_copy(update={"space": str(path)})
+    with pytest.raises(ConfigError, match=r"sets data\.balance=0\.5, and space space sets it to 0\.6"):
+        make_plan(asked, has_gpu=False)
+    path.write_text("parameters:\n  optim.gamma: {values: [0.1, 0.5]}\nset: {data.balance: 0.5}\n")
+    assert make_plan(asked, has_gpu=False).space.base.model.heads == "single_head"
+
+
+def test_what_the_setting_leaves_out_of_the_space_is_said(image_folder):
+    asked = options(image_folder, setting="anomaly-free").model_copy(update={"space": "method"})
+    plan = make_plan(asked, has_gpu=False)
+    assert any("model.heads=single_head, augment.kind=none" in line for line in plan.warnings)
+
+
 @pytest.mark.parametrize("field", ["data.selection_limit", "budget.epochs", "model.weights", "data.n_anomalies"])
 def test_what_all_trials_must_share_cannot_vary(image_folder, tmp_path, field):
     values = {"model.weights": '["imagenet", "random"]'}.get(field, "[5, 6]")

@@ -177,6 +177,28 @@ def test_makers_change_pseudo_slots_alone(tiny, kind, refresh):
         assert batch.metrics["pasted_fraction"] >= share.mean() - 1e-6
 
 
+@pytest.mark.parametrize("refresh", ["iteration", "epoch"])
+def test_a_pair_is_never_one_image(tiny, refresh):
+    """CutMix of an image with itself would call an untouched normal image an anomaly."""
+    few = {"augment.kind": "cutmix_pair", "augment.allow_self": True, "augment.refresh": refresh}
+    source = Trainer(tiny.override(few | {"budget.batch_size": 24})).step
+    pairs = []
+    maker = source.pseudo.maker
+
+    def remember(receivers, donors, augment, generator):
+        pairs.extend(zip(receivers.clone(), donors.clone(), strict=True))
+        return maker(receivers, donors, augment, generator)
+
+    source.pseudo.maker = remember
+    # few normals, so that some pair would meet itself by chance
+    source.images.normals = source.images.normals[:4]
+    for number in range(4):
+        source.start_epoch(number)
+        source.batch(number)
+    assert len(pairs) > 10
+    assert not any(torch.equal(receiver, donor) for receiver, donor in pairs)
+
+
 def test_references_are_clean_normals_that_stay(tiny):
     trainer = Trainer(tiny.override({"model.heads": "two_head_latent", "model.reference_count": 4}))
     before = trainer.detector.references.clone()
