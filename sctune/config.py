@@ -210,7 +210,7 @@ FIXED_FIELDS = (
 
 
 class TrialConfig(Section):
-    """One complete configuration; `TrialConfig()` is the paper's method, corrected where that was measured to help."""
+    """One complete configuration; `TrialConfig()` is the paper's method with the corrections that the README names."""
 
     data: DataConfig = DataConfig()
     augment: AugmentConfig = AugmentConfig()
