@@ -63,8 +63,9 @@ def prepare(
 ) -> None:
     """Make a data set in the MVTec layout from its raw folder; run again, an interrupted one goes on."""
     from sctune.data.convert import prepare as prepare_set
+    from sctune.data.places import absolute
 
-    out = out.expanduser().absolute()
+    out = absolute(out)
     try:
         with _bar(f"prepare {name}") as advance:
             manifest = prepare_set(

@@ -17,6 +17,7 @@ from pathlib import Path
 from sctune.data import layouts
 from sctune.data.layouts import ImageFile
 from sctune.data.manifest import MANIFEST, Manifest, find_manifest
+from sctune.data.places import looking_at
 from sctune.errors import DataError, nearest
 
 __all__ = ["DataSet", "ImageFile", "folders_source", "open_dataset", "open_folders"]
@@ -75,6 +76,31 @@ def open_dataset(source: str, category: str | None = None, group: str | None = N
     over the manifest of `sctune data prepare`, which otherwise gives name, licence and units of a prepared folder).
     Raises DataError with one line for everything that cannot be used.
     """
+    with looking_at(source):
+        return _open(source, category, group)
+
+
+def open_folders(normal: str, anomalous: str, group: str | None = None) -> DataSet:
+    """One folder of normal and one of anomalous images; sub-folders of the latter name the anomaly types.
+
+    Paths are relative to the folder that holds both. Raises DataError where one lies inside the other, and for
+    unfinished ones.
+    """
+    good, bad = _absolute(normal), _absolute(anomalous)
+    if good.is_relative_to(bad) or bad.is_relative_to(good):
+        raise DataError(f"{good} and {bad} must be two separate folders; one holds the other")
+    root = Path(os.path.commonpath([good, bad]))
+    files = layouts.read_folder(root, str(good.relative_to(root)), label=0)
+    files += layouts.read_folder(root, str(bad.relative_to(root)), label=1)
+    return DataSet(f"{good.name}+{bad.name}", root, _grouped(files, group))
+
+
+def folders_source(normal: str | Path, anomalous: str | Path) -> str:
+    """The source string of `--normal DIR --anomalous DIR`, with absolute paths."""
+    return f"normal={_absolute(str(normal))};anomalous={_absolute(str(anomalous))}"
+
+
+def _open(source: str, category: str | None, group: str | None) -> DataSet:
     folders = re.fullmatch(r"normal=(.+);anomalous=(.+)", source)
     if folders:
         _no_category(source, category)
@@ -91,25 +117,6 @@ def open_dataset(source: str, category: str | None = None, group: str | None = N
     if not place.is_dir():
         raise DataError(f"there is no folder or CSV file {place}; give elpv, a folder or a CSV file")
     return _open_folder(place, category, group)
-
-
-def open_folders(normal: str, anomalous: str, group: str | None = None) -> DataSet:
-    """One folder of normal and one of anomalous images; sub-folders of the latter name the anomaly types.
-
-    Paths are relative to the folder that holds both. Raises DataError where one lies inside the other.
-    """
-    good, bad = _absolute(normal), _absolute(anomalous)
-    if good.is_relative_to(bad) or bad.is_relative_to(good):
-        raise DataError(f"{good} and {bad} must be two separate folders; one holds the other")
-    root = Path(os.path.commonpath([good, bad]))
-    files = layouts.read_folder(root, str(good.relative_to(root)), label=0)
-    files += layouts.read_folder(root, str(bad.relative_to(root)), label=1)
-    return DataSet(f"{good.name}+{bad.name}", root, _grouped(files, group))
-
-
-def folders_source(normal: str | Path, anomalous: str | Path) -> str:
-    """The source string of `--normal DIR --anomalous DIR`, with absolute paths."""
-    return f"normal={_absolute(str(normal))};anomalous={_absolute(str(anomalous))}"
 
 
 def _open_folder(place: Path, category: str | None, group: str | None) -> DataSet:

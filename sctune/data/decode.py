@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
-from typing import Literal
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +41,16 @@ def open_image(source: Path | bytes) -> Image.Image:
     """The whole image in its own size, 8 bits, mode L or RGB; reads and raises what decode_image does."""
     with _reported(source):
         return _opened(source)
+
+
+def npy_shape(path: Path) -> tuple[int, ...]:
+    """What the header of a .npy file says, without reading the array; raises what decode_image does."""
+    with _reported(path):
+        try:
+            with path.open("rb") as stream:
+                return _npy_header(stream)[0]
+        except OSError as problem:
+            raise DataError(f"cannot read {path}: {problem.strerror}") from None
 
 
 @contextmanager
@@ -89,9 +99,7 @@ def _open_picture(content: bytes) -> Image.Image:
 
 def _open_npy(content: bytes) -> Image.Image:
     stream = BytesIO(content)
-    version = np.lib.format.read_magic(stream)
-    header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, _, dtype = header(stream)
+    shape, dtype = _npy_header(stream)
     if len(shape) not in (2, 3) or (len(shape) == 3 and shape[2] != 1 and shape[2] < 3) or 0 in shape:
         raise CorruptImageError(f"an array of shape {list(shape)}; [H, W], [H, W, 1] or [H, W, 3 or more] is needed")
     _check_pixels(shape[1], shape[0])
@@ -103,6 +111,13 @@ def _open_npy(content: bytes) -> Image.Image:
     array = np.load(BytesIO(content), allow_pickle=False)
     array = array[..., :3] if array.ndim == 3 and array.shape[2] >= 3 else array.reshape(array.shape[:2])
     return Image.fromarray(np.ascontiguousarray(_from_16_bit(array) if dtype == np.uint16 else _from_numbers(array)))
+
+
+def _npy_header(stream: BinaryIO) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    version = np.lib.format.read_magic(stream)
+    header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = header(stream)
+    return shape, dtype
 
 
 def _check_pixels(width: int, height: int) -> None:

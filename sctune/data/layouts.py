@@ -16,6 +16,8 @@ from typing import Literal, TypeVar
 
 import numpy as np
 
+from sctune.data.manifest import UNFINISHED, refuse_unfinished, unfinished_error
+from sctune.data.places import looking_at
 from sctune.errors import DataError
 
 Item = TypeVar("Item")
@@ -56,23 +58,16 @@ class ImageFile:
 def list_images(folder: Path) -> list[str]:
     """Sorted POSIX paths, relative to the folder, of all images in it and below; hidden ones are left out.
 
-    Raises DataError when the folder is missing, cannot be listed or holds no image.
+    Raises DataError when the folder is missing, unfinished, cannot be listed or holds no image.
     """
-    if not folder.is_dir():
+    with looking_at(folder):
+        there = folder.is_dir()
+    if not there:
         raise DataError(f"there is no folder {folder}")
-
-    def refuse(problem: OSError) -> None:
-        raise DataError(f"cannot list {problem.filename}: {problem.strerror}")
-
-    found = []
-    for place, below, names in os.walk(folder, onerror=refuse):
-        below[:] = [name for name in below if not name.startswith(".")]
-        prefix = Path(place).relative_to(folder)
-        images = (name for name in names if name.lower().endswith(SUFFIXES) and not name.startswith("."))
-        found += [(prefix / name).as_posix() for name in images]
+    found = _images_below(folder)
     if not found:
         raise DataError(f"{folder} holds no images; {_types()} are read")
-    return sorted(found)
+    return found
 
 
 def folders_in(folder: Path) -> list[str]:
@@ -97,9 +92,9 @@ def elpv_folder(folder: Path) -> Path | None:
 
 
 def read_mvtec(folder: Path) -> list[ImageFile]:
-    """{train,test}/{good,DEFECT}/*, masks in ground_truth/DEFECT/STEM_mask.*; empty folders are refused."""
+    """{train,test}/{good,DEFECT}/*, masks in ground_truth/DEFECT/STEM_mask.*; empty folders of images are refused."""
     truth = folder / "ground_truth"
-    masks = {Path(path).with_suffix("").as_posix(): path for path in list_images(truth)} if truth.is_dir() else {}
+    masks = {Path(path).with_suffix("").as_posix(): path for path in _images_below(truth)} if truth.is_dir() else {}
     files = []
     for split in ("train", "test"):
         for kind in folders_in(folder / split):
@@ -158,6 +153,7 @@ def read_csv(path: Path) -> list[ImageFile]:
         )
     if not files:
         raise DataError(f"{path} has a header and no rows")
+    refuse_unfinished(*{(root / file.path).parent for file in files})
     return files
 
 
@@ -190,6 +186,24 @@ def quarter_split(items: list[Item]) -> tuple[list[Item], list[Item]]:
     held = math.ceil(len(items) / 4)
     order = np.random.RandomState(42).permutation(len(items))
     return [items[row] for row in order[held:]], [items[row] for row in order[:held]]
+
+
+def _images_below(folder: Path) -> list[str]:
+    """As list_images, of an existing folder that may be empty."""
+    refuse_unfinished(folder)
+
+    def refuse(problem: OSError) -> None:
+        raise DataError(f"cannot list {problem.filename}: {problem.strerror}")
+
+    found = []
+    for place, below, names in os.walk(folder, onerror=refuse):
+        if UNFINISHED in names:
+            raise unfinished_error(Path(place))
+        below[:] = [name for name in below if not name.startswith(".")]
+        prefix = Path(place).relative_to(folder)
+        images = (name for name in names if name.lower().endswith(SUFFIXES) and not name.startswith("."))
+        found += [(prefix / name).as_posix() for name in images]
+    return sorted(found)
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:

@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from sctune.data.places import looking_at, resolved
 from sctune.errors import DataError
 
 FORMAT_VERSION = 1
@@ -111,8 +112,8 @@ def find_manifest(place: Path) -> tuple[Manifest, str] | None:
 
     None for folders that sctune did not prepare. Raises DataError for unfinished ones.
     """
+    refuse_unfinished(place)
     for folder, category in ((place, ""), (place.parent, place.name)):
-        refuse_unfinished(folder)
         text = _own_text(folder / MANIFEST)
         if text is not None:
             manifest = parse_manifest(text, folder / MANIFEST)
@@ -121,10 +122,18 @@ def find_manifest(place: Path) -> tuple[Manifest, str] | None:
     return None
 
 
-def refuse_unfinished(folder: Path) -> None:
-    """Raises DataError where `sctune data prepare` has begun the folder and not finished it."""
-    if (folder / UNFINISHED).exists():
-        raise DataError(f"{folder} is unfinished; run the same `{MAKER}` command again, it goes on where it was")
+def refuse_unfinished(*folders: Path) -> None:
+    """Raises DataError where one of the folders is, or lies in, one that `sctune data prepare` has not finished."""
+    places = {place for folder in map(resolved, folders) for place in (folder, *folder.parents)}
+    for place in sorted(places):
+        with looking_at(place):
+            unfinished = (place / UNFINISHED).exists()
+        if unfinished:
+            raise unfinished_error(place)
+
+
+def unfinished_error(folder: Path) -> DataError:
+    return DataError(f"{folder} is unfinished; run the same `{MAKER}` command again, it goes on where it was")
 
 
 def parse_manifest(text: str, path: Path) -> Manifest:

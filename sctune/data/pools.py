@@ -163,6 +163,17 @@ def known_and_others(data: DataSet, known_class: str | None) -> tuple[Files, Fil
     return known, others
 
 
+def check_anomalies(data: DataSet) -> None:
+    """Raises DataError where the general setting has too few anomalies, whatever is drawn."""
+    if not data.anomalies:
+        raise DataError(f"{data.name} has no anomalous images; use the anomaly-free setting (data.setting)")
+    if len(data.anomalies) == 1:
+        raise DataError(
+            f"{data.name} has 1 anomalous image; the general setting needs 2, one to train on and one to test on: get "
+            "another or use data.setting=anomaly-free"
+        )
+
+
 def drop_conflicts(test: Iterable[ImageFile], development: Iterable[ImageFile]) -> tuple[Files, tuple[str, ...]]:
     """The test files whose source unit is not in development, and one warning where some had to go."""
     files = by_path(test)
@@ -176,9 +187,8 @@ def drop_conflicts(test: Iterable[ImageFile], development: Iterable[ImageFile]) 
 def _general(
     data: DataSet, anomalies: Amount, normal_units: set[str], test_units: set[str], partition_seed: int
 ) -> tuple[Files, Files]:
+    check_anomalies(data)
     total = len(data.anomalies)
-    if not total:
-        raise DataError(f"{data.name} has no anomalous images; use the anomaly-free setting (data.setting)")
     if any(file.split == MARKED for file in data.anomalies):
         return for_training(data.anomalies), outside_training(data)
     if anomalies == "all" or anomalies >= total:

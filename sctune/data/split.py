@@ -18,6 +18,7 @@ from sctune.data.pools import (
     Amount,
     Files,
     by_path,
+    check_anomalies,
     draw_pools,
     drop_conflicts,
     for_training,
@@ -169,6 +170,8 @@ def _paper_split(request: _Request) -> Split:
     normals, test_normals, warnings = split_normals(data, request.partition_seed)
     seen: Files = ()
     rest = outside_training(data)
+    if request.setting == "general":
+        check_anomalies(data)
     if request.setting != "anomaly-free":
         pool = for_training(data.anomalies)
         if request.setting == "hard":

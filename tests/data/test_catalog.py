@@ -204,3 +204,28 @@ def test_the_package_is_found_without_being_imported() -> None:
 def test_files_are_sorted_whatever_order_they_come_in() -> None:
     files = [ImageFile(name, 0, "good") for name in ("b", "a", "c")]
     assert [file.path for file in DataSet("memory", Path("/"), tuple(files)).files] == ["a", "b", "c"]
+
+
+def test_no_source_reads_an_unfinished_folder(tmp_path: Path) -> None:
+    partial = tmp_path / "set.partial"
+    touch(tmp_path, "ok/1.png", "bad/1.png", "set.partial/tile/train/good/1.png", "set.partial/tile/test/oil/2.png")
+    (partial / "manifest.unfinished.json").write_text("{}")
+    good, bad = partial / "tile" / "train" / "good", partial / "tile" / "test" / "oil"
+    (tmp_path / "link").symlink_to(bad)
+    inside = write_csv(tmp_path, "path,label\nok/1.png,0\nset.partial/tile/test/oil/2.png,1\n")
+    linked = tmp_path / "linked.csv"
+    linked.write_text("path,label\nok/1.png,0\nlink/2.png,1\n")
+    for source in (
+        folders_source(good, bad),
+        folders_source(tmp_path / "ok", bad),
+        folders_source(tmp_path / "ok", tmp_path / "link"),
+        folders_source(tmp_path / "ok", partial),
+        inside,
+        str(linked),
+        str(partial / "tile" / "test"),
+    ):
+        text = one_line(source)
+        assert text.startswith(f"{partial} is unfinished; run the same `sctune data prepare` command again"), source
+    (tmp_path / "above").mkdir()
+    partial.rename(tmp_path / "above" / "set.partial")
+    assert "is unfinished" in one_line(folders_source(tmp_path / "ok", tmp_path / "above"))

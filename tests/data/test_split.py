@@ -209,6 +209,11 @@ def test_what_cannot_be_split_is_refused() -> None:
     assert "known: crack, dent" in refusal(data, "hard", 1, "xyzzy", 42, "auto")
     assert "other classes" in refusal(memory(crack=20), "hard", 1, "crack", 42, "auto")
     assert "no anomalous images" in refusal(memory(), "general", 1, None, 42, "auto")
+    for mode in ("auto", "test"):
+        for count in (1, "all"):
+            text = refusal(memory(crack=1), "general", count, None, 42, mode)
+            assert "1 anomalous image; the general setting needs 2, one to train on and one to test on" in text
+            assert "data.setting=anomaly-free" in text and "data.group" not in text
     assert "29 normal images" in refusal(memory(normals=29, crack=9), "general", 1, None, 42, "auto")
     assert "trains on 1 at least" in refusal(data, "general", 0, None, 42, "auto")
     one_unit = DataSet("unit", data.root, tuple(replace(file, group="g" if file.label else "") for file in data.files))

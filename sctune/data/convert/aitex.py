@@ -37,7 +37,7 @@ NO_MASK = frozenset({"0100_025_08"})
 """Strips that come without a usable mask."""
 
 STRIP = re.compile(r"\d{4}_(\d{3})_\d{2}")
-MASK = re.compile(r"(\d{4}_\d{3}_\d{2})_mask\d*", re.IGNORECASE)
+MASK = re.compile(r"(\d{4}_\d{3}_\d{2})_mask(\d*)", re.IGNORECASE)
 
 
 @dataclass
@@ -76,8 +76,8 @@ def plan(root: Path) -> RawPlan:
             found.notes.append(f"{relative(path, root)} is left out: its name is not nnnn_ddd_ff")
         elif path.stem in NO_MASK:
             found.notes.append(f"{path.stem} is left out: it has no usable mask")
-        elif path.stem not in by_strip:
-            found.missing.append(relative(masks / f"{path.stem}_mask.png", root))
+        elif lost := _lost_mask(path.stem, by_strip.get(path.stem, [])):
+            found.missing.append(relative(masks / lost, root))
         else:
             found.images += _defect_tiles(root, path, by_strip[path.stem], found)
     found.notes.append(f"clean tiles of defective strips left out: {found.clean}")
@@ -111,7 +111,10 @@ def _defect_tiles(root: Path, path: Path, masks: list[Path], found: _Found) -> l
     names = tuple(relative(mask, root) for mask in masks)
     if len(names) > 1:
         found.notes.append(f"{name}: {len(names)} masks are joined")
-    mask = read_mask(root, names, size)
+    narrow = size[0] < WIDTH
+    mask = read_mask(root, names, relative(path, root), size, any_width=narrow)
+    if narrow:
+        _note_widths(root, names, name, size[0], found)
     tiles = []
     for number, box in enumerate(tile_boxes(size[0])):
         if mask[:, box[0] : box[2]].any():
@@ -122,6 +125,15 @@ def _defect_tiles(root: Path, path: Path, masks: list[Path], found: _Found) -> l
     if not tiles:
         found.notes.append(f"{name} gives no tile: its mask marks nothing in one")
     return tiles
+
+
+def _note_widths(root: Path, masks: tuple[str, ...], name: str, width: int, found: _Found) -> None:
+    """Notes down masks that are not as wide as their narrow strip."""
+    for mask in masks:
+        other = open_image(root / mask).width
+        if other != width:
+            end = "cut" if other > width else "filled up with zeros"
+            found.notes.append(f"{name}: {mask} is {other} pixels wide, the strip {width}; the mask is {end}")
 
 
 def _look_at(path: Path, name: str, found: _Found) -> tuple[int, int]:
@@ -157,6 +169,17 @@ def _masks(place: Path) -> dict[str, list[Path]]:
         if match:
             masks.setdefault(match[1], []).append(path)
     return masks
+
+
+def _lost_mask(strip: str, masks: list[Path]) -> str | None:
+    """Name of the first mask file that is not there: numbered ones come in twos at least. None where all are."""
+    if not masks:
+        return f"{strip}_mask.png"
+    ends = (MASK.fullmatch(path.stem) for path in masks)
+    numbers = {int(match[2]) for match in ends if match and match[2]}
+    wanted = range(1, max(*numbers, 2) + 1) if numbers else range(0)
+    lost = next((number for number in wanted if number not in numbers), None)
+    return None if lost is None else f"{strip}_mask{lost}.png"
 
 
 def _counts(strips: int) -> Counts:

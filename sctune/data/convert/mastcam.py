@@ -7,6 +7,7 @@ from pathlib import Path
 
 from sctune.data.convert.plan import Counts, RawImage, RawPlan, RawSet, normals_first
 from sctune.data.convert.raw import child, files, folders, relative, some, unnested
+from sctune.data.decode import npy_shape
 from sctune.data.layouts import GOOD
 from sctune.data.manifest import Split
 from sctune.errors import DataError
@@ -17,6 +18,10 @@ CLASSES = (
 )  # fmt: skip
 ALL = "all"
 """Folder of test_novel that holds copies of the images of all classes."""
+
+
+BANDS = 3
+"""Of an array's bands, those that make the picture."""
 
 
 def is_raw(folder: Path) -> bool:
@@ -43,7 +48,16 @@ def plan(root: Path) -> RawPlan:
         for path in paths:
             group = path.stem if times[path.name] > 1 else None
             images.append(RawImage(f"{path.stem}.png", relative(path, root), kind, "test", group=group))
+    for image in images:
+        _check_shape(root / image.source)
     return RawPlan(root, normals_first(images), notes=tuple(_notes(root, images, times, len(copies))))
+
+
+def _check_shape(path: Path) -> None:
+    """Raises DataError for arrays of another order of axes, whose slices would pass for pictures."""
+    shape = npy_shape(path)
+    if len(shape) != 3 or shape[0] != shape[1] or shape[2] < BANDS:
+        raise DataError(f"{path} is an array of shape {list(shape)}; Mastcam has [64, 64, 6]: get the file again")
 
 
 def _normals(root: Path, folder: Path, split: Split) -> list[RawImage]:

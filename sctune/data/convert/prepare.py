@@ -10,11 +10,13 @@ from sctune.data.catalog import installed_elpv
 from sctune.data.convert.plan import RawImage, RawPlan, RawSet, folder_counts
 from sctune.data.convert.raw import find_root, some
 from sctune.data.convert.registry import known_sets, raw_set
-from sctune.data.convert.split import assign_split
+from sctune.data.convert.split import assign_split, quarter_and_defective
 from sctune.data.convert.staging import publish, refuse_existing, staged
+from sctune.data.convert.targets import check_targets
 from sctune.data.convert.writer import Progress, write_images
 from sctune.data.layouts import GOOD
 from sctune.data.manifest import MANIFEST, Manifest, Options, find_manifest
+from sctune.data.places import absolute, looking_at, refuse_unprintable, resolved
 from sctune.errors import DataError
 
 ELPV_PACKAGE = "elpv-dataset"
@@ -36,20 +38,19 @@ def prepare(
     later split cut them (SDD, AITEX); progress: called with images done and of all.
 
     Work goes on in OUT.partial, where an interrupted run is taken up again; `out` appears by one rename at the end.
-    Raises DataError with one line: another data set, counts that differ, missing masks, unreadable images, an existing
-    `out`, a full disk.
+    Raises DataError with one line: another data set, counts that differ, missing masks, images that would be one file,
+    unreadable images, an existing `out` or one inside the source, a full disk.
     """
     wanted = raw_set(name)
-    out = out.expanduser().absolute()
+    out = absolute(out)
+    refuse_unprintable(str(out))
     refuse_existing(out)
     if group_split and wanted.unit is None:
         sets = ", ".join(one.name for one in known_sets() if one.unit)
         raise DataError(f"--group-split: {wanted.title} has no source units; leave it out (it is for {sets})")
-    root, origin = _raw_root(wanted, source)
-    if out.is_relative_to(root):
-        raise DataError(f"{out} lies inside the raw folder {root}; give a folder outside of it with --out")
-    plan = wanted.plan(root)
+    plan, origin = _planned(wanted, source, out)
     images = assign_split(plan.images, group_split)
+    check_targets(plan.root, images)
     differences = _checked(wanted, plan, images, allow_counts, group_split)
     begun = Manifest(
         data_set=wanted.name,
@@ -71,13 +72,26 @@ def prepare(
     return manifest
 
 
-def _raw_root(wanted: RawSet, source: Path | None) -> tuple[Path, str]:
+def _planned(wanted: RawSet, source: Path | None, out: Path) -> tuple[RawPlan, str]:
+    """What the raw folder gives, and what the manifest calls that folder."""
+    place = None if source is None else absolute(source)
+    with looking_at(place or wanted.title):
+        root, origin = _raw_root(wanted, place)
+        refuse_unprintable(str(root))
+        # the place as given too: an `out` beside a nested raw folder would hide that from the next run
+        for raw in (place or root, root):
+            if resolved(out).is_relative_to(resolved(raw)):
+                raise DataError(f"{out} lies inside the raw folder {raw}; give a folder outside of it with --out")
+        return wanted.plan(root), origin
+
+
+def _raw_root(wanted: RawSet, place: Path | None) -> tuple[Path, str]:
     """Where the raw layout begins, and what the manifest calls it; raises DataError where it is another one."""
-    if source is None:
+    if place is None:
         if wanted.name != "elpv":
             raise DataError(f"{wanted.title} needs --source DIR, its unpacked archive; get it from {wanted.page}")
         return installed_elpv(), f"{ELPV_PACKAGE} {version(ELPV_PACKAGE)}, installed"
-    place = source.expanduser().absolute()
+    refuse_unprintable(str(place))
     if not place.is_dir():
         raise DataError(f"there is no folder {place}; unpack the archive of {wanted.title} from {wanted.page}")
     if find_manifest(place) is not None:
@@ -105,6 +119,11 @@ def _checked(
             "unpack the whole archive again, or go on as it is with --allow-counts"
         )
     if not any(image.kind == GOOD and image.split == "train" for image in images):
+        if grouped and any(image.kind == GOOD for image in images):
+            raise DataError(
+                f"{plan.root}: every {wanted.unit} has a defect or is held out, so --group-split leaves no normal "
+                "image to train on; leave --group-split out"
+            )
         raise DataError(f"{plan.root} gives no normal image to train on; unpack the whole archive of {wanted.title}")
     return tuple(differences)
 
@@ -114,7 +133,14 @@ def _unit_notes(wanted: RawSet, images: tuple[RawImage, ...], grouped: bool) -> 
     if wanted.unit is None:
         return []
     if grouped:
-        return [f"no {wanted.unit} is both in training and test (--group-split): other numbers than the paper's"]
+        notes = [f"no {wanted.unit} is both in training and test (--group-split): other numbers than the paper's"]
+        quarter, defective = quarter_and_defective(images)
+        if defective > quarter:
+            notes.append(
+                f"{wanted.unit}s with a defect hold {defective} normal images, more than a quarter ({quarter}): all of "
+                "them are for the test, so that none trains"
+            )
+        return notes
     train = {image.unit for image in images if image.split == "train"}
     both = train & {image.unit for image in images if image.split == "test"}
     cut = f"{wanted.unit}s both in training and test: {len(both)}, as in the paper"

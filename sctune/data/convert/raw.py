@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sctune.data.decode import open_image
+from sctune.data.places import refuse_unprintable
 from sctune.errors import DataError
 
 Mask = NDArray[np.bool_]
@@ -24,8 +25,14 @@ def folders(place: Path) -> list[Path]:
 
 
 def files(place: Path, *suffixes: str) -> list[Path]:
-    """Sorted visible files directly below that end in one of the suffixes, in any case."""
-    return [entry for entry in _entries(place) if entry.name.lower().endswith(suffixes) and entry.is_file()]
+    """Sorted visible files directly below that end in one of the suffixes, in any case.
+
+    Raises DataError for names that no message of one line can hold.
+    """
+    found = [entry for entry in _entries(place) if entry.name.lower().endswith(suffixes) and entry.is_file()]
+    for path in found:
+        refuse_unprintable(str(path))
+    return found
 
 
 def child(place: Path, name: str) -> Path | None:
@@ -59,19 +66,21 @@ def relative(path: Path, root: Path) -> str:
     return path.relative_to(root).as_posix()
 
 
-def read_mask(root: Path, names: Sequence[str], size: tuple[int, int]) -> Mask:
+def read_mask(root: Path, names: Sequence[str], image: str, size: tuple[int, int], *, any_width: bool = False) -> Mask:
     """bool [H, W]: where any of the masks is not zero.
 
-    size: (W, H) of the image; a mask of another width is cut or filled with zeros. Raises DataError for masks that
-    cannot be read or have another height.
+    image: whose masks they are; size: its (W, H); any_width: cut masks of another width, or fill them with zeros.
+    Raises DataError, naming both files, for masks that cannot be read or have another size.
     """
     width, height = size
     joined = np.zeros((height, width), np.bool_)
     for name in names:
         pixels = np.asarray(open_image(root / name))
         marked: Mask = np.asarray((pixels > 0).reshape(*pixels.shape[:2], -1).any(axis=-1))
-        if marked.shape[0] != height:
-            raise DataError(f"{root / name} is {marked.shape[0]} pixels high, its image {height}; get both files again")
+        for side, has, wants in (("high", marked.shape[0], height), ("wide", marked.shape[1], width)):
+            if has != wants and not (any_width and side == "wide"):
+                text = f"{root / name} is {has} pixels {side}, its image {wants} ({root / image})"
+                raise DataError(f"{text}; get both files again")
         shared = min(width, marked.shape[1])
         joined[:, :shared] |= marked[:, :shared]
     return joined

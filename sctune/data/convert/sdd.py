@@ -42,7 +42,7 @@ def _thirds(root: Path, part: Path, label: Path) -> list[RawImage]:
     width, height = open_image(part).size
     if height < 3:
         raise DataError(f"{part} is {height} pixels high and cannot be cut in three; get the file again")
-    mask = read_mask(root, [relative(label, root)], (width, height))
+    mask = read_mask(root, [relative(label, root)], relative(part, root), (width, height))
     unit = f"{_kos(part.parent).name}_{part.stem}"
     edges = (0, height // 3, 2 * height // 3, height)
     images = []

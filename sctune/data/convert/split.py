@@ -19,8 +19,9 @@ def assign_split(images: Sequence[RawImage], grouped: bool) -> tuple[RawImage, .
     """The images with their split, in the given order.
 
     Normals without one: scikit-learn's train_test_split(test_size=0.25, random_state=42) in the given order. grouped:
-    whole source units are drawn instead, until a quarter of the normals is held out, units with a defect first (so
-    their anomalies share no unit with a training normal); then every image carries its unit as group.
+    whole source units are drawn instead, until a quarter of the normals is held out: first all units with a defect,
+    also where those hold more (their anomalies must share no unit with a training normal); then every image carries
+    its unit as group.
     """
     open_ones = [image for image in images if image.split is None]
     held = _held_units(images, open_ones) if grouped else {image.name for image in quarter_split(open_ones)[1]}
@@ -33,10 +34,20 @@ def assign_split(images: Sequence[RawImage], grouped: bool) -> tuple[RawImage, .
     return tuple(chosen)
 
 
+def quarter_and_defective(images: Sequence[RawImage]) -> tuple[int, int]:
+    """A quarter of the normal images, rounded up, and how many lie in units with a defect."""
+    units = [image.unit for image in images if image.kind == GOOD]
+    mixed = _defective_units(images)
+    return math.ceil(len(units) / 4), sum(unit in mixed for unit in units)
+
+
+def _defective_units(images: Sequence[RawImage]) -> set[str | None]:
+    return {image.unit for image in images if image.kind != GOOD}
+
+
 def _held_units(images: Sequence[RawImage], normals: Sequence[RawImage]) -> set[str | None]:
-    mixed = {image.unit for image in images if image.kind != GOOD}
+    mixed = _defective_units(images)
     files = [ImageFile(image.name, label=0, kind=GOOD, group=image.unit or image.name) for image in normals]
-    held, _ = take_units(
-        files, math.ceil(len(files) / 4), np.random.RandomState(SEED), lambda unit: 0 if unit in mixed else 1
-    )
+    count = max(quarter_and_defective(images))
+    held, _ = take_units(files, count, np.random.RandomState(SEED), lambda unit: 0 if unit in mixed else 1)
     return {file.group for file in held}

@@ -13,6 +13,8 @@ from sctune.data.convert.writer import CHUNK, THREADS, Progress
 from sctune.data.images import file_digest
 from sctune.data.layouts import SUFFIXES
 from sctune.data.manifest import MANIFEST, Manifest, read_manifest
+from sctune.data.places import absolute
+from sctune.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -52,9 +54,10 @@ class Report:
 def verify(folder: Path, progress: Progress | None = None) -> Report:
     """Hash every file of a folder that `prepare` made, and compare names, contents and counts with its manifest.
 
-    progress: called with files done and of all. Raises DataError for a folder that is unfinished or has no manifest.
+    progress: called with files done and of all. Raises DataError for a folder that is unfinished, has no manifest or
+    cannot be listed.
     """
-    folder = folder.expanduser().absolute()
+    folder = absolute(folder)
     manifest = read_manifest(folder)
     images = {record.path: record.sha256 for record in manifest.files}
     masks = {record.mask: record.mask_sha256 for record in manifest.files if record.mask}
@@ -82,8 +85,12 @@ def verify(folder: Path, progress: Progress | None = None) -> Report:
 
 def _present(folder: Path) -> set[str]:
     """Visible files below the folder, relative to it."""
+
+    def refuse(problem: OSError) -> None:
+        raise DataError(f"cannot list {problem.filename}: {problem.strerror}; allow reading it and verify again")
+
     found = set()
-    for place, below, names in os.walk(folder):
+    for place, below, names in os.walk(folder, onerror=refuse):
         below[:] = [name for name in below if not name.startswith(".")]
         prefix = Path(place).relative_to(folder)
         found |= {(prefix / name).as_posix() for name in names if not name.startswith(".")}

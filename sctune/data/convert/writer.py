@@ -43,7 +43,7 @@ def write_images(
     with writing_errors(folder, 0):
         for place in {Path(name).parent for image in images for name in (image.path, image.mask_path) if name}:
             (folder / place).mkdir(parents=True, exist_ok=True)
-    volumes = [sum(_volume(folder, root, image) for image in bundle) for bundle in bundles]
+        volumes = [sum(_volume(folder, root, image) for image in bundle) for bundle in bundles]
     if sum(volumes) > free_bytes(folder):
         raise full_disk(folder, sum(volumes))
     records: list[FileRecord] = []
@@ -111,7 +111,8 @@ def _mask_content(root: Path, decoded: Image.Image, image: RawImage) -> bytes:
         path = root / image.masks[0]
         open_image(path)
         return _read(path)
-    marked = read_mask(root, image.masks, decoded.size)
+    # the plan has said which masks may be of another width
+    marked = read_mask(root, image.masks, image.source, decoded.size, any_width=True)
     return encode_png(cut(Image.fromarray(marked * np.uint8(255)), image.box))
 
 

@@ -231,3 +231,31 @@ def test_strips_of_another_kind(makers: dict[str, Maker], tmp_path: Path) -> Non
     (raw / "Mask_images").rename(tmp_path / "gone")
     with pytest.raises(DataError, match="has no folder Mask_images"):
         prepare("aitex", raw, tmp_path / "out", allow_counts=True)
+
+
+def test_half_of_a_double_mask_is_a_missing_mask(makers: dict[str, Maker], tmp_path: Path) -> None:
+    raw = makers["aitex"](tmp_path / "raw")
+    (raw / "Mask_images" / "0044_019_04_mask1.png").unlink()
+    (raw / "Mask_images" / "0097_030_03_mask2.png").unlink()
+    with pytest.raises(DataError, match=r"missing masks: 2, first Mask_images/0044_019_04_mask1\.png"):
+        prepare("aitex", raw, tmp_path / "out")
+    manifest = prepare("aitex", raw, tmp_path / "out", allow_counts=True)
+    assert manifest.differences[0] == "missing masks: 2, first Mask_images/0044_019_04_mask1.png"
+    assert names(manifest, "Fuzzyball") == names(manifest, "Nep") == []
+
+
+def test_a_mask_of_another_width(makers: dict[str, Maker], tmp_path: Path) -> None:
+    raw = makers["aitex"](tmp_path / "raw", strips=1)
+    wide = np.zeros((256, 4096), np.uint8)
+    wide[9:12, 3490:3600] = 255
+    # of the narrow strip: drawn on the full width
+    Image.fromarray(wide).save(raw / "Mask_images" / "0094_027_05_mask.png")
+    manifest = prepare("aitex", raw, tmp_path / "out", allow_counts=True)
+    assert names(manifest, "Knots") == ["0094_027_05_13"]
+    text = "0094_027_05: Mask_images/0094_027_05_mask.png is 4096 pixels wide, the strip 3500; the mask is cut"
+    assert note(manifest, "_mask.png is") == text
+    Image.fromarray(wide[:, :2048]).save(raw / "Mask_images" / "0001_002_00_mask.png")
+    with pytest.raises(
+        DataError, match=r"0001_002_00_mask\.png is 2048 pixels wide, its image 4096 \(.*Defect_images/0"
+    ):
+        prepare("aitex", raw, tmp_path / "again", allow_counts=True)

@@ -74,6 +74,8 @@ def test_refusals_are_one_line_and_exit_code_2(
         ("prepare", "sdd", "--source", raw_folders["elpv"], "--out", tmp_path / "out"),
         ("prepare", "sdd", "--source", raw_folders["sdd"]),
         ("verify", tmp_path),
+        ("verify", tmp_path / ("n" * 300)),
+        ("prepare", "sdd", "--source", tmp_path / ("n" * 300), "--out", tmp_path / "out"),
     ):
         monkeypatch.setattr(sys, "argv", ["sctune", "data", *map(str, words)])
         with pytest.raises(SystemExit) as ended:

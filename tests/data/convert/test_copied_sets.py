@@ -229,3 +229,28 @@ def test_mastcam_values_that_are_no_picture(makers: dict[str, Maker], tmp_path: 
     (raw / "test_typical").rename(tmp_path / "away")
     with pytest.raises(DataError, match="needs the folders train_typical, test_typical and test_novel"):
         prepare("mastcam", raw, tmp_path / "out", allow_counts=True)
+
+
+def test_mastcam_arrays_of_another_shape(makers: dict[str, Maker], tmp_path: Path) -> None:
+    raw = makers["mastcam"](tmp_path / "raw")
+    for shape in ((6, 8, 8), (8, 8), (8, 8, 2), (8, 9, 6), (1, 8, 8, 6)):
+        np.save(raw / "test_novel" / "veins" / "sol4.npy", np.zeros(shape))
+        with pytest.raises(DataError) as caught:
+            prepare("mastcam", raw, tmp_path / "out", allow_counts=True)
+        text = f"sol4.npy is an array of shape {list(shape)}; Mastcam has [64, 64, 6]: get the file again"
+        assert str(caught.value).endswith(text)
+    (raw / "test_novel" / "veins" / "sol4.npy").write_bytes(b"\x93NUMPY\x01")
+    with pytest.raises(DataError, match=r"sol4\.npy cannot be decoded"):
+        prepare("mastcam", raw, tmp_path / "out", allow_counts=True)
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_mvtec_with_an_empty_folder_of_masks(makers: dict[str, Maker], tmp_path: Path) -> None:
+    raw = makers["mvtec"](tmp_path / "raw", categories=("carpet",))
+    for mask in (raw / "carpet" / "ground_truth").rglob("*.png"):
+        mask.unlink()
+    with pytest.raises(DataError, match=r"missing masks: 4, first carpet/ground_truth/color/000_mask\.png"):
+        prepare("mvtec", raw, tmp_path / "out")
+    manifest = prepare("mvtec", raw, tmp_path / "out", allow_counts=True)
+    assert not any(record.mask for record in manifest.files)
+    assert len(open_dataset(str(raw), category="carpet").anomalies) == 4

@@ -157,3 +157,28 @@ def test_a_label_of_another_height(makers: dict[str, Callable[..., Path]], tmp_p
     Image.fromarray(np.zeros((30, 20), np.uint8)).save(raw / "kos03" / "Part2_label.bmp")
     with pytest.raises(DataError, match=r"Part2_label\.bmp is 30 pixels high, its image 33"):
         prepare("sdd", raw, tmp_path / "out", allow_counts=True)
+
+
+def test_a_label_of_another_width(makers: dict[str, Callable[..., Path]], tmp_path: Path) -> None:
+    raw = makers["sdd"](tmp_path / "raw", folders=1, parts=3)
+    for width in (19, 21):
+        Image.fromarray(np.zeros((33, width), np.uint8)).save(raw / "kos01" / "Part2_label.bmp")
+        with pytest.raises(
+            DataError, match=rf"Part2_label\.bmp is {width} pixels wide, its image 20 \(.*/Part2\.jpg\)"
+        ):
+            prepare("sdd", raw, tmp_path / "out", allow_counts=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["raw"]
+
+
+def test_no_part_with_a_defect_trains_where_those_hold_most_normals(
+    makers: dict[str, Callable[..., Path]], tmp_path: Path
+) -> None:
+    # three of four parts have a defect: they hold 5 of 8 normal thirds, a quarter are 2
+    raw = makers["sdd"](tmp_path / "raw", folders=2, parts=2)
+    manifest = prepare("sdd", raw, tmp_path / "out", allow_counts=True, group_split=True)
+    assert {record.unit for record in manifest.files if record.split == "train"} == {"kos02_Part1"}
+    assert manifest.counts == {"test/defect": 4, "test/good": 5, "train/good": 3}
+    assert any("parts with a defect hold 5 normal images, more than a quarter (2)" in line for line in manifest.notes)
+    raw = makers["sdd"](tmp_path / "all", folders=2, parts=1)
+    with pytest.raises(DataError, match=r"every part has a defect or is held out.*leave --group-split out"):
+        prepare("sdd", raw, tmp_path / "none", allow_counts=True, group_split=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -128,3 +129,16 @@ def test_a_category_beside_the_prepared_ones_is_ones_own(
     shutil.copytree(image_folder, out / "mine")
     assert open_dataset(str(out), category="mine").licence == "not stated"
     assert open_dataset(str(out), category="carpet").licence == "CC BY-NC-SA 4.0"
+
+
+def test_a_folder_below_that_cannot_be_listed(prepared_sdd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scandir = os.scandir
+
+    def closed(place: str) -> Any:
+        if str(place).endswith("defect"):
+            raise PermissionError(13, "Permission denied", str(place))
+        return scandir(place)
+
+    monkeypatch.setattr(os, "scandir", closed)
+    with pytest.raises(DataError, match=r"^cannot list .*/defect: Permission denied; allow reading it"):
+        verify(prepared_sdd)
