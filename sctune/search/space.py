@@ -21,6 +21,7 @@ from sctune.errors import ConfigError, SpaceError, nearest
 from sctune.search.needs import NEEDS, with_needs
 from sctune.search.parameter import Parameter, as_number, parse_parameter
 from sctune.search.points import count_points, extreme_points, walk
+from sctune.search.space_base import settled_base
 from sctune.search.space_checks import (
     check_conditions,
     check_feasible,
@@ -53,7 +54,8 @@ class Space:
     """What a study searches.
 
     parameters: in the order in which they are drawn; `variant` is the first of a space with variants.
-    base: the complete configuration that a point is merged over (profile, then `set:`, then the command line).
+    base: the complete configuration that a point is merged over (profile, then `set:`, then the command line); where
+    these do not go together without a point, it has one's values for the fields that all points set.
     variants: name -> the fields that it sets; one that a variant does not name keeps its base value there.
     start: points tried first; they may leave parameters to the sampler.
     """
@@ -256,7 +258,9 @@ def load_space(name_or_path: str | Path, base: TrialConfig, overrides: Mapping[s
     values = {name: as_number(value) for name, value in fixed.items()} | overrides
     shared = shared_fields(variants, base.flat() | values, where)
     try:
-        merged = base.override(values | shared)
+        merged = settled_base(base, values | shared, lambda untried: _build(tree, untried, where))
+    except SpaceError:
+        raise
     except ConfigError as problem:
         raise SpaceError(f"{where}: set: {problem}") from None
     space = _build(tree, merged, where)
