@@ -14,16 +14,23 @@ from sctune.search.options import SearchOptions
 from sctune.search.parameter import Parameter
 from sctune.search.plan import Plan
 from sctune.search.progress import duration
-from sctune.search.space import Space
+from sctune.search.space import Space, Values
 from sctune.tracking.server import safe_uri
+
+_HEADS = ("single_head", "two_head_patch", "two_head_latent", "four_head")
+"""By the seconds of a step; the last two pass reference images too."""
 
 
 @dataclass(frozen=True)
 class DryRun:
-    """A plan with measured costs; seconds are of this machine at the moment, with a trial's share of threads."""
+    """A plan with measured costs; seconds are of this machine at the moment, with a trial's share of threads.
+
+    timed: the point that was timed, one of those whose steps take longest.
+    """
 
     plan: Plan
     resources: Resources
+    timed: Values
     step_seconds: float
     epoch_seconds: float
     study_seconds: float
@@ -34,8 +41,9 @@ class DryRun:
     def lines(self) -> list[str]:
         return [
             *plan_lines(self.plan, self.resources),
-            f"one step {self.step_seconds:.2f} s, one epoch with scoring {self.epoch_seconds:.1f} s",
-            f"expected time: at most {duration(self.study_seconds)}, less what early stopping saves",
+            f"one step {self.step_seconds:.2f} s, one epoch with scoring {self.epoch_seconds:.1f} s, "
+            f"timed at {_fields(self.timed)}",
+            f"expected time: about {duration(self.study_seconds)}, less what early stopping and cheaper points save",
             f"disk: {self.checkpoint_bytes / 2**20:.0f} MiB per checkpoint, {self.study_bytes / 2**20:.0f} MiB in all",
         ]
 
@@ -45,6 +53,7 @@ class DryRun:
             "manifest": self.plan.manifest.model_dump(mode="json", exclude={"tracking_uri", "storage_url"}),
             "tracking_uri": safe_uri(self.plan.manifest.tracking_uri),
             "splits": {key: split.summary() for key, split in self.plan.splits.items()},
+            "timed": self.timed,
             "step_seconds": self.step_seconds,
             "epoch_seconds": self.epoch_seconds,
             "study_seconds": self.study_seconds,
@@ -63,17 +72,45 @@ def dry_run(options: SearchOptions) -> DryRun:
     threads = torch.get_num_threads()
     torch.set_num_threads(max(1, round(resources.cpus)))
     try:
-        step, scoring, size = _probe(plan)
+        timed = dearest_point(plan.space)
+        step, scoring, size = _probe(plan, timed)
     finally:
         torch.set_num_threads(threads)
     manifest = plan.manifest
-    budget = plan.space.base.budget
+    budget = plan.space.config(timed).budget
     tasks = len(manifest.tasks)
     epoch = (budget.iterations * step + scoring) * tasks
     turns = math.ceil(manifest.trials / resources.concurrent)
     # running trials hold one checkpoint each (two for a moment), the best ones keep theirs
     held = 2 * resources.concurrent + manifest.keep_best
-    return DryRun(plan, resources, step, epoch, turns * budget.epochs * epoch, size * tasks, held * size * tasks)
+    study = turns * budget.epochs * epoch
+    return DryRun(plan, resources, timed, step, epoch, study, size * tasks, held * size * tasks)
+
+
+def dearest_point(space: Space) -> Values:
+    """The extreme point to time: the one whose epoch takes longest by its configuration, the first of equal ones."""
+    base = space.base.flat()
+    return max(space.probe_points(), key=lambda point: _cost(base | space.assignments(point)))
+
+
+def _cost(config: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What makes an epoch long, the heaviest first: an order, not a number of seconds.
+
+    Pixels of an epoch; the larger backbone, and how far it is run and trained; SaliencyCut, which adds a forward and
+    a backward pass; heads, those with references first; then how many references and patches they take.
+    """
+    pixels = config["budget.iterations"] * config["budget.batch_size"] * config["data.image_size"] ** 2
+    return (
+        pixels,
+        config["model.n_scales"],
+        config["model.backbone"] == "resnet18",
+        config["model.tap"] == "deep",
+        -config["model.freeze"],
+        {"none": 0, "saliencycut": 2}.get(config["augment.kind"], 1),
+        _HEADS.index(config["model.heads"]),
+        config["model.reference_count"],
+        config["model.patch_count"],
+    )
 
 
 def plan_lines(plan: Plan, resources: Resources) -> list[str]:
@@ -117,12 +154,12 @@ def _counts(counts: dict[str, int]) -> str:
     return ", ".join(parts)
 
 
-def _probe(plan: Plan) -> tuple[float, float, int]:
-    """Seconds of a training step and of one scoring, and bytes of a checkpoint, of the first task."""
+def _probe(plan: Plan, point: Values) -> tuple[float, float, int]:
+    """Seconds of a training step and of one scoring, and bytes of a checkpoint, of a point and the first task."""
     from sctune.train.trainer import Trainer
 
     task = plan.manifest.tasks[0]
-    trainer = Trainer(plan.space.config(plan.space.example()), task, split=plan.splits[task.key])
+    trainer = Trainer(plan.space.config(point), task, split=plan.splits[task.key])
     trainer.detector.train()
     trainer.step.start_epoch(0)
     trainer.step.run(0)

@@ -22,35 +22,40 @@ NEEDS: dict[str, When] = {
     },
     "augment.cutpaste": (("augment.kind", ("cutpaste",)),),
     "augment.refresh": (("augment.kind", ("saliencycut", "cutmix", "cutmix_pair", "cutpaste")),),
-    "augment.allow_self": (("augment.kind", ("saliencycut", "cutmix_pair")),),
+    "augment.allow_self": _SALIENCY,
     **{f"model.patch_{name}": _PATCHES for name in ("count", "place", "size", "per_sample", "evaluation")},
     **{f"model.reference_{name}": _REFERENCES for name in ("count", "source")},
+    # batches have normal slots only where no anomaly is seen
+    "data.balance": (("data.setting", ("general", "hard")),),
     "model.pyramid_interpolation": (("model.n_scales", (2,)),),
 }
 """Field -> conditions under which it matters."""
 
 
 def with_needs(parameters: Sequence[Parameter], taken: Mapping[str, Sequence[Any]]) -> tuple[Parameter, ...]:
-    """The parameters with the conditions that their fields need; where those look at a later one, they go behind it.
+    """The parameters with what their fields need; where that looks at a later one, they go behind it.
 
-    taken: field -> all values that it takes in the space. A condition that always holds is left out, and so is one
-    on a field that the parameter's own `when:` looks at.
+    taken: field -> all values that it takes in the space, the base's too where its parameter may be inactive. A need
+    that always holds is left out, and so is one on a field that the parameter's own `when:` looks at.
     """
     names = {parameter.name for parameter in parameters}
     placed: list[Parameter] = []
     waiting: list[Parameter] = []
     for parameter in parameters:
-        more = _needed(parameter, taken)
-        complete = replace(parameter, when=(*parameter.when, *more)) if more else parameter
-        before = {one.name for one in placed}
-        if any(other in names and other not in before for other, _ in more):
-            waiting.append(complete)
-            continue
-        placed.append(complete)
-        ready = [one for one in waiting if any(other == parameter.name for other, _ in one.when)]
-        placed += ready
-        waiting = [one for one in waiting if one not in ready]
+        needs = _needed(parameter, taken)
+        waiting.append(replace(parameter, needs=needs) if needs else parameter)
+        while ready := next((one for one in waiting if not _waits(one, names, placed, waiting)), None):
+            placed.append(ready)
+            waiting.remove(ready)
     return (*placed, *waiting)
+
+
+def _waits(parameter: Parameter, names: set[str], placed: Sequence[Parameter], waiting: Sequence[Parameter]) -> bool:
+    before, held = {one.name for one in placed}, {one.name for one in waiting}
+    # a condition of its own on one that is held back holds it back too; on a later one it stays a mistake of the file
+    return any(other in names - before for other, _ in parameter.needs) or any(
+        other in held for other, _ in parameter.when
+    )
 
 
 def _needed(parameter: Parameter, taken: Mapping[str, Sequence[Any]]) -> When:
@@ -59,6 +64,6 @@ def _needed(parameter: Parameter, taken: Mapping[str, Sequence[Any]]) -> When:
     for other, wanted in NEEDS.get(parameter.name, ()):
         if other in own or set(taken[other]) <= set(wanted):
             continue
-        # a condition may name only what is drawn; where that is nothing, the parameter is never active
+        # a need names only what is taken; where that is nothing, the parameter is never active
         more.append((other, tuple(value for value in wanted if value in taken[other]) or wanted))
     return tuple(more)

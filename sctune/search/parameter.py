@@ -45,6 +45,12 @@ class Range:
     high: float
     log: bool
     step: float | None
+    needs: When = ()
+    """Conditions that its field has without the space saying so (needs.py); those of `when` are the space's own."""
+
+    @property
+    def conditions(self) -> When:
+        return (*self.when, *self.needs)
 
     @property
     def count(self) -> int | None:
@@ -123,6 +129,11 @@ class Choice:
     choices: tuple[Any, ...]
     ordered: bool
     grid: bool
+    needs: When = ()
+
+    @property
+    def conditions(self) -> When:
+        return (*self.when, *self.needs)
 
     @property
     def count(self) -> int | None:

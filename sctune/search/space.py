@@ -6,8 +6,7 @@ combination is refused before a worker starts.
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.resources import files
@@ -21,7 +20,9 @@ from sctune.config import TrialConfig, read_yaml
 from sctune.errors import ConfigError, SpaceError, nearest
 from sctune.search.needs import NEEDS, with_needs
 from sctune.search.parameter import Parameter, as_number, parse_parameter
+from sctune.search.points import count_points, extreme_points, walk
 from sctune.search.setting import possible_in
+from sctune.search.space_base import settled_base
 from sctune.search.space_checks import (
     check_conditions,
     check_feasible,
@@ -44,8 +45,6 @@ from sctune.search.variants import (
 
 FORMAT_VERSION = 1
 KEYS = ("format_version", "name", "description", "variants", "parameters", "set", "start")
-MAX_JOINT_CHECKS = 20_000
-"""Up to this many extreme points are checked jointly; in larger spaces every pair of parameters is."""
 
 Values = dict[str, Any]
 """Name -> value of the active parameters of one point: dotted fields, and `variant` where the space has variants."""
@@ -56,7 +55,8 @@ class Space:
     """What a study searches.
 
     parameters: in the order in which they are drawn; `variant` is the first of a space with variants.
-    base: the complete configuration that a point is merged over (profile, then `set:`, then the command line).
+    base: the complete configuration that a point is merged over (profile, then `set:`, then the command line); where
+    these do not go together without a point, it has one's values for the fields that all points set.
     variants: name -> the fields that it sets; one that a variant does not name keeps its base value there.
     start: points tried first; they may leave parameters to the sampler. notes: lines for the user.
     """
@@ -80,14 +80,17 @@ class Space:
         return values
 
     def is_active(self, parameter: Parameter, values: Mapping[str, Any]) -> bool:
-        """Whether its conditions hold, given the values of the active parameters declared before it."""
+        """Whether its conditions hold, given the values of the active parameters declared before it.
+
+        A condition of its own on a parameter that is not active does not hold. A need asks what is trained with:
+        there the base value.
+        """
         held = {**values, **self.in_variant(values[VARIANT])} if VARIANT in values else values
-        for other, allowed in parameter.when:
-            if other not in held and self.decider(other) in self.by_name:
-                return False
-            if (held[other] if other in held else self._flat_base[other]) not in allowed:
-                return False
-        return True
+        if any(other not in held and self.decider(other) in self.by_name for other, _ in parameter.when):
+            return False
+        if any(other not in held and other in self.variant_fields for other, _ in parameter.needs):
+            return False
+        return all(held.get(other, self._flat_base.get(other)) in allowed for other, allowed in parameter.conditions)
 
     def assignments(self, values: Mapping[str, Any]) -> Values:
         """What a point (or a part of one) sets in the configuration: dotted names only, its variant spelt out."""
@@ -111,13 +114,21 @@ class Space:
         """All values that a field of the configuration takes in the space; the field must not be continuous."""
         # a parameter that is not active leaves the base value
         rest = [self._flat_base[field]] if field in self.by_name else []
-        return list(dict.fromkeys([*rest, *self.drawn_values(field)]))
+        return list(dict.fromkeys([*rest, *self.needed_values(field)]))
 
-    def drawn_values(self, field: str) -> list[Any]:
-        """The values of a field that a condition on it can meet: drawn, set by variants, or the base's."""
+    def needed_values(self, field: str) -> list[Any]:
+        """The values of a field that a need on it can meet: drawn, set by variants, or the base's."""
         if field in self.variant_fields:
             return [self.in_variant(name)[field] for name in self.variants]
-        return list(self.by_name[field].values()) if field in self.by_name else [self._flat_base[field]]
+        if field not in self.by_name:
+            return [self._flat_base[field]]
+        rest = [self._flat_base[field]] if self.by_name[field].when else []
+        return [*self.by_name[field].values(), *rest]
+
+    def base_meets(self, parameter: Parameter, other: str, allowed: tuple[Any, ...]) -> bool:
+        """Whether a need of `parameter` may hold where `other` is not active, and so leaves the base value."""
+        parent = self.by_name.get(other) if (other, allowed) in parameter.needs else None
+        return parent is not None and bool(parent.when) and self._flat_base[other] in allowed
 
     def example(self) -> Values:
         """A part of a point to try things with: the first start point, with the first variant where it names none."""
@@ -138,11 +149,15 @@ class Space:
         reachable = [parameter for parameter in self.parameters if self.can_be_active(parameter)]
         if any(parameter.count is None for parameter in reachable):
             return None
-        return self._count(0, {})
+        return count_points(self)
 
     def points(self) -> Iterator[Values]:
         """All points of a finite space; the first declared parameter varies slowest."""
-        return self._walk({parameter.name: list(parameter.values()) for parameter in self.parameters})
+        return walk(self, {parameter.name: list(parameter.values()) for parameter in self.parameters})
+
+    def probe_points(self) -> Iterator[Values]:
+        """Points whose feasibility stands for that of all."""
+        return extreme_points(self)
 
     def key(self, values: Mapping[str, Any]) -> str:
         """Equal for two points exactly when their active parameters have the same values."""
@@ -168,16 +183,39 @@ class Space:
 
     def can_be_active(self, parameter: Parameter) -> bool:
         """Whether some point holds it; conditions on fixed fields are settled by the base."""
-        settled = [self.in_variant(name) for name in self.variants] or [{}]
-        return any(self._possible(parameter, {**self._flat_base, **fields}) for fields in settled)
+        return any(self._possible(parameter, settled) for settled in self._settled())
+
+    def always_active(self, parameter: Parameter) -> bool:
+        """Whether every point holds it."""
+        return all(self._certain(parameter, settled) for settled in self._settled())
+
+    def _settled(self) -> list[Values]:
+        """What conditions on fields that are not drawn see: the base, in each variant."""
+        return [{**self._flat_base, **self.in_variant(name)} for name in self.variants] or [self._flat_base]
 
     def _possible(self, parameter: Parameter, settled: Values) -> bool:
-        return all(
-            self._possible(self.by_name[other], settled)
-            if other in self.by_name and other != VARIANT
-            else settled[other] in allowed
-            for other, allowed in parameter.when
-        )
+        for other, allowed in parameter.conditions:
+            parent = self.by_name.get(other)
+            if parent is None or other == VARIANT:
+                met = settled[other] in allowed
+            elif self.base_meets(parameter, other, allowed) and not self._certain(parent, settled):
+                met = True
+            else:
+                met = any(map(parent.contains, allowed)) and self._possible(parent, settled)
+            if not met:
+                return False
+        return True
+
+    def _certain(self, parameter: Parameter, settled: Values) -> bool:
+        for other, allowed in parameter.conditions:
+            parent = self.by_name.get(other)
+            if parent is None or other == VARIANT:
+                met = settled[other] in allowed
+            else:
+                met = all(value in allowed for value in parent.values()) and self._certain(parent, settled)
+            if not met:
+                return False
+        return True
 
     @cached_property
     def by_name(self) -> dict[str, Parameter]:
@@ -191,55 +229,6 @@ class Space:
     @cached_property
     def _flat_base(self) -> dict[str, Any]:
         return self.base.flat()
-
-    def _count(self, index: int, values: Values) -> int:
-        if index == len(self.parameters):
-            return 1
-        parameter = self.parameters[index]
-        if not self.is_active(parameter, values):
-            return self._count(index + 1, values)
-        # branch only where a later condition looks; elsewhere the values just multiply
-        if any(parameter.name == self.decider(other) for later in self.parameters for other, _ in later.when):
-            return sum(self._count(index + 1, {**values, parameter.name: value}) for value in parameter.values())
-        return (parameter.count or 0) * self._count(index + 1, {**values, parameter.name: next(parameter.values())})
-
-    def _walk(self, candidates: Mapping[str, Sequence[Any]], index: int = 0, values: Values | None = None) -> Any:
-        values = values or {}
-        if index == len(self.parameters):
-            yield values
-            return
-        parameter = self.parameters[index]
-        if not self.is_active(parameter, values):
-            yield from self._walk(candidates, index + 1, values)
-            return
-        for value in candidates[parameter.name]:
-            yield from self._walk(candidates, index + 1, {**values, parameter.name: value})
-
-    def probe_points(self) -> Iterator[Values]:
-        """Extreme points: all of them jointly when few, else all pairs of parameters with the others at one value.
-
-        Every variant is tried with all of them.
-        """
-        probes = {parameter.name: parameter.probes() for parameter in self.parameters}
-        joint = list(itertools.islice(self._walk(probes), MAX_JOINT_CHECKS + 1))
-        if len(joint) <= MAX_JOINT_CHECKS:
-            yield from joint
-            return
-        for pair in itertools.combinations(self.parameters, 2):
-            pinned = {name: values[:1] for name, values in probes.items()} | self._enabling(pair)
-            free = {*pair, self.parameters[0]} if self.variants else pair
-            yield from self._walk(pinned | {parameter.name: probes[parameter.name] for parameter in free})
-
-    def _enabling(self, pair: Sequence[Parameter]) -> dict[str, list[Any]]:
-        """Values of the parameters that those of `pair` depend on, such that their conditions hold."""
-        enabling: dict[str, list[Any]] = {}
-        todo = list(pair)
-        while todo:
-            for other, allowed in todo.pop().when:
-                if other in self.by_name:
-                    enabling[other] = [value for value in enabling.get(other, allowed) if value in allowed]
-                    todo.append(self.by_name[other])
-        return enabling
 
 
 def shipped_spaces() -> dict[str, Path]:
@@ -271,7 +260,9 @@ def load_space(name_or_path: str | Path, base: TrialConfig, overrides: Mapping[s
     values = {name: as_number(value) for name, value in fixed.items()} | overrides
     shared = shared_fields(variants, base.flat() | values, where)
     try:
-        merged = base.override(values | shared)
+        merged = settled_base(base, values | shared, lambda untried: _build(tree, untried, where))
+    except SpaceError:
+        raise
     except ConfigError as problem:
         raise SpaceError(f"{where}: set: {problem}") from None
     space = _build(tree, merged, where)
@@ -303,7 +294,7 @@ def _build(tree: dict[str, Any], base: TrialConfig, where: str) -> Space:
     fixed = _mapping(tree, "set", where)
     own_fields = without_shared(variants)
     space = Space(str(tree["name"]), description, parameters, fixed, points, base, tree, own_fields)
-    taken = {other: space.drawn_values(other) for when in NEEDS.values() for other, _ in when}
+    taken = {other: space.needed_values(other) for when in NEEDS.values() for other, _ in when}
     space = replace(space, parameters=with_needs(parameters, taken))
     check_conditions(space, where)
     for index, point in enumerate(points):

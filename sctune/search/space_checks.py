@@ -42,10 +42,12 @@ def check_conditions(space: Space, where: str) -> None:
     earlier: dict[str, Parameter] = {}
     names = [parameter.name for parameter in space.parameters]
     for parameter in space.parameters:
-        for other, allowed in parameter.when:
+        for other, allowed in parameter.conditions:
             place = f"{where}: {parameter.name}.when.{other}"
             if other in names and other not in earlier:
                 raise SpaceError(f"{place}: declared later or itself; a condition looks at parameters declared before")
+            if space.base_meets(parameter, other, allowed):
+                continue
             if other in earlier:
                 _check_parent(earlier[other], allowed, place)
             elif other in space.variant_fields:
@@ -76,7 +78,7 @@ def _check_variant_condition(values: Sequence[Any], allowed: tuple[Any, ...], pl
 def _check_some_variant(space: Space, parameter: Parameter, where: str) -> None:
     """Conditions that hold in one variant each, and never together, would leave a parameter that is never drawn."""
     settled = [space.in_variant(name) for name in space.variants]
-    looked_at = [(other, allowed) for other, allowed in parameter.when if settled and other in settled[0]]
+    looked_at = [(other, allowed) for other, allowed in parameter.conditions if settled and other in settled[0]]
     if looked_at and not any(all(view[other] in allowed for other, allowed in looked_at) for view in settled):
         raise SpaceError(f"{where}: {parameter.name}.when: no variant meets all of its conditions")
 
@@ -99,15 +101,21 @@ def check_start(space: Space, point: Values, where: str) -> None:
         if name not in space.by_name:
             raise SpaceError(f"{where}: {name!r} is not a parameter of the space; {nearest(name, space.by_name)}")
     seen: Values = {}
+    undecided: set[str] = set()
     for parameter in space.parameters:
+        known = not any(space.decider(other) in undecided for other, _ in parameter.conditions)
         if parameter.name not in point:
+            # the sampler decides it, unless the point makes it inactive
+            if not known or space.is_active(parameter, seen):
+                undecided.add(parameter.name)
             continue
         value = point[parameter.name]
         if not parameter.contains(value):
             raise SpaceError(f"{where}: {parameter.name}={value!r} is outside the space; it is {parameter.describe()}")
-        known = all(other in point or other not in space.by_name for other, _ in parameter.when)
         if not known or not space.is_active(parameter, seen):
-            raise SpaceError(f"{where}: {parameter.name} is not active there; its condition is {dict(parameter.when)}")
+            raise SpaceError(
+                f"{where}: {parameter.name} is not active there; its condition is {dict(parameter.conditions)}"
+            )
         seen[parameter.name] = value
 
 

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from sctune.config import TrialConfig, load_profile, profile_names
-from sctune.errors import SpaceError
+from sctune.errors import ConfigError, SpaceError
 from sctune.search.space import Space, load_space, shipped_spaces
 
 CONDITIONAL = {
@@ -270,3 +270,74 @@ def test_size_of_a_large_space_is_counted_without_listing_it(tmp_path: Path) -> 
     assert space.size() == 1000**3
     space = make_space(tmp_path, {"optim.gamma": sizes, "model.top_k": {"type": "float", "low": 0.1, "high": 0.2}})
     assert space.size() is None
+
+
+NEVER_TRAINED: dict[str, dict[str, Any]] = {
+    "heads": {
+        "parameters": {
+            "model.heads": {"values": ["two_head_latent", "four_head"]},
+            "data.image_size": {"values": [48, 160]},
+        },
+        "set": {"model.n_scales": 2, "model.tap": "deep", "augment.kind": "cutmix"},
+    },
+    "cells": {
+        "parameters": {"augment.grid_size": {"values": [8, 12]}},
+        "set": {"data.image_size": 32, "model.heads": "four_head"},
+    },
+    "patches": {
+        "parameters": {"model.patch_count": {"values": [2]}, "model.top_k": {"values": [0.1, 0.2]}},
+        "set": {"model.tap": "deep", "model.patch_place": "diag"},
+    },
+    "not every point": {
+        "parameters": {
+            "augment.kind": {"values": ["saliencycut", "none"]},
+            "augment.grid_size": {"values": [8, 12], "when": {"augment.kind": "saliencycut"}},
+        },
+        "set": {"data.image_size": 32, "model.heads": "four_head"},
+    },
+    "variants": {
+        "variants": {"dra": {"model.heads": "four_head"}, "devnet": {"model.heads": "single_head"}},
+        "set": {"model.n_scales": 2, "model.tap": "deep", "augment.kind": "cutmix"},
+    },
+}
+
+
+@pytest.mark.parametrize("case", NEVER_TRAINED)
+def test_what_no_point_trains_with_refuses_no_space(tmp_path: Path, case: str) -> None:
+    content = NEVER_TRAINED[case]
+    base = load_profile("cpu")
+    with pytest.raises(ConfigError):
+        base.override(content["set"])
+    space = load_space(write_space(tmp_path, **content), base)
+    fixed = base.flat() | content["set"]
+    for point in space.points():
+        trained = space.config(point).flat()
+        set_by_point = space.assignments(point)
+        assert trained == fixed | set_by_point
+    again = Space.from_dict(json.loads(json.dumps(space.to_dict())), TrialConfig.load(space.base.model_dump()))
+    assert again.parameters == space.parameters
+    assert list(again.points()) == list(space.points())
+
+
+@pytest.mark.parametrize(
+    ("fixed", "message"),
+    [
+        ({"model.tap": "deap"}, r"mine.yaml: set: model.tap='deap': input should be 'deep' or 'middle'"),
+        ({"model.n_scales": 3}, r"mine.yaml: set: model.n_scales=3: "),
+        ({"model.tpa": "deep"}, r"mine.yaml: set: unknown configuration key 'model.tpa'; did you mean 'model.tap'"),
+        ({"model.heads": "two_head_patch"}, r"mine.yaml: set: model.patch_count=4: the 80 px scale gives a map of S=2"),
+    ],
+)
+def test_fixed_values_are_refused_alone_and_where_no_point_goes_with_them(
+    tmp_path: Path, fixed: dict[str, Any], message: str
+) -> None:
+    values = {"model.n_scales": 2, "model.tap": "deep", "model.heads": "four_head"} | fixed
+    with pytest.raises(SpaceError, match=message):
+        make_space(tmp_path, {"model.top_k": {"values": [0.1, 0.2]}}, set=values)
+
+
+def test_points_that_do_not_go_with_the_fixed_values_are_refused_by_name(tmp_path: Path) -> None:
+    """The base takes the first point's head; the patch head beside it is still one of the space's points."""
+    parameters = {"model.heads": {"values": ["four_head", "two_head_patch"]}}
+    with pytest.raises(SpaceError, match=r"impossible point \(model.heads=two_head_patch\): model.patch_count=4"):
+        make_space(tmp_path, parameters, set={"model.n_scales": 2, "model.tap": "deep"})

@@ -1,0 +1,86 @@
+"""The points of a space: counted, listed, and the extreme ones that stand for all of them."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from sctune.search.parameter import Parameter
+
+if TYPE_CHECKING:
+    from sctune.search.space import Space, Values
+
+MAX_JOINT_CHECKS = 20_000
+"""Up to this many extreme points are checked jointly; in larger spaces every pair of parameters is."""
+
+
+def count_points(space: Space, index: int = 0, values: Values | None = None) -> int:
+    """Number of points of a finite space, without listing them."""
+    values = values or {}
+    if index == len(space.parameters):
+        return 1
+    parameter = space.parameters[index]
+    if not space.is_active(parameter, values):
+        return count_points(space, index + 1, values)
+    # branch only where a later condition looks; elsewhere the values just multiply
+    if any(parameter.name == space.decider(other) for later in space.parameters for other, _ in later.conditions):
+        return sum(count_points(space, index + 1, {**values, parameter.name: value}) for value in parameter.values())
+    rest = count_points(space, index + 1, {**values, parameter.name: next(parameter.values())})
+    return (parameter.count or 0) * rest
+
+
+def walk(
+    space: Space, candidates: Mapping[str, Sequence[Any]], index: int = 0, values: Values | None = None
+) -> Iterator[Values]:
+    """All points that take their values from `candidates`; the first declared parameter varies slowest."""
+    values = values or {}
+    if index == len(space.parameters):
+        yield values
+        return
+    parameter = space.parameters[index]
+    if not space.is_active(parameter, values):
+        yield from walk(space, candidates, index + 1, values)
+        return
+    for value in candidates[parameter.name]:
+        yield from walk(space, candidates, index + 1, {**values, parameter.name: value})
+
+
+def extreme_points(space: Space) -> Iterator[Values]:
+    """All extreme points jointly when few, else all pairs of parameters with the others at one value.
+
+    Every variant is tried with all of them.
+    """
+    probes = {parameter.name: parameter.probes() for parameter in space.parameters}
+    joint = list(itertools.islice(walk(space, probes), MAX_JOINT_CHECKS + 1))
+    if len(joint) <= MAX_JOINT_CHECKS:
+        yield from joint
+        return
+    for pair in itertools.combinations(space.parameters, 2):
+        pinned = {name: values[:1] for name, values in probes.items()} | _enabling(space, pair)
+        free = {*pair, space.parameters[0]} if space.variants else pair
+        yield from walk(space, pinned | {parameter.name: probes[parameter.name] for parameter in free})
+
+
+def _enabling(space: Space, pair: Sequence[Parameter]) -> dict[str, list[Any]]:
+    """Values of the parameters that those of `pair` depend on, such that their conditions hold."""
+    enabling: dict[str, list[Any]] = {}
+    todo = list(pair)
+    while todo:
+        parameter = todo.pop()
+        for other, allowed in parameter.conditions:
+            if other not in space.by_name:
+                continue
+            if space.base_meets(parameter, other, allowed):
+                # it may hold because `other` is not active: nothing above it is pinned
+                enabling |= {name: space.by_name[name].probes() for name in _line(space, other)}
+                continue
+            enabling[other] = [value for value in enabling.get(other, allowed) if value in allowed]
+            todo.append(space.by_name[other])
+    return enabling
+
+
+def _line(space: Space, name: str) -> set[str]:
+    """A parameter, and all that it depends on."""
+    above = (other for other, _ in space.by_name[name].conditions if other in space.by_name)
+    return {name}.union(*(_line(space, other) for other in above))
