@@ -105,7 +105,7 @@ def test_the_space_method_draws_only_what_counts() -> None:
     common = {"model.heads", "augment.kind", "model.top_k"}
     assert active["two_head_patch", "saliencycut"] == common | {"augment.threshold", "model.patch_count"}
     assert active["four_head", "cutpaste"] == common | {"augment.cutpaste", "model.reference_count"}
-    assert active["single_head", "none"] == common
+    assert active["single_head", "none"] == common | {"data.balance"}
 
 
 def test_the_space_heads_has_the_five_columns_of_table_4() -> None:
