@@ -17,6 +17,7 @@ from sctune.config import FIELD_NAMES, TASK_FIELDS, Setting, Task, TrialConfig, 
 from sctune.errors import ConfigError, nearest
 from sctune.reproduce.cells import Block, Cell, Place
 from sctune.reproduce.columns import EPOCHS, Column
+from sctune.reproduce.files import data_digest
 from sctune.reproduce.paper import PaperTable
 from sctune.search.options import SearchOptions
 
@@ -193,6 +194,7 @@ def _name(setup: Setup, plan: StudyPlan) -> str:
         "profile": setup.profile,
         "overrides": dict(setup.overrides),
         "place": [plan.place.source, plan.place.category],
+        "data": data_digest(plan.place.data),
         "kinds": plan.kinds,
         "seeds": plan.seeds,
         "version": __version__,

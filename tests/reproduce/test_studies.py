@@ -95,6 +95,25 @@ def test_names_follow_the_work(carpet: Path) -> None:
     assert "-shuffled-" in name(shuffled=True) and "-shuffled-" not in first
 
 
+def test_names_follow_the_data(carpet: Path) -> None:
+    """Else a complete study would give its old numbers for images that were changed."""
+
+    def name() -> str:
+        (study,) = plan_of("table3", carpet, categories=("carpet",)).studies
+        return study.name
+
+    first, folder = name(), carpet / "mvtec" / "carpet" / "test" / "cut"
+    (folder / "new.png").touch()
+    added = name()
+    (folder / "new.png").write_bytes(b"longer")
+    changed = name()
+    (folder / "new.png").rename(carpet / "mvtec" / "carpet" / "test" / "good" / "new.png")
+    moved = name()
+    assert len({first, added, changed, moved}) == 4
+    (carpet / "mvtec" / "carpet" / "test" / "good" / "new.png").unlink()
+    assert name() == first
+
+
 def test_control_run_is_set_and_marked(carpet: Path) -> None:
     plan = plan_of("table3", carpet, categories=("carpet",), shuffled=True, out=None)
     assert plan.studies[0].space["set"]["data.shuffle_labels"] is True
