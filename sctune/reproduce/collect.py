@@ -33,6 +33,23 @@ class Stored:
     plan: StudyPlan
     rows: tuple[TrialRow, ...]
 
+    @property
+    def failed(self) -> list[TrialRow]:
+        """The trials that ended without a model; they are not run again by themselves."""
+        return [row for row in self.rows if row.state == "FAIL"]
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every column's trial has ended."""
+        return sum(row.state in ("COMPLETE", "FAIL") for row in self.rows) >= len(self.plan.columns)
+
+    def why_failed(self, trial: TrialRow) -> str:
+        """What went wrong with a failed trial, and the way out."""
+        cause = trial.failure["message"] if trial.failure else "no reason was recorded"
+        return (
+            f"trial {trial.number} of {self.study.name} failed: {cause}; remove {self.study.folder} to train it again"
+        )
+
     def scores(self, out: Path) -> ScoreFolder:
         """Its scores among the results of a table."""
         return ScoreFolder(out / "scores", self.plan, self.study.manifest.study_id)
@@ -94,7 +111,6 @@ def _runs(
     plan: TablePlan, stored: Stored | None, column: Column, trained: Column, cell: Cell, problem: SctuneError | None
 ) -> list[Scores] | str:
     """The scores of a cell, one for each seed, or why they are not all there."""
-    trial = None
     if stored is not None:
         folder = stored.scores(plan.out)
         try:
@@ -105,8 +121,8 @@ def _runs(
         if len(complete) == len(runs):
             return complete
         trial = stored.trials().get(trained.name)
-    if trial is not None and trial.failure:
-        return f"trial {trial.number} of {stored.plan.name} failed: {trial.failure['message']}"
+        if trial is not None and trial.state == "FAIL":
+            return stored.why_failed(trial)
     return str(problem) if problem is not None else "not finished; run the same command again"
 
 

@@ -11,7 +11,15 @@ from typing import Any
 
 from rich.console import Console
 
-from sctune.errors import AllTrialsFailedError, CheckpointError, ConfigError, DataError, SctuneError, StudyError
+from sctune.errors import (
+    AllTrialsFailedError,
+    CheckpointError,
+    ConfigError,
+    DataError,
+    NonFiniteError,
+    SctuneError,
+    StudyError,
+)
 from sctune.reproduce.collect import Stored, collect, name_of, shown, stored_study
 from sctune.reproduce.plan import TablePlan
 from sctune.reproduce.results import Result, table_results
@@ -22,7 +30,7 @@ from sctune.train.evaluate import auroc
 
 Say = Callable[[list[str]], None]
 
-OF_ONE_STUDY = (AllTrialsFailedError, CheckpointError, DataError, StudyError)
+OF_ONE_STUDY = (AllTrialsFailedError, CheckpointError, DataError, NonFiniteError, StudyError)
 """Errors that leave the other studies of a table untouched."""
 
 CSV_NAME, MARKDOWN_NAME, PICTURE_NAME = "table.csv", "table.md", "table.png"
@@ -92,8 +100,8 @@ def _train(plan: TablePlan, study: StudyPlan, open_session: ExitStack, say: Say,
     from sctune.search.dryrun import plan_lines
 
     before = stored_study(plan.study_root, study)
-    if before is not None and is_complete(before):
-        say([f"study {study.name} is complete"])
+    if before is not None and before.is_complete:
+        _say_ended(before, say)
         return False
     # one cluster for all studies: starting one takes longer than a small study
     open_session.enter_context(session(None))
@@ -106,10 +114,12 @@ def _train(plan: TablePlan, study: StudyPlan, open_session: ExitStack, say: Say,
     return run_search(options, console, lambda made, resources: say(plan_lines(made, resources))).stopped
 
 
-def is_complete(stored: Stored) -> bool:
-    """Whether every column's trial has ended."""
-    ended = [row for row in stored.rows if row.state in ("COMPLETE", "FAIL")]
-    return len(ended) >= len(stored.plan.columns)
+def _say_ended(stored: Stored, say: Say) -> None:
+    """Say how a study ended; raises AllTrialsFailedError where that was without any model, as its first run did."""
+    name, failed = stored.study.name, [stored.why_failed(trial) for trial in stored.failed]
+    if failed and len(failed) == len(stored.rows):
+        raise AllTrialsFailedError(f"all {len(failed)} trials of {name} failed; {failed[0]}")
+    say([f"study {name} is complete" if not failed else f"study {name} has ended", *failed])
 
 
 def _score(plan: TablePlan, study: StudyPlan, say: Say) -> None:

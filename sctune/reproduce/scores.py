@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Literal
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 
 from sctune.config import Task
-from sctune.errors import CheckpointError, DataError
+from sctune.errors import CheckpointError, DataError, NonFiniteError
 from sctune.reproduce.cells import Cell
 from sctune.reproduce.columns import Column
 from sctune.reproduce.files import replace_files
@@ -21,6 +22,7 @@ from sctune.reproduce.statistics import Scores
 from sctune.reproduce.studies import StudyPlan
 from sctune.search.leaderboard import TrialRow
 from sctune.search.study import Study
+from sctune.train.evaluate import auroc
 from sctune.train.single import score_test
 from sctune.train.trainer import Trainer
 from sctune.trial.checkpoint import Checkpoint, TrialStore
@@ -77,14 +79,16 @@ class ScoreFolder:
             names, labels, scores = zip(*rows, strict=True)
             if tuple(header) != COLUMNS:
                 raise ValueError(f"its columns are {header}")
-            return Scores(
+            read = Scores(
                 pool=self.plan.place.name,
                 subset=cell.row.label,
                 paths=names,
                 labels=np.array(labels).astype(int),
                 scores=np.array(scores).astype(float),
             )
-        except (ValueError, OSError, EOFError) as problem:
+            auroc(read.labels, read.scores)
+            return read
+        except (ValueError, OSError, EOFError, csv.Error, zlib.error, DataError, NonFiniteError) as problem:
             raise DataError(f"{path} cannot be read ({problem}); remove it, and it is made again") from None
 
     def missing(self, column: Column) -> list[tuple[Cell, int]]:

@@ -185,7 +185,17 @@ def test_scores_of_a_removed_study_are_not_read(plan: TablePlan, tmp_path: Path)
         assert ScoreFolder(tmp_path, study, "new").find(column, first, 42) is None
 
 
-@pytest.mark.parametrize("content", ["", "path,label,score\n", "a,b,c\nx,0,1\n", "path,label,score\nx,0\n"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "path,label,score\n",
+        "a,b,c\nx,0,1\n",
+        "path,label,score\nx,0\n",
+        "path,label,score\nx,0,1\ny,0,2\n",
+        "path,label,score\nx,0,1\ny,1,nan\n",
+    ],
+)
 def test_a_damaged_file_is_named(plan: TablePlan, tmp_path: Path, content: str) -> None:
     (study,) = plan.studies
     folder, column, cell = ScoreFolder(tmp_path, study, "one"), study.columns[0], study.cells[0]
