@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from sctune.errors import (
     StudyError,
 )
 from sctune.reproduce.collect import Stored, collect, name_of, shown, stored_study
+from sctune.reproduce.files import refuse_folder, replace_files
 from sctune.reproduce.plan import TablePlan
 from sctune.reproduce.results import Result, table_results
 from sctune.reproduce.scores import score_trial
@@ -149,10 +151,12 @@ def _check_writable(out: Path) -> None:
         raise ConfigError(f"--out {out}: {problem.strerror}; give a folder that can be written to") from None
     if not os.access(out, os.W_OK | os.X_OK):
         raise ConfigError(f"--out {out}: no permission to write; give another folder")
+    for name in (CSV_NAME, MARKDOWN_NAME, PICTURE_NAME):
+        refuse_folder(out / name)
 
 
 def _write(outcome: Outcome) -> None:
-    """table.csv, table.md and table.png, each replaced at once."""
+    """table.csv, table.md and table.png: all of them or none; raises ConfigError where one cannot be written."""
     from sctune.reproduce.pictures import picture
 
     plan = outcome.plan
@@ -160,9 +164,12 @@ def _write(outcome: Outcome) -> None:
         CSV_NAME: csv_text(plan.header, outcome.results),
         MARKDOWN_NAME: markdown(plan.header, outcome.results, outcome.missing),
     }
-    for name, text in texts.items():
-        staged = plan.out / f".{os.getpid()}.{name}"
-        staged.write_text(text, encoding="utf-8")
-        os.replace(staged, plan.out / name)
-    drawn = picture(plan.header, outcome.results, plan.out / f".{os.getpid()}.{PICTURE_NAME}")
-    os.replace(drawn, plan.out / PICTURE_NAME)
+    writers: dict[Path, Callable[[Path], object]] = {
+        plan.out / name: partial(_write_text, text) for name, text in texts.items()
+    }
+    writers[plan.out / PICTURE_NAME] = partial(picture, plan.header, outcome.results)
+    replace_files(writers)
+
+
+def _write_text(text: str, path: Path) -> None:
+    path.write_text(text, encoding="utf-8")

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from sctune.config import Task
-from sctune.errors import CheckpointError, DataError, NonFiniteError
+from sctune.errors import CheckpointError, ConfigError, DataError, NonFiniteError
 from sctune.reproduce.cells import Cell
 from sctune.reproduce.columns import Column
 from sctune.reproduce.files import replace_files
@@ -104,7 +104,10 @@ class ScoreFolder:
 
     def _take_over(self) -> None:
         for path in self.folder.glob("*.csv*"):
-            path.unlink()
+            try:
+                path.unlink()
+            except OSError as problem:
+                raise ConfigError(f"cannot remove {path}: {problem.strerror}; remove {self.folder}") from None
         replace_files({self._owner_file: lambda staged: staged.write_text(json.dumps(self._owner), encoding="utf-8")})
         self._own = True
 

@@ -17,7 +17,7 @@ from sctune.config import FIELD_NAMES, TASK_FIELDS, Setting, Task, TrialConfig, 
 from sctune.errors import ConfigError, nearest
 from sctune.reproduce.cells import Block, Cell, Place
 from sctune.reproduce.columns import EPOCHS, Column
-from sctune.reproduce.files import data_digest
+from sctune.reproduce.files import data_digest, replace_files
 from sctune.reproduce.paper import PaperTable
 from sctune.search.options import SearchOptions
 
@@ -179,10 +179,10 @@ def plan_studies(setup: Setup, blocks: Sequence[Block]) -> list[StudyPlan]:
 
 
 def write_space(plan: StudyPlan, folder: Path) -> Path:
-    """The study's space as a file, which `sctune search --space` would take too."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """The study's space as a file, which `sctune search --space` would take too; ConfigError where none can be."""
     path = folder / f"{plan.name}.yaml"
-    path.write_text(yaml.safe_dump(dict(plan.space), sort_keys=False), encoding="utf-8")
+    text = yaml.safe_dump(dict(plan.space), sort_keys=False)
+    replace_files({path: lambda staged: staged.write_text(text, encoding="utf-8")})
     return path
 
 
