@@ -119,13 +119,19 @@ def agreement(proxy: Sequence[float], real: Sequence[float]) -> Row:
     random = np.random.default_rng(0)
     draws = (random.integers(len(x), size=len(x)) for _ in range(RESAMPLES))
     taus = np.array([kendalltau(x[rows], y[rows]).statistic for rows in draws])
-    low, high = np.nanpercentile(taus, [2.5, 97.5])
+    known = taus[np.isfinite(taus)]
+    low, high = np.percentile(known, [2.5, 97.5]) if len(known) else (np.nan, np.nan)
     tau = kendalltau(x, y)
     return {
-        "kendall_tau": round(float(tau.statistic), 4),
-        "interval": [round(float(low), 4), round(float(high), 4)],
-        "p_value": round(float(tau.pvalue), 4),
+        "kendall_tau": finite(tau.statistic),
+        "interval": [finite(low), finite(high)],
+        "p_value": finite(tau.pvalue),
     }
+
+
+def finite(value: float) -> float | None:
+    """Rounded; None (null in JSON, which has no NaN) where all values are equal and tau is not defined."""
+    return round(float(value), 4) if np.isfinite(value) else None
 
 
 def averaged(rows: Sequence[Row]) -> list[Row]:
@@ -174,9 +180,14 @@ def show(content: Row) -> None:
     for name, own in content["settings"].items():
         for part, tau in [("mean of the makers", own), *own["makers"].items()]:
             low, high = tau["interval"]
-            cells = [f"{tau['kendall_tau']:.2f}", f"{low:.2f} to {high:.2f}", f"{tau['p_value']:.3f}"]
+            interval = "-" if low is None else f"{low:.2f} to {high:.2f}"
+            cells = [shown(tau["kendall_tau"], 2), interval, shown(tau["p_value"], 3)]
             rows.append([name, part, str(own["configurations"]), *cells])
     print_table(["setting", "proxy", "configurations", "Kendall's tau", "95 % interval", "p"], rows)
+
+
+def shown(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
 
 
 def main() -> None:

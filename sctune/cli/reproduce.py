@@ -37,7 +37,13 @@ Assignments = Annotated[list[str] | None, typer.Option("--set", help="key=value 
 Shuffle = Annotated[
     bool, typer.Option("--shuffle-labels", help="Control run on shuffled training labels: nothing can be learned.")
 ]
-Out = Annotated[Path | None, typer.Option(help="Folder of the results; default: ./reproduce/TABLE-PROFILE.")]
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder of the results; default: ./reproduce/TABLE-PROFILE, followed by the data sets and by a short code "
+        "for other options where such are given: each selection has its own folder."
+    ),
+]
 MaxConcurrent = Annotated[int | None, typer.Option(min=1, help="Trials at a time; default: all that fit.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="List rows, runs and gaps; start nothing.")]
 

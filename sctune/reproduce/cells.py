@@ -22,12 +22,19 @@ CellKey = tuple[str, str | None, int]
 
 @dataclass(frozen=True)
 class Asked:
-    """The part of a table that is wanted; an empty list asks for all that the paper has."""
+    """The part of a table that is wanted; an empty list asks for all that the paper has. A name given twice is one."""
 
     datasets: tuple[str, ...] = ()
     categories: tuple[str, ...] = ()
     known_classes: tuple[str, ...] = ()
     anomalies: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("datasets", "categories", "known_classes"):
+            first: dict[str, str] = {}
+            for value in getattr(self, name):
+                first.setdefault(plain(value), value)
+            object.__setattr__(self, name, tuple(first.values()))
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ def picture(header: Header, results: Sequence[Result], path: Path) -> Path:
     if handles:
         figure.legend(handles=handles, fontsize=8, loc="outside right center")
     colour = "#b2182b" if header.shuffled else "black"
-    figure.suptitle("\n".join(header.lines), fontsize=8, color=colour, wrap=True)
+    figure.suptitle("\n".join([*header.lines, *missing_rows(results)]), fontsize=8, color=colour, wrap=True)
     path.parent.mkdir(parents=True, exist_ok=True)
     FigureCanvasAgg(figure)
     # no software version inside: the same numbers give the same file
@@ -47,11 +47,35 @@ def picture(header: Header, results: Sequence[Result], path: Path) -> Path:
     return path
 
 
+def missing_rows(results: Sequence[Result]) -> list[str]:
+    """A line that says how many rows lack a number of ours that could have been measured; none where all are there."""
+    rows = [result for result in results if not result.is_mean and result.column.values is not None]
+    every, lacking = ({(r.group, r.row, r.anomalies) for r in some} for some in (rows, [r for r in rows if not r.ours]))
+    return [f"{len(lacking)} of {len(every)} rows missing or without all columns"] if lacking else []
+
+
+def row_label(results: Sequence[Result]) -> str:
+    """What a row of the picture is called, with what limits its numbers; results: its columns."""
+    first = results[0]
+    name = first.row if first.row == first.group else f"{first.group} {first.row}"
+    return name + _limits(results)
+
+
+def _limits(results: Sequence[Result]) -> str:
+    """The notes of the numbers shown, in brackets; of some columns or points only, that is said."""
+    ours = [result for result in results if result.ours]
+    limits = list(dict.fromkeys(result.note for result in ours if result.note))
+    some = " (in part)" if limits and any(not result.note for result in ours) else ""
+    return f" ({', '.join(limits)}{some})" if limits else ""
+
+
 def _dots(axes: Axes, results: Sequence[Result]) -> list[Artist]:
     """Our mean with its interval (filled) and the paper's with its deviation (hollow), a line for each column."""
     columns = list(dict.fromkeys(result.column.label for result in results))
     places, labels = [], []
     for height, result in enumerate(results):
+        # each row's columns follow each other
+        row = [other for other in results if (other.group, other.row) == (result.group, result.row)]
         colour = _colour(columns.index(result.column.label))
         if result.ours:
             ours = result.ours
@@ -62,9 +86,9 @@ def _dots(axes: Axes, results: Sequence[Result]) -> list[Artist]:
                 result.paper.mean, height, xerr=result.paper.std or None, fmt="D", color=colour, markersize=4,
                 markerfacecolor="white", alpha=0.7, linewidth=0.8,
             )  # fmt: skip
-        if height == 0 or results[height - 1].row != result.row or results[height - 1].group != result.group:
+        if result is row[0]:
             places.append(height)
-            labels.append(result.row if result.row == result.group else f"{result.group} {result.row}")
+            labels.append(row_label(row))
             axes.axhline(height - 0.5, color="0.85", linewidth=0.6, zorder=0)
     axes.set_yticks(places, labels, fontsize=8)
     axes.set_ylim(len(results) - 0.5, -0.5)
@@ -93,7 +117,7 @@ def _curves(axes: Axes, results: Sequence[Result]) -> list[Artist]:
             at = [float(point) for point, _ in points if point is not None]
             colour = _colour(names.index(name))
             dashes = "--" if kinds.index(series) else "-"
-            label = f"{name}, {series}" if series else name
+            label = (f"{name}, {series}" if series else name) + _limits(found)
             axes.plot(at, [ours.auroc for _, ours in points], dashes, marker="o", color=colour, label=label)
             low, high = [ours.low for _, ours in points], [ours.high for _, ours in points]
             axes.fill_between(at, low, high, color=colour, alpha=0.12, linewidth=0)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from sctune.config import load_profile
 from sctune.data.convert import prepare
 from sctune.errors import ConfigError, DataError
 from sctune.paths import home, studies_folder
-from sctune.reproduce.cells import ELPV, Asked, Block, Cell, table_blocks
+from sctune.reproduce.cells import ELPV, Asked, Block, Cell, plain, table_blocks
 from sctune.reproduce.columns import Column, before_training, table_columns
 from sctune.reproduce.paper import PaperTable, paper_datasets, paper_table
 from sctune.reproduce.studies import Setup, StudyPlan, check_setup, plan_studies
@@ -180,12 +182,29 @@ def _data_root(given: Path | None) -> Path:
 
 
 def _out_folder(options: ReproduceOptions, profile: str) -> Path:
-    name = f"{options.table}-{profile}{'-shuffled' if options.shuffled else ''}"
-    out = (options.out or Path("reproduce") / name).expanduser().absolute()
+    out = (options.out or Path("reproduce") / _default_name(options, profile)).expanduser().absolute()
     place = next(folder for folder in (out, *out.parents) if folder.exists())
     if not place.is_dir():
         raise ConfigError(f"--out {out}: {place} is a file; give a folder")
     return out
+
+
+def _default_name(options: ReproduceOptions, profile: str) -> str:
+    """table1-cpu for the plain command; asked for anything else it is another name, so that no results are lost."""
+    asked, root = options.asked, _data_root(options.data_root)
+    other = {
+        "categories": sorted(map(plain, asked.categories)),
+        "known_classes": sorted(map(plain, asked.known_classes)),
+        "anomalies": sorted(asked.anomalies),
+        "methods": sorted(set(options.methods)),
+        "seeds": [] if options.seeds == SEEDS else options.seeds,
+        "overrides": dict(options.overrides),
+        "data_root": "" if root == _data_root(None) else str(root),
+    }
+    parts = [options.table, profile, *(["shuffled"] if options.shuffled else []), *sorted(asked.datasets)]
+    if any(other.values()):
+        parts.append(sha256(json.dumps(other, sort_keys=True, default=str).encode()).hexdigest()[:8])
+    return "-".join(parts)
 
 
 def _label(columns: Sequence[Column], name: str) -> str:

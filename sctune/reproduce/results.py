@@ -56,6 +56,11 @@ class Result:
         """Ours minus the paper's."""
         return None if self.ours is None or self.paper is None else self.ours.auroc - self.paper.mean
 
+    @property
+    def difference_derived(self) -> float | None:
+        """Ours minus the derived mean; None also where ours averages fewer rows."""
+        return None if self.ours is None or self.derived is None or self.note else self.ours.auroc - self.derived.mean
+
     def to_dict(self) -> dict[str, object]:
         """Plain values for JSON."""
         return {
@@ -67,6 +72,8 @@ class Result:
             "ours": None if self.ours is None else asdict(self.ours),
             "paper": None if self.paper is None else asdict(self.paper),
             "difference": self.difference,
+            "paper_derived": None if self.derived is None else asdict(self.derived),
+            "difference_derived": self.difference_derived,
             "note": self.note,
         }
 

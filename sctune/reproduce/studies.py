@@ -17,7 +17,9 @@ from sctune.config import FIELD_NAMES, TASK_FIELDS, Setting, Task, TrialConfig, 
 from sctune.errors import ConfigError, nearest
 from sctune.reproduce.cells import Block, Cell, Place
 from sctune.reproduce.columns import EPOCHS, Column
+from sctune.reproduce.files import data_digest, replace_files
 from sctune.reproduce.paper import PaperTable
+from sctune.search.needs import NEEDS
 from sctune.search.options import SearchOptions
 
 SELECTION_LIMIT = 16
@@ -128,8 +130,8 @@ class StudyPlan:
 def check_setup(setup: Setup) -> tuple[Setup, dict[str, str]]:
     """The setup with the columns that can be trained, and the reasons why others of a figure cannot.
 
-    Raises ConfigError for --set of what the table varies or an option sets, and for a column of a table that cannot
-    be trained with these values.
+    Raises ConfigError for --set of what the table varies or an option sets or what takes the effect from it, and for
+    a column of a table that cannot be trained with these values.
     """
     varied = {name for column in setup.columns for name in _without_epochs(column)}
     for name in setup.overrides:
@@ -140,6 +142,7 @@ def check_setup(setup: Setup) -> tuple[Setup, dict[str, str]]:
         if name in (*TASK_FIELDS, *_OPTIONS):
             instead = f"; use {_OPTIONS[name]}" if _OPTIONS.get(name) else ""
             raise ConfigError(f"--set {name}: the table decides it{instead}")
+    _check_effect(setup)
     impossible: dict[str, str] = {}
     runnable = [column for column in setup.columns if column.values is not None]
     for column in runnable:
@@ -150,6 +153,19 @@ def check_setup(setup: Setup) -> tuple[Setup, dict[str, str]]:
                 raise ConfigError(f"{column.label}: {problem}") from None
             impossible[column.name] = str(problem)
     return replace(setup, columns=tuple(c for c in setup.columns if c.name not in impossible)), impossible
+
+
+def _check_effect(setup: Setup) -> None:
+    """Raises ConfigError for --set of a value under which what a figure varies is without effect."""
+    # a method's lesser settings may well be; the axis of a figure may not
+    varied = {name: None for column in setup.columns if column.point is not None for name in _without_epochs(column)}
+    for name in varied:
+        for other, wanted in NEEDS.get(name, ()):
+            if other in setup.overrides and setup.overrides[other] not in wanted:
+                raise ConfigError(
+                    f"--set {other}={setup.overrides[other]}: {setup.table.name} varies {name}, which has an effect "
+                    f"only with {other}={' or '.join(map(str, wanted))}; leave it out"
+                )
 
 
 def plan_studies(setup: Setup, blocks: Sequence[Block]) -> list[StudyPlan]:
@@ -178,10 +194,10 @@ def plan_studies(setup: Setup, blocks: Sequence[Block]) -> list[StudyPlan]:
 
 
 def write_space(plan: StudyPlan, folder: Path) -> Path:
-    """The study's space as a file, which `sctune search --space` would take too."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """The study's space as a file, which `sctune search --space` would take too; ConfigError where none can be."""
     path = folder / f"{plan.name}.yaml"
-    path.write_text(yaml.safe_dump(dict(plan.space), sort_keys=False), encoding="utf-8")
+    text = yaml.safe_dump(dict(plan.space), sort_keys=False)
+    replace_files({path: lambda staged: staged.write_text(text, encoding="utf-8")})
     return path
 
 
@@ -193,6 +209,7 @@ def _name(setup: Setup, plan: StudyPlan) -> str:
         "profile": setup.profile,
         "overrides": dict(setup.overrides),
         "place": [plan.place.source, plan.place.category],
+        "data": data_digest(plan.place.data),
         "kinds": plan.kinds,
         "seeds": plan.seeds,
         "version": __version__,

@@ -79,10 +79,15 @@ def connect(address: str | None) -> bool:
             log_to_driver=False,
             logging_level="ERROR",
         )
-    except (ConnectionError, ValueError, RuntimeError, TimeoutError) as problem:
+    except Exception as problem:  # a start that takes too long is a bare Exception of Ray's
+        reason = " ".join(str(problem).split())[:200].rstrip(".") or type(problem).__name__
+        if address is None:
+            raise ClusterError(
+                f"cannot start Ray on this machine: {reason}; run the same command again when the machine is less "
+                "busy, after `ray stop` if an earlier Ray still runs, and see that memory and temporary disk are free"
+            ) from None
         raise ClusterError(
-            f"cannot connect to Ray at {address or 'this machine'}: {' '.join(str(problem).split())[:200]}; "
-            "start it with `ray start --head`, or leave out --address"
+            f"cannot connect to Ray at {address}: {reason}; start it with `ray start --head`, or leave out --address"
         ) from None
     return True
 

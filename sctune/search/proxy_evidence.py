@@ -6,6 +6,7 @@ The figures come from `benchmarks/` and are shipped with the package; nothing is
 from __future__ import annotations
 
 import json
+import math
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +17,8 @@ from sctune.errors import DataError
 FORMAT_VERSION = 1
 TAU_ENOUGH = 0.3
 """Kendall's tau from which on a search no longer calls the proxy unproven (DESIGN section 6)."""
+CONFIGURATIONS_ENOUGH = 20
+"""Over fewer of them tau says nothing either way."""
 
 
 def proxy_warning(
@@ -36,13 +39,17 @@ def proxy_warning(
             f"{share} a proxy (pseudo anomalies); it has not been shown to predict detection of real anomalies: "
             f"that has not been measured in this setting ({key})"
         )
-    low, high = found["interval"]
-    tau = f"Kendall tau {found['kendall_tau']:.2f} [{low:.2f}, {high:.2f}]"
-    where = f"over {found['configurations']} configurations on {evidence['data']}"
-    if found["kendall_tau"] < TAU_ENOUGH:
+    measured, count = _number(found["kendall_tau"]), found["configurations"]
+    tau = "no Kendall tau could be worked out" if measured is None else f"Kendall tau {measured:.2f}"
+    low, high = (_number(bound) for bound in found["interval"])
+    if measured is not None and low is not None and high is not None:
+        tau += f" [{low:.2f}, {high:.2f}]"
+    where = f"over {count} configurations on {evidence['data']}"
+    if not (measured is not None and measured >= TAU_ENOUGH and count >= CONFIGURATIONS_ENOUGH):
+        few = f", of which {CONFIGURATIONS_ENOUGH} are needed" if count < CONFIGURATIONS_ENOUGH else ""
         return (
             f"{share} a proxy (pseudo anomalies); it has not been shown to predict detection of real anomalies "
-            f"({tau} {where}, benchmarks/)"
+            f"({tau} {where}{few}, benchmarks/)"
         )
     return (
         f"{share} a proxy (pseudo anomalies); its order of configurations agrees with that by real anomalies to "
@@ -55,6 +62,11 @@ def measured_values() -> Path:
     inside = Path(str(files("sctune").joinpath("proxy.json")))
     # an editable install has it beside the package, as the repository does
     return inside if inside.is_file() else inside.parent.parent / "benchmarks" / "results" / "proxy.json"
+
+
+def _number(value: float | None) -> float | None:
+    """The value; None where there is none, written as null or, by older benchmarks, as NaN."""
+    return value if value is not None and math.isfinite(value) else None
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -54,6 +54,21 @@ def test_general_setting_takes_what_is_there(make_root: Any) -> None:
     assert f"ELPV is not in {root}; `sctune data list` says how to get it" in missing
 
 
+@pytest.mark.parametrize(
+    ("once", "twice"),
+    [
+        ({"categories": ("grid",)}, {"categories": ("grid", "Grid")}),
+        ({"datasets": ("optical",)}, {"datasets": ("optical", "optical")}),
+        ({"datasets": ("sdd",), "known_classes": ("a",)}, {"datasets": ("sdd",), "known_classes": ("a", "A")}),
+    ],
+)
+def test_what_is_named_twice_is_there_once(make_root: Any, once: Any, twice: Any) -> None:
+    root = make_root({"mvtec/grid": {"bent": 12}, "optical": {"defect": 20}})
+    blocks = blocks_of("table2", root, **once, anomalies=(1,))
+    assert len(all_cells(blocks)) == 1
+    assert blocks_of("table2", root, **twice, anomalies=(1,)) == blocks
+
+
 def test_too_few_anomalies_are_a_reason(make_root: Any) -> None:
     root = make_root({"sdd": {"defect": 10}, "mvtec/carpet": {"color": 12, "cut": 9, "hole": 1}})
     general = {cell.anomalies: cell.reason for cell in all_cells(blocks_of("table1", root, datasets=("sdd",)))}

@@ -96,7 +96,7 @@ def trained(plan: TablePlan, root: Path) -> Iterator[Trained]:
 
 
 def test_every_test_image_is_scored_once_from_the_checkpoint(trained: Trained, tmp_path: Path) -> None:
-    folder = ScoreFolder(tmp_path / "scores", trained.plan)
+    folder = ScoreFolder(tmp_path / "scores", trained.plan, trained.study.manifest.study_id)
     done = list(score_trial(trained.study, trained.trial, folder, trained.column))
     assert [(cell.kind, seed) for cell, seed, _ in done] == [(k, s) for k in ("cut", "hole") for s in (42, 43)]
     for cell, seed, rows in done:
@@ -114,7 +114,10 @@ def test_every_test_image_is_scored_once_from_the_checkpoint(trained: Trained, t
 
 def test_an_untrained_column_has_the_weights_of_the_start(trained: Trained, tmp_path: Path) -> None:
     trained.store.clear()
-    folder, untrained = ScoreFolder(tmp_path / "scores", trained.plan), before_training(trained.column)
+    folder, untrained = (
+        ScoreFolder(tmp_path / "scores", trained.plan, trained.study.manifest.study_id),
+        before_training(trained.column),
+    )
     for cell, seed, rows in score_trial(trained.study, trained.trial, folder, untrained):
         trainer = trained.trainers[trained.plan.task(cell, seed).key]
         assert rows == score_test(Trainer(trainer.config, trainer.task))
@@ -123,7 +126,7 @@ def test_an_untrained_column_has_the_weights_of_the_start(trained: Trained, tmp_
 
 
 def test_scored_cells_are_not_scored_again(trained: Trained, tmp_path: Path) -> None:
-    folder = ScoreFolder(tmp_path / "scores", trained.plan)
+    folder = ScoreFolder(tmp_path / "scores", trained.plan, trained.study.manifest.study_id)
     list(score_trial(trained.study, trained.trial, folder, trained.column))
     assert list(score_trial(trained.study, trained.trial, folder, trained.column)) == []
     cell = trained.plan.cells[1]
@@ -139,7 +142,7 @@ def test_scored_cells_are_not_scored_again(trained: Trained, tmp_path: Path) -> 
 
 def test_a_checkpoint_that_is_gone_is_told(trained: Trained, tmp_path: Path) -> None:
     trained.store.clear()
-    folder = ScoreFolder(tmp_path / "scores", trained.plan)
+    folder = ScoreFolder(tmp_path / "scores", trained.plan, trained.study.manifest.study_id)
     with pytest.raises(CheckpointError, match=r"trial 0 has no checkpoint any more; remove .* to train it again"):
         list(score_trial(trained.study, trained.trial, folder, trained.column))
 
@@ -147,7 +150,7 @@ def test_a_checkpoint_that_is_gone_is_told(trained: Trained, tmp_path: Path) -> 
 @pytest.mark.parametrize("count", [3, PLAIN_ROWS + 1])
 def test_long_lists_are_compressed(plan: TablePlan, tmp_path: Path, count: int) -> None:
     (study,) = plan.studies
-    folder, column, cell = ScoreFolder(tmp_path, study), study.columns[0], study.cells[0]
+    folder, column, cell = ScoreFolder(tmp_path, study, "one"), study.columns[0], study.cells[0]
     assert folder.read(column, cell, 42) is None
     rows = [(f"test/é,{number}.png", number % 2, 1 / (number + 3)) for number in range(count)]
     path = folder.write(column, cell, 42, rows)
@@ -161,10 +164,41 @@ def test_long_lists_are_compressed(plan: TablePlan, tmp_path: Path, count: int) 
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
-@pytest.mark.parametrize("content", ["", "path,label,score\n", "a,b,c\nx,0,1\n", "path,label,score\nx,0\n"])
+def test_scores_of_a_removed_study_are_not_read(plan: TablePlan, tmp_path: Path) -> None:
+    """It was removed and trained again under its name: the old files are no scores of the new one."""
+    (study,) = plan.studies
+    column, (first, second) = study.columns[0], study.cells
+    old = ScoreFolder(tmp_path, study, "old")
+    for cell in (first, second):
+        old.write(column, cell, 42, [("x.png", 0, 1.0), ("y.png", 1, 2.0)])
+    new = ScoreFolder(tmp_path, study, "new")
+    assert new.read(column, first, 42) is None and len(new.missing(column)) == 4
+    new.write(column, first, 42, [("x.png", 0, 3.0), ("y.png", 1, 4.0)])
+    again = ScoreFolder(tmp_path, study, "new")
+    stored = again.read(column, first, 42)
+    assert stored is not None and stored.scores.tolist() == [3.0, 4.0]
+    assert again.read(column, second, 42) is None and len(list(again.folder.iterdir())) == 1
+    # what belongs to nobody, or to one that cannot be told, is no better
+    (owner,) = tmp_path.glob(f"{study.name}.json")
+    for damage in (lambda: owner.write_text("{"), owner.unlink):
+        damage()
+        assert ScoreFolder(tmp_path, study, "new").find(column, first, 42) is None
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "path,label,score\n",
+        "a,b,c\nx,0,1\n",
+        "path,label,score\nx,0\n",
+        "path,label,score\nx,0,1\ny,0,2\n",
+        "path,label,score\nx,0,1\ny,1,nan\n",
+    ],
+)
 def test_a_damaged_file_is_named(plan: TablePlan, tmp_path: Path, content: str) -> None:
     (study,) = plan.studies
-    folder, column, cell = ScoreFolder(tmp_path, study), study.columns[0], study.cells[0]
+    folder, column, cell = ScoreFolder(tmp_path, study, "one"), study.columns[0], study.cells[0]
     path = folder.write(column, cell, 42, [("x.png", 0, 1.0)])
     path.write_text(content)
     with pytest.raises(DataError, match=f"{path} cannot be read .*; remove it"):

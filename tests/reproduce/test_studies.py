@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -95,16 +96,65 @@ def test_names_follow_the_work(carpet: Path) -> None:
     assert "-shuffled-" in name(shuffled=True) and "-shuffled-" not in first
 
 
+def test_names_follow_the_data(carpet: Path) -> None:
+    """Else a complete study would give its old numbers for images that were changed."""
+
+    def name() -> str:
+        (study,) = plan_of("table3", carpet, categories=("carpet",)).studies
+        return study.name
+
+    first, folder = name(), carpet / "mvtec" / "carpet" / "test" / "cut"
+    (folder / "new.png").touch()
+    added = name()
+    (folder / "new.png").write_bytes(b"longer")
+    changed = name()
+    (folder / "new.png").rename(carpet / "mvtec" / "carpet" / "test" / "good" / "new.png")
+    moved = name()
+    assert len({first, added, changed, moved}) == 4
+    (carpet / "mvtec" / "carpet" / "test" / "good" / "new.png").unlink()
+    assert name() == first
+
+
 def test_control_run_is_set_and_marked(carpet: Path) -> None:
     plan = plan_of("table3", carpet, categories=("carpet",), shuffled=True, out=None)
     assert plan.studies[0].space["set"]["data.shuffle_labels"] is True
     assert plan.setup.config(plan.setup.columns[-1]).data.shuffle_labels
     assert any("SHUFFLED LABELS" in line for line in plan.header.lines)
-    assert plan.out.name == "table3-cpu-shuffled"
+    assert re.fullmatch("table3-cpu-shuffled-[0-9a-f]{8}", plan.out.name)
     # beside each column the same network before its training, which is not a trial
     assert [column.name for column in plan.columns] == ["saliencycut", "saliencycut-untrained"]
     assert [column.name for column in plan.studies[0].columns] == ["saliencycut"]
     assert "data.shuffle_labels" not in plan_of("table3", carpet, categories=("carpet",)).studies[0].space["set"]
+
+
+def test_each_selection_has_its_own_folder(carpet: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else one command overwrites the table of another; the same command finds its own again."""
+    monkeypatch.setenv("SCTUNE_HOME", str(carpet.parent))
+
+    def name(**options: Any) -> str:
+        plan = plan_of("table1", carpet, out=None, **options)
+        assert plan.out.parent == Path("reproduce").absolute()
+        return plan.out.name
+
+    assert name() == name(data_root=None) == name(seeds=(42, 43, 44)) == name(max_concurrent=1) == "table1-cpu"
+    assert name(shuffled=True) == "table1-cpu-shuffled"
+    assert name(datasets=("elpv",)) == "table1-cpu-elpv"
+    assert name(datasets=("sdd", "elpv")) == name(datasets=("elpv", "sdd", "elpv")) == "table1-cpu-elpv-sdd"
+    asked: list[dict[str, Any]] = [
+        {"seeds": (42,)},
+        {"categories": ("carpet",)},
+        {"categories": ("grid",)},
+        {"anomalies": (1,)},
+        {"methods": ("dra",)},
+        {"overrides": {"optim.lr": 1e-3}},
+        {"overrides": {"optim.lr": 1e-4}},
+        {"data_root": carpet.parent},
+        {"datasets": ("elpv",), "seeds": (42,)},
+    ]
+    names = [name(**options) for options in asked]
+    assert len(set(names)) == len(asked) and names == [name(**options) for options in asked]
+    assert all(re.fullmatch("table1-cpu(-elpv)?-[0-9a-f]{8}", one) for one in names)
+    assert name(categories=("Carpet",)) == name(categories=("carpet", "carpet")) == names[1]
 
 
 def test_header_says_what_was_run(carpet: Path) -> None:
@@ -168,6 +218,16 @@ def test_elpv_is_prepared_where_only_the_package_is_there(make_root: Any, monkey
         ("table1", {"profile": "cpus"}, "unknown profile 'cpus'; did you mean 'cpu'"),
         ("table1", {"seeds": (42, 42)}, "--seeds 42,42: name each number once"),
         ("table1", {"anomalies": (1, 1)}, "--n-anomalies 1,1: name each number once"),
+        (
+            "fig7a",
+            {"overrides": {"augment.kind": "cutmix"}},
+            "--set augment.kind=cutmix: fig7a varies augment.threshold",
+        ),
+        (
+            "fig7b",
+            {"overrides": {"model.heads": "two_head_latent"}},
+            "fig7b varies model.patch_place, .* only with model.heads=two_head_patch; leave it out",
+        ),
         ("table3", {"methods": ("devnet",)}, "DevNet: .*learns from labelled anomalies"),
     ],
 )

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 from rich.console import Console
 from sklearn.metrics import roc_auc_score
@@ -16,7 +17,7 @@ from sklearn.metrics import roc_auc_score
 from sctune.reproduce.cells import Asked, Block, table_blocks
 from sctune.reproduce.columns import Column, table_columns
 from sctune.reproduce.paper import Number, paper_table
-from sctune.reproduce.pictures import picture
+from sctune.reproduce.pictures import _curves, _dots, picture
 from sctune.reproduce.results import Result, table_results
 from sctune.reproduce.statistics import Scores
 from sctune.reproduce.tables import (
@@ -133,6 +134,26 @@ def test_a_lost_mean_is_worked_out_and_marked(make_root: Any) -> None:
     text = markdown(HEADER, table.results, [])
     assert "≈0.781 (of its rows)" in text and "≈ marks a mean that the text at hand has lost" in text
     assert table.find("Mean", "dra").derived is None
+    # for programs too, apart from what the paper itself prints
+    (row,) = [
+        row
+        for row in csv.DictReader(io.StringIO(csv_text(HEADER, table.results)))
+        if (row["row"], row["column"]) == ("Mean", "saliencycut")
+    ]
+    assert (row["paper_auroc"], row["difference"]) == ("", "")
+    assert float(row["paper_derived"]) == mean.derived.mean
+    assert float(row["difference_derived"]) == mean.difference_derived == mean.ours.auroc - mean.derived.mean
+    document = mean.to_dict()
+    assert document["paper"] is None and document["difference"] is None
+    assert document["paper_derived"] == {"mean": mean.derived.mean, "std": mean.derived.std}
+    assert document["difference_derived"] == mean.difference_derived
+
+
+def test_a_partial_mean_has_no_difference_to_a_derived_one(make_root: Any) -> None:
+    root = make_root({"elpv": {"mono": 12, "poly": 12}})
+    mean = Table("table2", root, ("Mono",), datasets=("elpv",), anomalies=(10,)).find("Mean", "saliencycut")
+    assert mean.derived is not None and mean.ours is not None and mean.note == "partial: 1 of 2 rows"
+    assert mean.difference_derived is None
 
 
 def test_csv_holds_every_number(table: Table) -> None:
@@ -224,6 +245,25 @@ def test_pictures_are_drawn_for_every_kind_of_table(carpet: Path, tmp_path: Path
             sizes.append(image.size)
             assert len(image.convert("RGB").getcolors(2**24) or []) > 10
     assert all(width > 400 and height > 200 for width, height in sizes)
+
+
+def test_the_picture_says_what_is_partial_and_missing(carpet: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    titles: list[str] = []
+    whole = Figure.suptitle
+    monkeypatch.setattr(Figure, "suptitle", lambda self, text, **more: (titles.append(text), whole(self, text, **more)))
+    shown: dict[str, tuple[list[str], str]] = {}
+    for name, without in (("table2", ()), ("table2", ("Color", "Cut")), ("fig7b", ()), ("fig7b", ("Color", "Cut"))):
+        table = Table(name, carpet, without, categories=("carpet",), anomalies=(10,))
+        axes = Figure().subplots()
+        handles = (_curves if name == "fig7b" else _dots)(axes, table.results)
+        labels = [str(h.get_label()) for h in handles] + [tick.get_text() for tick in axes.get_yticklabels()]
+        picture(HEADER, table.results, carpet.parent / "a.png")
+        shown[f"{name} {len(without)}"] = (labels, titles[-1].splitlines()[-1])
+    assert "Carpet Mean (partial: 3 of 5 rows)" in shown["table2 2"][0]
+    assert "Carpet, anywhere (partial: 3 of 5 rows)" in shown["fig7b 2"][0]
+    for name in ("table2", "fig7b"):
+        assert shown[f"{name} 2"][1] == "2 of 5 rows missing or without all columns"
+        assert "missing" not in shown[f"{name} 0"][1] and "partial" not in "".join(shown[f"{name} 0"][0])
 
 
 def test_the_same_numbers_give_the_same_picture(table: Table, tmp_path: Path) -> None:

@@ -53,6 +53,29 @@ def test_from_the_limit_on_the_line_says_what_was_seen_and_where(values: Path) -
     assert NOT_SHOWN in proxy_warning("general", 2, path=values)
 
 
+@pytest.mark.parametrize(("count", "enough"), [(3, False), (19, False), (20, True)])
+def test_a_high_tau_over_few_configurations_is_not_enough(tmp_path: Path, count: int, enough: bool) -> None:
+    own = {"configurations": count, "kendall_tau": 0.9, "interval": [0.5, 1.0]}
+    path = tmp_path / "proxy.json"
+    path.write_text(json.dumps(MEASURED | {"settings": {"anomaly-free": own}}))
+    line = proxy_warning("anomaly-free", 0, path=path)
+    assert (NOT_SHOWN not in line) is enough
+    few = f"(Kendall tau 0.90 [0.50, 1.00] over {count} configurations on elpv, of which 20 are needed, benchmarks/)"
+    assert (few in line) is not enough
+
+
+@pytest.mark.parametrize(("tau", "interval"), [("null", "[null, null]"), ("NaN", "[NaN, NaN]")])
+def test_a_tau_that_could_not_be_worked_out_shows_nothing(tmp_path: Path, tau: str, interval: str) -> None:
+    """All configurations alike: neither below nor above the limit."""
+    path = tmp_path / "proxy.json"
+    text = json.dumps(MEASURED).replace('0.123, "interval": [-0.1, 0.304]', f'{tau}, "interval": {interval}')
+    path.write_text(text)
+    assert proxy_warning("anomaly-free", 0, path=path) == (
+        f"the objective is a proxy (pseudo anomalies); {NOT_SHOWN} "
+        "(no Kendall tau could be worked out over 24 configurations on elpv, benchmarks/)"
+    )
+
+
 @pytest.mark.parametrize(
     ("setting", "n_anomalies", "key"), [("general", 3, "general-3"), ("general", "all", "general-all")]
 )
