@@ -48,7 +48,9 @@ class Listener:
 
 def make_study(tmp_path: Path, parameters: dict[str, Any], trials: int, sampler: str = "tpe", **space: Any) -> Study:
     file = tmp_path / "space.yaml"
-    file.write_text(yaml.safe_dump({"parameters": parameters, **space}, sort_keys=False))
+    # five positions on the diagonal are too few for six patches
+    anywhere = {"model.patch_place": "grid2d"}
+    file.write_text(yaml.safe_dump({"parameters": parameters, "set": anywhere, **space}, sort_keys=False))
     loaded = load_space(file, load_profile("cpu"))
     manifest = StudyManifest(
         name="s",
