@@ -10,7 +10,7 @@ import pytest
 
 from sctune.errors import ConfigError, DataError
 from sctune.reproduce.cells import Asked
-from sctune.reproduce.plan import ReproduceOptions, TablePlan, make_plan, prepare_elpv
+from sctune.reproduce.plan import ReproduceOptions, TablePlan, _default_name, make_plan, prepare_elpv
 from sctune.reproduce.studies import StudyPlan, write_space
 from sctune.search.space import load_space
 from sctune.search.study import valid_name
@@ -132,10 +132,10 @@ def test_each_selection_has_its_own_folder(carpet: Path, monkeypatch: pytest.Mon
     monkeypatch.setenv("SCTUNE_HOME", str(carpet.parent))
 
     def name(**options: Any) -> str:
-        plan = plan_of("table1", carpet, out=None, **options)
-        assert plan.out.parent == Path("reproduce").absolute()
-        return plan.out.name
+        asked = {name: options.pop(name) for name in list(options) if name in Asked.__dataclass_fields__}
+        return _default_name(ReproduceOptions("table1", Asked(**asked), **{"data_root": carpet, **options}), "cpu")
 
+    assert plan_of("table1", carpet, out=None, seeds=(42,)).out == Path("reproduce", name(seeds=(42,))).absolute()
     assert name() == name(data_root=None) == name(seeds=(42, 43, 44)) == name(max_concurrent=1) == "table1-cpu"
     assert name(shuffled=True) == "table1-cpu-shuffled"
     assert name(datasets=("elpv",)) == "table1-cpu-elpv"
