@@ -119,7 +119,9 @@ def cluster() -> Iterator[None]:
 
 def make_study(root: Path, parameters: dict[str, Any], sampler: str, trials: int) -> Study:
     file = root / "space.yaml"
-    file.write_text(yaml.safe_dump({"parameters": parameters}, sort_keys=False))
+    # five positions on the diagonal are too few for six patches
+    tree = {"parameters": parameters, "set": {"model.patch_place": "grid2d"}}
+    file.write_text(yaml.safe_dump(tree, sort_keys=False))
     space = load_space(file, load_profile("cpu"))
     manifest = StudyManifest(
         name="contract",

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -191,7 +192,7 @@ def test_a_pair_is_never_one_image(tiny, refresh):
 
     source.pseudo.maker = remember
     # few normals, so that some pair would meet itself by chance
-    source.images.normals = source.images.normals[:4]
+    source.images = source.pseudo.images = replace(source.images, normals=source.images.normals[:4])
     for number in range(4):
         source.start_epoch(number)
         source.batch(number)
