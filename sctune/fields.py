@@ -1,0 +1,198 @@
+"""The fields of a configuration, section by section: what each means, its range, and where its default comes from."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Setting = Literal["general", "hard", "anomaly-free"]
+SelectionMode = Literal["auto", "extra", "seen", "proxy", "test"]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class DataConfig(Section):
+    source: str = Field("elpv", description="`elpv` (installed package), a folder or a CSV file")
+    category: str | None = Field(None, description="sub-folder of the source, as in MVTec AD; none: the source itself")
+    setting: Setting = Field("general", description="which anomalies are seen in training (paper section 4.1)")
+    known_class: str | None = Field(None, description="the anomaly class seen in training; hard setting only")
+    n_anomalies: Annotated[int, Field(ge=1)] | Literal["all"] = Field(
+        10, description="labelled anomalies trained on; ignored in the anomaly-free setting (paper: 1 and 10)"
+    )
+    balance: float = Field(2 / 3, gt=0, lt=1, description="share of a batch drawn from normal images (public code 2/3)")
+    selection: SelectionMode = Field("auto", description="what decides between trials; `test` is the paper's way")
+    partition_seed: int = Field(
+        0, ge=0, lt=2**32, description="draws the development and the test pool, once per study"
+    )
+    group: str | None = Field(None, description="regular expression; its first group in the path names the source unit")
+    image_size: int = Field(448, ge=32, le=2048, description="image side in pixels (paper 448)")
+    resize: Literal["stretch", "crop", "pad"] = Field(
+        "stretch", description="to a square: ignore the aspect (public code), crop the centre, or pad with black"
+    )
+    selection_limit: int | None = Field(
+        None, ge=4, description="most images per class scored after each epoch; none: all held-out ones"
+    )
+    shuffle_labels: bool = Field(
+        False,
+        description="control: train on labels shuffled within each batch; the AUROC must fall to the untrained one's",
+    )
+    skip_corrupt: bool = Field(False, description="leave out images that cannot be decoded, and count them")
+
+
+class AugmentConfig(Section):
+    kind: Literal["saliencycut", "cutmix", "cutmix_pair", "cutpaste", "none"] = Field(
+        "saliencycut",
+        description="maker of pseudo anomalies: SaliencyCut, CutMix as DRA has it (a patch of the same image), CutMix "
+        "of a pair, CutPaste; `none` trains on normal and seen images alone",
+    )
+    cutpaste: Literal["normal", "scar", "union"] = Field(
+        "union", description="kind=cutpaste: a patch, a thin turned scar, or either with chance 1/2 (CutPaste)"
+    )
+    threshold: float = Field(
+        0.4, ge=0, le=1, description="saliency above it is kept from the receiver (paper 4.8: 0.4)"
+    )
+    threshold_mode: Literal["value", "area"] = Field(
+        "value", description="threshold on the map's value (paper), or on its per-image quantile: the pasted share"
+    )
+    grid_size: int = Field(18, ge=2, description="saliency is pooled to this many cells a side (paper: 18)")
+    kernel: Literal["aligned", "official"] = Field(
+        "official", description="B-spline smoothing: as the public code has it, or with cells at their true centres"
+    )
+    region: Literal["nonsalient", "salient"] = Field(
+        "nonsalient", description="which part of the donor is pasted (Alg. 1: the non-salient part)"
+    )
+    refresh: Literal["iteration", "epoch"] = Field(
+        "iteration",
+        description="make pseudo anomalies in every iteration (public code), or a quarter of the slots' number "
+        "before each epoch (paper), which the epoch's slots then draw from",
+    )
+    on_flat: Literal["rect", "drop", "official"] = Field(
+        "rect", description="constant saliency: paste a rectangle, train the slot as normal, or as the public code"
+    )
+    allow_self: bool = Field(
+        False, description="kind=saliencycut: let a donor and its receiver be the same file (public code: yes)"
+    )
+    paste_valid_only: bool = Field(
+        True, description="paste only where donor and receiver hold real pixels, not rotation's corners"
+    )
+    rotation_degrees: float = Field(
+        180.0, ge=0, le=180, description="training images turn by a uniform angle up to this"
+    )
+    rotation_fill: Literal["zero", "reflect"] = Field(
+        "zero", description="corners of a turned image: black or mirrored"
+    )
+
+    @property
+    def donor_may_be_receiver(self) -> bool:
+        """A pair of one image would leave CutMix's receiver as it is, and still call it an anomaly."""
+        return self.allow_self and self.kind == "saliencycut"
+
+
+class ModelConfig(Section):
+    heads: Literal["two_head_patch", "two_head_latent", "four_head", "single_head"] = Field(
+        "two_head_patch",
+        description="normal and patch-residual head (SaliencyCut), normal and latent-residual head, normal, seen, "
+        "pseudo and latent-residual head (DRA), or one head over all cells (DevNet)",
+    )
+    reference_count: int = Field(
+        5, ge=1, le=64, description="normal images that the latent residual is taken from (DRA: 5)"
+    )
+    reference_source: Literal["normals", "training"] = Field(
+        "normals",
+        description="references: clean normals, fixed when scoring, or drawn from the training set with its pseudo "
+        "anomalies, anew for each scoring (DRA's public code)",
+    )
+    backbone: Literal["resnet18", "efficientnet_lite0"] = Field("resnet18", description="the paper's is resnet18")
+    tap: Literal["deep", "middle"] = Field("deep", description="feature map at stride 32 (paper) or 16")
+    weights: str = Field("imagenet", description="`imagenet`, `random`, or a state-dict file (safetensors or torch)")
+    freeze: int = Field(0, ge=0, description="leading backbone blocks kept fixed, the stem counted as the first")
+    n_scales: Literal[1, 2] = Field(2, description="image pyramid: full size, and half size too (public code 2)")
+    pyramid_interpolation: Literal["nearest", "bilinear"] = Field("nearest", description="how the half size is made")
+    patch_count: int = Field(4, ge=2, le=9, description="patches P of the residual (paper eq. 8: 4)")
+    patch_place: Literal["diag", "grid2d"] = Field(
+        "diag", description="patches on the diagonal (public code) or anywhere"
+    )
+    patch_size: Literal["half_plus1", "half", "sqrt", "fit"] = Field(
+        "half_plus1", description="side of a patch in cells"
+    )
+    patch_per_sample: bool = Field(False, description="draw patch positions per image instead of per batch")
+    patch_evaluation: Literal["exact", "fixed", "random"] = Field(
+        "exact", description="scores from all patch sets (fixed list where over 256), a fixed list, or one random draw"
+    )
+    top_k: float = Field(0.1, gt=0, le=1, description="share of the highest cells that make a score (paper: 10 %)")
+
+
+class LossConfig(Section):
+    margin: float = Field(5.0, gt=0, description="deviation margin a in standard deviations (paper eq. 2: 5)")
+    prior: Literal["exact", "sampled"] = Field(
+        "exact", description="reference scores: N(0,1) itself or 5000 draws per call"
+    )
+
+
+class OptimConfig(Section):
+    lr: float = Field(2e-4, gt=0, le=1, description="Adam's learning rate (public code 2e-4)")
+    weight_decay: float = Field(1e-5, ge=0, le=1, description="L2 penalty (public code 1e-5)")
+    step_fraction: float = Field(1 / 3, gt=0, le=1, description="the rate drops after every such share of the epochs")
+    step_when: Literal["end", "start"] = Field(
+        "end", description="the epoch counts towards a drop when it has ended, or when it begins (DRA's public code)"
+    )
+    gamma: float = Field(0.1, gt=0, le=1, description="factor of each drop")
+    clip_norm: float = Field(1.0, gt=0, description="largest global gradient norm (public code 1)")
+
+
+class BudgetConfig(Section):
+    epochs: int = Field(30, ge=1, description="epochs of a full run (paper 30)")
+    iterations: int = Field(20, ge=1, description="training steps per epoch (paper 20)")
+    batch_size: int = Field(48, ge=3, description="images per step (paper 48)")
+
+
+class RuntimeConfig(Section):
+    device: str = Field(
+        "auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="`auto` takes a GPU where there is one"
+    )
+    precision: Literal["fp32", "tf32", "bf16"] = Field("fp32", description="arithmetic of convolutions and products")
+    channels_last: bool = Field(True, description="memory layout; faster on CPUs and tensor cores")
+    compile: bool = Field(False, description="torch.compile; pays on long GPU runs only")
+    deterministic: bool = Field(True, description="deterministic kernels: the same seed gives the same numbers")
+
+
+class Task(Section):
+    """What a configuration is scored on; a trial is trained on every task of the study."""
+
+    source: str = "elpv"
+    category: str | None = None
+    setting: Setting = "general"
+    known_class: str | None = None
+    seed: int = Field(42, ge=0, lt=2**32)
+    fold: int | None = Field(None, ge=0, description="selection mode `seen`: the fold of seen anomalies held out")
+    folds: int | None = Field(None, ge=2)
+
+    @property
+    def key(self) -> str:
+        """Short unique name, usable in metric names and file names."""
+        fold = None if self.fold is None else f"fold{self.fold + 1}of{self.folds}"
+        parts = [self.category, self.known_class, f"seed{self.seed}", fold]
+        return "-".join(re.sub(r"[^A-Za-z0-9_.]+", "_", part) for part in parts if part)
+
+
+TASK_FIELDS = ("data.source", "data.category", "data.setting", "data.known_class", "seed")
+"""Configuration fields that a task sets; a space must not."""
+
+FIXED_FIELDS = (
+    # they draw the pools: a trial that varied them would train on another trial's test images
+    "data.n_anomalies",
+    "data.partition_seed",
+    "data.group",
+    "data.selection",
+    # they choose the scored images, which all trials must share to be compared
+    "data.selection_limit",
+    "data.skip_corrupt",
+    # rungs and resolved weights belong to the study
+    "budget.epochs",
+    "model.weights",
+)
+"""Fields that are the same for all trials of a study; a space may set them, and must not vary them."""
