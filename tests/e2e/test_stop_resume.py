@@ -59,7 +59,7 @@ def check_stopped(process: Any, sctune: Any, runs_of: Any) -> None:
     assert launches(sctune)[-1]["reason"] == "stopped"
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(400)
 def test_a_search_survives_whatever_ends_it(
     sctune: Any, smoke: list[str], runs_of: Any, history: Any, wait_until: Callable[..., None]
 ) -> None:
