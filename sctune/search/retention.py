@@ -27,6 +27,9 @@ class CheckpointKeeper:
     def on_report(self, number: int, report: dict[str, Any], time: int) -> None:
         """A running trial keeps its checkpoints."""
 
+    def on_wait(self, number: int, reason: str) -> None:
+        """A trial that waits keeps its checkpoints."""
+
     def on_end(self, number: int, state: str, value: float | None, info: dict[str, Any]) -> None:
         if state != "COMPLETE" or value is None:
             self._remove(number)
