@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import shutil
@@ -9,7 +10,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -23,19 +24,22 @@ from sctune.paths import cache_folder
 from sctune.search.cluster import Resources, largest_share, nodes_alive
 from sctune.search.faults import Faults, Share
 from sctune.search.finish import finish
+from sctune.search.gate import DiskUse, StartGate
 from sctune.search.plan import selection_labels, weights_digests
 from sctune.search.progress import SearchProgress
 from sctune.search.replay import replay_killed
 from sctune.search.result import StudyResult, value_se
 from sctune.search.retention import CheckpointKeeper
 from sctune.search.scheduler import RuleScheduler, make_rule
-from sctune.search.searcher import StudySearcher
+from sctune.search.searcher import Observer, StudySearcher
 from sctune.search.space import Space
 from sctune.search.study import Study
 from sctune.tracking.callback import StudyFacts, TrackingCallback
 from sctune.tracking.writer import Writer
 from sctune.trial import trainable as trials_in_ray
 from sctune.trial.stop_flag import raise_flag
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -94,11 +98,14 @@ class Launch:
         faults = Faults(
             Share(self.resources.cpus, self.resources.gpus), largest_share(), lambda node: node in nodes_alive()
         )
-        searcher = StudySearcher(manifest, self.space, study.record, [tracking, keeper, progress], faults)
+        use = DiskUse(study.folder, manifest.storage_path)
+        gate = StartGate(use, keeper, manifest.max_disk, self.resources.concurrent, lambda: None, progress.say)
+        observers: list[Observer] = [tracking, keeper, progress]
+        searcher = StudySearcher(manifest, self.space, study.record, observers, faults, gate)
         study.add_launch(_now())
         tracking.on_study_start()
         replay_killed(manifest, trials, tracking)
-        with progress, _stop_signals(searcher, _stop_key(study), self.seconds_left):
+        with progress, _only_our_own_output(), _stop_signals(searcher, _stop_key(study), self.seconds_left):
             tune_trials(study, self.space, self.splits, self.resources, searcher)
         keeper.close()
         study.record.flush()
@@ -217,6 +224,20 @@ def _stop_signals(searcher: StudySearcher, stop_key: str, budget_s: float | None
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def _only_our_own_output() -> Iterator[None]:
+    """Ray's remarks about lost workers go to the log; on stdout they would stand in the middle of a JSON document."""
+
+    class ToLog(io.TextIOBase):
+        def write(self, text: str) -> int:
+            for line in filter(str.strip, text.splitlines()):
+                _log.info("%s", line)
+            return len(text)
+
+    with redirect_stdout(ToLog()):
+        yield
 
 
 def _check(study: Study, searcher: StudySearcher, result: StudyResult) -> None:

@@ -8,7 +8,7 @@ retries nothing: a trial that is started again is suggested again, with the next
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from optuna.trial import FrozenTrial, TrialState
@@ -34,6 +34,24 @@ class Observer(Protocol):
     def on_end(self, number: int, state: str, value: float | None, info: dict[str, Any]) -> None: ...
 
 
+class Gate(Protocol):
+    """Whether starts are held back at present; stuck: why that will not end by itself."""
+
+    stuck: str | None
+
+    def __call__(self) -> bool: ...
+
+
+class _Open:
+    stuck: str | None = None
+
+    def __call__(self) -> bool:
+        return False
+
+
+OPEN = _Open()
+
+
 class StudySearcher(Searcher):
     """Suggests {"number", "params", "attempt", "share"}; results become COMPLETE, PRUNED or FAIL, told exactly once.
 
@@ -51,9 +69,9 @@ class StudySearcher(Searcher):
         record: Record,
         observers: Sequence[Observer] = (),
         faults: Faults = NO_FAULTS,
-        paused: Callable[[], bool] = lambda: False,
+        gate: Gate = OPEN,
     ) -> None:
-        """faults: decides about trials in trouble; paused: whether no trial may be started now (a full disk)."""
+        """faults: decides about trials in trouble; gate: asked before each start."""
         super().__init__(metric=OBJECTIVE, mode="max")
         self.manifest = manifest
         self.space = space
@@ -65,7 +83,7 @@ class StudySearcher(Searcher):
         self.hopeless: str | None = None
         self.attempts: dict[int, int] = {}
         self._faults = faults
-        self._paused = paused
+        self._gate = gate
         self._live: dict[str, int] = {}
         self._errors: dict[str, str] = {}
         self._nodes: dict[int, str] = {}
@@ -97,7 +115,9 @@ class StudySearcher(Searcher):
         """The next trial, None for "not now", or Searcher.FINISHED when nothing is left to start or to wait for."""
         if self.stopping:
             return str(Searcher.FINISHED)
-        if self._paused():
+        if self._gate():
+            if self._gate.stuck is not None and not self._live:
+                self.stopping, self.abort = True, self._gate.stuck
             return None
         number = self._waiting.next_ready()
         if number is not None:
@@ -188,7 +208,7 @@ class StudySearcher(Searcher):
 
     def __getstate__(self) -> dict[str, Any]:
         # Ray pickles the searcher into its own snapshot, which is never read back
-        live = {"record", "proposer", "observers", "manifest", "_faults", "_paused"}
+        live = {"record", "proposer", "observers", "manifest", "_faults", "_gate"}
         return {key: value for key, value in self.__dict__.items() if key not in live}
 
     def _start_again(self, trial_id: str, number: int) -> dict[str, Any]:
