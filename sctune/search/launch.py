@@ -30,7 +30,7 @@ from sctune.search.progress import SearchProgress
 from sctune.search.replay import replay_killed
 from sctune.search.result import StudyResult, value_se
 from sctune.search.retention import CheckpointKeeper
-from sctune.search.scheduler import RuleScheduler, make_rule
+from sctune.search.scheduler import RuleScheduler, make_rule, refill
 from sctune.search.searcher import Observer, StudySearcher
 from sctune.search.space import Space
 from sctune.search.study import Study
@@ -120,7 +120,7 @@ def tune_trials(
     spec = manifest.scheduler
     rule = make_rule(spec.name, space.base.budget.epochs, spec.grace, spec.factor, manifest.sampler_seed)
     if rule is not None:
-        rule.refill(searcher.curves)
+        refill(rule, searcher.history)
     trainable = tune.with_parameters(
         trials_in_ray.SaliencyCutTrainable, spec=_trial_spec(study, space, splits, list(rule.rungs) if rule else [])
     )

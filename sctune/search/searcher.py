@@ -93,6 +93,7 @@ class StudySearcher(Searcher):
         self._shares = {t.number: Share(**t.user_attrs["share"]) for t in trials if "share" in t.user_attrs}
         self._succeeded = any(trial.state in (TrialState.COMPLETE, TrialState.PRUNED) for trial in trials)
         self._times = {t.number: {epoch: report["time"] for epoch, report in reports_of(t).items()} for t in trials}
+        self._newest = max((time for times in self._times.values() for time in times.values()), default=0)
         self._latest: dict[int, int] = {}
         for trial in trials:
             self.attempts[trial.number] = int(trial.user_attrs.get("attempt", 0))
@@ -107,9 +108,14 @@ class StudySearcher(Searcher):
         )
 
     @property
-    def curves(self) -> dict[int, dict[int, float]]:
-        """Trial number -> epoch -> value of all trials so far; what a scheduler's rule is refilled with."""
-        return {trial.number: dict(trial.intermediate_values) for trial in self.proposer.trials()}
+    def history(self) -> list[tuple[int, int, float]]:
+        """(number, epoch, value) of all reports so far, in order of their first arrival; what a rule is refilled with.
+
+        A repeated epoch has its latest value.
+        """
+        curves = {trial.number: trial.intermediate_values for trial in self.proposer.trials()}
+        order = sorted((time, number, epoch) for number, times in self._times.items() for epoch, time in times.items())
+        return [(number, epoch, curves[number][epoch]) for _, number, epoch in order if epoch in curves[number]]
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """The next trial, None for "not now", or Searcher.FINISHED when nothing is left to start or to wait for."""
@@ -243,7 +249,10 @@ class StudySearcher(Searcher):
         """Record one epoch; a resumed trial may repeat one, which keeps the time of its first arrival."""
         epoch = report[EPOCH]
         times = self._times.setdefault(number, {})
-        moment = times.setdefault(epoch, int(time.time() * 1000))
+        if epoch not in times:
+            # no two reports of a study share a time, so that the record knows their order
+            self._newest = times[epoch] = max(int(time.time() * 1000), self._newest + 1)
+        moment = times[epoch]
         self._latest[number] = epoch
         self.proposer.report(number, epoch, report[OBJECTIVE])
         self.record.report(number, report, moment)

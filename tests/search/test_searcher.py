@@ -157,7 +157,7 @@ def test_a_killed_launch_is_continued_with_the_same_numbers(tmp_path: Path) -> N
 
     listener = Listener()
     second = open_searcher(study, listener)
-    assert second.curves == {0: {1: 0.7, 2: 0.7, 3: 0.7}, 1: {1: 0.5, 2: 0.6}, 2: {}}
+    assert second.history == [(0, 1, 0.7), (0, 2, 0.7), (0, 3, 0.7), (1, 1, 0.5), (1, 2, 0.6)]
     again = [suggest(second, trial) for trial in ("x", "y")]
     assert again == [asked["b"] | {"attempt": 2}, asked["c"] | {"attempt": 2}]
     new = suggest(second, "z")
