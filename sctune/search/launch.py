@@ -22,6 +22,7 @@ from sctune.errors import AllTrialsFailedError, ClusterError
 from sctune.paths import cache_folder
 from sctune.search.cluster import Resources
 from sctune.search.finish import finish
+from sctune.search.operate import stop_requests
 from sctune.search.plan import selection_labels, weights_digests
 from sctune.search.progress import SearchProgress
 from sctune.search.replay import replay_killed
@@ -31,6 +32,7 @@ from sctune.search.scheduler import RuleScheduler, make_rule
 from sctune.search.searcher import StudySearcher
 from sctune.search.space import Space
 from sctune.search.study import Study
+from sctune.search.trial_log import TrialLog
 from sctune.tracking.callback import StudyFacts, TrackingCallback
 from sctune.tracking.writer import Writer
 from sctune.trial import trainable as trials_in_ray
@@ -90,11 +92,12 @@ class Launch:
             self.console or Console(stderr=True),
         )
         keeper = CheckpointKeeper(manifest.storage_path, manifest.keep_best, trials)
-        searcher = StudySearcher(manifest, self.space, study.record, [tracking, keeper, progress])
+        trial_log = TrialLog(study.folder, len(manifest.launches) + 1)
+        searcher = StudySearcher(manifest, self.space, study.record, [tracking, keeper, progress, trial_log])
         study.add_launch(_now())
         tracking.on_study_start()
         replay_killed(manifest, trials, tracking)
-        with progress, _stop_signals(searcher, self.seconds_left):
+        with progress, trial_log, _stop_signals(searcher, self.seconds_left), stop_requests(study):
             tune_trials(study, self.space, self.splits, self.resources, searcher)
         keeper.close()
         study.record.flush()

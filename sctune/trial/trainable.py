@@ -24,6 +24,7 @@ from sctune.model.weights import file_sha256, resolve_weights
 from sctune.report import OBJECTIVE, EpochReport, merge_reports
 from sctune.train.trainer import Trainer
 from sctune.trial.checkpoint import TrialStore
+from sctune.trial.step_log import StepLog
 
 CHECKED_PACKAGES = ("sctune", "torch", "torchvision", "optuna")
 """Packages whose versions must be the same on the driver and on every worker."""
@@ -61,6 +62,7 @@ class SaliencyCutTrainable(tune.Trainable):
 
     def setup(self, config: dict[str, Any], spec: dict[str, Any]) -> None:
         self.spec = TrialSpec.model_validate(spec)
+        self.log = StepLog.attach()
         self._begin(config)
         self._digests: dict[Path, str] = {}
 
@@ -84,7 +86,7 @@ class SaliencyCutTrainable(tune.Trainable):
         if trained:
             # storage that fails is not the trial's fault: the error goes to Ray, which tries again from the last one
             self._checkpoint(report)
-        return report.to_dict() | {"done": report.last}
+        return report.to_dict() | {"done": report.last, "log": self.log.take(), "where": self._where()}
 
     def cleanup(self) -> None:
         self._drop()
@@ -158,6 +160,7 @@ class SaliencyCutTrainable(tune.Trainable):
 
     def _failure(self, kind: str, problem: BaseException) -> dict[str, Any]:
         message = " ".join(str(problem).split())[:500]
+        told = {"where": self._where(), "log": "\n".join(self.log.take())}
         text = "".join(traceback.format_exception(problem))
         problem.__traceback__ = None
         if torch.cuda.is_initialized():
@@ -165,4 +168,8 @@ class SaliencyCutTrainable(tune.Trainable):
             torch.cuda.synchronize()
         self._drop()
         # Ray insists on the metric; a result with a failure is never read as a report
-        return {"failure": {"kind": kind, "message": message, "traceback": text}, OBJECTIVE: float("nan"), "done": True}
+        failure = {"kind": kind, "message": message, "traceback": text} | told
+        return {"failure": failure, OBJECTIVE: float("nan"), "done": True}
+
+    def _where(self) -> str:
+        return f"{self.log.where}, {self.trainers[0].device}" if self.trainers else self.log.where
