@@ -74,6 +74,10 @@ def search(
     if detach and not dry_run:
         background(context, study_name(name, space), study_root, address, hooks)
         return
+    _run(options, hooks, dry_run, as_json)
+
+
+def _run(options: SearchOptions, hooks: tuple[str, ...], dry_run: bool, as_json: bool) -> None:
     from sctune.search.driver import run_search
     from sctune.search.dryrun import dry_run as plan_only
     from sctune.search.dryrun import plan_lines
