@@ -34,8 +34,16 @@ MaxConcurrent = Annotated[int | None, typer.Option(min=1, help="Trials at a time
 Assignments = Annotated[list[str] | None, typer.Option("--set", help="key=value of the configuration; repeatable.")]
 SkipCorrupt = Annotated[bool, typer.Option("--skip-corrupt", help="Leave out unreadable images.")]
 StoragePath = Annotated[str | None, typer.Option(help="Checkpoints: a folder or s3:// URI that all nodes see.")]
-TrackingUri = Annotated[str | None, typer.Option(help="MLflow server or store; default: a local SQLite file.")]
-Storage = Annotated[str | None, typer.Option(help="Optuna storage URL; default: SQLite in the study folder.")]
+TrackingUri = Annotated[
+    str | None, typer.Option(help="MLflow server, postgresql:// or SQLite file; default: a local file.")
+]
+Storage = Annotated[
+    str | None,
+    typer.Option(help="Record: postgresql://USER@HOST/DB or sqlite:///FILE; default: SQLite in the study folder."),
+]
+StoredAt = Annotated[
+    str | None, typer.Option("--storage", help="Record of a study that another machine began, or SCTUNE_STORAGE.")
+]
 Address = Annotated[str | None, typer.Option(help="Ray cluster, or auto; default: this machine.")]
 CheckpointInterval = Annotated[float, typer.Option(min=0, help="Seconds between checkpoints besides rungs.")]
 KeepBest = Annotated[int, typer.Option(min=1, help="Full runs that keep their checkpoint.")]

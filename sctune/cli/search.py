@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -79,10 +80,15 @@ def search(
 def resume(
     study: Annotated[str, typer.Argument(help="Study name.")],
     trials: Annotated[str | None, typer.Option(help="More trials for a finished study: +20.")] = None,
-    time_budget: Annotated[str | None, typer.Option(help="For example 2h; over all launches of the study.")] = None,
+    time_budget: Annotated[
+        str | None, typer.Option(help="For example 2h, or none; over all launches; default: the study's own.")
+    ] = None,
     address: Annotated[str | None, typer.Option(help="Ray cluster, or auto; default: this machine.")] = None,
     max_concurrent: Annotated[int | None, typer.Option(min=1, help="Trials at a time.")] = None,
     study_root: opt.StudyRoot = None,
+    storage: opt.StoredAt = None,
+    storage_path: Annotated[str | None, typer.Option(help="Checkpoints from now on; default: where they are.")] = None,
+    tracking_uri: Annotated[str | None, typer.Option(help="MLflow from now on; default: where it is.")] = None,
     as_json: opt.AsJson = False,
 ) -> None:
     """Go on with a study: unfinished trials from their last checkpoint, then new ones."""
@@ -99,7 +105,10 @@ def resume(
         more_trials=more,
         address=address,
         max_concurrent=max_concurrent,
-        time_budget_s=_duration(time_budget),
+        time_budget_s=math.inf if time_budget == "none" else _duration(time_budget),
+        storage=storage,
+        storage_path=storage_path,
+        tracking_uri=tracking_uri,
         console=messages,
     )
     _finish(result, as_json)
