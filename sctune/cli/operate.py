@@ -52,9 +52,10 @@ def stop(
     """Ask the driver of a study to stop cleanly, here or on another host, and wait until it has."""
     from sctune.search.operate import stop as stop_study
 
-    driver = stop_study(_open(study, study_root), wait)
-    line = f"stopped {study} ({driver.text}); go on with `sctune resume {study}`"
-    emit({"study": study, "driver": driver.to_dict()} if as_json else None, [line])
+    driver, end = stop_study(_open(study, study_root), wait)
+    more = "" if end == "done" else f"; go on with `sctune resume {study}`"
+    document = {"study": study, "driver": driver.to_dict(), "end": end}
+    emit(document if as_json else None, [f"{study} has ended: {end} ({driver.text}){more}"])
 
 
 def delete(

@@ -97,7 +97,7 @@ def best(study: Annotated[str, typer.Argument()], study_root: opt.StudyRoot = No
     manifest = Study.open((study_root or studies_folder()).expanduser().absolute(), study).manifest
     config = manifest.config_of(result.best.params)
     print(f"# study {study}, trial {result.best.number}, selection AUROC {result.best.value:.4f}")
-    print(yaml.safe_dump(config.model_dump(), sort_keys=False), end="")
+    print(yaml.safe_dump(config.document(), sort_keys=False), end="")
 
 
 def _stored(name: str, study_root: Path | None, noise: bool = True) -> StudyResult:

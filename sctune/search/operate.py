@@ -109,8 +109,8 @@ def is_free(study: Study) -> bool:
         return False
 
 
-def stop(study: Study, wait_s: float = STOP_WAIT_S) -> Driver:
-    """Ask the running driver to stop cleanly, and wait until it has let go of the study.
+def stop(study: Study, wait_s: float = STOP_WAIT_S) -> tuple[Driver, str]:
+    """Ask the running driver to stop cleanly, and wait until it has let go of the study; gives how its launch ended.
 
     Raises StudyError when the study is not running, or the driver has not ended within `wait_s` seconds.
     """
@@ -130,7 +130,9 @@ def stop(study: Study, wait_s: float = STOP_WAIT_S) -> Driver:
                 f"; look at `sctune logs {study.name}`, ask again, or end that process"
             )
         time.sleep(0.2)
-    return driver
+    launches = Study.open(study.folder.parent, study.name).manifest.launches
+    # one that was still starting had no launch to end; one that was just finishing is done
+    return driver, (launches[-1].reason if launches else None) or "stopped"
 
 
 @contextmanager
