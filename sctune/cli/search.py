@@ -52,6 +52,7 @@ def search(
     address: opt.Address = None,
     checkpoint_interval: opt.CheckpointInterval = 60.0,
     keep_best: opt.KeepBest = 3,
+    max_disk: opt.MaxDisk = None,
     notify: opt.Notify = None,
     detach: opt.Detach = False,
     dry_run: opt.DryRun = False,
@@ -68,7 +69,7 @@ def search(
         scheduler=scheduler, gpus_per_trial=gpus_per_trial, cpus_per_trial=cpus_per_trial,
         max_concurrent=max_concurrent, overrides=values, skip_corrupt=skip_corrupt, study_root=study_root,
         storage_path=storage_path, tracking_uri=tracking_uri, storage=storage, address=address,
-        checkpoint_interval=checkpoint_interval, keep_best=keep_best,
+        checkpoint_interval=checkpoint_interval, keep_best=keep_best, max_disk=max_disk,
     ))  # fmt: skip
     if detach and not dry_run:
         background(context, study_name(name, space), study_root, address, hooks)
@@ -92,6 +93,7 @@ def resume(
     time_budget: Annotated[str | None, typer.Option(help="For example 2h; over all launches of the study.")] = None,
     address: Annotated[str | None, typer.Option(help="Ray cluster, or auto; default: this machine.")] = None,
     max_concurrent: Annotated[int | None, typer.Option(min=1, help="Trials at a time.")] = None,
+    max_disk: opt.MaxDisk = None,
     notify: opt.Notify = None,
     detach: opt.Detach = False,
     study_root: opt.StudyRoot = None,
@@ -116,6 +118,7 @@ def resume(
         address=address,
         max_concurrent=max_concurrent,
         time_budget_s=seconds,
+        max_disk=_size(max_disk),
         console=messages,
         notify=hooks,
     )
@@ -150,6 +153,16 @@ def _amount(text: str | None) -> int | str | None:
     if not text.isdigit() or int(text) < 1:
         raise ConfigError(f"--n-anomalies {text!r}: give a number from 1 on, or all")
     return int(text)
+
+
+def _size(text: str | None) -> int | None:
+    from pydantic import ByteSize, TypeAdapter, ValidationError
+
+    try:
+        size = TypeAdapter(ByteSize | None).validate_python(text)
+    except ValidationError:
+        raise ConfigError(f"--max-disk {text!r}: give a size such as 500MB or 20GB") from None
+    return None if size is None else int(size)
 
 
 def _seeds(text: str | None) -> tuple[int, ...]:

@@ -64,6 +64,11 @@ class TrialLog:
         parts += [f"{name} {metrics[name]:.4g}" for name in ("loss", "seconds") if name in metrics]
         self._put(number, [*lines, "  ".join(parts)])
 
+    def on_wait(self, number: int, reason: str) -> None:
+        self._put(number, [f"waits to be started again: {reason}"])
+        _log.warning("trial %d waits to be started again: %s", number, reason)
+        self._live.discard(number)
+
     def on_end(self, number: int, state: str, value: float | None, info: dict[str, Any]) -> None:
         failure = info.get("failure") or {}
         lines = self._moved(number, failure.get("where"))
