@@ -113,7 +113,7 @@ def test_a_request_reaches_a_driver_through_the_record(
     study = make_study(storage_url=f"sqlite:///{tmp_path / 'shared.db'}")
     with held(study, "elsewhere") as process:
         # this side's file never arrives
-        monkeypatch.setattr("sctune.search.operate.write_json", lambda path, content: None)
+        monkeypatch.setattr(Study, "is_here", False)
         assert stop(study)[0].pid == process.pid
         assert process.wait(30) == 3
     # what was asked of one driver is not meant for the next
@@ -265,7 +265,7 @@ def test_mlflow_away_leaves_everything_as_it_was(make_study: Callable[..., Study
     assert not study.folder.exists()
 
 
-@pytest.mark.parametrize("step", ["_delete_storage", "_delete_rows", "_delete_folder"])
+@pytest.mark.parametrize("step", ["_delete_storage", "_empty_folder", "_delete_rows", "_delete_folder"])
 def test_a_deletion_that_was_cut_off_is_repeated(
     step: str, make_study: Callable[..., Study], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -281,10 +281,12 @@ def test_a_deletion_that_was_cut_off_is_repeated(
         patched.setattr(operate_delete, step, cut)
         with pytest.raises(KeyboardInterrupt), deletion(tmp_path / "root", "s", keep_runs=True) as found:
             found.run()
-    with deletion(tmp_path / "root", "s", keep_runs=True) as found:
-        found.run()
+    done = CliRunner().invoke(app, ["delete", "s", "--keep-runs", "--yes", "--study-root", str(tmp_path / "root")])
+    assert done.exit_code == 0, done.output
     assert list((tmp_path / "root").iterdir()) == []
     assert not (tmp_path / "far" / "s").exists()
+    with pytest.raises(StudyError, match="holds no study"):
+        Record(study.record_url, "s")
 
 
 def test_a_running_study_is_not_deleted(make_study: Callable[..., Study], tmp_path: Path) -> None:
