@@ -26,11 +26,13 @@ def status(
     as_json: opt.AsJson = False,
 ) -> None:
     """Trials of a study in order of merit, and how sure the order is."""
+    from sctune.search.operate import study_launches
     from sctune.search.result import summary_lines
 
     result = _stored(study, study_root, storage)
+    launches = study_launches((study_root or studies_folder()).expanduser().absolute(), study, storage)
     if as_json:
-        emit(result.to_dict(), [])
+        emit({**result.to_dict(), **launches.to_dict()}, [])
         return
     from sctune.search.progress import short
 
@@ -50,7 +52,7 @@ def status(
         )
         table.add_row(*cells[: len(table.columns)])
     Console().print(table)
-    print_lines(summary_lines(result))
+    print_lines([*launches.lines(), *summary_lines(result)])
 
 
 def list_command(study_root: opt.StudyRoot = None, storage: opt.StoredAt = None, as_json: opt.AsJson = False) -> None:
@@ -101,7 +103,7 @@ def best(
     manifest = Study.open((study_root or studies_folder()).expanduser().absolute(), study, storage).manifest
     config = manifest.config_of(result.best.params)
     print(f"# study {study}, trial {result.best.number}, selection AUROC {result.best.value:.4f}")
-    print(yaml.safe_dump(config.model_dump(), sort_keys=False), end="")
+    print(yaml.safe_dump(config.document(), sort_keys=False), end="")
 
 
 def _stored(name: str, study_root: Path | None, storage: str | None, noise: bool = True) -> StudyResult:

@@ -32,6 +32,10 @@ _KEEPALIVES = "-c tcp_keepalives_idle=10 -c tcp_keepalives_interval=5 -c tcp_kee
 Result = TypeVar("Result")
 
 
+class NoRecordError(StudyError):
+    """The database answers, and holds no study of this name."""
+
+
 class _SecondTryError(Exception):
     pass
 
@@ -164,7 +168,7 @@ def _in_database(url: str, name: str, work: Callable[[RDBStorage, int], Result],
     try:
         return with_retries(opened, limit_s)
     except KeyError:
-        raise StudyError(f"the record at {without_password(url)} holds no study {name!r}") from None
+        raise NoRecordError(f"the record at {without_password(url)} holds no study {name!r}") from None
     except DATABASE_ERRORS as problem:
         raise unreachable(url, problem) from None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -26,14 +26,20 @@ if TYPE_CHECKING:
 PlanHook = Callable[["Plan", Resources], None]
 
 
-def run_search(options: SearchOptions, console: Console | None = None, on_plan: PlanHook | None = None) -> StudyResult:
+def run_search(
+    options: SearchOptions,
+    console: Console | None = None,
+    on_plan: PlanHook | None = None,
+    notify: Sequence[str] = (),
+) -> StudyResult:
     """Search from options to a finished or stopped study; what `sctune search` does.
 
-    on_plan is shown the plan before the first trial. Raises SctuneError with one line for bad input (nothing is
-    left behind), AllTrialsFailedError when no trial succeeded.
+    on_plan is shown the plan before the first trial; notify: commands and URLs that are told the end. Raises
+    SctuneError with one line for bad input (nothing is left behind), AllTrialsFailedError when no trial succeeded.
     """
     started = time.monotonic()
     from sctune.search.launch import Launch
+    from sctune.search.operate_launch import run_launch
     from sctune.search.places import mark_storage
     from sctune.search.study import Study
 
@@ -43,7 +49,8 @@ def run_search(options: SearchOptions, console: Console | None = None, on_plan: 
         study = Study.create(plan.study_root, plan.manifest)
         with study.lock():
             mark_storage(study.manifest)
-            return Launch(study, plan.space, plan.splits, resources, options.time_budget_s, console, started).run()
+            budget_s = options.time_budget_s
+            return run_launch(Launch(study, plan.space, plan.splits, resources, budget_s, console, started), notify)
 
 
 @contextmanager
@@ -86,20 +93,24 @@ def resume(
     address: str | None = None,
     max_concurrent: int | None = None,
     time_budget_s: float | None = None,
+    max_disk: int | None = None,
     storage: str | None = None,
     storage_path: str | None = None,
     tracking_uri: str | None = None,
     console: Console | None = None,
+    notify: Sequence[str] = (),
 ) -> StudyResult:
     """Go on with a study: unfinished trials first, from their last checkpoint, then new ones up to the budget.
 
     more_trials: added to the study's number of trials. time_budget_s: over all launches; None: the study's own,
     infinity: none any more. storage: URL of the record, where the study was begun on another machine or the URL holds
-    the password. storage_path, tracking_uri: places of checkpoints and runs from now on; None: as they are. Raises
-    StudyError for a missing study, one that runs, or one whose places are not seen from here.
+    the password. storage_path, tracking_uri: places of checkpoints and runs from now on; None: as they are. max_disk:
+    bytes, replaces the study's limit. Raises StudyError for a missing study, one that runs, or one whose places are
+    not seen from here.
     """
     started = time.monotonic()
     from sctune.search.launch import Launch
+    from sctune.search.operate_launch import run_launch
     from sctune.search.places import check_seen, move
     from sctune.search.plan import study_splits
     from sctune.search.study import Study
@@ -121,12 +132,15 @@ def resume(
             resources = plan_resources(asked.cpus, asked.gpus, at_a_time, growing=address is not None)
             if address is not None or resources.nodes > 1:
                 check_nodes(study.manifest.storage_path, study.manifest.versions)
+            if max_disk is not None:
+                study.with_max_disk(max_disk)
             if more_trials:
                 study.with_trials(study.manifest.trials + more_trials)
             if time_budget_s is not None:
                 study.with_time_budget(None if math.isinf(time_budget_s) else time_budget_s)
             space = study.manifest.build_space()
-            return Launch(study, space, splits, resources, seconds_left, console, started).run()
+            launch = Launch(study, space, splits, resources, seconds_left, console, started)
+            return run_launch(launch, notify)
 
 
 def _check_versions(study: Study) -> None:

@@ -7,8 +7,6 @@ driver ran meanwhile.
 
 from __future__ import annotations
 
-import os
-import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -31,6 +29,7 @@ from sctune.search.database import (
     unreachable,
     write_attrs,
 )
+from sctune.search.operate_process import driver_facts
 from sctune.urls import complete
 
 CHECK_S = 2.0
@@ -99,7 +98,7 @@ class DatabaseLock:
             if not taken:
                 raise running_error(self._name, holder)
             self.fencing = int(holder.get("fencing", 0)) + 1
-            here = {"pid": os.getpid(), "host": socket.gethostname(), "since": now(), "fencing": self.fencing}
+            here = {**driver_facts(), "fencing": self.fencing}
             write_attrs(self._url, self._name, {DRIVER_ATTR: here})
         except BaseException:
             self.release()
@@ -131,6 +130,15 @@ class DatabaseLock:
         self.release()
         return f"study {self._name!r} is being run by {holder_text(holder)}, after this driver lost the database"
 
+    def is_free(self) -> bool:
+        """Whether nobody holds it at the moment; it is taken for that moment to find out."""
+        try:
+            return self._try()
+        except SQLAlchemyError as problem:
+            raise unreachable(self._url, problem) from None
+        finally:
+            self.release()
+
     def release(self) -> None:
         self._drop()
         self._engine.dispose()
@@ -157,14 +165,32 @@ def database_lock(url: str, name: str, study_id: str) -> Iterator[DatabaseLock |
         finally:
             lock.release()
         return
-    database = Path(url.removeprefix("sqlite:///"))
 
     def refusal() -> StudyError:
         return running_error(name, read_attrs(url, name).get(DRIVER_ATTR) or {})
 
-    with file_lock(database.with_name(f"{database.name}.{study_id}.lock"), refusal):
-        write_attrs(url, name, {DRIVER_ATTR: {"pid": os.getpid(), "host": socket.gethostname(), "since": now()}})
+    with file_lock(_lock_beside(url, study_id), refusal):
+        write_attrs(url, name, {DRIVER_ATTR: driver_facts()})
         yield None
+
+
+def is_free(path: Path, url: str | None, name: str, study_id: str) -> bool:
+    """Whether nobody holds a study: the lock that belongs to its shared record, else the file lock at `path`."""
+    if url is not None and is_postgres(url):
+        return DatabaseLock(url, name, study_id).is_free()
+    place = path if url is None else _lock_beside(url, study_id)
+    try:
+        with FileLock(place, timeout=0):
+            return True
+    except Timeout:
+        return False
+    except OSError as problem:
+        raise StudyError(f"cannot look at the lock {place}: {problem.strerror}") from None
+
+
+def _lock_beside(url: str, study_id: str) -> Path:
+    database = Path(url.removeprefix("sqlite:///"))
+    return database.with_name(f"{database.name}.{study_id}.lock")
 
 
 @contextmanager

@@ -129,6 +129,7 @@ def _manifest(options: SearchOptions, asked: _Asked, space: Space, tasks: list[T
         storage_url=asked.storage_url,
         time_budget_s=options.time_budget_s,
         keep_best=options.keep_best,
+        max_disk=None if options.max_disk is None else int(options.max_disk),
         checkpoint_interval=options.checkpoint_interval,
         resources=ResourceSpec(
             cpus=options.cpus_per_trial or defaults.cpus_per_trial,

@@ -20,6 +20,7 @@ from sctune.errors import StudyError
 from sctune.report import OBJECTIVE
 from sctune.search.database import (
     DATABASE_ERRORS,
+    NoRecordError,
     close_database,
     open_database,
     taken,
@@ -47,7 +48,7 @@ class Record:
             self._storage = open_database(url)
             self._study_id = self._create() if create else self._storage.get_study_id_from_name(name)
         except KeyError:
-            raise StudyError(f"the record at {without_password(url)} holds no study {name!r}") from None
+            raise NoRecordError(f"the record at {without_password(url)} holds no study {name!r}") from None
         except DATABASE_ERRORS as problem:
             raise unreachable(url, problem) from None
         self._trial_ids: dict[int, int] = {}

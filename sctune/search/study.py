@@ -24,6 +24,7 @@ from sctune.config import Task, TrialConfig
 from sctune.errors import StudyError, nearest
 from sctune.search.database import MANIFEST_ATTR, RETRY_S, read_attrs, storage_url, stored_manifests, write_attrs
 from sctune.search.lock import database_lock, file_lock, now, running_error, watching
+from sctune.search.operate_process import driver_facts
 from sctune.search.record import Record
 from sctune.search.space import Space
 from sctune.urls import STORAGE_VARIABLE, chosen, without_secrets
@@ -116,6 +117,7 @@ class StudyManifest(Frozen):
     tracking_uri: str
     storage_url: str | None = None
     keep_best: int = 3
+    max_disk: int | None = None
     checkpoint_interval: float = 60.0
     time_budget_s: float | None = None
     resources: ResourceSpec = ResourceSpec()
@@ -250,6 +252,10 @@ class Study:
         """Set where checkpoints and runs are kept from now on."""
         return self._change({"storage_path": storage_path, "tracking_uri": tracking_uri})
 
+    def with_max_disk(self, max_disk: int) -> StudyManifest:
+        """Set the limit of the study's files in bytes."""
+        return self._change({"max_disk": max_disk})
+
     def add_launch(self, started: str) -> StudyManifest:
         self._launched = True
         launch = Launch(started=started, seen=started, host=socket.gethostname())
@@ -280,13 +286,13 @@ class Study:
             # the driver that held the lock a moment ago may have written the manifest
             self._read_again()
             write_json(self.folder / MANIFEST, self.manifest.model_dump(mode="json"))
-            write_json(self.folder / DRIVER, {"pid": os.getpid(), "host": socket.gethostname(), "since": now()})
+            write_json(self.folder / DRIVER, driver_facts())
             held.callback((self.folder / DRIVER).unlink, missing_ok=True)
             held.enter_context(watching(holder, self._beat, self._lose))
             yield
 
     def driver(self) -> dict[str, Any] | None:
-        """{"pid", "host", "since"} of the driver that holds the lock here, or that was killed while it did."""
+        """`driver_facts` of the driver that holds the lock, or that was killed while it did; None otherwise."""
         try:
             return dict(json.loads((self.folder / DRIVER).read_text(encoding="utf-8")))
         except (FileNotFoundError, ValueError):
