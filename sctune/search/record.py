@@ -20,6 +20,7 @@ from sctune.errors import StudyError
 from sctune.report import OBJECTIVE
 from sctune.search.database import (
     DATABASE_ERRORS,
+    NoRecordError,
     close_database,
     open_database,
     taken,
@@ -32,10 +33,6 @@ REPORT_PREFIX = "report:"
 """User attribute `report:<epoch>`: {"metrics": {...}, "time": first arrival in ms since 1970}."""
 
 _Job = Callable[[], None]
-
-
-class NoRecordError(StudyError):
-    """The database answers, and holds no study of this name."""
 
 
 class Record:
@@ -121,14 +118,6 @@ class Record:
                 self._thread.join()
                 self._thread = None
             close_database(self._storage)
-
-    def note(self, key: str) -> dict[str, Any] | None:
-        """What `set_note` of any process left with the study, read at once from the database."""
-        return self._storage.get_study_user_attrs(self._study_id).get(key)
-
-    def set_note(self, key: str, value: Mapping[str, Any]) -> None:
-        """Leave a note (JSON values) with the study for another process; written at once."""
-        self._storage.set_study_user_attr(self._study_id, key, dict(value))
 
     def delete(self) -> None:
         """Remove the study's rows (those of other studies in the same database stay)."""
