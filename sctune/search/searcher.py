@@ -80,8 +80,8 @@ class StudySearcher(Searcher):
         """The next trial, or Searcher.FINISHED when the budget is spent, the space exhausted or a stop asked for."""
         if self.stopping:
             return str(Searcher.FINISHED)
-        # the record is complete before the next ask depends on it; a failed write ends the search here
-        self.record.flush()
+        # a write that failed for good ends the search here; nothing waits for those on their way
+        self.record.check()
         if self._unfinished:
             return self._start_again(trial_id, self._unfinished.popleft())
         n_trials = self.proposer.n_trials
