@@ -124,6 +124,7 @@ def _manifest(options: SearchOptions, asked: _Asked, space: Space, tasks: list[T
         tracking_uri=asked.tracking_uri,
         storage_url=database_url(options.storage),
         keep_best=options.keep_best,
+        max_disk=None if options.max_disk is None else int(options.max_disk),
         checkpoint_interval=options.checkpoint_interval,
         resources=ResourceSpec(
             cpus=options.cpus_per_trial or defaults.cpus_per_trial,

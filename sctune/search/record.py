@@ -52,6 +52,10 @@ _Item: TypeAlias = Write | Callable[[], None]
 _log = logging.getLogger(__name__)
 
 
+class NoRecordError(StudyError):
+    """The database answers, and holds no study of this name."""
+
+
 class Record:
     """One study's rows. All writes are queued and kept until the database has taken them, however long that takes.
 
@@ -69,7 +73,7 @@ class Record:
             self._storage = open_database(url)
             self._study_id = self._create() if create else self._storage.get_study_id_from_name(name)
         except KeyError:
-            raise StudyError(f"the record at {without_password(url)} holds no study {name!r}") from None
+            raise NoRecordError(f"the record at {without_password(url)} holds no study {name!r}") from None
         except DATABASE_ERRORS as problem:
             raise unreachable(url, problem) from None
         self._rows = RecordRows(self._storage.engine, self._study_id)
@@ -157,7 +161,8 @@ class Record:
             started = time.monotonic()
             while not done.wait(0.1) and self._error is None:
                 ends = [] if timeout is None else [started + timeout]
-                ends += [] if self._hurry_until is None else [self._hurry_until]
+                # a database that answers gets its moment even when the hurry is over
+                ends += [] if self._hurry_until is None else [max(self._hurry_until, started + 2.0)]
                 if ends and time.monotonic() > min(ends):
                     raise StudyError(
                         f"the record of {self.name} did not take its writes within {time.monotonic() - started:.0f} s"
@@ -179,6 +184,14 @@ class Record:
             # a thread that hangs in the database's own waiting is left behind with its connection
             if thread is None or not thread.is_alive():
                 close_database(self._storage)
+
+    def note(self, key: str) -> dict[str, Any] | None:
+        """What `set_note` of any process left with the study, read at once from the database."""
+        return self._storage.get_study_user_attrs(self._study_id).get(key)
+
+    def set_note(self, key: str, value: Mapping[str, Any]) -> None:
+        """Leave a note (JSON values) with the study for another process; written at once."""
+        self._storage.set_study_user_attr(self._study_id, key, dict(value))
 
     def delete(self) -> None:
         """Remove the study's rows (those of other studies in the same database stay)."""

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sctune.config import Task, TrialConfig
 from sctune.errors import StudyError, nearest
+from sctune.search.operate_process import driver_facts
 from sctune.search.record import Record
 from sctune.search.space import Space
 
@@ -104,6 +104,7 @@ class StudyManifest(Frozen):
     tracking_uri: str
     storage_url: str | None = None
     keep_best: int = 3
+    max_disk: int | None = None
     checkpoint_interval: float = 60.0
     resources: ResourceSpec = ResourceSpec()
     versions: dict[str, str] = {}
@@ -186,6 +187,10 @@ class Study:
         """Set the number of trials of the whole study (a larger budget on resume)."""
         return self._save(self.manifest.model_copy(update={"trials": trials}))
 
+    def with_max_disk(self, max_disk: int) -> StudyManifest:
+        """Set the limit of the study's files in bytes."""
+        return self._save(self.manifest.model_copy(update={"max_disk": max_disk}))
+
     def add_launch(self, started: str) -> StudyManifest:
         launches = (*self.manifest.launches, Launch(started=started))
         return self._save(self.manifest.model_copy(update={"launches": launches}))
@@ -211,14 +216,14 @@ class Study:
         except OSError as problem:
             raise StudyError(f"cannot lock the study folder {self.folder}: {problem.strerror}") from None
         try:
-            write_json(self.folder / DRIVER, {"pid": os.getpid(), "host": socket.gethostname()})
+            write_json(self.folder / DRIVER, driver_facts())
             yield
         finally:
             (self.folder / DRIVER).unlink(missing_ok=True)
             lock.release()
 
     def driver(self) -> dict[str, Any] | None:
-        """{"pid", "host"} of the driver that holds the lock, or that was killed while it did; None otherwise."""
+        """`driver_facts` of the driver that holds the lock, or that was killed while it did; None otherwise."""
         try:
             return dict(json.loads((self.folder / DRIVER).read_text(encoding="utf-8")))
         except (FileNotFoundError, ValueError):
