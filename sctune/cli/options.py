@@ -38,6 +38,9 @@ TrackingUri = Annotated[str | None, typer.Option(help="MLflow server or store; d
 Storage = Annotated[str | None, typer.Option(help="Optuna storage URL; default: SQLite in the study folder.")]
 Address = Annotated[str | None, typer.Option(help="Ray cluster, or auto; default: this machine.")]
 CheckpointInterval = Annotated[float, typer.Option(min=0, help="Seconds between checkpoints besides rungs.")]
+MaxDisk = Annotated[
+    str | None, typer.Option(help="What the study may take on disk, for example 20GB; the best trials stay longest.")
+]
 KeepBest = Annotated[int, typer.Option(min=1, help="Full runs that keep their checkpoint.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and what it costs; start nothing.")]
 

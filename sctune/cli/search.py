@@ -49,6 +49,7 @@ def search(
     address: opt.Address = None,
     checkpoint_interval: opt.CheckpointInterval = 60.0,
     keep_best: opt.KeepBest = 3,
+    max_disk: opt.MaxDisk = None,
     dry_run: opt.DryRun = False,
     as_json: opt.AsJson = False,
 ) -> None:
@@ -62,7 +63,7 @@ def search(
         scheduler=scheduler, gpus_per_trial=gpus_per_trial, cpus_per_trial=cpus_per_trial,
         max_concurrent=max_concurrent, overrides=values, skip_corrupt=skip_corrupt, study_root=study_root,
         storage_path=storage_path, tracking_uri=tracking_uri, storage=storage, address=address,
-        checkpoint_interval=checkpoint_interval, keep_best=keep_best,
+        checkpoint_interval=checkpoint_interval, keep_best=keep_best, max_disk=max_disk,
     ))  # fmt: skip
     from sctune.search.driver import run_search
     from sctune.search.dryrun import dry_run as plan_only
@@ -82,6 +83,7 @@ def resume(
     time_budget: Annotated[str | None, typer.Option(help="For example 2h; over all launches of the study.")] = None,
     address: Annotated[str | None, typer.Option(help="Ray cluster, or auto; default: this machine.")] = None,
     max_concurrent: Annotated[int | None, typer.Option(min=1, help="Trials at a time.")] = None,
+    max_disk: opt.MaxDisk = None,
     study_root: opt.StudyRoot = None,
     as_json: opt.AsJson = False,
 ) -> None:
@@ -100,6 +102,7 @@ def resume(
         address=address,
         max_concurrent=max_concurrent,
         time_budget_s=_duration(time_budget),
+        max_disk=_size(max_disk),
         console=messages,
     )
     _finish(result, as_json)
@@ -133,6 +136,16 @@ def _amount(text: str | None) -> int | str | None:
     if not text.isdigit() or int(text) < 1:
         raise ConfigError(f"--n-anomalies {text!r}: give a number from 1 on, or all")
     return int(text)
+
+
+def _size(text: str | None) -> int | None:
+    from pydantic import ByteSize, TypeAdapter, ValidationError
+
+    try:
+        size = TypeAdapter(ByteSize | None).validate_python(text)
+    except ValidationError:
+        raise ConfigError(f"--max-disk {text!r}: give a size such as 500MB or 20GB") from None
+    return None if size is None else int(size)
 
 
 def _seeds(text: str | None) -> tuple[int, ...]:

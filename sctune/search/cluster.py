@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sctune.errors import ClusterError
+from sctune.search.faults import Share
 
 RAY_ENVIRONMENT = {
     "RAY_AUTH_MODE": "token",
@@ -23,6 +24,9 @@ RAY_ENVIRONMENT = {
     # the driver's own handlers stop a launch; Tune's leaves the searcher untold
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "RAY_AIR_NEW_OUTPUT": "0",
+    # the searcher starts lost trials again, drained nodes' too, with an attempt number of its own
+    "RAY_TRAIN_COUNT_PREEMPTION_AS_FAILURE": "1",
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 
@@ -136,6 +140,21 @@ def _fits(node: Mapping[str, float], cpus: float, gpus: float) -> int:
         return by_cpu
     have = int(node.get("GPU", 0))
     return min(by_cpu, have * int(1 / gpus + 1e-9) if gpus <= 1 else have // int(gpus))
+
+
+def nodes_alive() -> set[str]:
+    """Ids of the nodes that the cluster has now."""
+    import ray
+
+    return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+
+
+def largest_share() -> Share:
+    """The most CPU cores and GPUs that any one node has."""
+    import ray
+
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return Share(*(max((float(node.get(kind, 0)) for node in nodes), default=0.0) for kind in ("CPU", "GPU")))
 
 
 def check_nodes(storage: str, versions: Mapping[str, str]) -> None:

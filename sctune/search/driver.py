@@ -83,11 +83,13 @@ def resume(
     address: str | None = None,
     max_concurrent: int | None = None,
     time_budget_s: float | None = None,
+    max_disk: int | None = None,
     console: Console | None = None,
 ) -> StudyResult:
     """Go on with a study: unfinished trials first, from their last checkpoint, then new ones up to the budget.
 
-    more_trials: added to the study's number of trials. Raises StudyError for a missing study or one that runs.
+    more_trials: added to the study's number of trials. max_disk: bytes, replaces the study's limit. Raises StudyError
+    for a missing study or one that runs.
     """
     started = time.monotonic()
     from sctune.search.launch import Launch
@@ -109,6 +111,8 @@ def resume(
             resources = plan_resources(asked.cpus, asked.gpus, at_a_time, growing=address is not None)
             if address is not None or resources.nodes > 1:
                 check_nodes(study.manifest.storage_path, study.manifest.versions)
+            if max_disk is not None:
+                study.with_max_disk(max_disk)
             if more_trials:
                 study.with_trials(study.manifest.trials + more_trials)
             space = study.manifest.build_space()

@@ -53,7 +53,7 @@ def finish(
     labels = selection_labels(manifest, splits)
     left_over = any(not trial.state.is_finished() for trial in trials)
     unspent = len(trials) < manifest.trials and searcher.exhausted is None
-    stopped = searcher.stopping and (left_over or unspent)
+    stopped = searcher.stopping and searcher.hopeless is None and (left_over or unspent)
     facts: dict[str, Any] = {"tracking_uri": safe_uri(manifest.tracking_uri), "stopped": stopped}
     result = study_result(study, trials, labels, seconds, exhausted=searcher.exhausted, **facts)
     notes: list[str] = []
@@ -66,8 +66,8 @@ def finish(
     tags = {"trials": str(len(result.rows)), "epochs_saved": f"{result.saved_share:.3f}"}
     if result.best is not None:
         tags |= {"best_trial": str(result.best.number), "best_value": repr(result.best.value)}
-    failed = bool(result.rows) and all(row.state == "FAIL" for row in result.rows)
-    tracking.on_study_end("KILLED" if stopped else "FAILED" if failed else "FINISHED", tags)
+    failed = searcher.hopeless is not None or (bool(result.rows) and all(row.state == "FAIL" for row in result.rows))
+    tracking.on_study_end("FAILED" if failed else "KILLED" if stopped else "FINISHED", tags)
     left = writer.drain(STOPPED_DRAIN_S if stopped else DRAIN_S)
     if left:
         notes.append(f"{left} events have not reached MLflow ({writer.last_error}); the next launch sends them")

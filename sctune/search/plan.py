@@ -18,10 +18,10 @@ from sctune.model.backbone import build_backbone
 from sctune.model.weights import file_sha256, resolve_weights
 from sctune.paths import cache_folder, home, studies_folder
 from sctune.search.base import base_config, search_space
+from sctune.search.database import check_free
 from sctune.search.options import SearchOptions
 from sctune.search.places import database_url, free_name, storage_uri
 from sctune.search.proxy_evidence import proxy_warning
-from sctune.search.record import check_free
 from sctune.search.sampler import LEARNS_FROM_FULL_RUNS, make_sampler
 from sctune.search.scheduler import make_rule
 from sctune.search.space import Space
@@ -124,6 +124,7 @@ def _manifest(options: SearchOptions, asked: _Asked, space: Space, tasks: list[T
         tracking_uri=asked.tracking_uri,
         storage_url=database_url(options.storage),
         keep_best=options.keep_best,
+        max_disk=None if options.max_disk is None else int(options.max_disk),
         checkpoint_interval=options.checkpoint_interval,
         resources=ResourceSpec(
             cpus=options.cpus_per_trial or defaults.cpus_per_trial,

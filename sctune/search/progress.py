@@ -73,6 +73,15 @@ class SearchProgress:
         self.running[number] = (params, report[EPOCH], report[OBJECTIVE])
         self._scores[number] = report["scores"]
 
+    def on_wait(self, number: int, reason: str) -> None:
+        self.running.pop(number, None)
+        self._begun.pop(number, None)
+        self.say(f"trial {number}: {reason}")
+
+    def say(self, line: str) -> None:
+        """One line above the live display, or among the lines of the trials."""
+        self.console.print(line, soft_wrap=True, markup=False, highlight=False)
+
     def on_end(self, number: int, state: str, value: float | None, info: dict[str, Any]) -> None:
         params = self.running.pop(number, ({}, 0, None))[0]
         self.seconds.append(time.monotonic() - self._begun.pop(number, time.monotonic()))

@@ -13,23 +13,25 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import optuna
-from optuna.exceptions import StorageInternalError
-from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy.exc import SQLAlchemyError
 
 from sctune.errors import StudyError
 from sctune.report import OBJECTIVE
+from sctune.search.database import (
+    DATABASE_ERRORS,
+    close_database,
+    open_database,
+    taken,
+    unreachable,
+    with_retries,
+    without_password,
+)
 
 REPORT_PREFIX = "report:"
 """User attribute `report:<epoch>`: {"metrics": {...}, "time": first arrival in ms since 1970}."""
 
-N_RETRIES = 6
-"""A database that is away is asked again after 0.5, 1, 2 ... seconds, half a minute in all."""
-
 _Job = Callable[[], None]
-_DATABASE_ERRORS = (StorageInternalError, SQLAlchemyError, ImportError, RuntimeError)
 
 
 class Record:
@@ -40,15 +42,14 @@ class Record:
 
         Raises StudyError when the database cannot be reached, or the study is there already or missing.
         """
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.name = name
         try:
-            self._storage = RDBStorage(url, engine_kwargs=_engine_options(url))
+            self._storage = open_database(url)
             self._study_id = self._create() if create else self._storage.get_study_id_from_name(name)
         except KeyError:
-            raise StudyError(f"the record at {_without_password(url)} holds no study {name!r}") from None
-        except _DATABASE_ERRORS as problem:
-            raise _unreachable(url, problem) from None
+            raise StudyError(f"the record at {without_password(url)} holds no study {name!r}") from None
+        except DATABASE_ERRORS as problem:
+            raise unreachable(url, problem) from None
         self._trial_ids: dict[int, int] = {}
         self._jobs: queue.Queue[_Job | None] = queue.Queue()
         self._error: Exception | None = None
@@ -57,14 +58,15 @@ class Record:
     def load(self) -> list[FrozenTrial]:
         """All trials in order of their numbers, after everything queued so far has been written."""
         self.flush()
-        trials = sorted(self._storage.get_all_trials(self._study_id), key=lambda trial: trial.number)
+        stored = with_retries(lambda: self._storage.get_all_trials(self._study_id))
+        trials = sorted(stored, key=lambda trial: trial.number)
         self._trial_ids = {trial.number: trial._trial_id for trial in trials}
         return trials
 
     def load_study_attrs(self) -> dict[str, Any]:
         """What samplers keep with the study (the place in a QMC sequence, NSGA-II's parents)."""
         self.flush()
-        return dict(self._storage.get_study_system_attrs(self._study_id))
+        return dict(with_retries(lambda: self._storage.get_study_system_attrs(self._study_id)))
 
     def start(self, frozen: FrozenTrial) -> None:
         """A new running trial with its parameters and attributes."""
@@ -114,8 +116,7 @@ class Record:
                 self._jobs.put(None)
                 self._thread.join()
                 self._thread = None
-            self._storage.remove_session()
-            self._storage.engine.dispose()
+            close_database(self._storage)
 
     def delete(self) -> None:
         """Remove the study's rows (those of other studies in the same database stay)."""
@@ -125,7 +126,7 @@ class Record:
         try:
             return self._storage.create_new_study([StudyDirection.MAXIMIZE], self.name)
         except optuna.exceptions.DuplicatedStudyError:
-            raise _taken(self.name) from None
+            raise taken(self.name) from None
 
     def _put(self, job: _Job) -> None:
         if self._thread is None:
@@ -138,7 +139,7 @@ class Record:
             # after a failed write later ones would leave holes; the next flush stops the search
             if self._error is None:
                 try:
-                    _with_retries(job)
+                    with_retries(job)
                 except Exception as problem:  # whatever it is, flush raises it again on the driver's thread
                     self._error = problem
         self._storage.remove_session()
@@ -191,28 +192,6 @@ class Record:
         self._storage.set_trial_state_values(trial_id, state, None if value is None else [value])
 
 
-def check_free(url: str, name: str) -> None:
-    """Raises StudyError when the database cannot be reached, or holds a study of this name."""
-    try:
-        storage = RDBStorage(url, engine_kwargs=_engine_options(url))
-        known = [study.study_name for study in storage.get_all_studies()]
-        storage.remove_session()
-        storage.engine.dispose()
-    except _DATABASE_ERRORS as problem:
-        raise _unreachable(url, problem) from None
-    if name in known:
-        raise _taken(name)
-
-
-def _unreachable(url: str, problem: BaseException) -> StudyError:
-    reason = str(problem.__cause__ or problem).splitlines()[0]
-    return StudyError(f"cannot open the record at {_without_password(url)}: {reason}")
-
-
-def _taken(name: str) -> StudyError:
-    return StudyError(f"the database holds a study {name!r} already; choose another --name")
-
-
 def without_pickles(attrs: Mapping[str, Any]) -> dict[str, Any]:
     """Optuna's system attributes but for CMA-ES's, which hold a pickled optimizer."""
     return {key: value for key, value in attrs.items() if not key.startswith("cma:")}
@@ -226,28 +205,3 @@ def reports_of(trial: FrozenTrial) -> dict[int, dict[str, Any]]:
         if key.startswith(REPORT_PREFIX)
     }
     return dict(sorted(found.items()))
-
-
-def _with_retries(job: _Job) -> None:
-    for attempt in range(N_RETRIES):
-        try:
-            return job()
-        except StorageInternalError:
-            if attempt == N_RETRIES - 1:
-                raise
-            time.sleep(0.5 * 2**attempt)
-    return None
-
-
-def _engine_options(url: str) -> dict[str, Any]:
-    # a server restarted in mid-run costs one failed call without the ping
-    options: dict[str, Any] = {"pool_pre_ping": True}
-    if url.startswith("sqlite"):
-        # `status` may read while the driver writes
-        options["connect_args"] = {"timeout": 30}
-    return options
-
-
-def _without_password(url: str) -> str:
-    head, at, tail = url.rpartition("@")
-    return f"{head.split('://')[0]}://...@{tail}" if at else url

@@ -1,7 +1,8 @@
 """Early stopping: pure rules over (trial number, epoch, value), and the thin Ray scheduler that asks them.
 
 Time is the trainer's own epoch. All rules are asynchronous: they answer at once from what has been reported so far.
-Values are maximised. A rule is refilled from stored curves when a study is resumed.
+Values are maximised. A resumed study replays the stored reports in the order of their first arrival, so a rule is
+what it was: a trial whose stop was decided, and not written down before the driver died, is stopped when it is back.
 """
 
 from __future__ import annotations
@@ -9,7 +10,10 @@ from __future__ import annotations
 import hashlib
 import math
 from bisect import bisect_right
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,8 +24,10 @@ from sctune.report import EPOCH, OBJECTIVE
 
 SCHEDULERS = ("asha", "hyperband", "median", "none")
 
-Curves = Mapping[int, Mapping[int, float]]
-"""Trial number -> epoch -> value."""
+History = Iterable[tuple[int, int, float]]
+"""(trial number, epoch, value) in the order in which they first arrived."""
+
+NO_BAR = -math.inf
 
 
 class Rule(Protocol):
@@ -30,10 +36,25 @@ class Rule(Protocol):
     rungs: tuple[int, ...]
 
     def decide(self, number: int, epoch: int, value: float) -> bool:
-        """Whether to stop the trial now; the value is remembered."""
+        """Whether to stop the trial now; the value is remembered.
 
-    def refill(self, curves: Curves) -> None:
-        """Take over the curves of earlier launches, as if they had been reported here."""
+        A repeated epoch replaces its value and is judged by the bar that it met first, whatever arrived in between.
+        """
+
+
+def refill(rule: Rule, history: History) -> None:
+    """Take over the reports of earlier launches, as if they had been made here."""
+    for number, epoch, value in history:
+        rule.decide(number, epoch, value)
+
+
+@dataclass
+class _Judged:
+    """What a trial reported at a rung, and the bar for it: the quantile of those who were there before it."""
+
+    epoch: int
+    value: float
+    bar: float
 
 
 class SuccessiveHalving:
@@ -45,29 +66,24 @@ class SuccessiveHalving:
     def __init__(self, epochs: int, grace: int, factor: int) -> None:
         """Rungs are grace * factor**k below `epochs`; the last epoch ends a trial anyway."""
         self.rungs = _rungs(epochs, grace, factor)
+        self._epochs = epochs
         self._share = 1 - 1 / factor
-        self._values: dict[int, dict[int, float]] = {rung: {} for rung in self.rungs}
+        self._judged: dict[int, dict[int, _Judged]] = {rung: {} for rung in self.rungs}
 
     def decide(self, number: int, epoch: int, value: float) -> bool:
-        rung = self._rung_at(epoch)
-        # a repeated epoch, or one between rungs, was judged before
-        if rung is None or number in self._values[rung]:
-            return False
-        others = list(self._values[rung].values())
-        self._values[rung][number] = value
-        return bool(others) and value < float(np.quantile(others, self._share))
-
-    def refill(self, curves: Curves) -> None:
-        for number, curve in curves.items():
-            for epoch in sorted(curve):
-                rung = self._rung_at(epoch)
-                if rung is not None:
-                    self._values[rung].setdefault(number, curve[epoch])
-
-    def _rung_at(self, epoch: int) -> int | None:
-        """The highest rung reached; a trial that went past a rung unseen is judged by its next report."""
+        # the highest rung reached; a trial that went past a rung unseen is judged by its next report
         index = bisect_right(self.rungs, epoch)
-        return self.rungs[index - 1] if index else None
+        if index == 0 or epoch >= self._epochs:
+            return False
+        peers = self._judged[self.rungs[index - 1]]
+        if number not in peers:
+            values = [peer.value for peer in peers.values()]
+            bar = float(np.quantile(values, self._share)) if values else NO_BAR
+            peers[number] = _Judged(epoch, value, bar)
+        own = peers[number]
+        if epoch == own.epoch:
+            own.value = value
+        return own.value < own.bar
 
 
 class Hyperband:
@@ -95,10 +111,6 @@ class Hyperband:
         bracket = self.bracket_of(number)
         return bracket < len(self.brackets) and self.brackets[bracket].decide(number, epoch, value)
 
-    def refill(self, curves: Curves) -> None:
-        for index, bracket in enumerate(self.brackets):
-            bracket.refill({number: curve for number, curve in curves.items() if self.bracket_of(number) == index})
-
 
 class MedianStopping:
     """Stop a trial whose best value so far is below the median of the others' running means (Golovin et al. 2017).
@@ -111,24 +123,30 @@ class MedianStopping:
     def __init__(self, epochs: int, grace: int, min_samples: int = 3) -> None:
         self._epochs, self._grace, self._min_samples = epochs, grace, min_samples
         self._curves: dict[int, dict[int, float]] = {}
+        self._bars: dict[int, dict[int, float]] = {}
 
     def decide(self, number: int, epoch: int, value: float) -> bool:
+        # Ray never asks about the last epoch, which ends a trial anyway
+        if epoch >= self._epochs:
+            return False
         curve = self._curves.setdefault(number, {})
-        if curve and epoch <= max(curve):
-            return False
+        bars = self._bars.setdefault(number, {})
+        if self._grace <= epoch and epoch > max(curve, default=0):
+            bars[epoch] = self._bar(number, epoch)
         curve[epoch] = value
-        if not self._grace <= epoch < self._epochs:
-            return False
-        means = [
-            float(np.mean([v for e, v in other.items() if e <= epoch]))
-            for key, other in self._curves.items()
-            if key != number and other and max(other) >= epoch and min(other) <= epoch
-        ]
-        return len(means) >= self._min_samples and max(curve.values()) < float(np.median(means))
+        return any(self._best(curve, judged) < bar for judged, bar in bars.items() if judged <= epoch)
 
-    def refill(self, curves: Curves) -> None:
-        for number, curve in curves.items():
-            self._curves.setdefault(number, {}).update(curve)
+    def _bar(self, number: int, epoch: int) -> float:
+        means = [
+            fmean([value for reached, value in other.items() if reached <= epoch])
+            for key, other in self._curves.items()
+            if key != number and max(other) >= epoch and min(other) <= epoch
+        ]
+        return float(np.median(means)) if len(means) >= self._min_samples else NO_BAR
+
+    @staticmethod
+    def _best(curve: dict[int, float], epoch: int) -> float:
+        return max(value for reached, value in curve.items() if reached <= epoch)
 
 
 def default_grace(epochs: int) -> int:
@@ -156,15 +174,26 @@ def make_rule(name: str, epochs: int, grace: int | None, factor: int, seed: int)
 
 
 class RuleScheduler(FIFOScheduler):
-    """Ray's view of a rule; without one it is plain first in, first out. Failed reports are never judged."""
+    """Ray's view of a rule; without one it is plain first in, first out. Only reports of an epoch are judged."""
 
-    def __init__(self, rule: Rule | None) -> None:
+    def __init__(self, rule: Rule | None, on_error: Callable[[str, str], None] = lambda _trial, _text: None) -> None:
+        """on_error: told (Ray's trial id, message) when a worker ended, before the searcher is."""
         super().__init__()
         self.rule = rule
+        self._on_error = on_error
+
+    def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
+        path = trial.error_file
+        self._on_error(trial.trial_id, Path(path).read_text(encoding="utf-8", errors="replace") if path else "")
+        super().on_trial_error(tune_controller, trial)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Ray pickles the scheduler into its own snapshot, which is never read back
+        return {key: value for key, value in self.__dict__.items() if key != "_on_error"}
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         failed = any(key.split("/")[0] == "failure" for key in result)
-        if self.rule is None or failed:
+        if self.rule is None or failed or EPOCH not in result:
             return str(TrialScheduler.CONTINUE)
         stop = self.rule.decide(trial.config["number"], result[EPOCH], result[OBJECTIVE])
         return str(TrialScheduler.STOP if stop else TrialScheduler.CONTINUE)

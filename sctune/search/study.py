@@ -104,6 +104,7 @@ class StudyManifest(Frozen):
     tracking_uri: str
     storage_url: str | None = None
     keep_best: int = 3
+    max_disk: int | None = None
     checkpoint_interval: float = 60.0
     resources: ResourceSpec = ResourceSpec()
     versions: dict[str, str] = {}
@@ -185,6 +186,10 @@ class Study:
     def with_trials(self, trials: int) -> StudyManifest:
         """Set the number of trials of the whole study (a larger budget on resume)."""
         return self._save(self.manifest.model_copy(update={"trials": trials}))
+
+    def with_max_disk(self, max_disk: int) -> StudyManifest:
+        """Set the limit of the study's files in bytes."""
+        return self._save(self.manifest.model_copy(update={"max_disk": max_disk}))
 
     def add_launch(self, started: str) -> StudyManifest:
         launches = (*self.manifest.launches, Launch(started=started))

@@ -84,6 +84,11 @@ class TrackingCallback:
         with self._timed():
             self._put("report", number, timestamp_ms, {"step": report[EPOCH], "metrics": dict(report["metrics"])})
 
+    def on_wait(self, number: int, reason: str) -> None:
+        """Trial `number` waits to be started again; reason: why, for people."""
+        with self._timed():
+            self._put("tags", number, _now_ms(), {"tags": {"state": "WAITING", "wait_reason": reason}})
+
     def on_end(self, number: int, state: str, value: float | None, info: Mapping[str, Any]) -> None:
         """Trial `number` is COMPLETE, PRUNED or FAIL; info: stop_reason; failure {kind, message, traceback}."""
         tags = {"state": state, "stop_reason": str(info.get("stop_reason") or state.lower())}

@@ -17,7 +17,7 @@ from sctune.report import EPOCH, OBJECTIVE
 from sctune.search.cluster import RAY_ENVIRONMENT
 from sctune.search.leaderboard import best_row, leaderboard
 from sctune.search.sampler import SAMPLERS
-from sctune.search.scheduler import RuleScheduler, make_rule
+from sctune.search.scheduler import RuleScheduler, make_rule, refill
 from sctune.search.searcher import StudySearcher
 from sctune.search.space import load_space
 from sctune.search.study import DataSpec, SchedulerSpec, SelectionSpec, Study, StudyManifest
@@ -145,7 +145,7 @@ def make_study(root: Path, parameters: dict[str, Any], sampler: str, trials: int
 def run_launch(study: Study, searcher: StudySearcher) -> None:
     rule = make_rule("asha", EPOCHS, 1, 2, 0)
     assert rule is not None
-    rule.refill(searcher.curves)
+    refill(rule, searcher.history)
     tune.Tuner(
         make_trainable(),
         tune_config=tune.TuneConfig(
