@@ -1,18 +1,20 @@
 """The durable record of a study: an Optuna storage, written by one background thread in the order of events.
 
-The searcher works on a study in memory; a write here costs 5 to 50 ms on SQLite, off the driver's critical path.
-Trial numbers in the record equal those in memory. Attributes that hold pickles are not stored.
+The searcher works on a study in memory and never waits for the record; events that come close together share a
+transaction, so that the record is always a prefix of what happened, whatever ends the driver. Trial numbers in the
+record equal those in memory. Attributes that hold pickles are not stored.
 """
 
 from __future__ import annotations
 
-import queue
 import threading
-import time
+from collections import deque
 from collections.abc import Callable, Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import optuna
+from optuna.exceptions import StorageInternalError
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
@@ -27,15 +29,34 @@ from sctune.search.database import (
     with_retries,
     without_password,
 )
+from sctune.search.record_rows import Batch, write
 
 REPORT_PREFIX = "report:"
 """User attribute `report:<epoch>`: {"metrics": {...}, "time": first arrival in ms since 1970}."""
 
-_Job = Callable[[], None]
+GATHER_S = 0.1
+"""Least time between two transactions, while nobody waits for one."""
+
+MAX_BATCH = 1000
+MAX_BEHIND = 5000
+"""Events that may wait to be written before `keep_up` waits for them."""
+
+_Job = Callable[[Batch], None]
+
+
+@dataclass(frozen=True)
+class _Then:
+    """Called when everything queued before it has been written; always: also when it never will be."""
+
+    call: Callable[[], None]
+    always: bool
 
 
 class Record:
-    """One study's rows. All writes are queued; errors of the thread are raised by the next `flush`."""
+    """One study's rows. All writes are queued; errors of the thread are raised by the next `keep_up` or `flush`.
+
+    trouble: why the database does not take the writes at present, one line; None while it does.
+    """
 
     def __init__(self, url: str, name: str, *, create: bool = False) -> None:
         """Open the record of study `name` at an SQLAlchemy URL; `create` makes it and refuses an existing one.
@@ -50,8 +71,13 @@ class Record:
             raise StudyError(f"the record at {without_password(url)} holds no study {name!r}") from None
         except DATABASE_ERRORS as problem:
             raise unreachable(url, problem) from None
+        self.trouble: str | None = None
         self._trial_ids: dict[int, int] = {}
-        self._jobs: queue.Queue[_Job | None] = queue.Queue()
+        self._over: set[int] = set()
+        self._jobs: deque[_Job | _Then] = deque()
+        self._pending = 0
+        self._lock = threading.Lock()
+        self._some, self._hurry, self._closing = threading.Event(), threading.Event(), threading.Event()
         self._error: Exception | None = None
         self._thread: threading.Thread | None = None
 
@@ -61,6 +87,7 @@ class Record:
         stored = with_retries(lambda: self._storage.get_all_trials(self._study_id))
         trials = sorted(stored, key=lambda trial: trial.number)
         self._trial_ids = {trial.number: trial._trial_id for trial in trials}
+        self._over = {trial.number for trial in trials if trial.state.is_finished()}
         return trials
 
     def load_study_attrs(self) -> dict[str, Any]:
@@ -70,16 +97,17 @@ class Record:
 
     def start(self, frozen: FrozenTrial) -> None:
         """A new running trial with its parameters and attributes."""
-        self._put(lambda: self._start(frozen))
+        self._put(lambda batch: batch.starts.append(frozen))
 
     def set_attrs(self, number: int, attrs: Mapping[str, Any]) -> None:
         """User attributes of an unfinished trial (JSON values)."""
         kept = dict(attrs)
-        self._put(lambda: self._set_attrs(number, kept))
+        self._put(lambda batch: batch.set_attrs(number, kept))
 
     def set_study_attrs(self, attrs: Mapping[str, Any]) -> None:
         kept = dict(attrs)
-        self._put(lambda: self._set_study_attrs(kept))
+        if kept:
+            self._put(lambda batch: batch.study_attrs.update(kept))
 
     def report(self, number: int, report: Mapping[str, Any], timestamp_ms: int) -> None:
         """One epoch of a running trial (EpochReport.to_dict()); the same epoch again replaces it."""
@@ -87,33 +115,54 @@ class Record:
         attrs = {f"{REPORT_PREFIX}{epoch}": {"metrics": dict(report["metrics"]), "time": timestamp_ms}}
         if report.get("scores"):
             attrs["scores"] = dict(report["scores"])
-        self._put(lambda: self._report(number, epoch, value, attrs))
+        self._put(lambda batch: batch.report(number, epoch, value, attrs))
 
     def finish(self, number: int, state: TrialState, value: float | None, attrs: Mapping[str, Any]) -> None:
         """The end of a trial: COMPLETE, PRUNED or FAIL; told again it changes nothing."""
         kept = dict(attrs)
-        self._put(lambda: self._finish(number, state, value, kept))
+        self._put(lambda batch: batch.finish(number, state, value, kept))
+
+    def then(self, call: Callable[[], None], *, always: bool = False) -> None:
+        """Call (from any thread, quickly) once everything queued so far has been written; at once if it has been.
+
+        After a failed write it is not called, or with `always` it is called all the same.
+        """
+        with self._lock:
+            if self._pending:
+                self._queue(_Then(call, always))
+                return
+        if always or self._error is None:
+            call()
+
+    def keep_up(self) -> None:
+        """Raises StudyError when a write failed; waits only where the database is far behind."""
+        if self._error is None and self._pending > MAX_BEHIND:
+            self.flush()
+        self._raise_error()
+
+    def settle(self, timeout: float) -> bool:
+        """Wait until nothing is queued any more, written or not; False after `timeout` seconds."""
+        done = threading.Event()
+        self.then(done.set, always=True)
+        self._hurry.set()
+        return done.wait(timeout)
 
     def flush(self, timeout: float = 120.0) -> None:
         """Wait until all queued writes are done; raises StudyError if one failed or `timeout` seconds passed."""
-        if self._thread is not None and self._error is None:
-            done = threading.Event()
-            self._jobs.put(done.set)
-            deadline = time.monotonic() + timeout
-            while not done.wait(0.2) and self._error is None:
-                if time.monotonic() > deadline:
-                    raise StudyError(f"the record of {self.name} did not take its writes within {timeout:g} s")
-        if self._error is not None:
-            reason = str(self._error.__cause__ or self._error).splitlines()[0]
-            raise StudyError(f"the record of {self.name} cannot be written: {reason}") from self._error
+        settled = self.settle(timeout)
+        self._raise_error()
+        if not settled:
+            raise StudyError(f"the record of {self.name} did not take its writes within {timeout:g} s")
 
     def close(self) -> None:
         """Write what is queued, end the thread and let go of the database."""
         try:
             self.flush()
         finally:
+            self._closing.set()
+            self._some.set()
+            self._hurry.set()
             if self._thread is not None:
-                self._jobs.put(None)
                 self._thread.join()
                 self._thread = None
             close_database(self._storage)
@@ -128,73 +177,77 @@ class Record:
         except optuna.exceptions.DuplicatedStudyError:
             raise taken(self.name) from None
 
+    def _raise_error(self) -> None:
+        if self._error is not None:
+            reason = str(self._error.__cause__ or self._error).splitlines()[0]
+            raise StudyError(f"the record of {self.name} cannot be written: {reason}") from self._error
+
     def _put(self, job: _Job) -> None:
         if self._thread is None:
             self._thread = threading.Thread(target=self._work, name="sctune-record", daemon=True)
             self._thread.start()
-        self._jobs.put(job)
+        with self._lock:
+            self._queue(job)
+
+    def _queue(self, job: _Job | _Then) -> None:
+        self._jobs.append(job)
+        self._pending += 1
+        self._some.set()
 
     def _work(self) -> None:
-        while (job := self._jobs.get()) is not None:
-            # after a failed write later ones would leave holes; the next flush stops the search
-            if self._error is None:
-                try:
-                    with_retries(job)
-                except Exception as problem:  # whatever it is, flush raises it again on the driver's thread
-                    self._error = problem
+        while self._jobs or not self._closing.is_set():
+            self._some.wait()
+            self._some.clear()
+            jobs = [self._jobs.popleft() for _ in range(min(len(self._jobs), MAX_BATCH))]
+            if jobs:
+                self._take(jobs)
+                self._hurry.wait(GATHER_S)
+                self._hurry.clear()
+            if self._jobs:
+                self._some.set()
         self._storage.remove_session()
 
-    def _start(self, frozen: FrozenTrial) -> None:
-        if self._written_before(frozen):
-            return
-        template = optuna.trial.create_trial(
-            state=TrialState.RUNNING,
-            params=frozen.params,
-            distributions=frozen.distributions,
-            user_attrs=frozen.user_attrs,
-            system_attrs=without_pickles(frozen.system_attrs),
-        )
-        template.datetime_start = frozen.datetime_start
-        self._trial_ids[frozen.number] = self._storage.create_new_trial(self._study_id, template)
-        number = self._storage.get_trial_number_from_id(self._trial_ids[frozen.number])
-        if number != frozen.number:
-            raise StudyError(f"trial {frozen.number} became {number} in the record; another driver writes to it")
+    def _take(self, jobs: list[_Job | _Then]) -> None:
+        batch = Batch(self._over)
+        for job in jobs:
+            if not isinstance(job, _Then):
+                job(batch)
+        # after a failed write later ones would leave holes; the searcher's next question ends the search
+        if self._error is None:
+            try:
+                with_retries(lambda: self._write(batch))
+            except Exception as problem:  # whatever it is, it is raised again on the driver's thread
+                self._error = problem
+        for job in jobs:
+            if isinstance(job, _Then) and (job.always or self._error is None):
+                job.call()
+        with self._lock:
+            self._pending -= len(jobs)
 
-    def _written_before(self, frozen: FrozenTrial) -> bool:
-        """Whether an earlier try wrote the row and only its reply was lost."""
+    def _write(self, batch: Batch) -> None:
         try:
-            trial_id = self._storage.get_trial_id_from_study_id_trial_number(self._study_id, frozen.number)
-        except KeyError:
-            return False
-        if self._storage.get_trial(trial_id).datetime_start != frozen.datetime_start:
-            raise StudyError(f"the record holds another trial {frozen.number}; another driver writes to it")
-        self._trial_ids[frozen.number] = trial_id
-        return True
-
-    def _set_attrs(self, number: int, attrs: Mapping[str, Any]) -> None:
-        for key, value in attrs.items():
-            self._storage.set_trial_user_attr(self._trial_ids[number], key, value)
-
-    def _set_study_attrs(self, attrs: Mapping[str, Any]) -> None:
-        for key, value in attrs.items():
-            self._storage.set_study_system_attr(self._study_id, key, value)
-
-    def _report(self, number: int, epoch: int, value: float, attrs: Mapping[str, Any]) -> None:
-        # the value last: a reader that sees an epoch's value finds its metrics too
-        self._set_attrs(number, attrs)
-        self._storage.set_trial_intermediate_value(self._trial_ids[number], epoch, value)
-
-    def _finish(self, number: int, state: TrialState, value: float | None, attrs: Mapping[str, Any]) -> None:
-        trial_id = self._trial_ids[number]
-        if self._storage.get_trial(trial_id).state.is_finished():
-            return
-        self._set_attrs(number, attrs)
-        self._storage.set_trial_state_values(trial_id, state, None if value is None else [value])
+            self._trial_ids |= write(self._storage, self._study_id, self._trial_ids, batch)
+        except StorageInternalError as problem:
+            self.trouble = str(problem.__cause__ or problem).splitlines()[0]
+            raise
+        self.trouble = None
 
 
-def without_pickles(attrs: Mapping[str, Any]) -> dict[str, Any]:
-    """Optuna's system attributes but for CMA-ES's, which hold a pickled optimizer."""
-    return {key: value for key, value in attrs.items() if not key.startswith("cma:")}
+class Sink(Protocol):
+    """What takes events of the tracking (a Writer)."""
+
+    def put(self, event: dict[str, Any]) -> None: ...
+
+
+class AfterRecord:
+    """Hands events of the tracking on when the record holds what they tell: MLflow never knows more than the record."""
+
+    def __init__(self, record: Record, sink: Sink) -> None:
+        self._record, self._sink = record, sink
+
+    def put(self, event: dict[str, Any]) -> None:
+        """Events of the study itself go on even where the record failed."""
+        self._record.then(lambda: self._sink.put(event), always=event.get("trial") is None)
 
 
 def reports_of(trial: FrozenTrial) -> dict[int, dict[str, Any]]:
