@@ -12,9 +12,10 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import datetime
 from itertools import islice
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import optuna
 from optuna.study import StudyDirection
@@ -48,8 +49,18 @@ _BATCH = 500
 _FOR_GOOD = (DataError, IntegrityError, NotSupportedError, ProgrammingError)
 """Errors that no repetition mends."""
 
-_Item: TypeAlias = Write | Callable[[], None]
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Then:
+    """Called when everything queued before it has been written; always: also when it never will be."""
+
+    call: Callable[[], None]
+    always: bool
+
+
+_Item: TypeAlias = Write | _Then
 
 
 class NoRecordError(StudyError):
@@ -136,12 +147,18 @@ class Record:
         """The end of a trial: COMPLETE, PRUNED or FAIL; told again it changes nothing."""
         self._put(Finish(number, state, value, dict(attrs), datetime.now()))
 
-    def then(self, action: Callable[[], None]) -> None:
-        """Call `action` in the record's thread once everything queued so far is in the database; it must be quick.
+    def then(self, call: Callable[[], None], *, always: bool = False) -> None:
+        """Call once everything queued so far is in the database: in the record's thread, at once if it is there.
 
-        What is told to others this way is never ahead of the record, wherever the driver is killed.
+        What is told to others this way is never ahead of the record, wherever the driver is killed. The call must be
+        quick. After a write that failed for good it is not made, or with `always` it is made all the same.
         """
-        self._put(action)
+        with self._changed:
+            waits = bool(self._queue)
+        if waits:
+            self._put(_Then(call, always))
+        elif always or self._error is None:
+            call()
 
     def hurry(self, seconds: float) -> None:
         """The launch is being stopped: whoever waits here, waits `seconds` from now at most.
@@ -150,25 +167,33 @@ class Record:
         """
         self._hurry_until = time.monotonic() + seconds
 
+    def settle(self, timeout: float | None = None) -> bool:
+        """Wait until nothing is queued any more, written or not; False when the time is over (see `flush`)."""
+        if self._thread is None:
+            return True
+        done = threading.Event()
+        self._put(_Then(done.set, always=True), urgent=True)
+        started = time.monotonic()
+        while not done.wait(0.1):
+            ends = [] if timeout is None else [started + timeout]
+            # a database that answers gets its moment even when the hurry is over
+            ends += [] if self._hurry_until is None else [max(self._hurry_until, started + 2.0)]
+            if ends and time.monotonic() > min(ends):
+                return False
+        return True
+
     def flush(self, timeout: float | None = None) -> None:
         """Wait until all queued writes are done; `timeout` in seconds, None: as long as the database takes.
 
         Raises StudyError when a write failed for good, or the time is over (`hurry` may end it sooner).
         """
-        done = threading.Event()
-        if self._thread is not None and self._error is None:
-            self._put(done.set, urgent=True)
-            started = time.monotonic()
-            while not done.wait(0.1) and self._error is None:
-                ends = [] if timeout is None else [started + timeout]
-                # a database that answers gets its moment even when the hurry is over
-                ends += [] if self._hurry_until is None else [max(self._hurry_until, started + 2.0)]
-                if ends and time.monotonic() > min(ends):
-                    raise StudyError(
-                        f"the record of {self.name} did not take its writes within {time.monotonic() - started:.0f} s"
-                        + (f": {self.trouble}" if self.trouble else "")
-                    )
+        started = time.monotonic()
+        settled = self.settle(timeout)
         self.check()
+        if not settled:
+            waited = f"{time.monotonic() - started:.0f} s"
+            reason = f": {self.trouble}" if self.trouble else ""
+            raise StudyError(f"the record of {self.name} did not take its writes within {waited}{reason}")
 
     def close(self, timeout: float | None = None) -> None:
         """Write what is queued, end the thread and let go of the database; see `flush` for `timeout`."""
@@ -217,20 +242,24 @@ class Record:
     def _work(self) -> None:
         while batch := self._next_batch():
             try:
-                self._writing_since = time.monotonic()
-                if not self._write([item for item in batch if not callable(item)]):
+                # after a write that failed for good later ones would leave a hole
+                if self._error is None and not self._write([item for item in batch if not isinstance(item, _Then)]):
                     return
-                self._writing_since = None
-                for item in batch:
-                    if callable(item):
-                        item()
             except Exception as problem:  # whatever it is, `check` raises it again on the driver's thread
-                # later writes would leave a hole, so this is the end
-                self._error, self._writing_since = problem, None
-                return
+                self._error = problem
+            self._writing_since = None
+            for item in batch:
+                if isinstance(item, _Then) and (item.always or self._error is None):
+                    self._call(item)
             with self._changed:
                 for _ in batch:
                     self._queue.popleft()
+
+    def _call(self, item: _Then) -> None:
+        try:
+            item.call()
+        except Exception as problem:
+            self._error = self._error or problem
 
     def _next_batch(self) -> list[_Item]:
         """What is queued, once there is something; empty at the end. It stays in the queue until it is written."""
@@ -243,6 +272,7 @@ class Record:
 
     def _write(self, writes: list[Write]) -> bool:
         """Write until it is written; False where `close` ended the waiting."""
+        self._writing_since = time.monotonic()
         pause = 0.5
         while writes:
             try:
@@ -261,6 +291,23 @@ class Record:
             pause = min(2 * pause, LONGEST_PAUSE_S)
         self._trouble = None
         return True
+
+
+class Sink(Protocol):
+    """What takes events of the tracking (a Writer)."""
+
+    def put(self, event: dict[str, Any]) -> None: ...
+
+
+class AfterRecord:
+    """Hands events of the tracking on when the record holds what they tell: MLflow never knows more than the record."""
+
+    def __init__(self, record: Record, sink: Sink) -> None:
+        self._record, self._sink = record, sink
+
+    def put(self, event: dict[str, Any]) -> None:
+        """Events of the study itself go on even where the record failed."""
+        self._record.then(lambda: self._sink.put(event), always=event.get("trial") is None)
 
 
 def reports_of(trial: FrozenTrial) -> dict[int, dict[str, Any]]:
