@@ -28,6 +28,7 @@ from sctune.search.gate import DiskUse, StartGate
 from sctune.search.operate import stop_requests
 from sctune.search.plan import selection_labels, weights_digests
 from sctune.search.progress import SearchProgress
+from sctune.search.record import AfterRecord
 from sctune.search.replay import replay_killed
 from sctune.search.result import StudyResult, value_se
 from sctune.search.retention import CheckpointKeeper
@@ -66,7 +67,7 @@ class Launch:
         """
         study = self.study
         writer = Writer(study.manifest.tracking_uri, study.folder / "tracking.jsonl")
-        tracking = TrackingCallback(writer, _facts(study), self.space.assignments)
+        tracking = TrackingCallback(AfterRecord(study.record, writer), _facts(study), self.space.assignments)
         try:
             searcher, result = self._search(tracking, writer)
             reason = "failed" if searcher.hopeless else "stopped" if result.stopped else "done"
@@ -74,13 +75,17 @@ class Launch:
         except BaseException as problem:
             # the trials stay as the record has them; nothing may look as if it still ran
             tracking.on_study_end("FAILED", {"error": f"{type(problem).__name__}: {problem}"[:500]})
+            study.record.settle(3)
             writer.drain(3)
             if study.manifest.launches and study.manifest.launches[-1].ended is None:
                 study.end_launch(_now(), "failed")
             raise
         finally:
-            writer.close()
-            study.record.close()
+            # the record hands the last events on
+            try:
+                study.record.close()
+            finally:
+                writer.close()
         _check(study, searcher, result)
         return result
 
@@ -101,7 +106,9 @@ class Launch:
             Share(self.resources.cpus, self.resources.gpus), largest_share(), lambda node: node in nodes_alive()
         )
         use = DiskUse(study.folder, manifest.storage_path)
-        gate = StartGate(use, keeper, manifest.max_disk, self.resources.concurrent, lambda: None, progress.say)
+        gate = StartGate(
+            use, keeper, manifest.max_disk, self.resources.concurrent, lambda: study.record.trouble, progress.say
+        )
         trial_log = TrialLog(study.folder, len(manifest.launches) + 1)
         observers: list[Observer] = [tracking, keeper, progress, trial_log]
         searcher = StudySearcher(manifest, self.space, study.record, observers, faults, gate)
@@ -206,6 +213,7 @@ def _stop_signals(searcher: StudySearcher, stop_key: str, budget_s: float | None
     def stop(_number: int, _frame: Any) -> None:
         if searcher.stopping:
             raise KeyboardInterrupt
+        searcher.record.hurry(5.0)
         out_of_time()
 
     def out_of_time() -> None:
