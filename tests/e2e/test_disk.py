@@ -35,7 +35,18 @@ def test_a_full_disk_pauses_a_search(
     sctune: Any, smoke: list[str], small_disk: Path, wait_until: Callable[..., None], tmp_path: Path
 ) -> None:
     more = ["--name", "full", "--storage-path", small_disk, "--sampler", "random", "--scheduler", "none"]
-    more += ["--trials", 4, "--keep-best", 2, "--checkpoint-interval", 0, "--max-concurrent", 1, "--set", "budget.iterations=10"]
+    more += [
+        "--trials",
+        4,
+        "--keep-best",
+        2,
+        "--checkpoint-interval",
+        0,
+        "--max-concurrent",
+        1,
+        "--set",
+        "budget.iterations=10",
+    ]
     log = tmp_path / "stderr"
 
     def record() -> list[Any]:
