@@ -10,7 +10,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -19,7 +19,7 @@ from ray import tune
 from rich.console import Console
 
 from sctune.data.split import Split
-from sctune.errors import AllTrialsFailedError, ClusterError
+from sctune.errors import AllTrialsFailedError, ClusterError, StudyError
 from sctune.paths import cache_folder
 from sctune.search.cluster import Resources, largest_share, nodes_alive
 from sctune.search.faults import Faults, Share
@@ -27,14 +27,15 @@ from sctune.search.finish import finish
 from sctune.search.gate import DiskUse, StartGate
 from sctune.search.plan import selection_labels, weights_digests
 from sctune.search.progress import SearchProgress
-from sctune.search.replay import replay_killed
+from sctune.search.replay import AfterRecord, past_trial, replay_owed, study_facts
 from sctune.search.result import StudyResult, value_se
 from sctune.search.retention import CheckpointKeeper
 from sctune.search.scheduler import RuleScheduler, make_rule, refill
 from sctune.search.searcher import Observer, StudySearcher
 from sctune.search.space import Space
+from sctune.search.stored_trials import remove_strays
 from sctune.search.study import Study
-from sctune.tracking.callback import StudyFacts, TrackingCallback
+from sctune.tracking.callback import TrackingCallback
 from sctune.tracking.writer import Writer
 from sctune.trial import trainable as trials_in_ray
 from sctune.trial.stop_flag import raise_flag
@@ -64,13 +65,15 @@ class Launch:
         """
         study = self.study
         writer = Writer(study.manifest.tracking_uri, study.folder / "tracking.jsonl")
-        tracking = TrackingCallback(writer, _facts(study), self.space.assignments)
+        tracking = TrackingCallback(AfterRecord(study.record, writer), study_facts(study), self.space.assignments)
         try:
             searcher, result = self._search(tracking, writer)
             reason = "failed" if searcher.hopeless else "stopped" if result.stopped else "done"
             study.end_launch(_now(), reason)
         except BaseException as problem:
             # the trials stay as the record has them; nothing may look as if it still ran
+            with suppress(StudyError):
+                study.record.flush(5)  # their events wait for it
             tracking.on_study_end("FAILED", {"error": f"{type(problem).__name__}: {problem}"[:500]})
             writer.drain(3)
             if study.manifest.launches and study.manifest.launches[-1].ended is None:
@@ -94,6 +97,7 @@ class Launch:
             lambda scores: value_se(scores, labels, 200),
             self.console or Console(stderr=True),
         )
+        remove_strays(manifest.storage_path, [past_trial(trial) for trial in trials], manifest.keep_best)
         keeper = CheckpointKeeper(manifest.storage_path, manifest.keep_best, trials)
         faults = Faults(
             Share(self.resources.cpus, self.resources.gpus), largest_share(), lambda node: node in nodes_alive()
@@ -104,7 +108,7 @@ class Launch:
         searcher = StudySearcher(manifest, self.space, study.record, observers, faults, gate)
         study.add_launch(_now())
         tracking.on_study_start()
-        replay_killed(manifest, trials, tracking)
+        replay_owed(study, trials, writer)
         with progress, _only_our_own_output(), _stop_signals(searcher, _stop_key(study), self.seconds_left):
             tune_trials(study, self.space, self.splits, self.resources, searcher)
         keeper.close()
@@ -255,30 +259,6 @@ def _check(study: Study, searcher: StudySearcher, result: StudyResult) -> None:
             f"all {len(result.rows)} trials of {study.name} failed: {'; '.join(sorted(causes))[:300]}; "
             f"see `sctune status {study.name}`"
         )
-
-
-def _facts(study: Study) -> StudyFacts:
-    manifest = study.manifest
-    return StudyFacts(
-        study_id=manifest.study_id,
-        name=manifest.name,
-        base=manifest.trial_config().flat(),
-        data_digest=manifest.data.digest,
-        git_commit=manifest.git_commit,
-        versions=manifest.versions,
-        seed=manifest.tasks[0].seed,
-        tasks=[task.key for task in manifest.tasks],
-        tags={
-            "profile": manifest.profile,
-            "space": str(manifest.space.get("name")),
-            "sampler": manifest.sampler,
-            "scheduler": manifest.scheduler.name,
-            "selection": manifest.selection.mode,
-            "selection_reason": manifest.selection.reason,
-            "data": manifest.data.name,
-        },
-        resumed=bool(manifest.launches),
-    )
 
 
 def _now() -> str:

@@ -94,6 +94,10 @@ class Record:
         kept = dict(attrs)
         self._put(lambda: self._finish(number, state, value, kept))
 
+    def then(self, job: Callable[[], None]) -> None:
+        """Run `job` in the writing thread once everything queued so far has been written; it must not raise."""
+        self._put(job)
+
     def flush(self, timeout: float = 120.0) -> None:
         """Wait until all queued writes are done; raises StudyError if one failed or `timeout` seconds passed."""
         if self._thread is not None and self._error is None:

@@ -114,7 +114,7 @@ class TrackingCallback:
             self._put("trial_end", number, _now_ms(), content)
 
     def on_wait(self, number: int, reason: str) -> None:
-        """Trial `number` waits to be started again: its worker was lost, or it is parked after running out of memory."""
+        """Trial `number` waits to be started again (worker lost, memory too small); reason: why, for people."""
         with self._timed():
             self._put("tags", number, _now_ms(), {"tags": {"state": "WAITING", "wait_reason": reason}})
 
@@ -159,6 +159,12 @@ class TrackingCallback:
 
     def _put(self, kind: str, number: int | None, time_ms: int, content: Event) -> None:
         self._sink.put({"kind": kind, "study": self._facts.study_id, "trial": number, "time": time_ms, **content})
+
+    def on_study_found(self, started: int) -> None:
+        """The parent run of a study that no launch runs now, made again where it is missing; started: ms since 1970."""
+        facts = self._facts
+        content = {"name": facts.name, "params": dict(facts.base), "tags": {**facts.tags, **self._common}}
+        self._put("study", None, started, {**content, "resumed": False})
 
     @contextmanager
     def _timed(self) -> Iterator[None]:
