@@ -12,6 +12,7 @@ from rich.table import Table
 
 from sctune.cli import options as opt
 from sctune.cli.output import emit, print_lines
+from sctune.cli.sync import show_check
 from sctune.errors import StudyError
 from sctune.paths import studies_folder
 
@@ -20,14 +21,27 @@ if TYPE_CHECKING:
 
 
 def status(
-    study: Annotated[str, typer.Argument()], study_root: opt.StudyRoot = None, as_json: opt.AsJson = False
+    study: Annotated[str, typer.Argument()],
+    check: Annotated[
+        bool, typer.Option("--check", help="Compare the record with MLflow and the checkpoints instead.")
+    ] = False,
+    study_root: opt.StudyRoot = None,
+    as_json: opt.AsJson = False,
 ) -> None:
-    """Trials of a study in order of merit, and how sure the order is."""
+    """Trials of a study in order of merit, and how sure the order is.
+
+    With --check: whether MLflow and the checkpoints say what the study's record says; exit code 3 where they differ.
+    """
+    if check:
+        show_check(study, study_root, as_json)
+        return
+    from sctune.search.operate import study_launches
     from sctune.search.result import summary_lines
 
     result = _stored(study, study_root)
+    launches = study_launches((study_root or studies_folder()).expanduser().absolute(), study)
     if as_json:
-        emit(result.to_dict(), [])
+        emit({**result.to_dict(), **launches.to_dict()}, [])
         return
     from sctune.search.progress import short
 
@@ -47,7 +61,7 @@ def status(
         )
         table.add_row(*cells[: len(table.columns)])
     Console().print(table)
-    print_lines(summary_lines(result))
+    print_lines([*launches.lines(), *summary_lines(result)])
 
 
 def list_command(study_root: opt.StudyRoot = None, as_json: opt.AsJson = False) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from filelock import FileLock, Timeout
 from optuna.trial import FrozenTrial
 
 from sctune.errors import SctuneError, TrackingError
 from sctune.search.delivery import compare_files
+from sctune.search.operate import running_driver
 from sctune.search.replay import past_trial, tracking_of
 from sctune.search.stored_trials import list_trials
 from sctune.search.study import Study
@@ -33,11 +33,12 @@ from sctune.tracking.stored import StoredRun, read_study
 def check_stored(study_root: Path, name: str) -> Agreement:
     """What differs in a study as it stands, run by a driver or not. Raises TrackingError where MLflow is away."""
     study = Study.open(study_root, name)
-    driver = driver_text(study)
+    driver = running_driver(study)
     try:
         check_tracking(study.manifest.tracking_uri)
         trials = study.record.load()
-        return check(study, trials, study_state(study, trials, running=driver is not None), driver)
+        state = study_state(study, trials, running=driver is not None)
+        return check(study, trials, state, None if driver is None else driver.text)
     finally:
         study.record.close()
 
@@ -84,18 +85,6 @@ def read_runs(study: Study, metrics: set[str]) -> list[StoredRun]:
         raise TrackingError(
             f"the runs of {study.name} cannot be read from {safe_uri(uri)}: {scrub(problem, uri)}"
         ) from None
-
-
-def driver_text(study: Study) -> str | None:
-    """The driver that has the study at this moment, for people; None where nobody has it."""
-    try:
-        with FileLock(study.folder / "driver.lock", timeout=0):
-            return None
-    except Timeout:
-        holder = study.driver() or {}
-        return f"process {holder.get('pid', '?')} on {holder.get('host', 'another host')}"
-    except OSError:  # a folder that only its owner may write to
-        return None
 
 
 def _checkpoints(study: Study, past: Sequence[PastTrial]) -> list[Difference]:
