@@ -180,18 +180,21 @@ def _compare_points(one: Expected, run: StoredRun) -> list[Difference]:
 
 
 def _wrong_points(metric: str, curve: Mapping[int, tuple[float, int]], stored: Sequence[Point]) -> list[str]:
-    found = []
-    seen: set[int] = set()
+    by_step: dict[int, list[Point]] = {}
     for point in stored:
-        if point.step not in curve:
-            found.append(f"{metric} at epoch {point.step}, which the record does not hold")
-        elif point.step in seen:
-            found.append(f"{metric} at epoch {point.step} twice")
-        elif point.value != curve[point.step][0]:
-            found.append(f"{metric} at epoch {point.step} is {point.value!r}, recorded {curve[point.step][0]!r}")
-        elif point.time != curve[point.step][1]:
-            found.append(f"{metric} at epoch {point.step} has another time")
-        seen.add(point.step)
+        by_step.setdefault(point.step, []).append(point)
+    found = []
+    for step, points in sorted(by_step.items()):
+        place = f"{metric} at epoch {step}"
+        first = points[0]
+        if step not in curve:
+            found.append(f"{place}, which the record does not hold")
+        elif len(points) > 1:
+            found.append(f"{place} {len(points)} times")
+        elif first.value != curve[step][0]:
+            found.append(f"{place} is {first.value!r}, recorded {curve[step][0]!r}")
+        elif first.time != curve[step][1]:
+            found.append(f"{place} has another time")
     return found
 
 
