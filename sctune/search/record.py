@@ -300,13 +300,14 @@ class AfterRecord:
 
 
 def reports_of(trial: FrozenTrial) -> dict[int, dict[str, Any]]:
-    """Epoch -> {"metrics", "time"} of a stored trial, ascending."""
+    """Epoch -> {"metrics", "time"} of a stored trial, ascending; one whose value a kill kept out is not there."""
     found = {
         int(key.removeprefix(REPORT_PREFIX)): value
         for key, value in trial.user_attrs.items()
         if key.startswith(REPORT_PREFIX)
     }
-    return dict(sorted(found.items()))
+    # a report is complete when its value is there
+    return {epoch: found[epoch] for epoch in sorted(found) if epoch in trial.intermediate_values}
 
 
 def _reason(problem: BaseException) -> str:

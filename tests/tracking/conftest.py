@@ -82,7 +82,7 @@ def local_uri(tmp_path: Path, empty_store: Path) -> str:
     return default_tracking_uri(tmp_path)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def mlflow_server(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Iterator[MlflowServer]:
     folder = tmp_path_factory.mktemp("mlflow-server")
     shutil.copyfile(empty_store, folder / "server.db")
