@@ -59,7 +59,7 @@ class StudySearcher(Searcher):
         self._unfinished = deque(trial.number for trial in trials if trial.state == TrialState.RUNNING)
         self._times = {t.number: {epoch: report["time"] for epoch, report in reports_of(t).items()} for t in trials}
         self._newest = max((time for times in self._times.values() for time in times.values()), default=0)
-        self._latest: dict[int, int] = {}
+        self._latest: dict[int, tuple[int, float]] = {}
         for trial in trials:
             self.attempts[trial.number] = int(trial.user_attrs.get("attempt", 0))
         sampler = make_sampler(manifest.sampler, manifest.sampler_seed, space=space, n_before=len(trials))
@@ -113,10 +113,11 @@ class StudySearcher(Searcher):
             return
         result = result or {}
         report = read_report(result)
-        if report is not None and self._latest.get(number) != report[EPOCH]:
+        # the last result may have been told before; an epoch repeated by a restarted worker has a value of its own
+        if report is not None and self._latest.get(number) != (report[EPOCH], report[OBJECTIVE]):
             self._take(number, report)
         failure = read_failure(result)
-        epoch = self._latest.get(number)
+        epoch = self._latest[number][0] if number in self._latest else None
         finished = report is not None and epoch is not None and epoch >= report["epochs"]
         if failure is not None and failure["kind"] in ENVIRONMENT_ERRORS:
             # every other trial would meet the same: they stay unfinished, and the launch ends
@@ -148,6 +149,8 @@ class StudySearcher(Searcher):
         self.attempts[number] += 1
         attrs = {"attempt": self.attempts[number], "launch": len(self.manifest.launches)}
         self.record.set_attrs(number, attrs)
+        # no two attempts may have one number, whatever happens next: it keeps their checkpoints apart
+        self.record.flush()
         return self._started(trial_id, number, params)
 
     def _start_new(self, trial_id: str, frozen: FrozenTrial) -> dict[str, Any]:
@@ -173,7 +176,7 @@ class StudySearcher(Searcher):
             # no two reports of a study share a time, so that the record knows their order
             self._newest = times[epoch] = max(int(time.time() * 1000), self._newest + 1)
         moment = times[epoch]
-        self._latest[number] = epoch
+        self._latest[number] = (epoch, report[OBJECTIVE])
         self.proposer.report(number, epoch, report[OBJECTIVE])
         self.record.report(number, report, moment)
         for observer in self.observers:
