@@ -164,7 +164,7 @@ class StudySearcher(Searcher):
             return
         result = result or {}
         report = read_report(result)
-        if report is not None and self._latest.get(number) != report[EPOCH]:
+        if report is not None:
             self._take(number, report)
         failure = read_failure(result)
         epoch = self._latest.get(number)
@@ -219,6 +219,8 @@ class StudySearcher(Searcher):
         self.attempts[number] += 1
         attrs = {"attempt": self.attempts[number], "launch": len(self.manifest.launches)}
         self.record.set_attrs(number, attrs)
+        # no two attempts may have one number, whatever happens next: it keeps their checkpoints apart
+        self.record.flush()
         return self._started(trial_id, number, params)
 
     def _start_new(self, trial_id: str, frozen: FrozenTrial) -> dict[str, Any]:
