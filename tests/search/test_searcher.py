@@ -252,6 +252,23 @@ def test_resumed_study_does_not_repeat_its_draws(tmp_path: Path, sampler: str) -
     assert len(set(thresholds)) == 24
 
 
+@pytest.mark.parametrize("sampler", ["random", "tpe", "qmc"])
+def test_resumed_study_draws_what_an_undisturbed_one_draws(tmp_path: Path, sampler: str) -> None:
+    drawn: dict[int, list[Any]] = {}
+    for n_launches in (1, 3):
+        (tmp_path / str(n_launches)).mkdir()
+        study = make_study(tmp_path / str(n_launches), FLAT, 40, sampler)
+        drawn[n_launches] = []
+        for launch in range(n_launches):
+            searcher = open_searcher(study)
+            for index in range(15 // n_launches):
+                config = suggest(searcher, f"{launch}-{index}")
+                drawn[n_launches].append(config["params"])
+                run_whole(searcher, f"{launch}-{index}", config["params"]["augment.threshold"])
+            searcher.record.flush()
+    assert drawn[1] == drawn[3]
+
+
 @pytest.mark.parametrize("sampler", [name for name in SAMPLERS if name != "grid"])
 def test_same_seed_gives_the_same_proposals(tmp_path: Path, sampler: str) -> None:
     drawn = []
