@@ -189,7 +189,7 @@ class RuleScheduler(FIFOScheduler):
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
         # Tune gives actors ten seconds to end, those that are still importing too; a stopped driver has no more in all
         controller = getattr(tune_controller, "_tune_controller", None)
-        if hasattr(controller, "_actor_force_cleanup_timeout"):
+        if controller is not None and hasattr(controller, "_actor_force_cleanup_timeout"):
             controller._actor_force_cleanup_timeout = FORCE_S
         super().on_trial_add(tune_controller, trial)
 
