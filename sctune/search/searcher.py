@@ -22,8 +22,6 @@ from sctune.search.sampler import make_sampler
 from sctune.search.space import Space, Values
 from sctune.search.study import StudyManifest
 
-NO_FAULTS = Faults(Share(1.0, 0.0), Share(1.0, 0.0), lambda _node: True)
-
 
 class Observer(Protocol):
     """Told about every event on the driver's thread; must only enqueue. time: ms since 1970."""
@@ -68,10 +66,10 @@ class StudySearcher(Searcher):
         space: Space,
         record: Record,
         observers: Sequence[Observer] = (),
-        faults: Faults = NO_FAULTS,
+        faults: Faults | None = None,
         gate: Gate = OPEN,
     ) -> None:
-        """faults: decides about trials in trouble; gate: asked before each start."""
+        """faults: decides about trials in trouble (none: of one CPU each); gate: asked before each start."""
         super().__init__(metric=OBJECTIVE, mode="max")
         self.manifest = manifest
         self.space = space
@@ -82,7 +80,8 @@ class StudySearcher(Searcher):
         self.abort: str | None = None
         self.hopeless: str | None = None
         self.attempts: dict[int, int] = {}
-        self._faults = faults
+        alone = Share(1.0, 0.0)
+        self._faults = faults or Faults(alone, alone, lambda _node: True)
         self._gate = gate
         self._live: dict[str, int] = {}
         self._errors: dict[str, str] = {}
@@ -109,10 +108,7 @@ class StudySearcher(Searcher):
 
     @property
     def history(self) -> list[tuple[int, int, float]]:
-        """(number, epoch, value) of all reports so far, in order of their first arrival; what a rule is refilled with.
-
-        A repeated epoch has its latest value.
-        """
+        """(number, epoch, value) of all reports so far, in order of arrival; what a rule is refilled with."""
         curves = {trial.number: trial.intermediate_values for trial in self.proposer.trials()}
         order = sorted((time, number, epoch) for number, times in self._times.items() for epoch, time in times.items())
         return [(number, epoch, curves[number][epoch]) for _, number, epoch in order if epoch in curves[number]]
@@ -141,8 +137,8 @@ class StudySearcher(Searcher):
         n_trials = self.proposer.n_trials
         if n_trials >= self.manifest.trials or self.exhausted is not None:
             return None
-        # the record is complete before the next ask depends on it; a failed write ends the search here
-        self.record.flush()
+        # a write that failed for good ends the search here; nothing waits for those on their way
+        self.record.check()
         frozen = self.proposer.ask()
         if frozen is None:
             self.exhausted = f"space exhausted after {n_trials} of {self.manifest.trials}"
@@ -167,7 +163,7 @@ class StudySearcher(Searcher):
             return
         result = result or {}
         report = read_report(result)
-        if report is not None and self._latest.get(number) != report[EPOCH]:
+        if report is not None:
             self._take(number, report)
         failure = read_failure(result)
         epoch = self._latest.get(number)
@@ -222,6 +218,8 @@ class StudySearcher(Searcher):
         self.attempts[number] += 1
         attrs = {"attempt": self.attempts[number], "launch": len(self.manifest.launches)}
         self.record.set_attrs(number, attrs)
+        # no two attempts may have one number, whatever happens next: it keeps their checkpoints apart
+        self.record.flush()
         return self._started(trial_id, number, params)
 
     def _start_new(self, trial_id: str, frozen: FrozenTrial) -> dict[str, Any]:
@@ -246,14 +244,17 @@ class StudySearcher(Searcher):
         }
 
     def _take(self, number: int, report: dict[str, Any]) -> None:
-        """Record one epoch; a resumed trial may repeat one, which keeps the time of its first arrival."""
+        """Record one epoch; one that a resumed trial repeats stays as it was first told, here and in MLflow.
+
+        MLflow only adds points: with the seconds or, on a GPU, the rounding of the second time it would hold two.
+        """
         epoch = report[EPOCH]
         times = self._times.setdefault(number, {})
-        if epoch not in times:
-            # no two reports of a study share a time, so that the record knows their order
-            self._newest = times[epoch] = max(int(time.time() * 1000), self._newest + 1)
-        moment = times[epoch]
         self._latest[number] = epoch
+        if epoch in times:
+            return
+        # no two reports of a study share a time, so that the record knows their order
+        moment = self._newest = times[epoch] = max(int(time.time() * 1000), self._newest + 1)
         self.proposer.report(number, epoch, report[OBJECTIVE])
         self.record.report(number, report, moment)
         for observer in self.observers:

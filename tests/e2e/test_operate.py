@@ -21,11 +21,9 @@ LONG += ["--set", "budget.iterations=20"]
 
 
 def alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
+    from sctune.search.operate_process import process_start
+
+    return process_start(pid) is not None
 
 
 @pytest.fixture
@@ -60,14 +58,9 @@ def test_a_search_in_the_background_from_its_start_to_its_deletion(
     assert "selection by extra" in err  # the plan
     assert os.getsid(started["driver"]["pid"]) == started["driver"]["pid"]
 
-    wait_until(lambda: epochs_logged(sctune, NAME) >= 1, 100, "an epoch")
-    status = sctune.json("status", NAME)
-    assert status["driver"] == started["driver"]
-    assert [launch["ended"] for launch in status["launches"]] == [None]
-    assert f"is being run by process {started['driver']['pid']}" in sctune("delete", NAME, "--yes", code=2).stderr
-    assert "trial 77" in sctune("logs", NAME, "77", code=2).stderr
-
+    wait_until((sctune.study(NAME) / "logs" / "trial-00000.log").exists, 60, "the first trial")
     with sctune.started("logs", NAME, "0", "--follow") as following:
+        wait_until(lambda: epochs_logged(sctune, NAME) >= 1, 100, "an epoch")
         assert "has ended: stopped" in sctune("stop", NAME).stdout
         followed, _ = following.communicate(timeout=60)
     assert not alive(started["driver"]["pid"])
@@ -80,6 +73,12 @@ def test_a_search_in_the_background_from_its_start_to_its_deletion(
     note.unlink()
     resumed = sctune.json("resume", NAME, "--detach", *hook)
     guard.append(resumed["driver"]["pid"])
+    status = sctune.json("status", NAME)
+    assert status["driver"] == resumed["driver"]
+    assert [launch["reason"] for launch in status["launches"]][:1] == ["stopped"]
+    refused = sctune("delete", NAME, "--yes", code=2).stderr
+    assert f"is being run by process {resumed['driver']['pid']}" in refused
+    assert "trial 77" in sctune("logs", NAME, "77", code=2).stderr
     lines = sctune("logs", NAME, "--follow", timeout=150).stdout.splitlines()
     assert [line.split(" ", 3)[2:] for line in lines if " launch " in line and "ended" not in line] == [
         ["launch", f"1 of {NAME}: process {started['driver']['pid']} on {started['driver']['host']}"],
