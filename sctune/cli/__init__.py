@@ -13,6 +13,7 @@ import typer
 from sctune import __version__
 from sctune.cli import figures, machine, operate, reproduce, search, studies, sync, train, weights
 from sctune.cli.data import data_app
+from sctune.cli.hide import hide_passwords
 from sctune.cli.output import messages
 from sctune.errors import SctuneError
 
@@ -50,6 +51,7 @@ USAGE_ERROR: Any = typer.BadParameter.__mro__[1]
 def main() -> None:
     """Entry point of `sctune`."""
     try:
+        hide_passwords()
         sys.exit(app(standalone_mode=False))
     except SctuneError as problem:
         _complain(str(problem), problem.exit_code)

@@ -200,7 +200,7 @@ def _pictures(trainer: Trainer, labels: list[int], folder: Path, attribution: st
     rows = [plots.GalleryRow(*_fields(example)) for example in pseudo_examples(trainer)]
     if rows:
         plots.gallery(rows, folder / "pseudo_anomalies.png", attribution)
-    (folder / "config.yaml").write_text(yaml.safe_dump(trainer.config.model_dump(), sort_keys=False), encoding="utf-8")
+    (folder / "config.yaml").write_text(yaml.safe_dump(trainer.config.document(), sort_keys=False), encoding="utf-8")
     with (folder / "selection_scores.csv").open("w", newline="", encoding="utf-8") as stream:
         columns = (trainer.selection.paths, labels, scores.tolist())
         csv.writer(stream).writerows([("path", "label", "score"), *zip(*columns, strict=True)])

@@ -10,7 +10,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout, suppress
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -19,7 +19,7 @@ from ray import tune
 from rich.console import Console
 
 from sctune.data.split import Split
-from sctune.errors import AllTrialsFailedError, ClusterError, StudyError
+from sctune.errors import AllTrialsFailedError, ClusterError
 from sctune.paths import cache_folder
 from sctune.search.cluster import Resources, largest_share, nodes_alive
 from sctune.search.faults import Faults, Share
@@ -28,7 +28,8 @@ from sctune.search.gate import DiskUse, StartGate
 from sctune.search.operate import stop_requests
 from sctune.search.plan import selection_labels, weights_digests
 from sctune.search.progress import SearchProgress
-from sctune.search.replay import AfterRecord, past_trial, replay_owed, study_facts
+from sctune.search.record import AfterRecord
+from sctune.search.replay import past_trial, replay_owed, study_facts
 from sctune.search.result import StudyResult, value_se
 from sctune.search.retention import CheckpointKeeper
 from sctune.search.scheduler import RuleScheduler, make_rule, refill
@@ -74,16 +75,19 @@ class Launch:
             study.end_launch(_now(), reason)
         except BaseException as problem:
             # the trials stay as the record has them; nothing may look as if it still ran
-            with suppress(StudyError):
-                study.record.flush(5)  # their events wait for it
             tracking.on_study_end("FAILED", {"error": f"{type(problem).__name__}: {problem}"[:500]})
+            # events wait for the record
+            study.record.settle(3)
             writer.drain(3)
             if study.manifest.launches and study.manifest.launches[-1].ended is None:
                 study.end_launch(_now(), "failed")
             raise
         finally:
-            writer.close()
-            study.record.close()
+            # the record hands the last events on
+            try:
+                study.record.close()
+            finally:
+                writer.close()
         _check(study, searcher, result)
         return result
 
@@ -105,7 +109,9 @@ class Launch:
             Share(self.resources.cpus, self.resources.gpus), largest_share(), lambda node: node in nodes_alive()
         )
         use = DiskUse(study.folder, manifest.storage_path)
-        gate = StartGate(use, keeper, manifest.max_disk, self.resources.concurrent, lambda: None, progress.say)
+        gate = StartGate(
+            use, keeper, manifest.max_disk, self.resources.concurrent, lambda: study.record.trouble, progress.say
+        )
         trial_log = TrialLog(study.folder, len(manifest.launches) + 1)
         observers: list[Observer] = [tracking, keeper, progress, trial_log]
         searcher = StudySearcher(manifest, self.space, study.record, observers, faults, gate)
@@ -210,6 +216,7 @@ def _stop_signals(searcher: StudySearcher, stop_key: str, budget_s: float | None
     def stop(_number: int, _frame: Any) -> None:
         if searcher.stopping:
             raise KeyboardInterrupt
+        searcher.record.hurry(5.0)
         out_of_time()
 
     def out_of_time() -> None:

@@ -7,31 +7,12 @@ from datetime import datetime
 
 from optuna.trial import FrozenTrial
 
-from sctune.search.record import Record, reports_of
+from sctune.search.record import reports_of
 from sctune.search.study import Study, StudyManifest
 from sctune.tracking.callback import EventSink, PastTrial, StudyFacts, TrackingCallback
-from sctune.tracking.events import Event
 from sctune.tracking.writer import Writer
 
 _ROOM_S = 10.0
-
-
-class AfterRecord:
-    """A sink that passes a trial's events on once the record holds what they tell.
-
-    So MLflow is never ahead of the record: a killed driver would leave runs of trials that were never recorded, and
-    their numbers would be given to others.
-    """
-
-    def __init__(self, record: Record, sink: EventSink) -> None:
-        self._record = record
-        self._sink = sink
-
-    def put(self, event: Event) -> None:
-        if event["trial"] is None:
-            self._sink.put(event)
-        else:
-            self._record.then(lambda: self._sink.put(event))
 
 
 def replay(trials: Sequence[FrozenTrial], tracking: TrackingCallback, writer: Writer) -> bool:

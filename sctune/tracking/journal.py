@@ -154,7 +154,12 @@ class Journal:
         if row is None:
             _log.warning("the damaged cursor %s was ignored; its journal is sent again", self._cursor_path)
             return 0
+        self._refuse_newer(row, self._cursor_path)
         return int(row["delivered"])
+
+    def _refuse_newer(self, row: Mapping[str, Any], path: Path) -> None:
+        if row.get("format_version", 0) > FORMAT_VERSION:
+            raise TrackingError(f"{path} was written by a newer sctune; update this installation")
 
     def _repair(self) -> tuple[int, int]:
         """Bytes of the journal up to its last whole line, and that line's number."""
@@ -166,8 +171,7 @@ class Journal:
                 end += len(line)
                 row = _parse(line)
                 if row is not None:
-                    if row.get("format_version", 0) > FORMAT_VERSION:
-                        raise TrackingError(f"{self.path} was written by a newer sctune; update this installation")
+                    self._refuse_newer(row, self.path)
                     size, last = end, row["seq"]
         return size, last
 

@@ -22,7 +22,8 @@ from optuna.trial import TrialState
 
 from sctune.config import Task, load_profile
 from sctune.report import OBJECTIVE
-from sctune.search.replay import AfterRecord, tracking_of
+from sctune.search.record import AfterRecord
+from sctune.search.replay import tracking_of
 from sctune.search.space import load_space
 from sctune.search.study import DataSpec, SchedulerSpec, SelectionSpec, Study, StudyManifest
 from sctune.tracking.server import check_tracking, default_tracking_uri, ui_command, ui_environment
@@ -82,7 +83,7 @@ def local_uri(tmp_path: Path, empty_store: Path) -> str:
     return default_tracking_uri(tmp_path)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def mlflow_server(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Iterator[MlflowServer]:
     folder = tmp_path_factory.mktemp("mlflow-server")
     shutil.copyfile(empty_store, folder / "server.db")
