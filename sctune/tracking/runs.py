@@ -6,6 +6,7 @@ value, and a run's end is written at the time of the event.
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +14,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sctune.report import OBJECTIVE
-from sctune.tracking.events import MAX_PARAM_LENGTH, as_key, as_texts, identity_tags, shown_param, well_formed
+from sctune.tracking.events import (
+    MAX_PARAM_LENGTH,
+    as_key,
+    as_texts,
+    file_digest,
+    identity_tags,
+    shown_param,
+    well_formed,
+)
 from sctune.tracking.sending import Entry, RunGoneError, Sender
 from sctune.tracking.server import (
     PARENT_TAG,
@@ -31,6 +40,7 @@ if TYPE_CHECKING:
 RUN_STATUS = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL": "FAILED"}
 _LOOK_UP_TOGETHER = 4  # trials from which on one search for all is quicker
 _MAX_ENTRIES = 100  # of one request: MLflow's limit for parameters and for tags
+_log = logging.getLogger(__name__)
 Key = tuple[str, int | None]
 
 
@@ -176,6 +186,10 @@ class Runs:
     def _artifact(self, key: Key, event: Mapping[str, Any]) -> None:
         path, target = Path(event["path"]), event.get("artifact_path")
         run_id = self._run_id(key, event["time"])
+        proof = event.get("proof")
+        if proof and file_digest(Path(proof["path"])) != proof["sha256"]:
+            _log.info("%s holds another trial's files by now and is not shown for %s", path, key[1])
+            return
         if not path.exists():
             self._sender.reject(f"artifact {path}", FileNotFoundError("it is gone"))
             return
