@@ -126,7 +126,7 @@ def cluster(sctune: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[s
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(600)
 def test_a_search_as_a_ray_job(
     sctune: Any, smoke: list[str], cluster: str, wait_until: Callable[..., None], tmp_path: Path
 ) -> None:
