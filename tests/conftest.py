@@ -165,6 +165,14 @@ class Postgres:
     def stop(self) -> None:
         self._run("pg_ctl", "-D", str(self.folder / "data"), "-w", "-m", "immediate", "stop")
 
+    password = POSTGRES_PASSWORD
+
+    def dump(self, database: str) -> str:
+        """All that a database holds, as text."""
+        command = [self._bin / "pg_dump", "-h", "127.0.0.1", "-p", str(self.port), "-U", "sctune", database]
+        environment = {**os.environ, "PGPASSWORD": self.password}
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+
     def create(self, database: str) -> None:
         self.query(f'CREATE DATABASE "{database}"', "postgres")
 

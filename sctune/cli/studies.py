@@ -12,6 +12,7 @@ from rich.table import Table
 
 from sctune.cli import options as opt
 from sctune.cli.output import emit, print_lines
+from sctune.cli.sync import show_check
 from sctune.errors import StudyError
 from sctune.paths import studies_folder
 
@@ -21,11 +22,20 @@ if TYPE_CHECKING:
 
 def status(
     study: Annotated[str, typer.Argument()],
+    check: Annotated[
+        bool, typer.Option("--check", help="Compare the record with MLflow and the checkpoints instead.")
+    ] = False,
     study_root: opt.StudyRoot = None,
     storage: opt.StoredAt = None,
     as_json: opt.AsJson = False,
 ) -> None:
-    """Trials of a study in order of merit, and how sure the order is."""
+    """Trials of a study in order of merit, and how sure the order is.
+
+    With --check: whether MLflow and the checkpoints say what the study's record says; exit code 3 where they differ.
+    """
+    if check:
+        show_check(study, study_root, as_json)
+        return
     from sctune.search.operate import study_launches
     from sctune.search.result import summary_lines
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from sctune.errors import StudyError
+from sctune.errors import StudyError, TrackingError
 from sctune.paths import studies_folder
 from sctune.search.cluster import Resources, check_nodes, connect, exposure, plan_resources
 from sctune.search.options import SearchOptions
@@ -114,7 +114,6 @@ def resume(
     from sctune.search.places import check_seen, move
     from sctune.search.plan import study_splits
     from sctune.search.study import Study
-    from sctune.tracking.server import check_tracking
 
     study = Study.open((study_root or studies_folder()).expanduser().absolute(), name, storage)
     with study.lock():
@@ -122,7 +121,7 @@ def resume(
         move(study, storage_path, tracking_uri)
         check_seen(study)
         splits = study_splits(study.manifest)
-        check_tracking(study.manifest.tracking_uri)
+        _warn_about_tracking(study, console)
         budget_s = time_budget_s or study.manifest.time_budget_s
         seconds_left = _budget_left(study, budget_s)
         with session(address) as warnings:
@@ -141,6 +140,17 @@ def resume(
             space = study.manifest.build_space()
             launch = Launch(study, space, splits, resources, seconds_left, console, started)
             return run_launch(launch, notify)
+
+
+def _warn_about_tracking(study: Study, console: Console | None) -> None:
+    """A study goes on without MLflow: what it is owed waits in the journal."""
+    from sctune.tracking.server import check_tracking
+
+    try:
+        check_tracking(study.manifest.tracking_uri)
+    except TrackingError as problem:
+        text = f"{problem}; the study goes on, and `sctune sync {study.name}` sends later what is owed"
+        (console or Console(stderr=True)).print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def _check_versions(study: Study) -> None:

@@ -69,6 +69,13 @@ def file_lock(path: Path, refusal: Callable[[], StudyError]) -> Iterator[None]:
         lock.release()
 
 
+_HOLDERS = """
+SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND granted AND objsubid = 1
+AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+AND ((classid::bigint << 32) | objid::bigint) = :key
+"""
+
+
 class DatabaseLock:
     """The advisory lock of one study in PostgreSQL, held by a connection of its own.
 
@@ -131,9 +138,10 @@ class DatabaseLock:
         return f"study {self._name!r} is being run by {holder_text(holder)}, after this driver lost the database"
 
     def is_free(self) -> bool:
-        """Whether nobody holds it at the moment; it is taken for that moment to find out."""
+        """Whether nobody holds it at the moment; looks only, since taking it would refuse a driver that just starts."""
         try:
-            return self._try()
+            with self._engine.connect() as connection:
+                return not connection.execute(text(_HOLDERS), {"key": self._key}).scalar()
         except SQLAlchemyError as problem:
             raise unreachable(self._url, problem) from None
         finally:

@@ -216,7 +216,10 @@ class Study:
         found = stored_manifests(given)
         if name not in found:
             raise StudyError(f"no study {name!r} in {root} or in {without_secrets(given)}; {nearest(name, found)}")
-        return cls(path.parent, _manifest_of(json.dumps(found[name]), f"the manifest of {name} in the database"), given)
+        manifest = _manifest_of(json.dumps(found[name]), f"the manifest of {name} in the database")
+        if manifest.name != name:
+            raise StudyError(f"the record at {without_secrets(given)} holds {manifest.name!r} under the name {name!r}")
+        return cls(path.parent, manifest, given)
 
     @property
     def name(self) -> str:

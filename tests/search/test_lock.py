@@ -56,7 +56,10 @@ def eventually(condition: Callable[[], object], what: str) -> None:
 def test_a_second_driver_is_refused_by_name_until_the_first_is_killed(postgres: Any, study: tuple[str, str]) -> None:
     url, name = study
     lock = DatabaseLock(url, name, name)
+    assert DatabaseLock(url, name, name).is_free()
     with holder(postgres, name) as (process, fencing):
+        assert not DatabaseLock(url, name, name).is_free()
+        assert DatabaseLock(url, name, "another study").is_free()
         with pytest.raises(StudyError) as refused:
             lock.acquire()
         assert f"process {process.pid} on {socket.gethostname()} since 20" in str(refused.value)
