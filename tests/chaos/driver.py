@@ -32,7 +32,7 @@ SENT = os.environ.get("SCTUNE_CHAOS_SENT", "sent")
 
 DRIVER_POINTS = {
     "asked, not recorded": (StudySearcher, "_start_new"),
-    "record half-written": (Record, "_finish"),
+    "record half-written": (Record, "_write"),
     "reported, not told": (StudySearcher, "_tell"),
     "told, not in the journal": (TrackingCallback, "on_end"),
     "in the journal, not in MLflow": (Runs, "apply"),
