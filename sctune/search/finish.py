@@ -53,14 +53,18 @@ def finish(
     tracking: TrackingCallback,
     writer: Writer,
     seconds: float,
+    hasty: bool = False,
 ) -> StudyResult:
-    """Sum up a launch and show it in MLflow; trouble with pictures or the tracking is a note, never an error."""
+    """Sum up a launch and show it in MLflow; trouble with pictures or the tracking is a note, never an error.
+
+    hasty: the driver must leave: pictures and model are left to a resume.
+    """
     manifest = study.manifest
     trials = study.record.load()
     labels = selection_labels(manifest, splits)
     left_over = any(not trial.state.is_finished() for trial in trials)
     unspent = len(trials) < manifest.trials and searcher.exhausted is None
-    stopped = searcher.stopping and searcher.hopeless is None and (left_over or unspent)
+    stopped = hasty or (searcher.stopping and searcher.hopeless is None and (left_over or unspent))
     facts: dict[str, Any] = {"tracking_uri": safe_uri(manifest.tracking_uri), "stopped": stopped}
     result = study_result(study, trials, labels, seconds, exhausted=searcher.exhausted, **facts)
     notes: list[str] = []
