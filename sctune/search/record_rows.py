@@ -7,6 +7,7 @@ afterwards is the same.
 from __future__ import annotations
 
 import json
+from collections import ChainMap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -55,7 +56,7 @@ class Batch:
             self.over.add(number)
 
 
-def write(storage: RDBStorage, study_id: int, trial_ids: Mapping[int, int], batch: Batch) -> dict[int, int]:
+def write(storage: RDBStorage, study_id: int, trial_ids: dict[int, int], batch: Batch) -> dict[int, int]:
     """Write a batch in one transaction, all of it or nothing; gives number -> row id of the trials that it started.
 
     Written again (only the answer was lost), it changes nothing. Raises StorageInternalError for what may be tried
@@ -64,7 +65,7 @@ def write(storage: RDBStorage, study_id: int, trial_ids: Mapping[int, int], batc
     with _transaction(storage) as session:
         rows = _Rows(storage, session)
         started = _start(session, rows, study_id, trial_ids, batch.starts)
-        ids = {**trial_ids, **started}
+        ids = ChainMap(started, trial_ids)
         study_attrs = [_attr("study_id", study_id, key, value) for key, value in batch.study_attrs.items()]
         rows.put(models.StudySystemAttributeModel, ("study_id", "key"), study_attrs)
         attrs = [_attr("trial_id", ids[number], key, value) for (number, key), value in batch.attrs.items()]
@@ -116,29 +117,24 @@ def _start(
     if not starts:
         return {}
     model = models.TrialModel
-    unknown = session.query(model).filter(
-        model.study_id == study_id, model.trial_id > max(trial_ids.values(), default=0)
-    )
-    found = {row.number: row for row in unknown}
+    newest = max(trial_ids.values(), default=0)
+    unknown = session.query(model).filter(model.study_id == study_id, model.trial_id > newest)
+    found: dict[Any, Any] = {row.number: row for row in unknown}
     started: dict[int, int] = {}
     for frozen in starts:
         number = frozen.number
-        row = found.get(number) or session.get(model, trial_ids.get(number) or started.get(number) or 0)
-        if row is not None:
+        known = started.get(number, trial_ids.get(number))
+        row = found.get(number) if known is None else session.get(model, known)
+        if row is None:
+            free = len(trial_ids) + len(started)
+            if number != free:
+                raise StudyError(f"trial {number} became {free} in the record; another driver writes to it")
+            started[number] = _insert_trial(session, rows, study_id, frozen)
+        elif row.datetime_start != frozen.datetime_start:
+            raise StudyError(f"the record holds another trial {number}; another driver writes to it")
+        elif known is None:
             # an earlier try wrote it and only the answer was lost
-            if row.datetime_start != frozen.datetime_start:
-                raise StudyError(f"the record holds another trial {number}; another driver writes to it")
-            started[number] = row.trial_id
-            continue
-        free = len(trial_ids) + len(started)
-        if number != free:
-            raise StudyError(f"trial {number} became {free} in the record; another driver writes to it")
-        row = model(study_id=study_id, number=number, state=TrialState.RUNNING)
-        row.datetime_start = frozen.datetime_start
-        session.add(row)
-        session.flush()
-        started[number] = row.trial_id
-        _describe(rows, row.trial_id, frozen)
+            started[number] = int(row.trial_id)
     if not set(found) <= set(started):
         raise StudyError(
             f"the record holds another trial {min(set(found) - set(started))}; another driver writes to it"
@@ -146,8 +142,13 @@ def _start(
     return started
 
 
-def _describe(rows: _Rows, trial_id: int, frozen: FrozenTrial) -> None:
-    """A trial's parameters and attributes."""
+def _insert_trial(session: Session, rows: _Rows, study_id: int, frozen: FrozenTrial) -> int:
+    """A running trial with its parameters and attributes; gives its row id."""
+    trial = models.TrialModel(study_id=study_id, number=frozen.number, state=TrialState.RUNNING)
+    trial.datetime_start = frozen.datetime_start
+    session.add(trial)
+    session.flush()
+    trial_id = int(trial.trial_id)
     params = [
         {
             "trial_id": trial_id,
@@ -163,14 +164,15 @@ def _describe(rows: _Rows, trial_id: int, frozen: FrozenTrial) -> None:
         (models.TrialSystemAttributeModel, without_pickles(frozen.system_attrs)),
     ):
         rows.put(model, ("trial_id", "key"), [_attr("trial_id", trial_id, key, value) for key, value in attrs.items()])
+    return trial_id
 
 
 def _values(rows: _Rows, ids: Mapping[int, int], batch: Batch) -> None:
     points = []
-    for (number, epoch), value in batch.values.items():
-        stored, kind = models.TrialIntermediateValueModel.intermediate_value_to_stored_repr(value)
+    for (number, epoch), reported in batch.values.items():
+        point, finite = models.TrialIntermediateValueModel.intermediate_value_to_stored_repr(reported)
         row = {"trial_id": ids[number], "step": epoch}
-        points.append({**row, "intermediate_value": stored, "intermediate_value_type": kind})
+        points.append({**row, "intermediate_value": point, "intermediate_value_type": finite})
     rows.put(models.TrialIntermediateValueModel, ("trial_id", "step"), points)
     finals = []
     for number, (_, value, _) in batch.ends.items():
