@@ -11,7 +11,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from sctune import __version__
-from sctune.cli import figures, machine, reproduce, search, studies, train, weights
+from sctune.cli import figures, machine, operate, reproduce, search, studies, train, weights
 from sctune.cli.data import data_app
 from sctune.cli.output import messages
 from sctune.errors import SctuneError
@@ -26,6 +26,9 @@ app = typer.Typer(
 app.command(epilog="Example: sctune search --space threshold_patch --data elpv --trials 12")(search.search)
 app.command()(search.resume)
 app.command()(studies.status)
+app.command(epilog="Example: sctune logs STUDY 3 --follow")(operate.logs)
+app.command(epilog="Example: sctune stop STUDY")(operate.stop)
+app.command(epilog="Example: sctune delete STUDY --yes")(operate.delete)
 app.command("list")(studies.list_command)
 app.command()(studies.spaces)
 app.command()(studies.best)

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sctune.cli import options as opt
+from sctune.cli.operate import background, study_name
 from sctune.cli.output import emit, messages, say
 from sctune.config import parse_assignments
 from sctune.errors import ConfigError
+from sctune.search.notify import read_hooks
 from sctune.search.options import SearchOptions
 
 if TYPE_CHECKING:
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 
 
 def search(
+    context: typer.Context,
     space: opt.Space = "threshold_patch",
     name: opt.Name = None,
     profile: opt.Profile = None,
@@ -50,21 +53,27 @@ def search(
     checkpoint_interval: opt.CheckpointInterval = 60.0,
     keep_best: opt.KeepBest = 3,
     max_disk: opt.MaxDisk = None,
+    notify: opt.Notify = None,
+    detach: opt.Detach = False,
     dry_run: opt.DryRun = False,
     as_json: opt.AsJson = False,
 ) -> None:
     """Search a space: train, compare, stop early, and log every trial and the best model to MLflow."""
     values = parse_assignments(assignments or [])
+    seconds, hooks = opt.duration(time_budget, "--time-budget"), read_hooks(notify or ())
     options = _options(dict(
         space=space, name=name, profile=profile, method=method, data=data, normal=normal, anomalous=anomalous,
         categories=tuple(category or ()), setting=setting, known_classes=tuple(known_class or ()),
         n_anomalies=_amount(n_anomalies), seeds=_seeds(seeds), selection=selection, partition_seed=partition_seed,
-        trials=trials, time_budget_s=_duration(time_budget), sampler=sampler, sampler_seed=sampler_seed,
+        trials=trials, time_budget_s=seconds, sampler=sampler, sampler_seed=sampler_seed,
         scheduler=scheduler, gpus_per_trial=gpus_per_trial, cpus_per_trial=cpus_per_trial,
         max_concurrent=max_concurrent, overrides=values, skip_corrupt=skip_corrupt, study_root=study_root,
         storage_path=storage_path, tracking_uri=tracking_uri, storage=storage, address=address,
         checkpoint_interval=checkpoint_interval, keep_best=keep_best, max_disk=max_disk,
     ))  # fmt: skip
+    if detach and not dry_run:
+        background(context, study_name(name, space), study_root, address, hooks)
+        return
     from sctune.search.driver import run_search
     from sctune.search.dryrun import dry_run as plan_only
     from sctune.search.dryrun import plan_lines
@@ -73,17 +82,20 @@ def search(
         report = plan_only(options)
         emit(report.to_dict() if as_json else None, report.lines)
         return
-    result = run_search(options, messages, lambda plan, resources: say(plan_lines(plan, resources)))
+    result = run_search(options, messages, lambda plan, resources: say(plan_lines(plan, resources)), hooks)
     _finish(result, as_json)
 
 
 def resume(
-    study: Annotated[str, typer.Argument(help="Study name.")],
+    context: typer.Context,
+    study: opt.StudyName,
     trials: Annotated[str | None, typer.Option(help="More trials for a finished study: +20.")] = None,
     time_budget: Annotated[str | None, typer.Option(help="For example 2h; over all launches of the study.")] = None,
     address: Annotated[str | None, typer.Option(help="Ray cluster, or auto; default: this machine.")] = None,
     max_concurrent: Annotated[int | None, typer.Option(min=1, help="Trials at a time.")] = None,
     max_disk: opt.MaxDisk = None,
+    notify: opt.Notify = None,
+    detach: opt.Detach = False,
     study_root: opt.StudyRoot = None,
     as_json: opt.AsJson = False,
 ) -> None:
@@ -93,6 +105,10 @@ def resume(
         if not re.fullmatch(r"\+\d+", trials):
             raise ConfigError(f"--trials {trials!r}: write how many more, for example +20")
         more = int(trials)
+    seconds, hooks = opt.duration(time_budget, "--time-budget"), read_hooks(notify or ())
+    if detach:
+        background(context, study, study_root, address, hooks)
+        return
     from sctune.search.driver import resume as resume_study
 
     result = resume_study(
@@ -101,9 +117,10 @@ def resume(
         more_trials=more,
         address=address,
         max_concurrent=max_concurrent,
-        time_budget_s=_duration(time_budget),
+        time_budget_s=seconds,
         max_disk=_size(max_disk),
         console=messages,
+        notify=hooks,
     )
     _finish(result, as_json)
 
@@ -154,12 +171,3 @@ def _seeds(text: str | None) -> tuple[int, ...]:
     if not re.fullmatch(r"\d+(,\d+)*", text):
         raise ConfigError(f"--seeds {text!r}: give whole numbers with commas, for example 42,43,44")
     return tuple(int(part) for part in text.split(","))
-
-
-def _duration(text: str | None) -> float | None:
-    if text is None:
-        return None
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)(s|m|h|d)?", text)
-    if match is None or float(match[1]) == 0:
-        raise ConfigError(f"--time-budget {text!r}: give a time such as 90s, 30m, 2h or 1d")
-    return float(match[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[match[2] or "s"]

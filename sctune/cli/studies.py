@@ -23,11 +23,13 @@ def status(
     study: Annotated[str, typer.Argument()], study_root: opt.StudyRoot = None, as_json: opt.AsJson = False
 ) -> None:
     """Trials of a study in order of merit, and how sure the order is."""
+    from sctune.search.operate import study_launches
     from sctune.search.result import summary_lines
 
     result = _stored(study, study_root)
+    launches = study_launches((study_root or studies_folder()).expanduser().absolute(), study)
     if as_json:
-        emit(result.to_dict(), [])
+        emit({**result.to_dict(), **launches.to_dict()}, [])
         return
     from sctune.search.progress import short
 
@@ -47,7 +49,7 @@ def status(
         )
         table.add_row(*cells[: len(table.columns)])
     Console().print(table)
-    print_lines(summary_lines(result))
+    print_lines([*launches.lines(), *summary_lines(result)])
 
 
 def list_command(study_root: opt.StudyRoot = None, as_json: opt.AsJson = False) -> None:

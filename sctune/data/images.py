@@ -84,12 +84,18 @@ class ImageCache:
             raise DataError(f"no images of {root} are asked for")
         key = _key(root, wanted, size, resize)
         with self._reported():
-            meta = self._meta(key)
-            if meta is None:
+            opened = self._open(key)
+            if opened is None:
                 with self._lock(key):
-                    meta = self._meta(key) or self._build(key, root, wanted, size, resize, skip_corrupt)
+                    # opened under the lock, which removing takes too
+                    opened = self._open(key)
+                    if opened is None:
+                        self._build(key, root, wanted, size, resize, skip_corrupt)
+                        opened = self._open(key)
                 self._trim()
-            array = np.load(self.folder / key / ARRAY, mmap_mode="r")
+            if opened is None:
+                raise DataError(f"the image cache {self.folder} was removed in the meantime; try again")
+        meta, array = opened
         skipped = tuple(meta["skipped"])
         if skipped and not skip_corrupt:
             first = root / skipped[0]
@@ -112,11 +118,30 @@ class ImageCache:
                     found.append(CacheEntry(place.parent.name, meta["images"], meta["size"], volume, used))
         return sorted(found, key=lambda entry: (entry.used, entry.key))
 
-    def clear(self) -> int:
-        """Remove all sets but those being built at the moment; returns the bytes freed."""
+    def clear(self, older_than_s: float = 0.0, keep_bytes: int = 0) -> int:
+        """Remove the least recently used sets until `keep_bytes` are left; returns the bytes freed.
+
+        Those used within `older_than_s` seconds, or being built at the moment, stay. A process that has a removed
+        set mapped keeps it, and one that asks for it later builds it again, so a running search is not harmed.
+        """
+        freed = 0
         with self._reported():
             self._sweep()
-            return sum(entry.nbytes for entry in self.entries() if self._remove(entry.key))
+            entries = self.entries()
+            total = sum(entry.nbytes for entry in entries)
+            for entry in entries:
+                old = time.time() - entry.used >= older_than_s
+                if old and total - freed > keep_bytes and self._remove(entry.key):
+                    freed += entry.nbytes
+        return freed
+
+    def _open(self, key: str) -> tuple[dict[str, Any], Any] | None:
+        """A stored set; None where there is none, or it is being removed."""
+        meta = self._meta(key)
+        try:
+            return None if meta is None else (meta, np.load(self.folder / key / ARRAY, mmap_mode="r"))
+        except FileNotFoundError:
+            return None
 
     def _meta(self, key: str) -> dict[str, Any] | None:
         place = self.folder / key / META
@@ -129,9 +154,7 @@ class ImageCache:
             os.utime(place)
         return meta
 
-    def _build(
-        self, key: str, root: Path, wanted: list[str], size: int, resize: str, skip_corrupt: bool
-    ) -> dict[str, Any]:
+    def _build(self, key: str, root: Path, wanted: list[str], size: int, resize: str, skip_corrupt: bool) -> None:
         unfinished = self.folder / f"{key}{UNFINISHED}"
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir()
@@ -155,7 +178,6 @@ class ImageCache:
             unfinished.rename(self.folder / key)
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
-        return meta
 
     def _trim(self) -> None:
         entries = self.entries()

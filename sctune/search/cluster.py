@@ -66,16 +66,21 @@ def ensure_token(path: Path) -> None:
         path.chmod(0o600)
 
 
+def use_token() -> None:
+    """See that this user has a token, unless the environment gives one."""
+    if "RAY_AUTH_TOKEN" not in os.environ:
+        ensure_token(Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token"))
+
+
 def connect(address: str | None) -> bool:
     """Connect to Ray, or start a local one; returns whether this call did. Raises ClusterError."""
     import ray
 
-    if "RAY_AUTH_TOKEN" not in os.environ:
-        ensure_token(Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token"))
+    use_token()
     if ray.is_initialized():
         return False
     if address is not None:
-        _check_answers(address)
+        check_answers(address)
     try:
         ray.init(
             address=address or "local",
@@ -96,7 +101,7 @@ def connect(address: str | None) -> bool:
     return True
 
 
-def _check_answers(address: str) -> None:
+def check_answers(address: str) -> None:
     """Raises ClusterError when nothing listens at host:port; Ray itself would try for minutes."""
     match = re.fullmatch(r"(?:ray://)?\[?([^\[\]/]+?)\]?:(\d+)", address)
     if match is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -25,14 +25,20 @@ if TYPE_CHECKING:
 PlanHook = Callable[["Plan", Resources], None]
 
 
-def run_search(options: SearchOptions, console: Console | None = None, on_plan: PlanHook | None = None) -> StudyResult:
+def run_search(
+    options: SearchOptions,
+    console: Console | None = None,
+    on_plan: PlanHook | None = None,
+    notify: Sequence[str] = (),
+) -> StudyResult:
     """Search from options to a finished or stopped study; what `sctune search` does.
 
-    on_plan is shown the plan before the first trial. Raises SctuneError with one line for bad input (nothing is
-    left behind), AllTrialsFailedError when no trial succeeded.
+    on_plan is shown the plan before the first trial; notify: commands and URLs that are told the end. Raises
+    SctuneError with one line for bad input (nothing is left behind), AllTrialsFailedError when no trial succeeded.
     """
     started = time.monotonic()
     from sctune.search.launch import Launch
+    from sctune.search.operate_launch import run_launch
     from sctune.search.study import Study
 
     with planned(options) as (plan, resources):
@@ -40,7 +46,8 @@ def run_search(options: SearchOptions, console: Console | None = None, on_plan: 
             on_plan(plan, resources)
         study = Study.create(plan.study_root, plan.manifest)
         with study.lock():
-            return Launch(study, plan.space, plan.splits, resources, options.time_budget_s, console, started).run()
+            budget_s = options.time_budget_s
+            return run_launch(Launch(study, plan.space, plan.splits, resources, budget_s, console, started), notify)
 
 
 @contextmanager
@@ -85,6 +92,7 @@ def resume(
     time_budget_s: float | None = None,
     max_disk: int | None = None,
     console: Console | None = None,
+    notify: Sequence[str] = (),
 ) -> StudyResult:
     """Go on with a study: unfinished trials first, from their last checkpoint, then new ones up to the budget.
 
@@ -93,6 +101,7 @@ def resume(
     """
     started = time.monotonic()
     from sctune.search.launch import Launch
+    from sctune.search.operate_launch import run_launch
     from sctune.search.plan import study_splits
     from sctune.search.study import Study
     from sctune.tracking.server import check_tracking
@@ -116,7 +125,8 @@ def resume(
             if more_trials:
                 study.with_trials(study.manifest.trials + more_trials)
             space = study.manifest.build_space()
-            return Launch(study, space, splits, resources, seconds_left, console, started).run()
+            launch = Launch(study, space, splits, resources, seconds_left, console, started)
+            return run_launch(launch, notify)
 
 
 def _check_versions(study: Study) -> None:

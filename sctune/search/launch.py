@@ -25,6 +25,7 @@ from sctune.search.cluster import Resources, largest_share, nodes_alive
 from sctune.search.faults import Faults, Share
 from sctune.search.finish import finish
 from sctune.search.gate import DiskUse, StartGate
+from sctune.search.operate import stop_requests
 from sctune.search.plan import selection_labels, weights_digests
 from sctune.search.progress import SearchProgress
 from sctune.search.record import AfterRecord
@@ -35,6 +36,7 @@ from sctune.search.scheduler import RuleScheduler, make_rule, refill
 from sctune.search.searcher import Observer, StudySearcher
 from sctune.search.space import Space
 from sctune.search.study import Study
+from sctune.search.trial_log import TrialLog
 from sctune.tracking.callback import StudyFacts, TrackingCallback
 from sctune.tracking.writer import Writer
 from sctune.trial import trainable as trials_in_ray
@@ -107,12 +109,19 @@ class Launch:
         gate = StartGate(
             use, keeper, manifest.max_disk, self.resources.concurrent, lambda: study.record.trouble, progress.say
         )
-        observers: list[Observer] = [tracking, keeper, progress]
+        trial_log = TrialLog(study.folder, len(manifest.launches) + 1)
+        observers: list[Observer] = [tracking, keeper, progress, trial_log]
         searcher = StudySearcher(manifest, self.space, study.record, observers, faults, gate)
         study.add_launch(_now())
         tracking.on_study_start()
         replay_killed(manifest, trials, tracking)
-        with progress, _only_our_own_output(), _stop_signals(searcher, _stop_key(study), self.seconds_left):
+        with (
+            progress,
+            trial_log,
+            _only_our_own_output(),
+            _stop_signals(searcher, _stop_key(study), self.seconds_left),
+            stop_requests(study),
+        ):
             tune_trials(study, self.space, self.splits, self.resources, searcher)
         keeper.close()
         study.record.flush()

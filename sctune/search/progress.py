@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -16,11 +18,13 @@ from rich.text import Text
 from sctune.report import EPOCH, OBJECTIVE
 
 SHOWN = 8
+REFRESH_S = 0.5
 
 
 class SearchProgress:
-    """An observer of the searcher. On a terminal it redraws in place; elsewhere a line per trial.
+    """An observer of the searcher. On a terminal it redraws in place; elsewhere it prints a line per trial.
 
+    The searcher's thread only takes notes; a thread of the display's own draws and prints, twice a second.
     noise: standard error of an objective, given a trial's scores.
     """
 
@@ -42,26 +46,39 @@ class SearchProgress:
         self.counts = {state: states.count(state) for state in ("COMPLETE", "PRUNED", "FAIL")}
         self.trials = trials
         self.running: dict[int, tuple[dict[str, Any], int, float | None]] = {}
-        self.ended: list[tuple[int, str, float | None, dict[str, Any]]] = []
-        self.best: tuple[int, float, float] | None = None
+        self.ended: deque[tuple[int, str, float | None, dict[str, Any]]] = deque(maxlen=SHOWN)
+        self.best: tuple[int, float, Mapping[str, Sequence[float]]] | None = None
+        self._best_error: tuple[int, float] | None = None
         for trial in earlier:
             if trial.state.name == "COMPLETE" and trial.value is not None:
                 self._consider(trial.number, trial.value, trial.user_attrs.get("scores", {}))
         self.started = time.monotonic()
-        self.seconds: list[float] = []
+        self.seconds = 0.0
+        self._n_timed = 0
         self._begun: dict[int, float] = {}
         self._bar = Progress(
             TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), console=console
         )
         self._task = self._bar.add_task("trials", total=trials, completed=sum(self.counts.values()))
-        self._live = Live(console=console, get_renderable=self.render, refresh_per_second=2, transient=False)
+        self._live = Live(
+            console=console, get_renderable=self.render, refresh_per_second=1 / REFRESH_S, transient=False
+        )
+        self._lines: deque[str] = deque()
+        self._closed = threading.Event()
+        self._printer: threading.Thread | None = None
 
     def __enter__(self) -> SearchProgress:
         if self.console.is_terminal:
             self._live.start()
+        self._printer = threading.Thread(target=self._print, name="sctune-progress", daemon=True)
+        self._printer.start()
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._closed.set()
+        if self._printer is not None:
+            self._printer.join()
+        self._print_lines()
         self._live.stop()
 
     def on_start(self, number: int, params: dict[str, Any], attempt: int) -> None:
@@ -79,30 +96,32 @@ class SearchProgress:
         self.say(f"trial {number}: {reason}")
 
     def say(self, line: str) -> None:
-        """One line above the live display, or among the lines of the trials."""
-        self.console.print(line, soft_wrap=True, markup=False, highlight=False)
+        """One line above the live display, or among the lines of the trials; printed within half a second."""
+        self._lines.append(line)
+        if self._closed.is_set():
+            self._print_lines()
 
     def on_end(self, number: int, state: str, value: float | None, info: dict[str, Any]) -> None:
         params = self.running.pop(number, ({}, 0, None))[0]
-        self.seconds.append(time.monotonic() - self._begun.pop(number, time.monotonic()))
+        self.seconds += time.monotonic() - self._begun.pop(number, time.monotonic())
+        self._n_timed += 1
         self.counts[state] = self.counts.get(state, 0) + 1
         self.ended.append((number, state, value, params))
         scores = self._scores.pop(number, {})
         if state == "COMPLETE" and value is not None:
             self._consider(number, value, scores)
-        self._bar.update(self._task, completed=sum(self.counts.values()))
         if not self.console.is_terminal:
             shown = "-" if value is None else f"{value:.4f}"
-            line = f"trial {number:3d} {state:8s} {shown}  {short(params)}  ({info.get('stop_reason')})"
-            self.console.print(line, soft_wrap=True)
+            self.say(f"trial {number:3d} {state:8s} {shown}  {short(params)}  ({info.get('stop_reason')})")
 
     def render(self) -> Group:
         table = Table(box=None, pad_edge=False)
         for column in ("trial", "state", "epoch", "AUROC", "parameters"):
             table.add_column(column)
-        for number, state, value, params in self.ended[-SHOWN:]:
+        self._bar.update(self._task, completed=sum(self.counts.values()))
+        for number, state, value, params in list(self.ended):
             table.add_row(str(number), state, "", "-" if value is None else f"{value:.4f}", short(params))
-        for number, (params, epoch, value) in sorted(self.running.items()):
+        for number, (params, epoch, value) in sorted(self.running.copy().items()):
             latest = "" if value is None else f"{value:.4f}"
             table.add_row(str(number), "RUNNING", f"{epoch}/{self.epochs}", latest, short(params))
         return Group(table, self._bar, Text(self.summary()))
@@ -110,20 +129,32 @@ class SearchProgress:
     def summary(self) -> str:
         counts = ", ".join(f"{count} {name.lower()}" for name, count in self.counts.items())
         best = "no full run yet"
-        if self.best:
-            best = f"best {self.best[1]:.4f} +- {self.best[2]:.4f} (trial {self.best[0]})"
+        if self.best is not None:
+            number, value, scores = self.best
+            if self._best_error is None or self._best_error[0] != number:
+                self._best_error = (number, self._noise(scores))
+            best = f"best {value:.4f} +- {self._best_error[1]:.4f} (trial {number})"
         return f"{counts}, {len(self.running)} running; {best}; {self.expected()}"
+
+    def _print(self) -> None:
+        while not self._closed.wait(REFRESH_S):
+            self._print_lines()
+
+    def _print_lines(self) -> None:
+        lines = [self._lines.popleft() for _ in range(len(self._lines))]
+        if lines:
+            self.console.print("\n".join(lines), soft_wrap=True, markup=False, highlight=False)
 
     def _consider(self, number: int, value: float, scores: Mapping[str, Sequence[float]]) -> None:
         if scores and (self.best is None or value > self.best[1]):
-            self.best = (number, value, self._noise(scores))
+            self.best = (number, value, scores)
 
     def expected(self) -> str:
         """Time left, from the mean of the trials so far."""
         left = self.trials - sum(self.counts.values())
-        if not self.seconds:
+        if not self._n_timed:
             return "expected time after the first trial"
-        seconds = left * sum(self.seconds) / len(self.seconds) / self.concurrent
+        seconds = left * self.seconds / self._n_timed / self.concurrent
         return f"about {duration(seconds)} left"
 
 

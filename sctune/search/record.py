@@ -52,6 +52,10 @@ class _Then:
     always: bool
 
 
+class NoRecordError(StudyError):
+    """The database answers, and holds no study of this name."""
+
+
 class Record:
     """One study's rows. All writes are queued; errors of the thread are raised by the next `keep_up` or `flush`.
 
@@ -68,7 +72,7 @@ class Record:
             self._storage = open_database(url)
             self._study_id = self._create() if create else self._storage.get_study_id_from_name(name)
         except KeyError:
-            raise StudyError(f"the record at {without_password(url)} holds no study {name!r}") from None
+            raise NoRecordError(f"the record at {without_password(url)} holds no study {name!r}") from None
         except DATABASE_ERRORS as problem:
             raise unreachable(url, problem) from None
         self.trouble: str | None = None
@@ -166,6 +170,14 @@ class Record:
                 self._thread.join()
                 self._thread = None
             close_database(self._storage)
+
+    def note(self, key: str) -> dict[str, Any] | None:
+        """What `set_note` of any process left with the study, read at once from the database."""
+        return self._storage.get_study_user_attrs(self._study_id).get(key)
+
+    def set_note(self, key: str, value: Mapping[str, Any]) -> None:
+        """Leave a note (JSON values) with the study for another process; written at once."""
+        self._storage.set_study_user_attr(self._study_id, key, dict(value))
 
     def delete(self) -> None:
         """Remove the study's rows (those of other studies in the same database stay)."""

@@ -298,13 +298,19 @@ def read_report(result: Mapping[str, Any]) -> dict[str, Any] | None:
         return None
     epoch, epochs, value = int(result[EPOCH]), int(result["epochs"]), float(result[OBJECTIVE])
     parts = {"metrics": _part(result, "metrics"), "scores": _part(result, "scores")}
+    # what the worker logged meanwhile, and where it ran: for the trial's log file only
+    parts |= {key: result[key] for key in ("log", "where") if key in result}
     return {EPOCH: epoch, "epochs": epochs, OBJECTIVE: value, **parts}
 
 
 def read_failure(result: Mapping[str, Any]) -> dict[str, str] | None:
-    """{"kind", "message", "traceback"} of a trial that classified its own error; None when it did not."""
+    """{"kind", "message", "traceback"} of a trial that classified its own error; None when it did not.
+
+    With "where" it ran and the "log" of its last epoch, where the worker told them.
+    """
     failure = _part(result, "failure")
-    return {key: str(failure.get(key, "")) for key in ("kind", "message", "traceback")} if failure else None
+    keys = ["kind", "message", "traceback", *(key for key in ("where", "log") if key in failure)]
+    return {key: str(failure.get(key, "")) for key in keys} if failure else None
 
 
 def _part(result: Mapping[str, Any], name: str) -> dict[str, Any]:

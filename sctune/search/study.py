@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sctune.config import Task, TrialConfig
 from sctune.errors import StudyError, nearest
+from sctune.search.operate_process import driver_facts
 from sctune.search.record import Record
 from sctune.search.space import Space
 
@@ -216,14 +216,14 @@ class Study:
         except OSError as problem:
             raise StudyError(f"cannot lock the study folder {self.folder}: {problem.strerror}") from None
         try:
-            write_json(self.folder / DRIVER, {"pid": os.getpid(), "host": socket.gethostname()})
+            write_json(self.folder / DRIVER, driver_facts())
             yield
         finally:
             (self.folder / DRIVER).unlink(missing_ok=True)
             lock.release()
 
     def driver(self) -> dict[str, Any] | None:
-        """{"pid", "host"} of the driver that holds the lock, or that was killed while it did; None otherwise."""
+        """`driver_facts` of the driver that holds the lock, or that was killed while it did; None otherwise."""
         try:
             return dict(json.loads((self.folder / DRIVER).read_text(encoding="utf-8")))
         except (FileNotFoundError, ValueError):

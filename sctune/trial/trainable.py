@@ -27,6 +27,7 @@ from sctune.model.weights import file_sha256, resolve_weights
 from sctune.report import OBJECTIVE, EpochReport, merge_reports
 from sctune.train.trainer import Trainer
 from sctune.trial.checkpoint import TrialStore
+from sctune.trial.step_log import StepLog
 from sctune.trial.stop_flag import StopFlag
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
@@ -72,6 +73,7 @@ class SaliencyCutTrainable(tune.Trainable):
 
     def setup(self, config: dict[str, Any], spec: dict[str, Any]) -> None:
         self.spec = TrialSpec.model_validate(spec)
+        self.log = StepLog.attach()
         self._begin(config)
         self._digests: dict[Path, str] = {}
         self._should_stop = StopFlag(self.spec.stop_key)
@@ -109,7 +111,12 @@ class SaliencyCutTrainable(tune.Trainable):
                 _log.warning(
                     "no room for the checkpoint of trial %d at epoch %d: %s", self.number, report.epoch, problem
                 )
-        return report.to_dict() | {"done": report.last, "node": self._node}
+        return report.to_dict() | {
+            "done": report.last,
+            "node": self._node,
+            "log": self.log.take(),
+            "where": self._where(),
+        }
 
     def cleanup(self) -> None:
         self._drop()
@@ -195,6 +202,7 @@ class SaliencyCutTrainable(tune.Trainable):
 
     def _failure(self, kind: str, problem: BaseException) -> dict[str, Any]:
         message = " ".join(str(problem).split())[:500]
+        told = {"where": self._where(), "log": "\n".join(self.log.take())}
         text = "".join(traceback.format_exception(problem))
         problem.__traceback__ = None
         if torch.cuda.is_initialized():
@@ -202,7 +210,11 @@ class SaliencyCutTrainable(tune.Trainable):
             torch.cuda.synchronize()
         self._drop()
         # Ray insists on the metric; a result with a failure is never read as a report
-        return {"failure": {"kind": kind, "message": message, "traceback": text}, OBJECTIVE: float("nan"), "done": True}
+        failure = {"kind": kind, "message": message, "traceback": text} | told
+        return {"failure": failure, OBJECTIVE: float("nan"), "done": True}
+
+    def _where(self) -> str:
+        return f"{self.log.where}, {self.trainers[0].device}" if self.trainers else self.log.where
 
 
 def _is_out_of_memory(problem: BaseException) -> bool:
