@@ -213,6 +213,7 @@ def _stop_signals(searcher: StudySearcher, stop_key: str, budget_s: float | None
     def stop(_number: int, _frame: Any) -> None:
         if searcher.stopping:
             raise KeyboardInterrupt
+        searcher.record.hurry(5.0)
         out_of_time()
 
     def out_of_time() -> None:

@@ -18,13 +18,14 @@ from rich.text import Text
 from sctune.report import EPOCH, OBJECTIVE
 
 SHOWN = 8
-REFRESH_S = 0.5
+PRINT_S = 0.5
 
 
 class SearchProgress:
     """An observer of the searcher. On a terminal it redraws in place; elsewhere it prints a line per trial.
 
     The searcher's thread only takes notes; a thread of the display's own draws and prints, twice a second.
+
     noise: standard error of an objective, given a trial's scores.
     """
 
@@ -48,36 +49,31 @@ class SearchProgress:
         self.running: dict[int, tuple[dict[str, Any], int, float | None]] = {}
         self.ended: deque[tuple[int, str, float | None, dict[str, Any]]] = deque(maxlen=SHOWN)
         self.best: tuple[int, float, Mapping[str, Sequence[float]]] | None = None
-        self._best_error: tuple[int, float] | None = None
+        self._noise_of: tuple[int, float] | None = None
         for trial in earlier:
             if trial.state.name == "COMPLETE" and trial.value is not None:
                 self._consider(trial.number, trial.value, trial.user_attrs.get("scores", {}))
         self.started = time.monotonic()
-        self.seconds = 0.0
-        self._n_timed = 0
+        self._seconds, self._timed = 0.0, 0
         self._begun: dict[int, float] = {}
         self._bar = Progress(
             TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), console=console
         )
         self._task = self._bar.add_task("trials", total=trials, completed=sum(self.counts.values()))
-        self._live = Live(
-            console=console, get_renderable=self.render, refresh_per_second=1 / REFRESH_S, transient=False
-        )
+        self._live = Live(console=console, get_renderable=self.render, refresh_per_second=2, transient=False)
         self._lines: deque[str] = deque()
         self._closed = threading.Event()
-        self._printer: threading.Thread | None = None
+        self._printer = threading.Thread(target=self._print, name="sctune-progress", daemon=True)
 
     def __enter__(self) -> SearchProgress:
         if self.console.is_terminal:
             self._live.start()
-        self._printer = threading.Thread(target=self._print, name="sctune-progress", daemon=True)
         self._printer.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._closed.set()
-        if self._printer is not None:
-            self._printer.join()
+        self._printer.join()
         self._print_lines()
         self._live.stop()
 
@@ -103,8 +99,8 @@ class SearchProgress:
 
     def on_end(self, number: int, state: str, value: float | None, info: dict[str, Any]) -> None:
         params = self.running.pop(number, ({}, 0, None))[0]
-        self.seconds += time.monotonic() - self._begun.pop(number, time.monotonic())
-        self._n_timed += 1
+        self._seconds += time.monotonic() - self._begun.pop(number, time.monotonic())
+        self._timed += 1
         self.counts[state] = self.counts.get(state, 0) + 1
         self.ended.append((number, state, value, params))
         scores = self._scores.pop(number, {})
@@ -112,7 +108,8 @@ class SearchProgress:
             self._consider(number, value, scores)
         if not self.console.is_terminal:
             shown = "-" if value is None else f"{value:.4f}"
-            self.say(f"trial {number:3d} {state:8s} {shown}  {short(params)}  ({info.get('stop_reason')})")
+            line = f"trial {number:3d} {state:8s} {shown}  {short(params)}  ({info.get('stop_reason')})"
+            self.say(line)
 
     def render(self) -> Group:
         table = Table(box=None, pad_edge=False)
@@ -129,15 +126,16 @@ class SearchProgress:
     def summary(self) -> str:
         counts = ", ".join(f"{count} {name.lower()}" for name, count in self.counts.items())
         best = "no full run yet"
-        if self.best is not None:
+        if self.best:
             number, value, scores = self.best
-            if self._best_error is None or self._best_error[0] != number:
-                self._best_error = (number, self._noise(scores))
-            best = f"best {value:.4f} +- {self._best_error[1]:.4f} (trial {number})"
+            # a bootstrap of some ms: when it is looked at, and then in the display's own thread
+            if self._noise_of is None or self._noise_of[0] != number:
+                self._noise_of = (number, self._noise(scores))
+            best = f"best {value:.4f} +- {self._noise_of[1]:.4f} (trial {number})"
         return f"{counts}, {len(self.running)} running; {best}; {self.expected()}"
 
     def _print(self) -> None:
-        while not self._closed.wait(REFRESH_S):
+        while not self._closed.wait(PRINT_S):
             self._print_lines()
 
     def _print_lines(self) -> None:
@@ -152,9 +150,9 @@ class SearchProgress:
     def expected(self) -> str:
         """Time left, from the mean of the trials so far."""
         left = self.trials - sum(self.counts.values())
-        if not self._n_timed:
+        if not self._timed:
             return "expected time after the first trial"
-        seconds = left * self.seconds / self._n_timed / self.concurrent
+        seconds = left * self._seconds / self._timed / self.concurrent
         return f"about {duration(seconds)} left"
 
 

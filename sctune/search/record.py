@@ -1,22 +1,26 @@
 """The durable record of a study: an Optuna storage, written by one background thread in the order of events.
 
-The searcher works on a study in memory and never waits for the record; events that come close together share a
-transaction, so that the record is always a prefix of what happened, whatever ends the driver. Trial numbers in the
-record equal those in memory. Attributes that hold pickles are not stored.
+The searcher works on a study in memory; what it tells the record is queued and written a moment later, all that has
+gathered meanwhile in one transaction. So a driver that is killed leaves a record that ends a moment earlier, never
+one with holes. Trial numbers in the record equal those in memory. Attributes that hold pickles are not stored.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from datetime import datetime
+from itertools import islice
+from typing import Any, Protocol, TypeAlias
 
 import optuna
-from optuna.exceptions import StorageInternalError
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.exc import DataError, IntegrityError, NotSupportedError, ProgrammingError, SQLAlchemyError
 
 from sctune.errors import StudyError
 from sctune.report import OBJECTIVE
@@ -29,19 +33,23 @@ from sctune.search.database import (
     with_retries,
     without_password,
 )
-from sctune.search.record_rows import Batch, write
+from sctune.search.rows import Attrs, Finish, RecordRows, Report, Start, StudyAttrs, Write
 
 REPORT_PREFIX = "report:"
 """User attribute `report:<epoch>`: {"metrics": {...}, "time": first arrival in ms since 1970}."""
 
-GATHER_S = 0.1
-"""Least time between two transactions, while nobody waits for one."""
+GATHER_S = 0.05
+"""How long a write waits for others to share its transaction; nobody waits for it."""
 
-MAX_BATCH = 1000
-MAX_BEHIND = 5000
-"""Events that may wait to be written before `keep_up` waits for them."""
+SLOW_S = 10.0
+"""A transaction that takes longer is trouble."""
 
-_Job = Callable[[Batch], None]
+LONGEST_PAUSE_S = 10.0
+_BATCH = 500
+_FOR_GOOD = (DataError, IntegrityError, NotSupportedError, ProgrammingError)
+"""Errors that no repetition mends."""
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -52,14 +60,18 @@ class _Then:
     always: bool
 
 
+_Item: TypeAlias = Write | _Then
+
+
 class NoRecordError(StudyError):
     """The database answers, and holds no study of this name."""
 
 
 class Record:
-    """One study's rows. All writes are queued; errors of the thread are raised by the next `keep_up` or `flush`.
+    """One study's rows. All writes are queued and kept until the database has taken them, however long that takes.
 
-    trouble: why the database does not take the writes at present, one line; None while it does.
+    A database that is away, locked or full shows in `trouble`; what no repetition mends is raised by `check` and
+    `flush`.
     """
 
     def __init__(self, url: str, name: str, *, create: bool = False) -> None:
@@ -75,23 +87,35 @@ class Record:
             raise NoRecordError(f"the record at {without_password(url)} holds no study {name!r}") from None
         except DATABASE_ERRORS as problem:
             raise unreachable(url, problem) from None
-        self.trouble: str | None = None
-        self._trial_ids: dict[int, int] = {}
-        self._over: set[int] = set()
-        self._jobs: deque[_Job | _Then] = deque()
-        self._pending = 0
-        self._lock = threading.Lock()
-        self._some, self._hurry, self._closing = threading.Event(), threading.Event(), threading.Event()
+        self._rows = RecordRows(self._storage.engine, self._study_id)
+        self._queue: deque[_Item] = deque()
+        self._changed = threading.Condition()
+        self._waiting_for_it = self._closing = False
         self._error: Exception | None = None
+        self._trouble: str | None = None
+        self._writing_since: float | None = None
+        self._hurry_until: float | None = None
         self._thread: threading.Thread | None = None
+
+    @property
+    def trouble(self) -> str | None:
+        """Why writes do not arrive at present, in one line; None when they do. They are tried until they arrive."""
+        since = self._writing_since
+        if self._trouble is None and since is not None and time.monotonic() - since > SLOW_S:
+            return f"the record of {self.name} has waited {time.monotonic() - since:.0f} s for its database"
+        return self._trouble
+
+    def check(self) -> None:
+        """Raises StudyError when a write failed for good; waits for nothing."""
+        if self._error is not None:
+            raise StudyError(f"the record of {self.name} cannot be written: {_reason(self._error)}") from self._error
 
     def load(self) -> list[FrozenTrial]:
         """All trials in order of their numbers, after everything queued so far has been written."""
         self.flush()
         stored = with_retries(lambda: self._storage.get_all_trials(self._study_id))
         trials = sorted(stored, key=lambda trial: trial.number)
-        self._trial_ids = {trial.number: trial._trial_id for trial in trials}
-        self._over = {trial.number for trial in trials if trial.state.is_finished()}
+        self._rows.ids = {trial.number: trial._trial_id for trial in trials}
         return trials
 
     def load_study_attrs(self) -> dict[str, Any]:
@@ -101,17 +125,15 @@ class Record:
 
     def start(self, frozen: FrozenTrial) -> None:
         """A new running trial with its parameters and attributes."""
-        self._put(lambda batch: batch.starts.append(frozen))
+        self._put(Start(frozen))
 
     def set_attrs(self, number: int, attrs: Mapping[str, Any]) -> None:
         """User attributes of an unfinished trial (JSON values)."""
-        kept = dict(attrs)
-        self._put(lambda batch: batch.set_attrs(number, kept))
+        self._put(Attrs(number, dict(attrs)))
 
     def set_study_attrs(self, attrs: Mapping[str, Any]) -> None:
-        kept = dict(attrs)
-        if kept:
-            self._put(lambda batch: batch.study_attrs.update(kept))
+        if attrs:
+            self._put(StudyAttrs(dict(attrs)))
 
     def report(self, number: int, report: Mapping[str, Any], timestamp_ms: int) -> None:
         """One epoch of a running trial (EpochReport.to_dict()); the same epoch again replaces it."""
@@ -119,57 +141,74 @@ class Record:
         attrs = {f"{REPORT_PREFIX}{epoch}": {"metrics": dict(report["metrics"]), "time": timestamp_ms}}
         if report.get("scores"):
             attrs["scores"] = dict(report["scores"])
-        self._put(lambda batch: batch.report(number, epoch, value, attrs))
+        self._put(Report(number, epoch, value, attrs))
 
     def finish(self, number: int, state: TrialState, value: float | None, attrs: Mapping[str, Any]) -> None:
         """The end of a trial: COMPLETE, PRUNED or FAIL; told again it changes nothing."""
-        kept = dict(attrs)
-        self._put(lambda batch: batch.finish(number, state, value, kept))
+        self._put(Finish(number, state, value, dict(attrs), datetime.now()))
 
     def then(self, call: Callable[[], None], *, always: bool = False) -> None:
-        """Call (from any thread, quickly) once everything queued so far has been written; at once if it has been.
+        """Call once everything queued so far is in the database: in the record's thread, at once if it is there.
 
-        After a failed write it is not called, or with `always` it is called all the same.
+        What is told to others this way is never ahead of the record, wherever the driver is killed. The call must be
+        quick. After a write that failed for good it is not made, or with `always` it is made all the same.
         """
-        with self._lock:
-            if self._pending:
-                self._queue(_Then(call, always))
-                return
-        if always or self._error is None:
+        with self._changed:
+            waits = bool(self._queue)
+        if waits:
+            self._put(_Then(call, always))
+        elif always or self._error is None:
             call()
 
-    def keep_up(self) -> None:
-        """Raises StudyError when a write failed; waits only where the database is far behind."""
-        if self._error is None and self._pending > MAX_BEHIND:
-            self.flush()
-        self._raise_error()
+    def hurry(self, seconds: float) -> None:
+        """The launch is being stopped: whoever waits here, waits `seconds` from now at most.
 
-    def settle(self, timeout: float) -> bool:
-        """Wait until nothing is queued any more, written or not; False after `timeout` seconds."""
+        Takes no lock, so a signal handler may call it.
+        """
+        self._hurry_until = time.monotonic() + seconds
+
+    def settle(self, timeout: float | None = None) -> bool:
+        """Wait until nothing is queued any more, written or not; False when the time is over (see `flush`)."""
+        if self._thread is None:
+            return True
         done = threading.Event()
-        self.then(done.set, always=True)
-        self._hurry.set()
-        return done.wait(timeout)
+        self._put(_Then(done.set, always=True), urgent=True)
+        started = time.monotonic()
+        while not done.wait(0.1):
+            ends = [] if timeout is None else [started + timeout]
+            # a database that answers gets its moment even when the hurry is over
+            ends += [] if self._hurry_until is None else [max(self._hurry_until, started + 2.0)]
+            if ends and time.monotonic() > min(ends):
+                return False
+        return True
 
-    def flush(self, timeout: float = 120.0) -> None:
-        """Wait until all queued writes are done; raises StudyError if one failed or `timeout` seconds passed."""
+    def flush(self, timeout: float | None = None) -> None:
+        """Wait until all queued writes are done; `timeout` in seconds, None: as long as the database takes.
+
+        Raises StudyError when a write failed for good, or the time is over (`hurry` may end it sooner).
+        """
+        started = time.monotonic()
         settled = self.settle(timeout)
-        self._raise_error()
+        self.check()
         if not settled:
-            raise StudyError(f"the record of {self.name} did not take its writes within {timeout:g} s")
+            waited = f"{time.monotonic() - started:.0f} s"
+            reason = f": {self.trouble}" if self.trouble else ""
+            raise StudyError(f"the record of {self.name} did not take its writes within {waited}{reason}")
 
-    def close(self) -> None:
-        """Write what is queued, end the thread and let go of the database."""
+    def close(self, timeout: float | None = None) -> None:
+        """Write what is queued, end the thread and let go of the database; see `flush` for `timeout`."""
         try:
-            self.flush()
+            self.flush(timeout)
         finally:
-            self._closing.set()
-            self._some.set()
-            self._hurry.set()
-            if self._thread is not None:
-                self._thread.join()
-                self._thread = None
-            close_database(self._storage)
+            thread, self._thread = self._thread, None
+            if thread is not None:
+                with self._changed:
+                    self._closing = True
+                    self._changed.notify()
+                thread.join(5.0)
+            # a thread that hangs in the database's own waiting is left behind with its connection
+            if thread is None or not thread.is_alive():
+                close_database(self._storage)
 
     def note(self, key: str) -> dict[str, Any] | None:
         """What `set_note` of any process left with the study, read at once from the database."""
@@ -189,60 +228,69 @@ class Record:
         except optuna.exceptions.DuplicatedStudyError:
             raise taken(self.name) from None
 
-    def _raise_error(self) -> None:
-        if self._error is not None:
-            reason = str(self._error.__cause__ or self._error).splitlines()[0]
-            raise StudyError(f"the record of {self.name} cannot be written: {reason}") from self._error
-
-    def _put(self, job: _Job) -> None:
+    def _put(self, item: _Item, urgent: bool = False) -> None:
+        with self._changed:
+            self._queue.append(item)
+            self._waiting_for_it |= urgent
+            if urgent or len(self._queue) == 1:
+                self._changed.notify()
         if self._thread is None:
+            self._closing = False
             self._thread = threading.Thread(target=self._work, name="sctune-record", daemon=True)
             self._thread.start()
-        with self._lock:
-            self._queue(job)
-
-    def _queue(self, job: _Job | _Then) -> None:
-        self._jobs.append(job)
-        self._pending += 1
-        self._some.set()
 
     def _work(self) -> None:
-        while self._jobs or not self._closing.is_set():
-            self._some.wait()
-            self._some.clear()
-            jobs = [self._jobs.popleft() for _ in range(min(len(self._jobs), MAX_BATCH))]
-            if jobs:
-                self._take(jobs)
-                self._hurry.wait(GATHER_S)
-                self._hurry.clear()
-            if self._jobs:
-                self._some.set()
-        self._storage.remove_session()
-
-    def _take(self, jobs: list[_Job | _Then]) -> None:
-        batch = Batch(self._over)
-        for job in jobs:
-            if not isinstance(job, _Then):
-                job(batch)
-        # after a failed write later ones would leave holes; the searcher's next question ends the search
-        if self._error is None:
+        while batch := self._next_batch():
             try:
-                with_retries(lambda: self._write(batch))
-            except Exception as problem:  # whatever it is, it is raised again on the driver's thread
+                # after a write that failed for good later ones would leave a hole
+                if self._error is None and not self._write([item for item in batch if not isinstance(item, _Then)]):
+                    return
+            except Exception as problem:  # whatever it is, `check` raises it again on the driver's thread
                 self._error = problem
-        for job in jobs:
-            if isinstance(job, _Then) and (job.always or self._error is None):
-                job.call()
-        with self._lock:
-            self._pending -= len(jobs)
+            self._writing_since = None
+            for item in batch:
+                if isinstance(item, _Then) and (item.always or self._error is None):
+                    self._call(item)
+            with self._changed:
+                for _ in batch:
+                    self._queue.popleft()
 
-    def _write(self, batch: Batch) -> None:
+    def _call(self, item: _Then) -> None:
         try:
-            self._trial_ids |= write(self._storage, self._study_id, self._trial_ids, batch)
-        except StorageInternalError as problem:
-            self.trouble = str(problem.__cause__ or problem).splitlines()[0]
-            raise
-        self.trouble = None
+            item.call()
+        except Exception as problem:
+            self._error = self._error or problem
+
+    def _next_batch(self) -> list[_Item]:
+        """What is queued, once there is something; empty at the end. It stays in the queue until it is written."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._queue or self._closing)
+            self._changed.wait_for(lambda: self._waiting_for_it or self._closing, GATHER_S)
+            batch = list(islice(self._queue, _BATCH))
+            self._waiting_for_it = len(batch) < len(self._queue)
+            return batch
+
+    def _write(self, writes: list[Write]) -> bool:
+        """Write until it is written; False where `close` ended the waiting."""
+        self._writing_since = time.monotonic()
+        pause = 0.5
+        while writes:
+            try:
+                self._rows.write(writes)
+                break
+            except _FOR_GOOD:
+                raise
+            except SQLAlchemyError as problem:
+                line = f"the record of {self.name} waits for its database: {_reason(problem)}"
+                if line != self._trouble:
+                    _log.warning("%s", line)
+                self._trouble = line
+            with self._changed:
+                if self._changed.wait_for(lambda: self._closing, pause):
+                    return False
+            pause = min(2 * pause, LONGEST_PAUSE_S)
+        self._trouble = None
+        return True
 
 
 class Sink(Protocol):
@@ -270,3 +318,9 @@ def reports_of(trial: FrozenTrial) -> dict[int, dict[str, Any]]:
         if key.startswith(REPORT_PREFIX)
     }
     return dict(sorted(found.items()))
+
+
+def _reason(problem: BaseException) -> str:
+    """The database's own words, one line, without the statement."""
+    cause = getattr(problem, "orig", None) or problem.__cause__ or problem
+    return (str(cause).strip() or type(cause).__name__).splitlines()[0]

@@ -141,8 +141,8 @@ class StudySearcher(Searcher):
         n_trials = self.proposer.n_trials
         if n_trials >= self.manifest.trials or self.exhausted is not None:
             return None
-        # a failed write ends the search here
-        self.record.keep_up()
+        # a write that failed for good ends the search here; nothing waits for those on their way
+        self.record.check()
         frozen = self.proposer.ask()
         if frozen is None:
             self.exhausted = f"space exhausted after {n_trials} of {self.manifest.trials}"
