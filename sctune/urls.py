@@ -42,19 +42,25 @@ def accept(url: str, option: str) -> str:
     `postgresql://` and `postgres://` are written out with the driver that comes with sctune[postgres]. Raises
     ConfigError for a password with characters that would end it, without showing it.
     """
+    check_codes(url, option)
     full = written_out(url)
-    scheme, sign, rest = full.partition("://")
-    if sign and not scheme.startswith("sqlite"):
-        authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
-        if "@" in rest[len(authority) :] or authority.count("@") > 1:
-            raise ConfigError(
-                f"{option} {scheme}://...: write special characters of the password by their codes, @ as %40, "
-                "/ as %2F, ? as %3F, # as %23"
-            )
     bare = without_secrets(full)
     if bare != full:
         _given[bare] = full
     return bare
+
+
+def check_codes(url: str, option: str) -> None:
+    """Raises ConfigError where a character of the password would end it."""
+    scheme, sign, rest = url.partition("://")
+    if not sign or scheme.startswith("sqlite"):
+        return
+    authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
+    if "@" in rest[len(authority) :] or authority.count("@") > 1:
+        raise ConfigError(
+            f"{option} {scheme}://...: write special characters of the password by their codes, @ as %40, "
+            "/ as %2F, ? as %3F, # as %23"
+        )
 
 
 def written_out(url: str) -> str:

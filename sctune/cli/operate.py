@@ -47,14 +47,16 @@ def stop(
     study: opt.StudyName,
     wait: Annotated[float, typer.Option(min=0, help="Seconds until it must have ended.")] = 60.0,
     study_root: opt.StudyRoot = None,
+    storage: opt.StoredAt = None,
     as_json: opt.AsJson = False,
 ) -> None:
     """Ask the driver of a study to stop cleanly, here or on another host, and wait until it has."""
     from sctune.search.operate import stop as stop_study
 
-    driver = stop_study(_open(study, study_root), wait)
-    line = f"stopped {study} ({driver.text}); go on with `sctune resume {study}`"
-    emit({"study": study, "driver": driver.to_dict()} if as_json else None, [line])
+    driver, end = stop_study(_open(study, study_root, storage), wait)
+    more = "" if end == "done" else f"; go on with `sctune resume {study}`"
+    document = {"study": study, "driver": driver.to_dict(), "end": end}
+    emit(document if as_json else None, [f"{study} has ended: {end} ({driver.text}){more}"])
 
 
 def delete(
@@ -62,12 +64,16 @@ def delete(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     keep_runs: Annotated[bool, typer.Option("--keep-runs", help="Leave MLflow alone.")] = False,
     study_root: opt.StudyRoot = None,
+    storage: opt.StoredAt = None,
     as_json: opt.AsJson = False,
 ) -> None:
     """Remove a study: its MLflow runs, checkpoints, record and folder. Cut off, the same command goes on."""
-    from sctune.search.operate_delete import deletion
+    from sctune.search.operate_delete import deletion, finish_leftover
 
-    with deletion(_root(study_root), study, keep_runs) as found:
+    if finish_leftover(_root(study_root), study, storage):
+        say([f"deleted the rest of {study}"])
+        return
+    with deletion(_root(study_root), study, keep_runs, storage) as found:
         say([f"study {study}:", *(f"  {line}" for line in found.belongings.lines()), *found.belongings.kept])
         if not yes and not _agreed(study):
             raise typer.Exit(3)
@@ -145,14 +151,14 @@ def _absolute(name: str, text: str) -> str:
 def _check_public(values: dict[str, Any], hooks: tuple[str, ...]) -> None:
     """ConfigError for what must not be seen in the cluster's list of jobs."""
     from sctune.search.notify import is_url
-    from sctune.tracking.server import safe_uri
+    from sctune.urls import has_secrets, without_secrets
 
     for name in ("tracking_uri", "storage"):
         uri = values.get(name)
-        if uri is not None and safe_uri(uri) != uri:
+        if uri is not None and has_secrets(uri):
             raise ConfigError(
-                f"--{name.replace('_', '-')} {safe_uri(uri)}: everybody who sees the cluster's jobs could read its "
-                "password; leave it out, and give it to the head in its environment (PGPASSWORD, "
+                f"--{name.replace('_', '-')} {without_secrets(uri)}: everybody who sees the cluster's jobs could read "
+                "its password; leave it out, and give it to the head in its environment (PGPASSWORD, "
                 "MLFLOW_TRACKING_PASSWORD)"
             )
     if any(is_url(hook) for hook in hooks):
@@ -173,7 +179,7 @@ def _root(study_root: Path | None) -> Path:
     return (study_root or studies_folder()).expanduser().absolute()
 
 
-def _open(name: str, study_root: Path | None) -> Study:
+def _open(name: str, study_root: Path | None, storage: str | None = None) -> Study:
     from sctune.search.study import Study
 
-    return Study.open(_root(study_root), name)
+    return Study.open(_root(study_root), name, storage)

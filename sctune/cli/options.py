@@ -37,8 +37,16 @@ MaxConcurrent = Annotated[int | None, typer.Option(min=1, help="Trials at a time
 Assignments = Annotated[list[str] | None, typer.Option("--set", help="key=value of the configuration; repeatable.")]
 SkipCorrupt = Annotated[bool, typer.Option("--skip-corrupt", help="Leave out unreadable images.")]
 StoragePath = Annotated[str | None, typer.Option(help="Checkpoints: a folder or s3:// URI that all nodes see.")]
-TrackingUri = Annotated[str | None, typer.Option(help="MLflow server or store; default: a local SQLite file.")]
-Storage = Annotated[str | None, typer.Option(help="Optuna storage URL; default: SQLite in the study folder.")]
+TrackingUri = Annotated[
+    str | None, typer.Option(help="MLflow server, postgresql:// or SQLite file; default: a local file.")
+]
+Storage = Annotated[
+    str | None,
+    typer.Option(help="Record: postgresql://USER@HOST/DB or sqlite:///FILE; default: SQLite in the study folder."),
+]
+StoredAt = Annotated[
+    str | None, typer.Option("--storage", help="Record of a study that another machine began, or SCTUNE_STORAGE.")
+]
 Address = Annotated[str | None, typer.Option(help="Ray cluster, or auto; default: this machine.")]
 CheckpointInterval = Annotated[float, typer.Option(min=0, help="Seconds between checkpoints besides rungs.")]
 MaxDisk = Annotated[
@@ -69,10 +77,11 @@ def duration(text: str | None, option: str) -> float | None:
 
 
 def size(text: str | None, option: str) -> int | None:
-    """Bytes of 500M, 10G or 1T (powers of 1024); None for None. Raises ConfigError, which names the option."""
-    if text is None:
-        return None
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)(K|M|G|T)?", text.upper().removesuffix("B").removesuffix("I"))
-    if match is None:
-        raise ConfigError(f"{option} {text!r}: give a size such as 500M or 10G")
-    return int(float(match[1]) * 1024 ** " KMGT".index(match[2] or " "))
+    """Bytes of 500MB or 20GB; None for None. Raises ConfigError, which names the option."""
+    from pydantic import ByteSize, TypeAdapter, ValidationError
+
+    try:
+        found = TypeAdapter(ByteSize | None).validate_python(text)
+    except ValidationError:
+        raise ConfigError(f"{option} {text!r}: give a size such as 500MB or 20GB") from None
+    return None if found is None else int(found)

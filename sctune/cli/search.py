@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -71,32 +72,30 @@ def search(
         storage_path=storage_path, tracking_uri=tracking_uri, storage=storage, address=address,
         checkpoint_interval=checkpoint_interval, keep_best=keep_best, max_disk=max_disk,
     ))  # fmt: skip
-    if detach and not dry_run:
-        background(context, study_name(name, space), study_root, address, hooks)
-        return
-    from sctune.search.driver import run_search
-    from sctune.search.dryrun import dry_run as plan_only
-    from sctune.search.dryrun import plan_lines
-
     if dry_run:
-        report = plan_only(options)
-        emit(report.to_dict() if as_json else None, report.lines)
-        return
-    result = run_search(options, messages, lambda plan, resources: say(plan_lines(plan, resources)), hooks)
-    _finish(result, as_json)
+        _plan_only(options, as_json)
+    elif detach:
+        background(context, study_name(name, space), study_root, address, hooks)
+    else:
+        _run(options, hooks, as_json)
 
 
 def resume(
     context: typer.Context,
     study: opt.StudyName,
     trials: Annotated[str | None, typer.Option(help="More trials for a finished study: +20.")] = None,
-    time_budget: Annotated[str | None, typer.Option(help="For example 2h; over all launches of the study.")] = None,
+    time_budget: Annotated[
+        str | None, typer.Option(help="For example 2h, or none; over all launches; default: the study's own.")
+    ] = None,
     address: Annotated[str | None, typer.Option(help="Ray cluster, or auto; default: this machine.")] = None,
     max_concurrent: Annotated[int | None, typer.Option(min=1, help="Trials at a time.")] = None,
     max_disk: opt.MaxDisk = None,
     notify: opt.Notify = None,
     detach: opt.Detach = False,
     study_root: opt.StudyRoot = None,
+    storage: opt.StoredAt = None,
+    storage_path: Annotated[str | None, typer.Option(help="Checkpoints from now on; default: where they are.")] = None,
+    tracking_uri: Annotated[str | None, typer.Option(help="MLflow from now on; default: where it is.")] = None,
     as_json: opt.AsJson = False,
 ) -> None:
     """Go on with a study: unfinished trials from their last checkpoint, then new ones."""
@@ -105,7 +104,8 @@ def resume(
         if not re.fullmatch(r"\+\d+", trials):
             raise ConfigError(f"--trials {trials!r}: write how many more, for example +20")
         more = int(trials)
-    seconds, hooks = opt.duration(time_budget, "--time-budget"), read_hooks(notify or ())
+    seconds = math.inf if time_budget == "none" else opt.duration(time_budget, "--time-budget")
+    hooks = read_hooks(notify or ())
     if detach:
         background(context, study, study_root, address, hooks)
         return
@@ -118,11 +118,28 @@ def resume(
         address=address,
         max_concurrent=max_concurrent,
         time_budget_s=seconds,
-        max_disk=_size(max_disk),
+        max_disk=opt.size(max_disk, "--max-disk"),
+        storage=storage,
+        storage_path=storage_path,
+        tracking_uri=tracking_uri,
         console=messages,
         notify=hooks,
     )
     _finish(result, as_json)
+
+
+def _plan_only(options: SearchOptions, as_json: bool) -> None:
+    from sctune.search.dryrun import dry_run
+
+    report = dry_run(options)
+    emit(report.to_dict() if as_json else None, report.lines)
+
+
+def _run(options: SearchOptions, hooks: tuple[str, ...], as_json: bool) -> None:
+    from sctune.search.driver import run_search
+    from sctune.search.dryrun import plan_lines
+
+    _finish(run_search(options, messages, lambda plan, resources: say(plan_lines(plan, resources)), hooks), as_json)
 
 
 def _finish(result: StudyResult, as_json: bool) -> None:
@@ -153,16 +170,6 @@ def _amount(text: str | None) -> int | str | None:
     if not text.isdigit() or int(text) < 1:
         raise ConfigError(f"--n-anomalies {text!r}: give a number from 1 on, or all")
     return int(text)
-
-
-def _size(text: str | None) -> int | None:
-    from pydantic import ByteSize, TypeAdapter, ValidationError
-
-    try:
-        size = TypeAdapter(ByteSize | None).validate_python(text)
-    except ValidationError:
-        raise ConfigError(f"--max-disk {text!r}: give a size such as 500MB or 20GB") from None
-    return None if size is None else int(size)
 
 
 def _seeds(text: str | None) -> tuple[int, ...]:

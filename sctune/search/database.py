@@ -13,8 +13,9 @@ from typing import Any, TypeVar
 import optuna
 from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage
+from optuna.trial import FrozenTrial
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from sctune.errors import StudyError
 from sctune.urls import STORAGE_VARIABLE, accept, complete, missing_driver, written_out
@@ -29,6 +30,34 @@ DRIVER_ATTR = "sctune:driver"
 _KEEPALIVES = "-c tcp_keepalives_idle=10 -c tcp_keepalives_interval=5 -c tcp_keepalives_count=3"
 
 Result = TypeVar("Result")
+
+
+class NoRecordError(StudyError):
+    """The database answers, and holds no study of this name."""
+
+
+class _SecondTryError(Exception):
+    pass
+
+
+class OneTryStorage(RDBStorage):
+    """Optuna creates a trial again when the server's answer was lost, and so makes two; here the caller decides.
+
+    A private method of Optuna is wrapped: tests/search/test_database.py cuts the wire at that very moment.
+    """
+
+    def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
+        self._tries = 0
+        try:
+            return super().create_new_trial(study_id, template_trial)
+        except _SecondTryError:
+            raise StorageInternalError("the answer of the database was lost") from None
+
+    def _get_prepared_new_trial(self, study_id: int, template_trial: FrozenTrial | None, session: Any) -> Any:
+        self._tries += 1
+        if self._tries > 1:
+            raise _SecondTryError
+        return super()._get_prepared_new_trial(study_id, template_trial, session)
 
 
 def storage_url(url: str, option: str = "--storage") -> str:
@@ -58,7 +87,7 @@ def open_database(url: str, *, known: bool = False) -> RDBStorage:
     missing = missing_driver(full)
     if missing is not None:
         raise StudyError(missing)
-    return RDBStorage(
+    return OneTryStorage(
         full, engine_kwargs=engine_options(full), skip_compatibility_check=known, skip_table_creation=known
     )
 
@@ -92,7 +121,7 @@ def with_retries(job: Callable[[], Result], limit_s: float = RETRY_S) -> Result:
     while True:
         try:
             return job()
-        except StorageInternalError:
+        except (StorageInternalError, OperationalError):
             if time.monotonic() + pause > deadline:
                 raise
             time.sleep(pause)
@@ -100,18 +129,18 @@ def with_retries(job: Callable[[], Result], limit_s: float = RETRY_S) -> Result:
 
 
 def read_attrs(url: str, name: str) -> dict[str, Any]:
-    """What a study keeps with its record: attribute -> JSON value. Raises StudyError."""
-    return _in_database(url, name, lambda storage, study: dict(storage.get_study_user_attrs(study)))
+    """What a study keeps with its record: attribute -> JSON value. Raises StudyError at once where there is none."""
+    return _in_database(url, name, lambda storage, study: dict(storage.get_study_user_attrs(study)), 0.0)
 
 
-def write_attrs(url: str, name: str, attrs: Mapping[str, Any]) -> None:
-    """Set attributes of a study in its record. Raises StudyError."""
+def write_attrs(url: str, name: str, attrs: Mapping[str, Any], limit_s: float = RETRY_S) -> None:
+    """Set attributes of a study in its record, with tries for `limit_s` seconds. Raises StudyError."""
 
     def write(storage: RDBStorage, study: int) -> None:
         for key, value in attrs.items():
             storage.set_study_user_attr(study, key, value)
 
-    _in_database(url, name, write)
+    _in_database(url, name, write, limit_s)
 
 
 def stored_manifests(url: str) -> dict[str, Any]:
@@ -128,15 +157,18 @@ def stored_manifests(url: str) -> dict[str, Any]:
     return {name: found[name] for name in sorted(found) if found[name] is not None}
 
 
-def _in_database(url: str, name: str, work: Callable[[RDBStorage, int], Result]) -> Result:
-    try:
+def _in_database(url: str, name: str, work: Callable[[RDBStorage, int], Result], limit_s: float = RETRY_S) -> Result:
+    def opened() -> Result:
         storage = open_database(url, known=True)
         try:
-            return with_retries(lambda: work(storage, storage.get_study_id_from_name(name)))
+            return work(storage, storage.get_study_id_from_name(name))
         finally:
             close_database(storage)
+
+    try:
+        return with_retries(opened, limit_s)
     except KeyError:
-        raise StudyError(f"the record at {without_password(url)} holds no study {name!r}") from None
+        raise NoRecordError(f"the record at {without_password(url)} holds no study {name!r}") from None
     except DATABASE_ERRORS as problem:
         raise unreachable(url, problem) from None
 

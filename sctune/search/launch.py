@@ -29,15 +29,16 @@ from sctune.search.operate import stop_requests
 from sctune.search.plan import selection_labels, weights_digests
 from sctune.search.progress import SearchProgress
 from sctune.search.record import AfterRecord
-from sctune.search.replay import replay_killed
+from sctune.search.replay import past_trial, replay_owed, study_facts
 from sctune.search.result import StudyResult, value_se
 from sctune.search.retention import CheckpointKeeper
 from sctune.search.scheduler import RuleScheduler, make_rule, refill
 from sctune.search.searcher import Observer, StudySearcher
 from sctune.search.space import Space
+from sctune.search.stored_trials import remove_strays
 from sctune.search.study import Study
 from sctune.search.trial_log import TrialLog
-from sctune.tracking.callback import StudyFacts, TrackingCallback
+from sctune.tracking.callback import TrackingCallback
 from sctune.tracking.writer import Writer
 from sctune.trial import trainable as trials_in_ray
 from sctune.trial.stop_flag import raise_flag
@@ -67,7 +68,7 @@ class Launch:
         """
         study = self.study
         writer = Writer(study.manifest.tracking_uri, study.folder / "tracking.jsonl")
-        tracking = TrackingCallback(AfterRecord(study.record, writer), _facts(study), self.space.assignments)
+        tracking = TrackingCallback(AfterRecord(study.record, writer), study_facts(study), self.space.assignments)
         try:
             searcher, result = self._search(tracking, writer)
             reason = "failed" if searcher.hopeless else "stopped" if result.stopped else "done"
@@ -75,6 +76,7 @@ class Launch:
         except BaseException as problem:
             # the trials stay as the record has them; nothing may look as if it still ran
             tracking.on_study_end("FAILED", {"error": f"{type(problem).__name__}: {problem}"[:500]})
+            # events wait for the record
             study.record.settle(3)
             writer.drain(3)
             if study.manifest.launches and study.manifest.launches[-1].ended is None:
@@ -101,6 +103,7 @@ class Launch:
             lambda scores: value_se(scores, labels, 200),
             self.console or Console(stderr=True),
         )
+        remove_strays(manifest.storage_path, [past_trial(trial) for trial in trials], manifest.keep_best)
         keeper = CheckpointKeeper(manifest.storage_path, manifest.keep_best, trials)
         faults = Faults(
             Share(self.resources.cpus, self.resources.gpus), largest_share(), lambda node: node in nodes_alive()
@@ -114,7 +117,7 @@ class Launch:
         searcher = StudySearcher(manifest, self.space, study.record, observers, faults, gate)
         study.add_launch(_now())
         tracking.on_study_start()
-        replay_killed(manifest, trials, tracking)
+        replay_owed(study, trials, writer)
         with (
             progress,
             trial_log,
@@ -272,30 +275,6 @@ def _check(study: Study, searcher: StudySearcher, result: StudyResult) -> None:
             f"all {len(result.rows)} trials of {study.name} failed: {'; '.join(sorted(causes))[:300]}; "
             f"see `sctune status {study.name}`"
         )
-
-
-def _facts(study: Study) -> StudyFacts:
-    manifest = study.manifest
-    return StudyFacts(
-        study_id=manifest.study_id,
-        name=manifest.name,
-        base=manifest.trial_config().flat(),
-        data_digest=manifest.data.digest,
-        git_commit=manifest.git_commit,
-        versions=manifest.versions,
-        seed=manifest.tasks[0].seed,
-        tasks=[task.key for task in manifest.tasks],
-        tags={
-            "profile": manifest.profile,
-            "space": str(manifest.space.get("name")),
-            "sampler": manifest.sampler,
-            "scheduler": manifest.scheduler.name,
-            "selection": manifest.selection.mode,
-            "selection_reason": manifest.selection.reason,
-            "data": manifest.data.name,
-        },
-        resumed=bool(manifest.launches),
-    )
 
 
 def _now() -> str:

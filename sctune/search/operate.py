@@ -14,11 +14,10 @@ from pathlib import Path
 from threading import Event, Thread
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from sctune.errors import StudyError
+from sctune.search.database import DRIVER_ATTR, read_attrs, write_attrs
+from sctune.search.lock import is_free
 from sctune.search.operate_process import FORMAT_VERSION, driver_facts, is_running_here
-from sctune.search.record import Record
 from sctune.search.study import DRIVER, Launch, Study, write_json
 
 STOP = "stop"
@@ -57,6 +56,9 @@ def running_driver(study: Study) -> Driver | None:
     Raises StudyError for a driver.json of a newer sctune.
     """
     facts = study.driver()
+    if study.storage is not None:
+        # the driver may run where the study has another folder
+        facts = read_attrs(study.storage, study.name).get(DRIVER_ATTR) or facts
     if facts is None:
         return None
     version = facts.get("format_version", FORMAT_VERSION)
@@ -64,7 +66,9 @@ def running_driver(study: Study) -> Driver | None:
         path = study.folder / DRIVER
         raise StudyError(f"{path} has format_version {version!r}, this sctune reads {FORMAT_VERSION}; update sctune")
     here = is_running_here(facts)
-    if not here and is_free(study):
+    # a shared record keeps the facts of the last driver when it has ended
+    unsure = not here or study.storage is not None
+    if unsure and is_free(study.folder / "driver.lock", study.storage, study.name, study.manifest.study_id):
         return None
     return Driver(int(facts["pid"]), str(facts["host"]), facts.get("since"), facts.get("job"), here, facts)
 
@@ -93,24 +97,16 @@ class Launches:
         return [f"not running; launch {len(self.launches)}: {end}"]
 
 
-def study_launches(root: Path, name: str) -> Launches:
-    study = Study.open(root, name)
+def study_launches(root: Path, name: str, storage: str | None = None) -> Launches:
+    """storage: URL of the record, where no folder of the study is here."""
+    study = Study.open(root, name, storage)
     driver = running_driver(study)
     # read after the driver, which ends its launch before it lets go
-    return Launches(Study.open(root, name).manifest.launches, driver)
+    return Launches(Study.open(root, name, storage).manifest.launches, driver)
 
 
-def is_free(study: Study) -> bool:
-    """Whether nobody holds the study's lock, which the system frees on any death."""
-    try:
-        with FileLock(study.folder / "driver.lock", timeout=0):
-            return True
-    except Timeout:
-        return False
-
-
-def stop(study: Study, wait_s: float = STOP_WAIT_S) -> Driver:
-    """Ask the running driver to stop cleanly, and wait until it has let go of the study.
+def stop(study: Study, wait_s: float = STOP_WAIT_S) -> tuple[Driver, str]:
+    """Ask the running driver to stop cleanly, and wait until it has let go of the study; gives how its launch ended.
 
     Raises StudyError when the study is not running, or the driver has not ended within `wait_s` seconds.
     """
@@ -129,8 +125,10 @@ def stop(study: Study, wait_s: float = STOP_WAIT_S) -> Driver:
                 f"the driver of {study.name!r} ({driver.text}) was asked to stop and has not ended within {wait_s:g} s"
                 f"; look at `sctune logs {study.name}`, ask again, or end that process"
             )
-        time.sleep(0.2)
-    return driver
+        time.sleep(0.2 if driver.here else 1.0)
+    launches = Study.open(study.folder.parent, study.name, study.storage).manifest.launches
+    # one that was still starting had no launch to end; one that was just finishing is done
+    return driver, (launches[-1].reason if launches else None) or "stopped"
 
 
 @contextmanager
@@ -149,8 +147,8 @@ def stop_requests(study: Study) -> Iterator[None]:
 def _still(study: Study, driver: Driver) -> bool:
     if driver.here:
         return is_running_here(driver.facts)
-    now = study.driver()
-    return now is not None and _same(now, driver.facts) and not is_free(study)
+    now = running_driver(study)
+    return now is not None and _same(now.facts, driver.facts)
 
 
 def _same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
@@ -160,24 +158,20 @@ def _same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
 def _ask(study: Study, driver: Driver) -> None:
     """Leave the request where the driver looks: in the study's folder, and in a database that both reach."""
     request = {"format_version": FORMAT_VERSION, **{key: driver.facts.get(key) for key in _IDENTITY}}
-    write_json(study.folder / STOP, request)
-    if study.manifest.storage_url is not None:
-        record = Record(study.record_url, study.name)
-        try:
-            record.set_note(STOP_ATTRIBUTE, request)
-        finally:
-            record.close()
+    if study.is_here:
+        write_json(study.folder / STOP, request)
+    if study.storage is not None:
+        write_attrs(study.storage, study.name, {STOP_ATTRIBUTE: request}, 5.0)
 
 
 def _watch(study: Study, me: Mapping[str, Any], ended: Event) -> None:
-    path, record, asked = study.folder / STOP, None, time.monotonic()
+    path, looked = study.folder / STOP, time.monotonic()
     while not ended.is_set():
         request = _read(path)
-        if request is None and study.manifest.storage_url and time.monotonic() - asked > RECORD_POLL_S:
-            asked = time.monotonic()
-            with suppress(Exception):  # a database that is away is asked again later
-                record = record or Record(study.record_url, study.name)
-                request = record.note(STOP_ATTRIBUTE)
+        if request is None and study.storage is not None and time.monotonic() - looked > RECORD_POLL_S:
+            looked = time.monotonic()
+            with suppress(StudyError):  # a database that is away is asked again later
+                request = read_attrs(study.storage, study.name).get(STOP_ATTRIBUTE)
         if request is not None and _same(request, me):
             _log.warning("stop asked for by `sctune stop`")
             os.kill(os.getpid(), signal.SIGTERM)
@@ -185,9 +179,6 @@ def _watch(study: Study, me: Mapping[str, Any], ended: Event) -> None:
         ended.wait(POLL_S)
     # answered, or meant for an earlier driver
     path.unlink(missing_ok=True)
-    if record is not None:
-        with suppress(Exception):
-            record.close()
 
 
 def _read(path: Path) -> dict[str, Any] | None:

@@ -1,11 +1,13 @@
 """Removing a study: MLflow's runs, checkpoints, record and folder, in an order that can be begun again.
 
 MLflow comes first, since it alone may be away: then nothing has been touched. The manifest, which names all
-the places, goes last, so that a deletion that was cut off is repeated by the same command.
+the places and lies in the folder and in a shared record, goes last, so that a deletion that was cut off is
+repeated by the same command.
 """
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -17,7 +19,8 @@ from pyarrow import fs
 
 from sctune.deploy.register import CANDIDATE, registered_name
 from sctune.errors import CheckpointError, StudyError, TrackingError
-from sctune.search.record import NoRecordError, Record
+from sctune.search.database import NoRecordError, read_attrs
+from sctune.search.record import Record
 from sctune.search.study import DRIVER, MANIFEST, Study, valid_name
 from sctune.tracking.server import (
     STUDY_TAG,
@@ -29,6 +32,7 @@ from sctune.tracking.server import (
     scrub,
 )
 from sctune.trial.checkpoint import open_storage
+from sctune.urls import STORAGE_VARIABLE, chosen
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -81,16 +85,33 @@ class Belongings:
 
 
 @contextmanager
-def deletion(root: Path, name: str, keep_runs: bool) -> Iterator[Deletion]:
+def deletion(root: Path, name: str, keep_runs: bool, storage: str | None = None) -> Iterator[Deletion]:
     """Hold a study that nobody runs, to look at what it has and then delete it.
 
-    Raises StudyError for a missing or running study, TrackingError where MLflow is away, and removes nothing then.
+    storage: URL of the record, where no folder of the study is here. Raises StudyError for a missing or running
+    study, TrackingError where MLflow is away, and removes nothing then.
     """
-    if _finish_leftover(root, name):
-        raise StudyError(f"study {name!r} was deleted before but for an empty folder, which is gone now")
-    study = Study.open(root, name)
+    study = Study.open(root, name, storage)
     with study.lock():
         yield Deletion(study, keep_runs)
+
+
+def finish_leftover(root: Path, name: str, storage: str | None = None) -> bool:
+    """Remove what a deletion leaves that was killed in its last moment; gives whether there was such."""
+    folder = root / valid_name(name)
+    if not folder.is_dir() or {path.name for path in folder.iterdir()} - {MANIFEST, *_LOCK_FILES}:
+        return False
+    if not (folder / MANIFEST).exists() and chosen(storage, STORAGE_VARIABLE):
+        return False  # a study of another machine that was looked at from here
+    if (folder / MANIFEST).exists():
+        url = json.loads((folder / MANIFEST).read_text(encoding="utf-8")).get("storage_url")
+        if url is None:
+            return False
+        with suppress(NoRecordError):  # its rows are gone: the manifest describes nothing any more
+            read_attrs(url, name)
+            return False
+    shutil.rmtree(folder)
+    return True
 
 
 class Deletion:
@@ -111,7 +132,7 @@ class Deletion:
             _folder_bytes(study.folder),
             manifest.storage_path if outside else None,
             _storage_bytes(manifest.storage_path) if outside else 0,
-            _record_trials(study) if manifest.storage_url is not None else None,
+            _record_trials(study) if study.storage is not None else None,
             runs,
             versions,
             kept,
@@ -119,13 +140,14 @@ class Deletion:
 
     def run(self) -> None:
         """Delete; raises StudyError or TrackingError with what is left to do, which the same command does."""
-        found, manifest = self.belongings, self.study.manifest
+        found = self.belongings
         if found.runs is not None:
             runs, versions = found.runs, found.versions
             self._in_mlflow(lambda client: _delete_runs(client, self.study, runs, versions))
         if found.storage is not None:
             _delete_storage(found.storage)
-        if manifest.storage_url is not None:
+        _empty_folder(self.study.folder)
+        if self.study.storage is not None:
             _delete_rows(self.study)
         _delete_folder(self.study.folder)
 
@@ -207,29 +229,28 @@ def _delete_rows(study: Study) -> None:
         record.close()
 
 
-def _delete_folder(folder: Path) -> None:
-    """All but the manifest and the lock first: until then the same command can be given again."""
-    try:
+def _empty_folder(folder: Path) -> None:
+    """All but the manifest and the lock: until they go the same command can be given again."""
+    with _deleting(folder):
         for path in sorted(folder.iterdir()):
             if path.name not in {MANIFEST, *_LOCK_FILES}:
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
+
+
+def _delete_folder(folder: Path) -> None:
+    with _deleting(folder):
         (folder / MANIFEST).unlink(missing_ok=True)
         shutil.rmtree(folder)
+
+
+@contextmanager
+def _deleting(folder: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as problem:
         raise StudyError(
             f"{folder} cannot be deleted: {problem.strerror}; make that possible and run the same command again"
         ) from None
-
-
-def _finish_leftover(root: Path, name: str) -> bool:
-    """Remove what a deletion leaves that was killed after the manifest had gone; gives whether there was such."""
-    folder = root / valid_name(name)
-    if not folder.is_dir() or (folder / MANIFEST).exists():
-        return False
-    if {path.name for path in folder.iterdir()} - _LOCK_FILES:
-        return False
-    shutil.rmtree(folder)
-    return True
 
 
 def _record_trials(study: Study) -> int:

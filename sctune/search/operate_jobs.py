@@ -90,6 +90,11 @@ def _asked(address: str, work: Callable[[], Any]) -> Any:
 
 def _unreachable(address: str, problem: BaseException) -> ClusterError:
     reason = " ".join(str(problem).split())[:200].rstrip(".") or type(problem).__name__
+    if "token" in reason.lower():
+        return ClusterError(
+            f"Ray's job server of {address} does not take this user's token; copy the head's token file here "
+            "(~/.ray/auth_token, or name it in RAY_AUTH_TOKEN_PATH)"
+        )
     return ClusterError(
         f"Ray's job server of {address} cannot be used: {reason}; start the head with the extra sctune[cluster] "
         "installed and `ray start --head --include-dashboard=true`, or leave out --detach"

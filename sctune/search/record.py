@@ -26,6 +26,7 @@ from sctune.errors import StudyError
 from sctune.report import OBJECTIVE
 from sctune.search.database import (
     DATABASE_ERRORS,
+    NoRecordError,
     close_database,
     open_database,
     taken,
@@ -61,10 +62,6 @@ class _Then:
 
 
 _Item: TypeAlias = Write | _Then
-
-
-class NoRecordError(StudyError):
-    """The database answers, and holds no study of this name."""
 
 
 class Record:
@@ -210,14 +207,6 @@ class Record:
             if thread is None or not thread.is_alive():
                 close_database(self._storage)
 
-    def note(self, key: str) -> dict[str, Any] | None:
-        """What `set_note` of any process left with the study, read at once from the database."""
-        return self._storage.get_study_user_attrs(self._study_id).get(key)
-
-    def set_note(self, key: str, value: Mapping[str, Any]) -> None:
-        """Leave a note (JSON values) with the study for another process; written at once."""
-        self._storage.set_study_user_attr(self._study_id, key, dict(value))
-
     def delete(self) -> None:
         """Remove the study's rows (those of other studies in the same database stay)."""
         self._storage.delete_study(self._study_id)
@@ -311,13 +300,14 @@ class AfterRecord:
 
 
 def reports_of(trial: FrozenTrial) -> dict[int, dict[str, Any]]:
-    """Epoch -> {"metrics", "time"} of a stored trial, ascending."""
+    """Epoch -> {"metrics", "time"} of a stored trial, ascending; one whose value a kill kept out is not there."""
     found = {
         int(key.removeprefix(REPORT_PREFIX)): value
         for key, value in trial.user_attrs.items()
         if key.startswith(REPORT_PREFIX)
     }
-    return dict(sorted(found.items()))
+    # a report is complete when its value is there
+    return {epoch: found[epoch] for epoch in sorted(found) if epoch in trial.intermediate_values}
 
 
 def _reason(problem: BaseException) -> str:

@@ -109,10 +109,7 @@ class StudySearcher(Searcher):
 
     @property
     def history(self) -> list[tuple[int, int, float]]:
-        """(number, epoch, value) of all reports so far, in order of their first arrival; what a rule is refilled with.
-
-        A repeated epoch has its latest value.
-        """
+        """(number, epoch, value) of all reports so far, in order of arrival; what a rule is refilled with."""
         curves = {trial.number: trial.intermediate_values for trial in self.proposer.trials()}
         order = sorted((time, number, epoch) for number, times in self._times.items() for epoch, time in times.items())
         return [(number, epoch, curves[number][epoch]) for _, number, epoch in order if epoch in curves[number]]
@@ -167,7 +164,7 @@ class StudySearcher(Searcher):
             return
         result = result or {}
         report = read_report(result)
-        if report is not None and self._latest.get(number) != report[EPOCH]:
+        if report is not None:
             self._take(number, report)
         failure = read_failure(result)
         epoch = self._latest.get(number)
@@ -222,6 +219,8 @@ class StudySearcher(Searcher):
         self.attempts[number] += 1
         attrs = {"attempt": self.attempts[number], "launch": len(self.manifest.launches)}
         self.record.set_attrs(number, attrs)
+        # no two attempts may have one number, whatever happens next: it keeps their checkpoints apart
+        self.record.flush()
         return self._started(trial_id, number, params)
 
     def _start_new(self, trial_id: str, frozen: FrozenTrial) -> dict[str, Any]:
@@ -246,14 +245,17 @@ class StudySearcher(Searcher):
         }
 
     def _take(self, number: int, report: dict[str, Any]) -> None:
-        """Record one epoch; a resumed trial may repeat one, which keeps the time of its first arrival."""
+        """Record one epoch; one that a resumed trial repeats stays as it was first told, here and in MLflow.
+
+        MLflow only adds points: with the seconds or, on a GPU, the rounding of the second time it would hold two.
+        """
         epoch = report[EPOCH]
         times = self._times.setdefault(number, {})
-        if epoch not in times:
-            # no two reports of a study share a time, so that the record knows their order
-            self._newest = times[epoch] = max(int(time.time() * 1000), self._newest + 1)
-        moment = times[epoch]
         self._latest[number] = epoch
+        if epoch in times:
+            return
+        # no two reports of a study share a time, so that the record knows their order
+        moment = self._newest = times[epoch] = max(int(time.time() * 1000), self._newest + 1)
         self.proposer.report(number, epoch, report[OBJECTIVE])
         self.record.report(number, report, moment)
         for observer in self.observers:

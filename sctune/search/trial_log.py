@@ -131,5 +131,5 @@ class TrialLog:
         with os.fdopen(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "a", encoding="utf-8") as stream:
             if stream.tell() > MAX_BYTES and not end:
                 self._full.add(number)
-                lines = [f"the file holds {MAX_BYTES >> 20} MiB; only the end follows"]
+                lines = [f"{lines[0].partition(' ')[0]} the file is full; only the end follows"]
             stream.write("\n".join(lines) + "\n")

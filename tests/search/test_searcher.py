@@ -6,6 +6,7 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 import yaml
 from ray.tune.search import Searcher
@@ -200,6 +201,47 @@ def test_a_stop_leaves_unfinished_trials_running_for_the_next_launch(tmp_path: P
     assert [suggest(second, trial)["number"] for trial in "abc"] == [0, 2, 3]
 
 
+def test_a_repeated_epoch_stays_as_it_was_first_told(tmp_path: Path) -> None:
+    """On a GPU it may come out a little differently, and its seconds always do; MLflow would hold both."""
+    study = make_study(tmp_path, FLAT, 1)
+    first = open_searcher(study)
+    suggest(first, "a")
+    first.on_trial_result("a", result(1, 0.5))
+    first.on_trial_result("a", result(2, 0.6))
+    first.record.flush()
+    before = reports_of(first.record.load()[0])
+    listener = Listener()
+    second = open_searcher(study, listener)
+    suggest(second, "b")
+    second.on_trial_result("b", result(2, 0.61))
+    second.on_trial_complete("b", result(3, 0.7))
+    (stored,) = second.record.load()
+    assert stored.intermediate_values == {1: 0.5, 2: 0.6, 3: 0.7}
+    assert {epoch: report for epoch, report in reports_of(stored).items() if epoch in before} == before
+    assert [event for event in listener.events if event[0] == "report"] == [("report", 0, 3, 0.7)]
+    assert (stored.state.name, stored.value) == ("COMPLETE", 0.7)
+
+
+def test_an_epoch_that_a_kill_left_half_written_is_told_again(tmp_path: Path) -> None:
+    study = make_study(tmp_path, FLAT, 1)
+    first = open_searcher(study)
+    suggest(first, "a")
+    first.on_trial_result("a", result(1, 0.5))
+    first.record.flush()
+    storage = optuna.storages.RDBStorage(study.record_url)
+    trial_id = storage.get_all_trials(storage.get_study_id_from_name("s"))[0]._trial_id
+    storage.set_trial_user_attr(trial_id, "report:2", {"metrics": {OBJECTIVE: 0.6}, "time": 1})
+    listener = Listener()
+    second = open_searcher(study, listener)
+    suggest(second, "b")
+    second.on_trial_result("b", result(2, 0.61))
+    second.on_trial_complete("b", result(3, 0.7))
+    (stored,) = second.record.load()
+    assert stored.intermediate_values == {1: 0.5, 2: 0.61, 3: 0.7}
+    assert [report["metrics"][OBJECTIVE] for report in reports_of(stored).values()] == [0.5, 0.61, 0.7]
+    assert [event[2] for event in listener.events if event[0] == "report"] == [2, 3]
+
+
 def test_pruned_value_is_that_of_the_epoch_it_stopped_at(tmp_path: Path) -> None:
     study = make_study(tmp_path, FLAT, 1)
     first = open_searcher(study)
@@ -250,6 +292,23 @@ def test_resumed_study_does_not_repeat_its_draws(tmp_path: Path, sampler: str) -
             run_whole(searcher, f"{launch}-{index}", config["params"]["augment.threshold"])
         searcher.record.close()
     assert len(set(thresholds)) == 24
+
+
+@pytest.mark.parametrize("sampler", ["random", "tpe", "qmc"])
+def test_resumed_study_draws_what_an_undisturbed_one_draws(tmp_path: Path, sampler: str) -> None:
+    drawn: dict[int, list[Any]] = {}
+    for n_launches in (1, 3):
+        (tmp_path / str(n_launches)).mkdir()
+        study = make_study(tmp_path / str(n_launches), FLAT, 40, sampler)
+        drawn[n_launches] = []
+        for launch in range(n_launches):
+            searcher = open_searcher(study)
+            for index in range(15 // n_launches):
+                config = suggest(searcher, f"{launch}-{index}")
+                drawn[n_launches].append(config["params"])
+                run_whole(searcher, f"{launch}-{index}", config["params"]["augment.threshold"])
+            searcher.record.flush()
+    assert drawn[1] == drawn[3]
 
 
 @pytest.mark.parametrize("sampler", [name for name in SAMPLERS if name != "grid"])
