@@ -128,12 +128,13 @@ def run_sctune(trials: int, tracking_uri: str, name: str, sampler: str = "random
 
 
 def run_bare(trials: int, folder: Path) -> Clock:
-    """Ray Tune alone: random sampling, nothing logged."""
+    """Ray Tune alone: random sampling, nothing logged. Trials are made one by one, as in the other arms."""
     space = {
         "augment.threshold": tune.uniform(*SPACE["augment.threshold"]),
         "model.patch_count": tune.randint(*(int(end) for end in SPACE["model.patch_count"])),
     }
-    return _run_ray(trials, folder, tune.TuneConfig(num_samples=trials, reuse_actors=True), space)
+    config = tune.TuneConfig(num_samples=trials, max_concurrent_trials=SLOTS, reuse_actors=True)
+    return _run_ray(trials, folder, config, space)
 
 
 def run_ray_parts(trials: int, folder: Path, tracking_uri: str) -> Clock:
