@@ -118,10 +118,9 @@ SCALARS = st.one_of(
     st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5), st.dates(), st.binary(max_size=5),
     st.sampled_from(["float", "int", "categorical", "ordinal", "saliencycut", "none", "1e-3", "two_head_patch", 0.4]),
 )  # fmt: skip
-WORDS = st.sampled_from(
-    "type low high log step choices values when parameters variants set start variant name augment.threshold "
-    "augment.kind optim.lr model.patch_count model.heads data.setting".split()
-)
+KEYS = ("type", "low", "high", "log", "step", "choices", "values", "when", "parameters", "variants", "set", "start")
+FIELDS = ("variant", "name", "augment.threshold", "augment.kind", "optim.lr", "model.patch_count", "model.heads")
+WORDS = st.sampled_from((*KEYS, *FIELDS))
 TREES = st.recursive(
     SCALARS,
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(WORDS | st.text(max_size=3), inner, max_size=5),
