@@ -59,6 +59,9 @@ __all__ = [
     "set_dotted",
 ]
 
+FORMAT_VERSION = 1
+"""Of a configuration that stands in a file of its own."""
+
 
 class TrialConfig(Section):
     """One complete configuration; `TrialConfig()` is the paper's method with the corrections that the README names."""
@@ -152,8 +155,18 @@ class TrialConfig(Section):
 
     @staticmethod
     def load(tree: Mapping[str, Any]) -> TrialConfig:
-        """Strictly read a nested dictionary; raises ConfigError with one line."""
-        return _validate(tree)
+        """Strictly read a nested dictionary, as `document` writes it too; raises ConfigError with one line."""
+        content = dict(tree)
+        version = content.pop("format_version", FORMAT_VERSION)
+        if version != FORMAT_VERSION:
+            raise ConfigError(
+                f"the configuration has format_version {version!r}, this sctune reads {FORMAT_VERSION}; update sctune"
+            )
+        return _validate(content)
+
+    def document(self) -> dict[str, Any]:
+        """The nested dictionary for a file that is read back, with its format_version."""
+        return {"format_version": FORMAT_VERSION, **self.model_dump()}
 
     def flat(self) -> dict[str, Any]:
         """Dotted name -> value of every field, in declaration order."""

@@ -51,6 +51,10 @@ class NonFiniteError(SctuneError):
     """A loss, score or metric that is not a finite number; fails the trial, not the study."""
 
 
+class StoppedError(SctuneError):
+    """A training that was asked to end between two iterations; nothing is wrong with it."""
+
+
 class AllTrialsFailedError(SctuneError):
     """Every trial of the study failed."""
 

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
+import socket
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +29,8 @@ os.environ.update(
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "DO_NOT_TRACK": "true",
         "MPLBACKEND": "Agg",
+        # a server of MLflow's would start ten processes for jobs that nobody gives it
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     }
 )
 os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
@@ -126,3 +132,97 @@ def two_categories(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny(image_folder: Path) -> TrialConfig:
     """A configuration that trains on the small folder in a second."""
     return TrialConfig().override({**TINY, "data.source": str(image_folder)})
+
+
+POSTGRES_PASSWORD = "canary-postgres-7fa3"
+"""Of the user `sctune`; searched for wherever it must not be."""
+
+
+class Postgres:
+    """A server in `folder`, started; url: with the password. As root it runs as user postgres, which it insists on."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.port = _free_port()
+        self._bin = _postgres_binaries()
+        if os.geteuid() == 0:
+            shutil.chown(folder, "postgres", "postgres")
+        secret = folder / "password"
+        secret.write_text(POSTGRES_PASSWORD)
+        secret.chmod(0o644)
+        self._run("initdb", "-D", str(folder / "data"), "-U", "sctune", "-A", "scram-sha-256", f"--pwfile={secret}")
+        self.start()
+        self.create("studies")
+
+    def url(self, database: str = "studies", password: str | None = POSTGRES_PASSWORD) -> str:
+        user = "sctune" if password is None else f"sctune:{password}"
+        return f"postgresql://{user}@127.0.0.1:{self.port}/{database}"
+
+    def start(self) -> None:
+        options = f"-c listen_addresses=127.0.0.1 -p {self.port} -k '' -c fsync=off"
+        self._run(
+            "pg_ctl", "-D", str(self.folder / "data"), "-l", str(self.folder / "log"), "-w", "-o", options, "start"
+        )
+
+    def stop(self) -> None:
+        self._run("pg_ctl", "-D", str(self.folder / "data"), "-w", "-m", "immediate", "stop")
+
+    password = POSTGRES_PASSWORD
+
+    def dump(self, database: str) -> str:
+        """All that a database holds, as text."""
+        command = [self._bin / "pg_dump", "-h", "127.0.0.1", "-p", str(self.port), "-U", "sctune", database]
+        environment = {**os.environ, "PGPASSWORD": self.password}
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+
+    def create(self, database: str) -> None:
+        self.query(f'CREATE DATABASE "{database}"', "postgres")
+
+    def query(self, statement: str, database: str = "studies") -> list[tuple[object, ...]]:
+        import psycopg
+
+        with psycopg.connect(self.url(database), autocommit=True) as connection:
+            answer = connection.execute(statement)  # type: ignore[call-overload]
+            return answer.fetchall() if answer.description else []
+
+    def _run(self, program: str, *words: str) -> None:
+        command = [str(self._bin / program), *words]
+        if os.geteuid() == 0:
+            command = ["setpriv", "--reuid=postgres", "--regid=postgres", "--init-groups", *command]
+        # a server that inherits a pipe would keep it open
+        with tempfile.TemporaryFile() as output:
+            done = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, cwd="/", timeout=60, check=False)
+            output.seek(0)
+            assert done.returncode == 0, output.read().decode()
+
+
+def _postgres_binaries() -> Path:
+    """Folder of initdb and pg_ctl; skips the test where there is none."""
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    if found:
+        return found[-1].parent
+    on_path = shutil.which("initdb")
+    if on_path is None:
+        pytest.skip("no PostgreSQL binaries here; apt-get install postgresql")
+    return Path(on_path).resolve().parent
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """One real server for the tests of a process; stopped at the end. Skips where PostgreSQL is not installed."""
+    _postgres_binaries()
+    # user postgres cannot reach pytest's own folders
+    folder = Path(tempfile.mkdtemp(prefix="sctune-pg-", dir="/tmp"))
+    folder.chmod(0o755)
+    server = Postgres(folder)
+    try:
+        yield server
+    finally:
+        server.stop()
+        shutil.rmtree(folder, ignore_errors=True)

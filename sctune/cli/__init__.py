@@ -11,8 +11,9 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from sctune import __version__
-from sctune.cli import figures, machine, reproduce, search, studies, train, weights
+from sctune.cli import figures, machine, operate, reproduce, search, studies, sync, train, weights
 from sctune.cli.data import data_app
+from sctune.cli.hide import hide_passwords
 from sctune.cli.output import messages
 from sctune.errors import SctuneError
 
@@ -26,6 +27,10 @@ app = typer.Typer(
 app.command(epilog="Example: sctune search --space threshold_patch --data elpv --trials 12")(search.search)
 app.command()(search.resume)
 app.command()(studies.status)
+app.command(epilog="Example: sctune sync STUDY --timeout 60s")(sync.sync)
+app.command(epilog="Example: sctune logs STUDY 3 --follow")(operate.logs)
+app.command(epilog="Example: sctune stop STUDY")(operate.stop)
+app.command(epilog="Example: sctune delete STUDY --yes")(operate.delete)
 app.command("list")(studies.list_command)
 app.command()(studies.spaces)
 app.command()(studies.best)
@@ -46,6 +51,7 @@ USAGE_ERROR: Any = typer.BadParameter.__mro__[1]
 def main() -> None:
     """Entry point of `sctune`."""
     try:
+        hide_passwords()
         sys.exit(app(standalone_mode=False))
     except SctuneError as problem:
         _complain(str(problem), problem.exit_code)

@@ -59,10 +59,17 @@ def cache_list(as_json: opt.AsJson = False) -> None:
     emit(document if as_json else None, [*lines, f"{total / 2**20:.1f} MiB in {cache_folder()}"])
 
 
-@cache_app.command("clear")
-def cache_clear() -> None:
-    """Remove all decoded images; they are made again when needed."""
+@cache_app.command("clear", epilog="Example: sctune cache clear --older-than 30d --max-size 10GB")
+def cache_clear(
+    older_than: Annotated[str | None, typer.Option(help="Only what was not used for so long: 30d, 12h.")] = None,
+    max_size: Annotated[str | None, typer.Option(help="Only the least used ones above this size: 10GB, 500MB.")] = None,
+    as_json: opt.AsJson = False,
+) -> None:
+    """Remove decoded images; they are made again when needed. Running searches keep those that they use."""
     from sctune.data.images import ImageCache
 
-    ImageCache(cache_folder()).clear()
-    say([f"cleared {cache_folder()}"])
+    seconds = opt.duration(older_than, "--older-than") or 0.0
+    limit = opt.size(max_size, "--max-size")
+    freed = ImageCache(cache_folder()).clear(seconds, limit or 0)
+    document = {"folder": str(cache_folder()), "freed_bytes": freed}
+    emit(document if as_json else None, [f"freed {freed / 2**20:.1f} MiB in {cache_folder()}"])

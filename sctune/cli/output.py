@@ -7,13 +7,16 @@ from typing import Any
 
 from rich.console import Console
 
+FORMAT_VERSION = 1
+"""Of every document that a command prints with --json."""
+
 messages = Console(stderr=True)
 
 
 def emit(document: dict[str, Any] | None, lines: list[str]) -> None:
     """The document as JSON where there is one, else the lines."""
     if document is not None:
-        print(json.dumps(document, indent=1))
+        print(json.dumps({"format_version": FORMAT_VERSION, **document}, indent=1))
     else:
         print_lines(lines)
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from sctune.cli import options as opt
+from sctune.cli.operate import background, study_name
 from sctune.cli.output import emit, messages, say
 from sctune.config import parse_assignments
 from sctune.errors import ConfigError
+from sctune.search.notify import read_hooks
 from sctune.search.options import SearchOptions
 
 if TYPE_CHECKING:
@@ -18,6 +21,7 @@ if TYPE_CHECKING:
 
 
 def search(
+    context: typer.Context,
     space: opt.Space = "threshold_patch",
     name: opt.Name = None,
     profile: opt.Profile = None,
@@ -49,40 +53,49 @@ def search(
     address: opt.Address = None,
     checkpoint_interval: opt.CheckpointInterval = 60.0,
     keep_best: opt.KeepBest = 3,
+    max_disk: opt.MaxDisk = None,
+    notify: opt.Notify = None,
+    detach: opt.Detach = False,
     dry_run: opt.DryRun = False,
     as_json: opt.AsJson = False,
 ) -> None:
     """Search a space: train, compare, stop early, and log every trial and the best model to MLflow."""
     values = parse_assignments(assignments or [])
+    seconds, hooks = opt.duration(time_budget, "--time-budget"), read_hooks(notify or ())
     options = _options(dict(
         space=space, name=name, profile=profile, method=method, data=data, normal=normal, anomalous=anomalous,
         categories=tuple(category or ()), setting=setting, known_classes=tuple(known_class or ()),
         n_anomalies=_amount(n_anomalies), seeds=_seeds(seeds), selection=selection, partition_seed=partition_seed,
-        trials=trials, time_budget_s=_duration(time_budget), sampler=sampler, sampler_seed=sampler_seed,
+        trials=trials, time_budget_s=seconds, sampler=sampler, sampler_seed=sampler_seed,
         scheduler=scheduler, gpus_per_trial=gpus_per_trial, cpus_per_trial=cpus_per_trial,
         max_concurrent=max_concurrent, overrides=values, skip_corrupt=skip_corrupt, study_root=study_root,
         storage_path=storage_path, tracking_uri=tracking_uri, storage=storage, address=address,
-        checkpoint_interval=checkpoint_interval, keep_best=keep_best,
+        checkpoint_interval=checkpoint_interval, keep_best=keep_best, max_disk=max_disk,
     ))  # fmt: skip
-    from sctune.search.driver import run_search
-    from sctune.search.dryrun import dry_run as plan_only
-    from sctune.search.dryrun import plan_lines
-
     if dry_run:
-        report = plan_only(options)
-        emit(report.to_dict() if as_json else None, report.lines)
-        return
-    result = run_search(options, messages, lambda plan, resources: say(plan_lines(plan, resources)))
-    _finish(result, as_json)
+        _plan_only(options, as_json)
+    elif detach:
+        background(context, study_name(name, space), study_root, address, hooks)
+    else:
+        _run(options, hooks, as_json)
 
 
 def resume(
-    study: Annotated[str, typer.Argument(help="Study name.")],
+    context: typer.Context,
+    study: opt.StudyName,
     trials: Annotated[str | None, typer.Option(help="More trials for a finished study: +20.")] = None,
-    time_budget: Annotated[str | None, typer.Option(help="For example 2h; over all launches of the study.")] = None,
+    time_budget: Annotated[
+        str | None, typer.Option(help="For example 2h, or none; over all launches; default: the study's own.")
+    ] = None,
     address: Annotated[str | None, typer.Option(help="Ray cluster, or auto; default: this machine.")] = None,
     max_concurrent: Annotated[int | None, typer.Option(min=1, help="Trials at a time.")] = None,
+    max_disk: opt.MaxDisk = None,
+    notify: opt.Notify = None,
+    detach: opt.Detach = False,
     study_root: opt.StudyRoot = None,
+    storage: opt.StoredAt = None,
+    storage_path: Annotated[str | None, typer.Option(help="Checkpoints from now on; default: where they are.")] = None,
+    tracking_uri: Annotated[str | None, typer.Option(help="MLflow from now on; default: where it is.")] = None,
     as_json: opt.AsJson = False,
 ) -> None:
     """Go on with a study: unfinished trials from their last checkpoint, then new ones."""
@@ -91,6 +104,11 @@ def resume(
         if not re.fullmatch(r"\+\d+", trials):
             raise ConfigError(f"--trials {trials!r}: write how many more, for example +20")
         more = int(trials)
+    seconds = math.inf if time_budget == "none" else opt.duration(time_budget, "--time-budget")
+    hooks = read_hooks(notify or ())
+    if detach:
+        background(context, study, study_root, address, hooks)
+        return
     from sctune.search.driver import resume as resume_study
 
     result = resume_study(
@@ -99,10 +117,29 @@ def resume(
         more_trials=more,
         address=address,
         max_concurrent=max_concurrent,
-        time_budget_s=_duration(time_budget),
+        time_budget_s=seconds,
+        max_disk=opt.size(max_disk, "--max-disk"),
+        storage=storage,
+        storage_path=storage_path,
+        tracking_uri=tracking_uri,
         console=messages,
+        notify=hooks,
     )
     _finish(result, as_json)
+
+
+def _plan_only(options: SearchOptions, as_json: bool) -> None:
+    from sctune.search.dryrun import dry_run
+
+    report = dry_run(options)
+    emit(report.to_dict() if as_json else None, report.lines)
+
+
+def _run(options: SearchOptions, hooks: tuple[str, ...], as_json: bool) -> None:
+    from sctune.search.driver import run_search
+    from sctune.search.dryrun import plan_lines
+
+    _finish(run_search(options, messages, lambda plan, resources: say(plan_lines(plan, resources)), hooks), as_json)
 
 
 def _finish(result: StudyResult, as_json: bool) -> None:
@@ -141,12 +178,3 @@ def _seeds(text: str | None) -> tuple[int, ...]:
     if not re.fullmatch(r"\d+(,\d+)*", text):
         raise ConfigError(f"--seeds {text!r}: give whole numbers with commas, for example 42,43,44")
     return tuple(int(part) for part in text.split(","))
-
-
-def _duration(text: str | None) -> float | None:
-    if text is None:
-        return None
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)(s|m|h|d)?", text)
-    if match is None or float(match[1]) == 0:
-        raise ConfigError(f"--time-budget {text!r}: give a time such as 90s, 30m, 2h or 1d")
-    return float(match[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[match[2] or "s"]

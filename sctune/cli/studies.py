@@ -12,6 +12,7 @@ from rich.table import Table
 
 from sctune.cli import options as opt
 from sctune.cli.output import emit, print_lines
+from sctune.cli.sync import show_check
 from sctune.errors import StudyError
 from sctune.paths import studies_folder
 
@@ -20,14 +21,28 @@ if TYPE_CHECKING:
 
 
 def status(
-    study: Annotated[str, typer.Argument()], study_root: opt.StudyRoot = None, as_json: opt.AsJson = False
+    study: Annotated[str, typer.Argument()],
+    check: Annotated[
+        bool, typer.Option("--check", help="Compare the record with MLflow and the checkpoints instead.")
+    ] = False,
+    study_root: opt.StudyRoot = None,
+    storage: opt.StoredAt = None,
+    as_json: opt.AsJson = False,
 ) -> None:
-    """Trials of a study in order of merit, and how sure the order is."""
+    """Trials of a study in order of merit, and how sure the order is.
+
+    With --check: whether MLflow and the checkpoints say what the study's record says; exit code 3 where they differ.
+    """
+    if check:
+        show_check(study, study_root, as_json)
+        return
+    from sctune.search.operate import study_launches
     from sctune.search.result import summary_lines
 
-    result = _stored(study, study_root)
+    result = _stored(study, study_root, storage)
+    launches = study_launches((study_root or studies_folder()).expanduser().absolute(), study, storage)
     if as_json:
-        emit(result.to_dict(), [])
+        emit({**result.to_dict(), **launches.to_dict()}, [])
         return
     from sctune.search.progress import short
 
@@ -47,20 +62,21 @@ def status(
         )
         table.add_row(*cells[: len(table.columns)])
     Console().print(table)
-    print_lines(summary_lines(result))
+    print_lines([*launches.lines(), *summary_lines(result)])
 
 
-def list_command(study_root: opt.StudyRoot = None, as_json: opt.AsJson = False) -> None:
-    """All studies in the study root."""
-    from sctune.search.study import Study, list_studies
+def list_command(study_root: opt.StudyRoot = None, storage: opt.StoredAt = None, as_json: opt.AsJson = False) -> None:
+    """All studies in the study root, or in a database."""
+    from sctune.search.study import list_stored, local_manifests
+    from sctune.urls import without_secrets
 
     root = (study_root or studies_folder()).expanduser().absolute()
-    studies = [Study.open(root, name).manifest for name in list_studies(root)]
+    studies = local_manifests(root) if storage is None else list_stored(storage)
     if as_json:
         rows = [{"study": m.name, "created": m.created, "space": m.space["name"], "trials": m.trials} for m in studies]
         emit({"study_root": str(root), "studies": rows}, [])
         return
-    table = Table(title=str(root))
+    table = Table(title=str(root) if storage is None else without_secrets(storage))
     for column in ("study", "created", "space", "data", "profile", "trials", "last launch"):
         table.add_column(column)
     for m in studies:
@@ -85,20 +101,22 @@ def spaces(name: Annotated[str | None, typer.Argument(help="Show this one whole.
         print(f"{known:16s} {read_yaml(path).get('description', '')}")
 
 
-def best(study: Annotated[str, typer.Argument()], study_root: opt.StudyRoot = None) -> None:
+def best(
+    study: Annotated[str, typer.Argument()], study_root: opt.StudyRoot = None, storage: opt.StoredAt = None
+) -> None:
     """The winning configuration as a YAML file on stdout."""
     from sctune.search.study import Study
 
-    result = _stored(study, study_root, noise=False)
+    result = _stored(study, study_root, storage, noise=False)
     if result.best is None:
         raise StudyError(f"study {study} has no full run yet; go on with `sctune resume {study}`")
-    manifest = Study.open((study_root or studies_folder()).expanduser().absolute(), study).manifest
+    manifest = Study.open((study_root or studies_folder()).expanduser().absolute(), study, storage).manifest
     config = manifest.config_of(result.best.params)
     print(f"# study {study}, trial {result.best.number}, selection AUROC {result.best.value:.4f}")
-    print(yaml.safe_dump(config.model_dump(), sort_keys=False), end="")
+    print(yaml.safe_dump(config.document(), sort_keys=False), end="")
 
 
-def _stored(name: str, study_root: Path | None, noise: bool = True) -> StudyResult:
+def _stored(name: str, study_root: Path | None, storage: str | None, noise: bool = True) -> StudyResult:
     from sctune.search.stored import load_result
 
-    return load_result((study_root or studies_folder()).expanduser().absolute(), name, noise)
+    return load_result((study_root or studies_folder()).expanduser().absolute(), name, noise, storage)

@@ -116,7 +116,7 @@ def _write(out: Path, state: dict[str, Tensor], config: TrialConfig, report: dic
     try:
         staged.mkdir(parents=True)
         save_file(state, staged / "model.safetensors")
-        (staged / "config.json").write_text(json.dumps(config.model_dump(), indent=1), encoding="utf-8")
+        (staged / "config.json").write_text(json.dumps(config.document(), indent=1), encoding="utf-8")
         (staged / "import.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
         staged.rename(out)
     except (OSError, SafetensorError) as problem:

@@ -88,19 +88,23 @@ class ImageCache:
             raise DataError(f"no images of {root} are asked for")
         key = _key(root, wanted, size, resize)
         with self._reported():
-            found = self._open(key, len(wanted), size)
-            if found is None:
+            opened = self._open(key, len(wanted), size)
+            if opened is None:
                 with self._lock(key):
-                    found = self._open(key, len(wanted), size)
-                    if found is None:
+                    # opened under the lock, which removing takes too
+                    opened = self._open(key, len(wanted), size)
+                    if opened is None:
                         # what is there under this name is damaged
                         shutil.rmtree(self.folder / key, ignore_errors=True)
                         self._build(key, root, wanted, size, resize, skip_corrupt)
-                        found = self._open(key, len(wanted), size)
+                        opened = self._open(key, len(wanted), size)
                 self._trim()
-            if found is None:
-                raise DataError(f"the image cache {self.folder} does not give back what was written; check its disk")
-        meta, array = found
+            if opened is None:
+                raise DataError(
+                    f"the image cache {self.folder} was removed in the meantime, or its disk does not give back what "
+                    "was written; try again"
+                )
+        meta, array = opened
         skipped = tuple(meta["skipped"])
         if skipped and not skip_corrupt:
             first = root / skipped[0]
@@ -124,11 +128,22 @@ class ImageCache:
                     found.append(CacheEntry(place.parent.name, meta["images"], meta["size"], volume, used))
         return sorted(found, key=lambda entry: (entry.used, entry.key))
 
-    def clear(self) -> int:
-        """Remove all sets but those being built at the moment; returns the bytes freed."""
+    def clear(self, older_than_s: float = 0.0, keep_bytes: int = 0) -> int:
+        """Remove the least recently used sets until `keep_bytes` are left; returns the bytes freed.
+
+        Those used within `older_than_s` seconds, or being built at the moment, stay. A process that has a removed
+        set mapped keeps it, and one that asks for it later builds it again, so a running search is not harmed.
+        """
+        freed = 0
         with self._reported():
             self._sweep()
-            return sum(entry.nbytes for entry in self.entries() if self._remove(entry.key))
+            entries = self.entries()
+            total = sum(entry.nbytes for entry in entries)
+            for entry in entries:
+                old = time.time() - entry.used >= older_than_s
+                if old and total - freed > keep_bytes and self._remove(entry.key):
+                    freed += entry.nbytes
+        return freed
 
     def _open(self, key: str, images: int, size: int) -> tuple[dict[str, Any], Stored] | None:
         """A stored set; None where there is none, or it is damaged. Its bytes are read once per process for that."""

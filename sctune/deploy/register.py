@@ -59,12 +59,18 @@ def log_model_run(
     except TimeoutError:
         raise TrackingError(
             f"the best model was not registered: {safe_uri(tracking_uri)} took longer than {timeout_s:.0f} s; "
-            "`sctune resume` tries again"
+            "`sctune sync` tries again"
         ) from None
     except Exception as problem:  # whatever MLflow raises: the study itself is complete without it
         raise TrackingError(
-            f"the best model was not registered: {scrub(problem, tracking_uri)}; `sctune resume` tries again"
+            f"the best model was not registered: {scrub(problem, tracking_uri)}; `sctune sync` tries again"
         ) from None
+
+
+def is_registered(tracking_uri: str, name: str, weights: Path) -> bool:
+    """Whether these weights are a version of the registered model `name`; raises MLflow's errors."""
+    digest = file_sha256(weights)
+    return _registered_already(mlflow_client(tracking_uri), registered_name(name), digest) is not None
 
 
 def registered_name(study: str) -> str:

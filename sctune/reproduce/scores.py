@@ -98,9 +98,16 @@ class ScoreFolder:
 
     def _is_own(self) -> bool:
         try:
-            return bool(json.loads(self._owner_file.read_text(encoding="utf-8")) == self._owner)
+            owner = json.loads(self._owner_file.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return False
+        version = owner.get("format_version") if isinstance(owner, dict) else None
+        if isinstance(version, int) and version > FORMAT_VERSION:
+            # its scores must not go as those of another study do
+            raise DataError(
+                f"{self._owner_file} has format_version {version}, this sctune reads {FORMAT_VERSION}; update it"
+            )
+        return bool(owner == self._owner)
 
     def _take_over(self) -> None:
         for path in self.folder.glob("*.csv*"):

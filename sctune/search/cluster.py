@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import re
 import secrets
 import socket
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from sctune.errors import ClusterError
+from sctune.search.faults import Share
+from sctune.urls import secrets_hidden
 
 RAY_ENVIRONMENT = {
     "RAY_AUTH_MODE": "token",
@@ -23,9 +28,14 @@ RAY_ENVIRONMENT = {
     # the driver's own handlers stop a launch; Tune's leaves the searcher untold
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "RAY_AIR_NEW_OUTPUT": "0",
+    # the searcher starts lost trials again, drained nodes' too, with an attempt number of its own
+    "RAY_TRAIN_COUNT_PREEMPTION_AS_FAILURE": "1",
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 
+
+LOOPBACK = "127.0.0.1"
 
 CONNECT_S = 10.0
 """Seconds that a cluster may take to answer at all."""
@@ -62,23 +72,31 @@ def ensure_token(path: Path) -> None:
         path.chmod(0o600)
 
 
+def use_token() -> None:
+    """See that this user has a token, unless the environment gives one."""
+    if "RAY_AUTH_TOKEN" not in os.environ:
+        ensure_token(Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token"))
+
+
 def connect(address: str | None) -> bool:
     """Connect to Ray, or start a local one; returns whether this call did. Raises ClusterError."""
     import ray
 
-    if "RAY_AUTH_TOKEN" not in os.environ:
-        ensure_token(Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token"))
+    use_token()
+    keep_keys_out_of_logs()
     if ray.is_initialized():
         return False
     if address is not None:
-        _check_answers(address)
+        check_answers(address)
     try:
-        ray.init(
-            address=address or "local",
-            include_dashboard=False if address is None else None,
-            log_to_driver=False,
-            logging_level="ERROR",
-        )
+        with secrets_hidden(), _loopback(address is None) as more:
+            ray.init(
+                address=address or "local",
+                include_dashboard=False if address is None else None,
+                log_to_driver=False,
+                logging_level="ERROR",
+                **more,
+            )
     except Exception as problem:  # a start that takes too long is a bare Exception of Ray's
         reason = " ".join(str(problem).split())[:200].rstrip(".") or type(problem).__name__
         if address is None:
@@ -92,8 +110,80 @@ def connect(address: str | None) -> bool:
     return True
 
 
-def _check_answers(address: str) -> None:
-    """Raises ClusterError when nothing listens at host:port; Ray itself would try for minutes."""
+def keep_keys_out_of_logs() -> None:
+    """Tune hands the driver's AWS keys to its actors as settings, which Ray writes to a log in plain text.
+
+    Processes on this machine inherit them anyway; other nodes have their own profile or role.
+    """
+    from ray.tune.execution import class_cache
+
+    names: set[str] = getattr(class_cache, "ENV_VARS_TO_PROPAGATE", set())
+    for name in [name for name in names if name.startswith("AWS_")]:
+        names.discard(name)
+
+
+@contextmanager
+def _loopback(local: bool) -> Iterator[dict[str, str]]:
+    """Arguments of ray.init with which a Ray of our own listens on this machine only.
+
+    Ray replaces 127.0.0.1 by the machine's address; there is no switch for that. Where the private function is gone
+    the ports stay open to others, and `exposure` says so.
+    """
+    from ray._private import services
+
+    replaced = getattr(services, "resolve_ip_for_localhost", None)
+    if not local or replaced is None:
+        yield {}
+        return
+    services.resolve_ip_for_localhost = lambda host: host
+    try:
+        yield {"_node_ip_address": LOOPBACK}
+    finally:
+        services.resolve_ip_for_localhost = replaced
+
+
+def exposure(address: str | None) -> list[str]:
+    """A warning where Ray's ports can be reached from other machines; call it when connected."""
+    import ray
+
+    if address is None:
+        open_to = sorted({host for host in listening_addresses() if not is_loopback(host)})
+    else:
+        open_to = sorted({node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]} - {LOOPBACK})
+    if not open_to:
+        return []
+    return [
+        f"Ray listens on {', '.join(open_to[:3])}{' ...' if len(open_to) > 3 else ''}, which other machines may reach. "
+        "Its token is on but nothing is encrypted: keep the ports behind a firewall or in a private network"
+    ]
+
+
+def listening_addresses() -> set[str]:
+    """Addresses at which this process and those it started accept TCP connections."""
+    from ray._private.utils import psutil  # comes with Ray
+
+    found = set()
+    own = psutil.Process()
+    for process in [own, *own.children(recursive=True)]:
+        try:
+            sockets = process.net_connections(kind="tcp")
+        except psutil.Error:  # it ended meanwhile
+            continue
+        found |= {each.laddr.ip for each in sockets if each.status == psutil.CONN_LISTEN}
+    return found
+
+
+def is_loopback(host: str) -> bool:
+    address = ipaddress.ip_address(host.partition("%")[0])
+    inner = getattr(address, "ipv4_mapped", None)
+    return bool((inner or address).is_loopback)
+
+
+def check_answers(address: str) -> None:
+    """Raises ClusterError when nothing listens at host:port, or another token is asked for.
+
+    Ray itself would try for minutes, or half of one.
+    """
     match = re.fullmatch(r"(?:ray://)?\[?([^\[\]/]+?)\]?:(\d+)", address)
     if match is None:
         return
@@ -103,6 +193,23 @@ def _check_answers(address: str) -> None:
         raise ClusterError(
             f"cannot connect to Ray at {address}: {problem}; start it with `ray start --head`, or leave out --address"
         ) from None
+    if not address.startswith("ray://"):
+        _check_token(f"{match[1]}:{match[2]}", address)
+
+
+def _check_token(server: str, address: str) -> None:
+    from ray.exceptions import AuthenticationError
+
+    try:
+        raylet = import_module("ray._raylet")
+        raylet.GcsClient(address=server).check_alive([], timeout=CONNECT_S)
+    except AuthenticationError:
+        raise ClusterError(
+            f"Ray at {address} does not take this token; copy the head's ~/.ray/auth_token here (mode 0600), or set "
+            "RAY_AUTH_TOKEN to the one that it was started with"
+        ) from None
+    except Exception:  # whatever else is wrong, ray.init says it; this is a private way to ask early
+        return
 
 
 def plan_resources(cpus: float, gpus: float | None, max_concurrent: int | None, growing: bool = False) -> Resources:
@@ -136,6 +243,21 @@ def _fits(node: Mapping[str, float], cpus: float, gpus: float) -> int:
         return by_cpu
     have = int(node.get("GPU", 0))
     return min(by_cpu, have * int(1 / gpus + 1e-9) if gpus <= 1 else have // int(gpus))
+
+
+def nodes_alive() -> set[str]:
+    """Ids of the nodes that the cluster has now."""
+    import ray
+
+    return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+
+
+def largest_share() -> Share:
+    """The most CPU cores and GPUs that any one node has."""
+    import ray
+
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return Share(*(max((float(node.get(kind, 0)) for node in nodes), default=0.0) for kind in ("CPU", "GPU")))
 
 
 def check_nodes(storage: str, versions: Mapping[str, str]) -> None:

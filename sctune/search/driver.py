@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -11,9 +12,9 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from sctune.errors import StudyError
+from sctune.errors import StudyError, TrackingError
 from sctune.paths import studies_folder
-from sctune.search.cluster import Resources, check_nodes, connect, plan_resources
+from sctune.search.cluster import Resources, check_nodes, connect, exposure, plan_resources
 from sctune.search.options import SearchOptions
 
 if TYPE_CHECKING:
@@ -25,14 +26,21 @@ if TYPE_CHECKING:
 PlanHook = Callable[["Plan", Resources], None]
 
 
-def run_search(options: SearchOptions, console: Console | None = None, on_plan: PlanHook | None = None) -> StudyResult:
+def run_search(
+    options: SearchOptions,
+    console: Console | None = None,
+    on_plan: PlanHook | None = None,
+    notify: Sequence[str] = (),
+) -> StudyResult:
     """Search from options to a finished or stopped study; what `sctune search` does.
 
-    on_plan is shown the plan before the first trial. Raises SctuneError with one line for bad input (nothing is
-    left behind), AllTrialsFailedError when no trial succeeded.
+    on_plan is shown the plan before the first trial; notify: commands and URLs that are told the end. Raises
+    SctuneError with one line for bad input (nothing is left behind), AllTrialsFailedError when no trial succeeded.
     """
     started = time.monotonic()
     from sctune.search.launch import Launch
+    from sctune.search.operate_launch import run_launch
+    from sctune.search.places import mark_storage
     from sctune.search.study import Study
 
     with planned(options) as (plan, resources):
@@ -40,7 +48,9 @@ def run_search(options: SearchOptions, console: Console | None = None, on_plan: 
             on_plan(plan, resources)
         study = Study.create(plan.study_root, plan.manifest)
         with study.lock():
-            return Launch(study, plan.space, plan.splits, resources, options.time_budget_s, console, started).run()
+            mark_storage(study.manifest)
+            budget_s = options.time_budget_s
+            return run_launch(Launch(study, plan.space, plan.splits, resources, budget_s, console, started), notify)
 
 
 @contextmanager
@@ -54,12 +64,12 @@ def planned(options: SearchOptions) -> Iterator[tuple[Plan, Resources]]:
     from sctune.search.plan import make_plan
 
     plan = make_plan(options, has_gpu=torch.cuda.is_available()) if options.address is None else None
-    with session(options.address):
+    with session(options.address) as warnings:
         if plan is None:
             import ray
 
             plan = make_plan(options, has_gpu=ray.cluster_resources().get("GPU", 0) > 0)
-        yield _with_resources(plan, options)
+        yield _with_resources(replace(plan, warnings=(*plan.warnings, *warnings)), options)
 
 
 def _with_resources(plan: Plan, options: SearchOptions) -> tuple[Plan, Resources]:
@@ -83,36 +93,64 @@ def resume(
     address: str | None = None,
     max_concurrent: int | None = None,
     time_budget_s: float | None = None,
+    max_disk: int | None = None,
+    storage: str | None = None,
+    storage_path: str | None = None,
+    tracking_uri: str | None = None,
     console: Console | None = None,
+    notify: Sequence[str] = (),
 ) -> StudyResult:
     """Go on with a study: unfinished trials first, from their last checkpoint, then new ones up to the budget.
 
-    more_trials: added to the study's number of trials. Raises StudyError for a missing study or one that runs.
+    more_trials: added to the study's number of trials. time_budget_s: over all launches; None: the study's own,
+    infinity: none any more. storage: URL of the record, where the study was begun on another machine or the URL holds
+    the password. storage_path, tracking_uri: places of checkpoints and runs from now on; None: as they are. max_disk:
+    bytes, replaces the study's limit. Raises StudyError for a missing study, one that runs, or one whose places are
+    not seen from here.
     """
     started = time.monotonic()
     from sctune.search.launch import Launch
+    from sctune.search.operate_launch import run_launch
+    from sctune.search.places import check_seen, move
     from sctune.search.plan import study_splits
     from sctune.search.study import Study
-    from sctune.tracking.server import check_tracking
 
-    root = (study_root or studies_folder()).expanduser().absolute()
-    with Study.open(root, name).lock():
-        # read again: the driver that held the lock a moment ago may have written the manifest
-        study = Study.open(root, name)
+    study = Study.open((study_root or studies_folder()).expanduser().absolute(), name, storage)
+    with study.lock():
         _check_versions(study)
+        move(study, storage_path, tracking_uri)
+        check_seen(study)
         splits = study_splits(study.manifest)
-        check_tracking(study.manifest.tracking_uri)
-        seconds_left = _budget_left(study, time_budget_s)
-        with session(address):
+        _warn_about_tracking(study, console)
+        budget_s = time_budget_s or study.manifest.time_budget_s
+        seconds_left = _budget_left(study, budget_s)
+        with session(address) as warnings:
+            _tell(warnings, console)
             asked = study.manifest.resources
             at_a_time = max_concurrent or asked.asked_concurrent
             resources = plan_resources(asked.cpus, asked.gpus, at_a_time, growing=address is not None)
             if address is not None or resources.nodes > 1:
                 check_nodes(study.manifest.storage_path, study.manifest.versions)
+            if max_disk is not None:
+                study.with_max_disk(max_disk)
             if more_trials:
                 study.with_trials(study.manifest.trials + more_trials)
+            if time_budget_s is not None:
+                study.with_time_budget(None if math.isinf(time_budget_s) else time_budget_s)
             space = study.manifest.build_space()
-            return Launch(study, space, splits, resources, seconds_left, console, started).run()
+            launch = Launch(study, space, splits, resources, seconds_left, console, started)
+            return run_launch(launch, notify)
+
+
+def _warn_about_tracking(study: Study, console: Console | None) -> None:
+    """A study goes on without MLflow: what it is owed waits in the journal."""
+    from sctune.tracking.server import check_tracking
+
+    try:
+        check_tracking(study.manifest.tracking_uri)
+    except TrackingError as problem:
+        text = f"{problem}; the study goes on, and `sctune sync {study.name}` sends later what is owed"
+        (console or Console(stderr=True)).print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def _check_versions(study: Study) -> None:
@@ -128,11 +166,11 @@ def _check_versions(study: Study) -> None:
 
 
 @contextmanager
-def session(address: str | None) -> Iterator[None]:
-    """A connection to Ray; a local cluster that it started ends with it."""
+def session(address: str | None) -> Iterator[list[str]]:
+    """A connection to Ray; a local cluster that it started ends with it. Gives warnings about what is reachable."""
     started = connect(address)
     try:
-        yield
+        yield exposure(address)
     finally:
         if started:
             import ray
@@ -140,13 +178,19 @@ def session(address: str | None) -> Iterator[None]:
             ray.shutdown()
 
 
+def _tell(warnings: list[str], console: Console | None) -> None:
+    for line in warnings:
+        (console or Console(stderr=True)).print(line, markup=False, highlight=False, soft_wrap=True)
+
+
 def _budget_left(study: Study, budget_s: float | None) -> float | None:
-    if budget_s is None:
+    """Seconds that the study may still take; StudyError when none are left. None, infinity: no limit."""
+    if budget_s is None or math.isinf(budget_s):
         return None
     spent = sum(launch.seconds or 0.0 for launch in study.manifest.launches)
     if spent >= budget_s:
         raise StudyError(
             f"the time budget of {budget_s:g} s is spent ({spent:.0f} s over {len(study.manifest.launches)} launches); "
-            "give a larger --time-budget"
+            f"give a larger one with `sctune resume {study.name} --time-budget 2h`, or none to have no limit"
         )
     return budget_s - spent

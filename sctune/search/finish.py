@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import logging
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,16 +18,19 @@ from optuna.trial import FrozenTrial
 from safetensors.torch import save_file
 
 from sctune.data.split import Split
-from sctune.deploy.register import log_model_run
 from sctune.errors import CheckpointError, SctuneError, TrackingError
+from sctune.search.check import check, study_state
+from sctune.search.delivery import BEST, FIGURES, WEIGHTS, register_best, write_model
 from sctune.search.plan import selection_labels
+from sctune.search.replay import tracking_of
 from sctune.search.result import StudyResult, study_result
 from sctune.search.searcher import StudySearcher
 from sctune.search.study import Study, StudyManifest
+from sctune.search.sync import mend, summary_tags
 from sctune.tracking import plots
 from sctune.tracking.callback import TrackingCallback
 from sctune.tracking.leaderboard import leaderboard_csv, leaderboard_markdown, optuna_plots
-from sctune.tracking.server import safe_uri
+from sctune.tracking.server import run_bounded, safe_uri
 from sctune.tracking.writer import Writer
 from sctune.train.gallery import PseudoExample, pseudo_examples
 from sctune.train.trainer import Trainer
@@ -35,6 +39,8 @@ from sctune.trial.checkpoint import TrialStore
 DRAIN_S = 30.0
 STOPPED_DRAIN_S = 3.0
 """A stopped driver leaves within 10 s; the next launch sends what is left."""
+AGREE_S = 30.0
+REGISTER_S = 120.0
 
 _log = logging.getLogger(__name__)
 
@@ -53,24 +59,30 @@ def finish(
     labels = selection_labels(manifest, splits)
     left_over = any(not trial.state.is_finished() for trial in trials)
     unspent = len(trials) < manifest.trials and searcher.exhausted is None
-    stopped = searcher.stopping and (left_over or unspent)
+    stopped = searcher.stopping and searcher.hopeless is None and (left_over or unspent)
     facts: dict[str, Any] = {"tracking_uri": safe_uri(manifest.tracking_uri), "stopped": stopped}
     result = study_result(study, trials, labels, seconds, exhausted=searcher.exhausted, **facts)
     notes: list[str] = []
-    figures = study.folder / "figures"
+    figures = study.folder / FIGURES
     if result.rows and not stopped:
         notes += _tried("figures", lambda: _study_figures(result, trials, figures))
         tracking.on_artifact(None, figures, "study")
     if result.best is not None and not stopped:
-        notes += _tried("best model", lambda: _best_model(study, splits, result, labels, tracking, writer))
-    tags = {"trials": str(len(result.rows)), "epochs_saved": f"{result.saved_share:.3f}"}
-    if result.best is not None:
-        tags |= {"best_trial": str(result.best.number), "best_value": repr(result.best.value)}
-    failed = bool(result.rows) and all(row.state == "FAIL" for row in result.rows)
-    tracking.on_study_end("KILLED" if stopped else "FAILED" if failed else "FINISHED", tags)
-    left = writer.drain(STOPPED_DRAIN_S if stopped else DRAIN_S)
-    if left:
-        notes.append(f"{left} events have not reached MLflow ({writer.last_error}); the next launch sends them")
+        notes += _tried("best model", lambda: _best_files(study, splits, result, labels, tracking))
+    tags = {**summary_tags(trials), "epochs_saved": f"{result.saved_share:.3f}"}
+    failed = searcher.hopeless is not None or (bool(result.rows) and all(row.state == "FAIL" for row in result.rows))
+    tracking.on_study_end("FAILED" if failed else "KILLED" if stopped else "FINISHED", tags)
+    study.record.flush()  # events wait for it
+    if writer.drain(STOPPED_DRAIN_S if stopped else DRAIN_S) == 0 and not stopped:
+        reason = "failed" if searcher.hopeless is not None else "done"
+        notes += _tried("the comparison with MLflow", lambda: _agree(study, trials, reason, writer))
+        if result.best is not None and writer.last_error is None:
+            notes += _tried("best model", lambda: _best_model(study, tracking, writer))
+        writer.drain(STOPPED_DRAIN_S)
+    if writer.undelivered or writer.owed:
+        reason = "" if writer.last_error is None else f" ({writer.last_error})"
+        what = f"{writer.undelivered} events have" if writer.undelivered else "some of the study has"
+        notes.append(f"{what} not reached MLflow{reason}; `sctune sync {study.name}` sends them, and so does a resume")
     return replace(result, parent_run_id=writer.parent_run_id, notes=tuple(notes))
 
 
@@ -106,44 +118,75 @@ def _study_figures(result: StudyResult, trials: list[FrozenTrial], folder: Path)
     return []
 
 
-def _best_model(
+def _agree(study: Study, trials: list[FrozenTrial], reason: str, writer: Writer) -> list[str]:
+    """Where events were lost or refused, and after a resume: compare the runs with the record and mend them."""
+    resumed = len(study.manifest.launches) > 1
+    if not (writer.owed or writer.rejected or resumed):
+        return []
+    state = replace(study_state(study, trials), reason=reason)
+    try:
+        found = run_bounded(lambda: check(study, trials, state), AGREE_S)
+    except (TimeoutError, TrackingError) as problem:
+        return [f"the runs in MLflow were not compared with the record: {problem}; `sctune sync {study.name}` does it"]
+    # the model is registered after this
+    differences = [one for one in found.differences if one.kind not in ("model", "checkpoint")]
+    if not differences:
+        writer.replayed()
+        return []
+    mend(study, trials, state, differences, tracking_of(study, writer), writer)
+    if writer.drain(DRAIN_S) == 0:
+        writer.replayed()
+    return [f"MLflow differed from the record in {len(differences)} place(s), which were mended"]
+
+
+def _best_files(
     study: Study,
     splits: dict[str, Split],
     result: StudyResult,
     labels: dict[str, list[int]],
     tracking: TrackingCallback,
-    writer: Writer,
 ) -> list[str]:
-    """Pictures, checkpoint and registered model of the best trial; gives notes for the user."""
+    """Pictures, weights and scores of the best trial in the study's folder and its run; gives notes for the user."""
     manifest, best = study.manifest, result.best
     assert best is not None
+    folder = study.folder / BEST
+    # what lies there may be of another trial, and must not be taken for this one's
+    shutil.rmtree(folder, ignore_errors=True)
     try:
         trainer = best_trainer(manifest, splits, best.number, best.params)
-        folder = study.folder / "best"
-        scores = _pictures(trainer, labels[trainer.task.key], folder, manifest.data.attribution)
-        weights = folder / "model.safetensors"
-        save_file({k: v.cpu().contiguous() for k, v in trainer.detector.state_dict().items()}, weights)
-        tracking.on_artifact(best.number, folder, "best")
-        writer.drain(DRAIN_S)
-        if writer.parent_run_id is None:
-            return ["the best model was not registered: MLflow has not taken the study's run yet"]
-        meta = {
-            "study": study.name,
-            "trial": best.number,
-            "selection_auroc": best.value,
-            "selection_scores": scores,
-            "licence": manifest.data.licence,
-            "attribution": manifest.data.attribution,
-        }
-        model = log_model_run(manifest.tracking_uri, writer.parent_run_id, trainer.config, weights, meta, study.name)
-    except TrackingError as problem:
-        return [str(problem)]
     except SctuneError as problem:
         return [f"no pictures and no model of trial {best.number}: {problem}"]
+    scores = _pictures(trainer, labels[trainer.task.key], folder, manifest.data.attribution)
+    save_file({k: v.cpu().contiguous() for k, v in trainer.detector.state_dict().items()}, folder / WEIGHTS)
+    meta = {
+        "study": study.name,
+        "trial": best.number,
+        "selection_auroc": best.value,
+        "selection_scores": scores,
+        "licence": manifest.data.licence,
+        "attribution": manifest.data.attribution,
+        "params": best.params,
+    }
+    write_model(study, meta)
+    tracking.on_artifact(best.number, folder, BEST)
+    return []
+
+
+def _best_model(study: Study, tracking: TrackingCallback, writer: Writer) -> list[str]:
+    """Register the best model; gives notes for the user."""
+    tasks = study.manifest.tasks
+    if writer.parent_run_id is None:
+        return [f"the best model was not registered: MLflow has not taken the study's run; `sctune sync {study.name}`"]
+    try:
+        model = register_best(study, writer.parent_run_id, REGISTER_S)
+    except TrackingError as problem:
+        return [str(problem)]
+    if model is None:
+        return []
     tracking.on_tags(None, {"model_uri": model.uri})
     notes = [f"best model: {model.uri} (version {model.version})"]
-    if len(manifest.tasks) > 1:
-        notes.append(f"it is the one trained on task {manifest.tasks[0].key}, of {len(manifest.tasks)} tasks")
+    if len(tasks) > 1:
+        notes.append(f"it is the one trained on task {tasks[0].key}, of {len(tasks)} tasks")
     return notes
 
 
@@ -157,7 +200,7 @@ def _pictures(trainer: Trainer, labels: list[int], folder: Path, attribution: st
     rows = [plots.GalleryRow(*_fields(example)) for example in pseudo_examples(trainer)]
     if rows:
         plots.gallery(rows, folder / "pseudo_anomalies.png", attribution)
-    (folder / "config.yaml").write_text(yaml.safe_dump(trainer.config.model_dump(), sort_keys=False), encoding="utf-8")
+    (folder / "config.yaml").write_text(yaml.safe_dump(trainer.config.document(), sort_keys=False), encoding="utf-8")
     with (folder / "selection_scores.csv").open("w", newline="", encoding="utf-8") as stream:
         columns = (trainer.selection.paths, labels, scores.tolist())
         csv.writer(stream).writerows([("path", "label", "score"), *zip(*columns, strict=True)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import shutil
@@ -9,7 +10,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -20,22 +21,29 @@ from rich.console import Console
 from sctune.data.split import Split
 from sctune.errors import AllTrialsFailedError, ClusterError
 from sctune.paths import cache_folder
-from sctune.search.cluster import Resources
+from sctune.search.cluster import Resources, largest_share, nodes_alive
+from sctune.search.faults import Faults, Share
 from sctune.search.finish import finish
+from sctune.search.gate import DiskUse, StartGate
+from sctune.search.operate import stop_requests
 from sctune.search.plan import selection_labels, weights_digests
 from sctune.search.progress import SearchProgress
-from sctune.search.replay import replay_killed
+from sctune.search.record import AfterRecord
+from sctune.search.replay import past_trial, replay_owed, study_facts
 from sctune.search.result import StudyResult, value_se
 from sctune.search.retention import CheckpointKeeper
 from sctune.search.scheduler import RuleScheduler, make_rule, refill
-from sctune.search.searcher import StudySearcher
+from sctune.search.searcher import Observer, StudySearcher
 from sctune.search.space import Space
+from sctune.search.stored_trials import remove_strays
 from sctune.search.study import Study
-from sctune.tracking.callback import StudyFacts, TrackingCallback
+from sctune.search.trial_log import TrialLog
+from sctune.tracking.callback import TrackingCallback
 from sctune.tracking.writer import Writer
 from sctune.trial import trainable as trials_in_ray
+from sctune.trial.stop_flag import raise_flag
 
-MAX_WORKER_LOSSES = 3
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -60,20 +68,26 @@ class Launch:
         """
         study = self.study
         writer = Writer(study.manifest.tracking_uri, study.folder / "tracking.jsonl")
-        tracking = TrackingCallback(writer, _facts(study), self.space.assignments)
+        tracking = TrackingCallback(AfterRecord(study.record, writer), study_facts(study), self.space.assignments)
         try:
             searcher, result = self._search(tracking, writer)
-            study.end_launch(_now(), "stopped" if result.stopped else "done")
+            reason = "failed" if searcher.hopeless else "stopped" if result.stopped else "done"
+            study.end_launch(_now(), reason)
         except BaseException as problem:
             # the trials stay as the record has them; nothing may look as if it still ran
             tracking.on_study_end("FAILED", {"error": f"{type(problem).__name__}: {problem}"[:500]})
+            # events wait for the record
+            study.record.settle(3)
             writer.drain(3)
             if study.manifest.launches and study.manifest.launches[-1].ended is None:
                 study.end_launch(_now(), "failed")
             raise
         finally:
-            writer.close()
-            study.record.close()
+            # the record hands the last events on
+            try:
+                study.record.close()
+            finally:
+                writer.close()
         _check(study, searcher, result)
         return result
 
@@ -89,12 +103,28 @@ class Launch:
             lambda scores: value_se(scores, labels, 200),
             self.console or Console(stderr=True),
         )
+        remove_strays(manifest.storage_path, [past_trial(trial) for trial in trials], manifest.keep_best)
         keeper = CheckpointKeeper(manifest.storage_path, manifest.keep_best, trials)
-        searcher = StudySearcher(manifest, self.space, study.record, [tracking, keeper, progress])
+        faults = Faults(
+            Share(self.resources.cpus, self.resources.gpus), largest_share(), lambda node: node in nodes_alive()
+        )
+        use = DiskUse(study.folder, manifest.storage_path)
+        gate = StartGate(
+            use, keeper, manifest.max_disk, self.resources.concurrent, lambda: study.record.trouble, progress.say
+        )
+        trial_log = TrialLog(study.folder, len(manifest.launches) + 1)
+        observers: list[Observer] = [tracking, keeper, progress, trial_log]
+        searcher = StudySearcher(manifest, self.space, study.record, observers, faults, gate)
         study.add_launch(_now())
         tracking.on_study_start()
-        replay_killed(manifest, trials, tracking)
-        with progress, _stop_signals(searcher, self.seconds_left):
+        replay_owed(study, trials, writer)
+        with (
+            progress,
+            trial_log,
+            _only_our_own_output(),
+            _stop_signals(searcher, _stop_key(study), self.seconds_left),
+            stop_requests(study),
+        ):
             tune_trials(study, self.space, self.splits, self.resources, searcher)
         keeper.close()
         study.record.flush()
@@ -114,12 +144,12 @@ def tune_trials(
         trials_in_ray.SaliencyCutTrainable, spec=_trial_spec(study, space, splits, list(rule.rungs) if rule else [])
     )
     scratch = study.folder / "ray"
-    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     tuner = tune.Tuner(
-        tune.with_resources(trainable, {"cpu": resources.cpus, "gpu": resources.gpus}),
+        tune.with_resources(trainable, _share_of),
         tune_config=tune.TuneConfig(
             search_alg=searcher,
-            scheduler=RuleScheduler(rule),
+            scheduler=RuleScheduler(rule, searcher.on_error),
             num_samples=-1,
             max_concurrent_trials=resources.concurrent,
             reuse_actors=True,
@@ -131,7 +161,8 @@ def tune_trials(
             storage_path=str(scratch),
             # checkpoints are the trainable's own; Ray keeps none
             checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
-            failure_config=tune.FailureConfig(max_failures=MAX_WORKER_LOSSES),
+            # the searcher decides which trial starts again, and when
+            failure_config=tune.FailureConfig(max_failures=0),
             verbose=0,
         ),
     )
@@ -157,7 +188,17 @@ def _trial_spec(study: Study, space: Space, splits: dict[str, Split], rungs: lis
         splits={key: split.digest for key, split in splits.items()},
         weights_sha256=weights_digests(space),
         versions=manifest.versions,
+        stop_key=_stop_key(study),
     ).model_dump()
+
+
+def _stop_key(study: Study) -> str:
+    return f"sctune-stop:{study.manifest.study_id}:{len(study.manifest.launches)}"
+
+
+def _share_of(config: dict[str, Any]) -> tune.PlacementGroupFactory:
+    share = config["share"]
+    return tune.PlacementGroupFactory([{"CPU": share["cpus"], "GPU": share["gpus"]}])
 
 
 def _trial_name(trial: Any) -> str:
@@ -165,7 +206,7 @@ def _trial_name(trial: Any) -> str:
 
 
 @contextmanager
-def _stop_signals(searcher: StudySearcher, budget_s: float | None) -> Iterator[None]:
+def _stop_signals(searcher: StudySearcher, stop_key: str, budget_s: float | None) -> Iterator[None]:
     """SIGINT, SIGTERM and the end of the time budget stop the launch cleanly; a second signal ends it at once.
 
     Tune ends its loop on SIGUSR1 (RAY_ENVIRONMENT keeps its hands off SIGINT), so the searcher can be told first.
@@ -175,10 +216,13 @@ def _stop_signals(searcher: StudySearcher, budget_s: float | None) -> Iterator[N
     def stop(_number: int, _frame: Any) -> None:
         if searcher.stopping:
             raise KeyboardInterrupt
+        searcher.record.hurry(5.0)
         out_of_time()
 
     def out_of_time() -> None:
         searcher.stopping = True
+        # not here: a handler may run while Ray's client holds a lock
+        threading.Thread(target=raise_flag, args=(stop_key,), daemon=True).start()
         os.kill(os.getpid(), signal.SIGUSR1)
 
     if threading.current_thread() is not threading.main_thread():
@@ -202,39 +246,35 @@ def _stop_signals(searcher: StudySearcher, budget_s: float | None) -> Iterator[N
             signal.signal(number, handler)
 
 
+@contextmanager
+def _only_our_own_output() -> Iterator[None]:
+    """Ray's remarks about lost workers go to the log; on stdout they would stand in the middle of a JSON document."""
+
+    class ToLog(io.TextIOBase):
+        def write(self, text: str) -> int:
+            for line in filter(str.strip, text.splitlines()):
+                _log.info("%s", line)
+            return len(text)
+
+    with redirect_stdout(ToLog()):
+        yield
+
+
 def _check(study: Study, searcher: StudySearcher, result: StudyResult) -> None:
     if searcher.abort is not None:
         raise ClusterError(f"{searcher.abort}; then `sctune resume {study.name}`")
+    if searcher.hopeless is not None:
+        count = sum(row.state == "FAIL" for row in result.rows)
+        raise AllTrialsFailedError(
+            f"the first {count} trials of {study.name} failed, so it was ended; "
+            f"{searcher.hopeless}; see `sctune logs {study.name} 0`, then `sctune resume {study.name}`"
+        )
     if result.rows and all(row.state == "FAIL" for row in result.rows):
         causes = {row.failure["message"] for row in result.rows if row.failure}
         raise AllTrialsFailedError(
             f"all {len(result.rows)} trials of {study.name} failed: {'; '.join(sorted(causes))[:300]}; "
             f"see `sctune status {study.name}`"
         )
-
-
-def _facts(study: Study) -> StudyFacts:
-    manifest = study.manifest
-    return StudyFacts(
-        study_id=manifest.study_id,
-        name=manifest.name,
-        base=manifest.trial_config().flat(),
-        data_digest=manifest.data.digest,
-        git_commit=manifest.git_commit,
-        versions=manifest.versions,
-        seed=manifest.tasks[0].seed,
-        tasks=[task.key for task in manifest.tasks],
-        tags={
-            "profile": manifest.profile,
-            "space": str(manifest.space.get("name")),
-            "sampler": manifest.sampler,
-            "scheduler": manifest.scheduler.name,
-            "selection": manifest.selection.mode,
-            "selection_reason": manifest.selection.reason,
-            "data": manifest.data.name,
-        },
-        resumed=bool(manifest.launches),
-    )
 
 
 def _now() -> str:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ByteSize, ConfigDict, Field
 
 from sctune.config import SelectionMode, Setting
 
@@ -49,3 +49,4 @@ class SearchOptions(BaseModel):
     address: str | None = Field(None, description="Ray cluster; none: a local one")
     checkpoint_interval: float = Field(60.0, ge=0)
     keep_best: int = Field(3, ge=1)
+    max_disk: ByteSize | None = Field(None, ge=1, description="bytes that the study may take; none: no limit")

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 from datetime import UTC, datetime
 from pathlib import Path
 
 from sctune.errors import StudyError
+from sctune.paths import home
 from sctune.search.options import SearchOptions
-from sctune.search.study import list_studies, valid_name
+from sctune.search.study import Study, StudyManifest, list_studies, valid_name
+from sctune.tracking.server import check_tracking, local_database, resolve_tracking_uri
 from sctune.trial.checkpoint import open_storage
+
+MARK = "storage.json"
+"""In the folder of a study's checkpoints: {"format_version", "study_id"}."""
 
 
 def free_name(options: SearchOptions, root: Path) -> str:
@@ -27,6 +34,7 @@ def storage_uri(given: str | None, folder: Path) -> str:
     if given is None:
         return str(folder)
     if "://" in given:
+        _refuse_secrets(given)
         place, mark, query = given.partition("?")
         uri = f"{place.rstrip('/')}/{folder.name}{mark}{query}"
         open_storage(uri)
@@ -36,12 +44,61 @@ def storage_uri(given: str | None, folder: Path) -> str:
     return str(root / folder.name)
 
 
-def database_url(url: str | None) -> str | None:
-    """An Optuna storage URL whose SQLite file is absolute."""
-    prefix = "sqlite:///"
-    if url is None or not url.startswith(prefix):
-        return url
-    return prefix + str(Path(url.removeprefix(prefix)).expanduser().absolute())
+def check_seen(study: Study) -> None:
+    """Raises StudyError where the checkpoints or the runs of a study with a database record are not seen from here.
+
+    Its unfinished trials would start anew without a word.
+    """
+    manifest = study.manifest
+    if manifest.storage_url is None:
+        return
+    path = manifest.storage_path
+    if _mark(path) != manifest.study_id:
+        raise StudyError(
+            f"the checkpoints of study {study.name} are in {path}, which is not seen from here; mount it, or give a "
+            "--storage-path that is: its unfinished trials then start anew"
+        )
+    database = local_database(manifest.tracking_uri)
+    if database is not None and not database.is_file():
+        raise StudyError(
+            f"the runs of study {study.name} are in {database}, which is not seen from here; mount it, or give a "
+            "--tracking-uri that is: the study is then shown there"
+        )
+
+
+def mark_storage(manifest: StudyManifest) -> None:
+    """Write into the checkpoints' folder whose it is, for a driver on another machine to know it by."""
+    if manifest.storage_url is None:
+        return
+    system, root = open_storage(manifest.storage_path)
+    system.create_dir(root, recursive=True)
+    with system.open_output_stream(f"{root}/{MARK}") as stream:
+        stream.write(json.dumps({"format_version": 1, "study_id": manifest.study_id}).encode())
+
+
+def move(study: Study, storage_path: str | None, tracking_uri: str | None) -> None:
+    """Other places for a study that goes on; None: the place that it has. Raises StudyError or TrackingError."""
+    manifest = study.manifest
+    path = manifest.storage_path if storage_path is None else storage_uri(storage_path, study.folder)
+    uri = manifest.tracking_uri if tracking_uri is None else resolve_tracking_uri(tracking_uri, home())
+    if tracking_uri is not None:
+        check_tracking(uri)
+    if (path, uri) == (manifest.storage_path, manifest.tracking_uri):
+        return
+    moved = manifest.model_copy(update={"storage_path": path, "tracking_uri": uri})
+    if path != manifest.storage_path:
+        mark_storage(moved)
+    study.with_places(path, uri)
+
+
+def _mark(path: str) -> str | None:
+    """Id of the study whose checkpoints a folder is for, None where it is not seen or not marked."""
+    try:
+        system, root = open_storage(path)
+        with system.open_input_stream(f"{root}/{MARK}") as stream:
+            return str(json.loads(stream.read())["study_id"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _check_writable(folder: Path, option: str) -> None:
@@ -53,3 +110,13 @@ def _check_writable(folder: Path, option: str) -> None:
         raise StudyError(f"{option} {folder}: {place} is no folder; give one that can be written to")
     if not os.access(place, os.W_OK | os.X_OK):
         raise StudyError(f"{option} {folder}: no permission to write to {place}; give another folder")
+
+
+def _refuse_secrets(uri: str) -> None:
+    """Every worker gets this address, and Ray writes it down; so it must hold no key."""
+    scheme, _, rest = uri.partition("://")
+    if "@" in rest.partition("/")[0] or re.search(r"[?&](access_key|secret_key|session_token)=", rest):
+        raise StudyError(
+            f"--storage-path {scheme}://...: no keys in the address, which is passed on to every node; give them by "
+            "~/.aws/credentials, AWS_PROFILE or the machine's role"
+        )

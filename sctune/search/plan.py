@@ -18,10 +18,10 @@ from sctune.model.backbone import build_backbone
 from sctune.model.weights import file_sha256, resolve_weights
 from sctune.paths import cache_folder, home, studies_folder
 from sctune.search.base import base_config, search_space
+from sctune.search.database import check_free, storage_url
 from sctune.search.options import SearchOptions
-from sctune.search.places import database_url, free_name, storage_uri
+from sctune.search.places import free_name, storage_uri
 from sctune.search.proxy_evidence import proxy_warning
-from sctune.search.record import check_free
 from sctune.search.sampler import LEARNS_FROM_FULL_RUNS, make_sampler
 from sctune.search.scheduler import make_rule
 from sctune.search.space import Space
@@ -34,6 +34,7 @@ from sctune.search.study import (
 )
 from sctune.tracking.server import check_tracking, resolve_tracking_uri
 from sctune.trial.trainable import package_versions
+from sctune.urls import STORAGE_VARIABLE, chosen
 
 
 @dataclass(frozen=True)
@@ -61,8 +62,10 @@ def make_plan(options: SearchOptions, has_gpu: bool) -> Plan:
     root = (options.study_root or studies_folder()).expanduser().absolute()
     name = free_name(options, root)
     storage = storage_uri(options.storage_path, root / name)
-    if options.storage is not None:
-        check_free(database_url(options.storage) or "", name)
+    record = chosen(options.storage, STORAGE_VARIABLE)
+    if record is not None:
+        record = storage_url(record)
+        check_free(record, name)
     space = search_space(options, profile, base_config(options, profile))
     base = space.base
     sampler = options.sampler or ("grid" if space.is_grid else search_defaults(profile).sampler)
@@ -83,7 +86,7 @@ def make_plan(options: SearchOptions, has_gpu: bool) -> Plan:
     if any(split.makers for split in splits.values()):
         half = selection.mode != "proxy"
         warnings.append(proxy_warning(options.setting, base.n_anomalies, half=half))
-    asked = _Asked(name, profile, sampler, scheduler, selection, tracking, storage)
+    asked = _Asked(name, profile, sampler, scheduler, selection, tracking, storage, record)
     manifest = _manifest(options, asked, space, tasks, _data_spec(datasets, splits))
     manifest = manifest.model_copy(update={"splits": {key: split.digest for key, split in splits.items()}})
     return Plan(manifest, space, splits, root, skipped, tuple(dict.fromkeys(warnings)))
@@ -100,6 +103,7 @@ class _Asked:
     selection: SelectionSpec
     tracking_uri: str
     storage_path: str
+    storage_url: str | None
 
 
 def _manifest(options: SearchOptions, asked: _Asked, space: Space, tasks: list[Task], data: DataSpec) -> StudyManifest:
@@ -122,8 +126,10 @@ def _manifest(options: SearchOptions, asked: _Asked, space: Space, tasks: list[T
         data=data,
         storage_path=asked.storage_path,
         tracking_uri=asked.tracking_uri,
-        storage_url=database_url(options.storage),
+        storage_url=asked.storage_url,
+        time_budget_s=options.time_budget_s,
         keep_best=options.keep_best,
+        max_disk=None if options.max_disk is None else int(options.max_disk),
         checkpoint_interval=options.checkpoint_interval,
         resources=ResourceSpec(
             cpus=options.cpus_per_trial or defaults.cpus_per_trial,

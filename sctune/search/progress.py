@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -42,13 +43,14 @@ class SearchProgress:
         self.counts = {state: states.count(state) for state in ("COMPLETE", "PRUNED", "FAIL")}
         self.trials = trials
         self.running: dict[int, tuple[dict[str, Any], int, float | None]] = {}
-        self.ended: list[tuple[int, str, float | None, dict[str, Any]]] = []
-        self.best: tuple[int, float, float] | None = None
+        self.ended: deque[tuple[int, str, float | None, dict[str, Any]]] = deque(maxlen=SHOWN)
+        self.best: tuple[int, float, Mapping[str, Sequence[float]]] | None = None
+        self._noise_of: tuple[int, float] | None = None
         for trial in earlier:
             if trial.state.name == "COMPLETE" and trial.value is not None:
                 self._consider(trial.number, trial.value, trial.user_attrs.get("scores", {}))
         self.started = time.monotonic()
-        self.seconds: list[float] = []
+        self._seconds, self._timed = 0.0, 0
         self._begun: dict[int, float] = {}
         self._bar = Progress(
             TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), console=console
@@ -73,9 +75,19 @@ class SearchProgress:
         self.running[number] = (params, report[EPOCH], report[OBJECTIVE])
         self._scores[number] = report["scores"]
 
+    def on_wait(self, number: int, reason: str) -> None:
+        self.running.pop(number, None)
+        self._begun.pop(number, None)
+        self.say(f"trial {number}: {reason}")
+
+    def say(self, line: str) -> None:
+        """One line above the live display, or among the lines of the trials."""
+        self.console.print(line, soft_wrap=True, markup=False, highlight=False)
+
     def on_end(self, number: int, state: str, value: float | None, info: dict[str, Any]) -> None:
         params = self.running.pop(number, ({}, 0, None))[0]
-        self.seconds.append(time.monotonic() - self._begun.pop(number, time.monotonic()))
+        self._seconds += time.monotonic() - self._begun.pop(number, time.monotonic())
+        self._timed += 1
         self.counts[state] = self.counts.get(state, 0) + 1
         self.ended.append((number, state, value, params))
         scores = self._scores.pop(number, {})
@@ -85,13 +97,13 @@ class SearchProgress:
         if not self.console.is_terminal:
             shown = "-" if value is None else f"{value:.4f}"
             line = f"trial {number:3d} {state:8s} {shown}  {short(params)}  ({info.get('stop_reason')})"
-            self.console.print(line, soft_wrap=True)
+            self.say(line)
 
     def render(self) -> Group:
         table = Table(box=None, pad_edge=False)
         for column in ("trial", "state", "epoch", "AUROC", "parameters"):
             table.add_column(column)
-        for number, state, value, params in self.ended[-SHOWN:]:
+        for number, state, value, params in list(self.ended):
             table.add_row(str(number), state, "", "-" if value is None else f"{value:.4f}", short(params))
         for number, (params, epoch, value) in sorted(self.running.items()):
             latest = "" if value is None else f"{value:.4f}"
@@ -102,19 +114,23 @@ class SearchProgress:
         counts = ", ".join(f"{count} {name.lower()}" for name, count in self.counts.items())
         best = "no full run yet"
         if self.best:
-            best = f"best {self.best[1]:.4f} +- {self.best[2]:.4f} (trial {self.best[0]})"
+            number, value, scores = self.best
+            # a bootstrap of some ms: when it is looked at, and then in the display's own thread
+            if self._noise_of is None or self._noise_of[0] != number:
+                self._noise_of = (number, self._noise(scores))
+            best = f"best {value:.4f} +- {self._noise_of[1]:.4f} (trial {number})"
         return f"{counts}, {len(self.running)} running; {best}; {self.expected()}"
 
     def _consider(self, number: int, value: float, scores: Mapping[str, Sequence[float]]) -> None:
         if scores and (self.best is None or value > self.best[1]):
-            self.best = (number, value, self._noise(scores))
+            self.best = (number, value, scores)
 
     def expected(self) -> str:
         """Time left, from the mean of the trials so far."""
         left = self.trials - sum(self.counts.values())
-        if not self.seconds:
+        if not self._timed:
             return "expected time after the first trial"
-        seconds = left * sum(self.seconds) / len(self.seconds) / self.concurrent
+        seconds = left * self._seconds / self._timed / self.concurrent
         return f"about {duration(seconds)} left"
 
 

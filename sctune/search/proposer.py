@@ -23,6 +23,18 @@ MAX_LISTED = 10_000
 """Finite spaces up to this size give a random untried point, larger ones the first."""
 
 
+class ProposerStorage(InMemoryStorage):
+    """Optuna's storage in memory, which can also forget its latest trial; Optuna has no way to delete one."""
+
+    def forget_latest(self, study_id: int) -> None:
+        """As if the latest trial had never been asked for: its number and id are given again."""
+        with self._lock:
+            trials = self._studies[study_id].trials
+            del self._trial_id_to_study_id_and_number[trials.pop()._trial_id]
+            self._max_trial_id -= 1
+            self._prev_waiting_trial_number[study_id] = min(self._prev_waiting_trial_number[study_id], len(trials))
+
+
 class Proposer:
     """Asks the sampler, rejects repeated points without leaving a trace, and keeps its view of the trials.
 
@@ -51,7 +63,7 @@ class Proposer:
         self._seen = {space.key(values) for values in self._params.values()}
         self._start = deque(space.start)
         self._study_attrs = dict(study_attrs or {})
-        self._rebuild([_bare(trial) for trial in trials], self._study_attrs)
+        self._fill([_bare(trial) for trial in trials])
 
     @property
     def n_trials(self) -> int:
@@ -114,7 +126,7 @@ class Proposer:
         self._study.sampler = self._sampler
         key = self._space.key(values)
         if key in self._seen:
-            self._reject()
+            self._storage.forget_latest(self._study_id)
             return None
         self._seen.add(key)
         self._params[trial.number] = values
@@ -137,19 +149,14 @@ class Proposer:
     def _draw_seed(self) -> int:
         return int(np.random.SeedSequence([self._seed, self.n_trials, 1]).generate_state(1)[0])
 
-    def _reject(self) -> None:
-        """Forget the latest trial. Optuna has no way to delete one, so the study is made again without it."""
-        attrs = self._storage.get_study_system_attrs(self._study_id)
-        self._rebuild(self.trials()[:-1], attrs)
-
-    def _rebuild(self, trials: Sequence[FrozenTrial], study_attrs: Mapping[str, Any]) -> None:
-        self._storage = InMemoryStorage()
+    def _fill(self, trials: Sequence[FrozenTrial]) -> None:
+        self._storage = ProposerStorage()
         # in a fresh storage ids equal numbers; NSGA-II stores its parents by id
         self._study = optuna.create_study(
             storage=self._storage, sampler=self._sampler, direction=StudyDirection.MAXIMIZE
         )
         self._study_id = self._storage.get_study_id_from_name(self._study.study_name)
-        for key, value in study_attrs.items():
+        for key, value in self._study_attrs.items():
             self._storage.set_study_system_attr(self._study_id, key, value)
         for trial in trials:
             self._storage.create_new_trial(self._study_id, trial)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from optuna.trial import FrozenTrial
 
 from sctune.trial.checkpoint import TrialStore
+
+_log = logging.getLogger(__name__)
 
 
 class CheckpointKeeper:
@@ -27,12 +30,23 @@ class CheckpointKeeper:
     def on_report(self, number: int, report: dict[str, Any], time: int) -> None:
         """A running trial keeps its checkpoints."""
 
+    def on_wait(self, number: int, reason: str) -> None:
+        """A trial that waits keeps its checkpoints."""
+
     def on_end(self, number: int, state: str, value: float | None, info: dict[str, Any]) -> None:
         if state != "COMPLETE" or value is None:
             self._remove(number)
             return
         self.kept.append((value, -number))
         self._trim()
+
+    def drop_worst(self) -> bool:
+        """Give up the checkpoints of the worst full run that is kept, and wait until they are gone; keeps one."""
+        if len(self.kept) <= 1:
+            return False
+        self.kept.sort(reverse=True)
+        self._remove(-self.kept.pop()[1]).result()
+        return True
 
     def close(self) -> None:
         """Wait until everything to be removed is gone."""
@@ -43,5 +57,11 @@ class CheckpointKeeper:
         while len(self.kept) > self.keep_best:
             self._remove(-self.kept.pop()[1])
 
-    def _remove(self, number: int) -> None:
-        self._pool.submit(lambda: TrialStore(self.storage, number).clear())
+    def _remove(self, number: int) -> Future[None]:
+        return self._pool.submit(self._clear, number)
+
+    def _clear(self, number: int) -> None:
+        try:
+            TrialStore(self.storage, number).clear()
+        except OSError as problem:
+            _log.warning("the checkpoints of trial %d could not be removed: %s", number, problem)

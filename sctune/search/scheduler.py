@@ -10,8 +10,9 @@ from __future__ import annotations
 import hashlib
 import math
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import fmean
 from typing import Any, Protocol
 
@@ -173,15 +174,26 @@ def make_rule(name: str, epochs: int, grace: int | None, factor: int, seed: int)
 
 
 class RuleScheduler(FIFOScheduler):
-    """Ray's view of a rule; without one it is plain first in, first out. Failed reports are never judged."""
+    """Ray's view of a rule; without one it is plain first in, first out. Only reports of an epoch are judged."""
 
-    def __init__(self, rule: Rule | None) -> None:
+    def __init__(self, rule: Rule | None, on_error: Callable[[str, str], None] = lambda _trial, _text: None) -> None:
+        """on_error: told (Ray's trial id, message) when a worker ended, before the searcher is."""
         super().__init__()
         self.rule = rule
+        self._on_error = on_error
+
+    def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
+        path = trial.error_file
+        self._on_error(trial.trial_id, Path(path).read_text(encoding="utf-8", errors="replace") if path else "")
+        super().on_trial_error(tune_controller, trial)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Ray pickles the scheduler into its own snapshot, which is never read back
+        return {key: value for key, value in self.__dict__.items() if key != "_on_error"}
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         failed = any(key.split("/")[0] == "failure" for key in result)
-        if self.rule is None or failed:
+        if self.rule is None or failed or EPOCH not in result:
             return str(TrialScheduler.CONTINUE)
         stop = self.rule.decide(trial.config["number"], result[EPOCH], result[OBJECTIVE])
         return str(TrialScheduler.STOP if stop else TrialScheduler.CONTINUE)

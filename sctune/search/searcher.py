@@ -1,13 +1,13 @@
 """The study's searcher: Ray asks it for trials, an Optuna study in memory proposes, the record keeps everything.
 
 Ray's own Optuna searcher tells early-stopped trials COMPLETE and leaves others RUNNING; this one tells the truth,
-repeats no configuration and first goes on with the trials that an earlier launch left unfinished.
+repeats no configuration and first goes on with the trials that an earlier launch left unfinished. Ray itself
+retries nothing: a trial that is started again is suggested again, with the next attempt number.
 """
 
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -15,14 +15,12 @@ from optuna.trial import FrozenTrial, TrialState
 from ray.tune.search import Searcher
 
 from sctune.report import EPOCH, OBJECTIVE
+from sctune.search.faults import ENVIRONMENT_ERRORS, FIRST_FAILURES, Faults, Share, Verdict, WaitingTrials, common_cause
 from sctune.search.proposer import Proposer
 from sctune.search.record import Record, reports_of
 from sctune.search.sampler import make_sampler
 from sctune.search.space import Space, Values
 from sctune.search.study import StudyManifest
-
-ENVIRONMENT_ERRORS = ("ClusterError", "WeightsError")
-"""Kinds of failure that say nothing about the configuration."""
 
 
 class Observer(Protocol):
@@ -30,21 +28,48 @@ class Observer(Protocol):
 
     def on_start(self, number: int, params: Values, attempt: int) -> None: ...
     def on_report(self, number: int, report: dict[str, Any], time: int) -> None: ...
+    def on_wait(self, number: int, reason: str) -> None: ...
     def on_end(self, number: int, state: str, value: float | None, info: dict[str, Any]) -> None: ...
 
 
+class Gate(Protocol):
+    """Whether starts are held back at present; stuck: why that will not end by itself."""
+
+    stuck: str | None
+
+    def __call__(self) -> bool: ...
+
+
+class _Open:
+    stuck: str | None = None
+
+    def __call__(self) -> bool:
+        return False
+
+
+OPEN = _Open()
+
+
 class StudySearcher(Searcher):
-    """Suggests {"number", "params", "attempt"} and turns results into COMPLETE, PRUNED or FAIL, told exactly once.
+    """Suggests {"number", "params", "attempt", "share"}; results become COMPLETE, PRUNED or FAIL, told exactly once.
 
     params: dotted fields of the configuration, a variant spelt out; observers and the record get it as it was drawn.
-    stopping: set when the launch is being stopped; unfinished trials then stay RUNNING in the record, so that the
-    next launch goes on with them. exhausted: says so when no untried configuration is left. abort: why the launch
-    must end, when a trial met trouble that is not its own (data, weights or versions of a node).
+    share: {"cpus", "gpus"} that the trial takes. stopping: set when the launch is being stopped; unfinished trials
+    then stay RUNNING in the record, so that the next launch goes on with them. exhausted: says so when no untried
+    configuration is left. abort: why the launch must end, when a trial met trouble that is not its own (data, weights
+    or versions of a node). hopeless: why the launch ended, when its first trials all failed.
     """
 
     def __init__(
-        self, manifest: StudyManifest, space: Space, record: Record, observers: Sequence[Observer] = ()
+        self,
+        manifest: StudyManifest,
+        space: Space,
+        record: Record,
+        observers: Sequence[Observer] = (),
+        faults: Faults | None = None,
+        gate: Gate = OPEN,
     ) -> None:
+        """faults: decides about trials in trouble (none: of one CPU each); gate: asked before each start."""
         super().__init__(metric=OBJECTIVE, mode="max")
         self.manifest = manifest
         self.space = space
@@ -53,13 +78,22 @@ class StudySearcher(Searcher):
         self.stopping = False
         self.exhausted: str | None = None
         self.abort: str | None = None
+        self.hopeless: str | None = None
         self.attempts: dict[int, int] = {}
+        alone = Share(1.0, 0.0)
+        self._faults = faults or Faults(alone, alone, lambda _node: True)
+        self._gate = gate
         self._live: dict[str, int] = {}
+        self._errors: dict[str, str] = {}
+        self._nodes: dict[int, str] = {}
+        self._failures: list[Mapping[str, Any]] = []
         trials = record.load()
-        self._unfinished = deque(trial.number for trial in trials if trial.state == TrialState.RUNNING)
+        self._waiting = WaitingTrials(trial.number for trial in trials if trial.state == TrialState.RUNNING)
+        self._shares = {t.number: Share(**t.user_attrs["share"]) for t in trials if "share" in t.user_attrs}
+        self._succeeded = any(trial.state in (TrialState.COMPLETE, TrialState.PRUNED) for trial in trials)
         self._times = {t.number: {epoch: report["time"] for epoch, report in reports_of(t).items()} for t in trials}
         self._newest = max((time for times in self._times.values() for time in times.values()), default=0)
-        self._latest: dict[int, tuple[int, float]] = {}
+        self._latest: dict[int, int] = {}
         for trial in trials:
             self.attempts[trial.number] = int(trial.user_attrs.get("attempt", 0))
         sampler = make_sampler(manifest.sampler, manifest.sampler_seed, space=space, n_before=len(trials))
@@ -74,37 +108,53 @@ class StudySearcher(Searcher):
 
     @property
     def history(self) -> list[tuple[int, int, float]]:
-        """(number, epoch, value) of all reports so far, in order of their first arrival; what a rule is refilled with.
-
-        A repeated epoch has its latest value.
-        """
+        """(number, epoch, value) of all reports so far, in order of arrival; what a rule is refilled with."""
         curves = {trial.number: trial.intermediate_values for trial in self.proposer.trials()}
         order = sorted((time, number, epoch) for number, times in self._times.items() for epoch, time in times.items())
         return [(number, epoch, curves[number][epoch]) for _, number, epoch in order if epoch in curves[number]]
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str:
-        """The next trial, or Searcher.FINISHED when the budget is spent, the space exhausted or a stop asked for."""
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        """The next trial, None for "not now", or Searcher.FINISHED when nothing is left to start or to wait for."""
         if self.stopping:
             return str(Searcher.FINISHED)
-        # the record is complete before the next ask depends on it; a failed write ends the search here
-        self.record.flush()
-        if self._unfinished:
-            return self._start_again(trial_id, self._unfinished.popleft())
+        if self._gate():
+            if self._gate.stuck is not None and not self._live:
+                self.stopping, self.abort = True, self._gate.stuck
+            return None
+        number = self._waiting.next_ready()
+        if number is not None:
+            return self._start_again(trial_id, number)
+        frozen = self._ask()
+        if frozen is not None:
+            return self._start_new(trial_id, frozen)
+        parked = self._waiting.next_parked()
+        if parked is not None:
+            return self._start_again(trial_id, parked)
+        # a running trial may yet have to be started again
+        return None if self._live or len(self._waiting) else str(Searcher.FINISHED)
+
+    def _ask(self) -> FrozenTrial | None:
         n_trials = self.proposer.n_trials
-        if n_trials >= self.manifest.trials:
-            return str(Searcher.FINISHED)
+        if n_trials >= self.manifest.trials or self.exhausted is not None:
+            return None
+        # a write that failed for good ends the search here; nothing waits for those on their way
+        self.record.check()
         frozen = self.proposer.ask()
         if frozen is None:
             self.exhausted = f"space exhausted after {n_trials} of {self.manifest.trials}"
-            return str(Searcher.FINISHED)
-        return self._start_new(trial_id, frozen)
+        return frozen
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """An epoch of a trial that goes on. Ray does not pass the last one here, but to `on_trial_complete`."""
         number = self._live.get(trial_id)
         report = read_report(result)
         if number is not None and report is not None:
+            self._nodes[number] = str(result.get("node", ""))
             self._take(number, report)
+
+    def on_error(self, trial_id: str, text: str) -> None:
+        """Ray's message about a trial's worker, told before `on_trial_complete`."""
+        self._errors[trial_id] = text
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """The end of a trial, by itself, by the scheduler, by an error, or because the launch is being stopped."""
@@ -113,21 +163,40 @@ class StudySearcher(Searcher):
             return
         result = result or {}
         report = read_report(result)
-        # the last result may have been told before; an epoch repeated by a restarted worker has a value of its own
-        if report is not None and self._latest.get(number) != (report[EPOCH], report[OBJECTIVE]):
+        if report is not None:
             self._take(number, report)
         failure = read_failure(result)
-        epoch = self._latest[number][0] if number in self._latest else None
-        finished = report is not None and epoch is not None and epoch >= report["epochs"]
+        epoch = self._latest.get(number)
+        text = self._errors.pop(trial_id, "")
+        if failure is None and not error and epoch is not None:
+            finished = report is not None and epoch >= report["epochs"]
+            if finished or not self.stopping:
+                self._tell(number, None, finished, epoch)
+            return
         if failure is not None and failure["kind"] in ENVIRONMENT_ERRORS:
             # every other trial would meet the same: they stay unfinished, and the launch ends
             self.stopping, self.abort = True, failure["message"]
             return
-        if failure is None and not finished and self.stopping:
+        if failure is None and self.stopping:
             return
-        if failure is None and (error or epoch is None):
-            failure = {"kind": "lost", "message": "its worker was lost, or ended without a result", "traceback": ""}
-        self._tell(number, failure, finished, epoch)
+        share = self._shares.get(number, self._faults.base)
+        if failure is not None:
+            self._settle(number, self._faults.told(number, failure, share))
+        else:
+            self._settle(number, self._faults.lost(number, text, self._nodes.get(number) or None, share))
+
+    def _settle(self, number: int, verdict: Verdict) -> None:
+        if verdict.failure is not None:
+            self._tell(number, dict(verdict.failure), False, self._latest.get(number))
+            return
+        if verdict.share is not None:
+            self._shares[number] = verdict.share
+            self.record.set_attrs(number, {"share": {"cpus": verdict.share.cpus, "gpus": verdict.share.gpus}})
+            self._waiting.park(number)
+        else:
+            self._waiting.delay(number, verdict.wait_s)
+        for observer in self.observers:
+            observer.on_wait(number, verdict.reason)
 
     def set_search_properties(self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any) -> bool:
         """Ray asks whether its settings are taken; metric and mode are the study's own."""
@@ -141,7 +210,7 @@ class StudySearcher(Searcher):
 
     def __getstate__(self) -> dict[str, Any]:
         # Ray pickles the searcher into its own snapshot, which is never read back
-        live = {"record", "proposer", "observers", "manifest"}
+        live = {"record", "proposer", "observers", "manifest", "_faults", "_gate"}
         return {key: value for key, value in self.__dict__.items() if key not in live}
 
     def _start_again(self, trial_id: str, number: int) -> dict[str, Any]:
@@ -165,18 +234,27 @@ class StudySearcher(Searcher):
         self._live[trial_id] = number
         for observer in self.observers:
             observer.on_start(number, params, self.attempts[number])
-        # the worker knows configuration fields only
-        return {"number": number, "params": self.space.assignments(params), "attempt": self.attempts[number]}
+        share = self._shares.get(number, self._faults.base)
+        return {
+            "number": number,
+            # the worker knows configuration fields only
+            "params": self.space.assignments(params),
+            "attempt": self.attempts[number],
+            "share": {"cpus": share.cpus, "gpus": share.gpus},
+        }
 
     def _take(self, number: int, report: dict[str, Any]) -> None:
-        """Record one epoch; a resumed trial may repeat one, which keeps the time of its first arrival."""
+        """Record one epoch; one that a resumed trial repeats stays as it was first told, here and in MLflow.
+
+        MLflow only adds points: with the seconds or, on a GPU, the rounding of the second time it would hold two.
+        """
         epoch = report[EPOCH]
         times = self._times.setdefault(number, {})
-        if epoch not in times:
-            # no two reports of a study share a time, so that the record knows their order
-            self._newest = times[epoch] = max(int(time.time() * 1000), self._newest + 1)
-        moment = times[epoch]
-        self._latest[number] = (epoch, report[OBJECTIVE])
+        self._latest[number] = epoch
+        if epoch in times:
+            return
+        # no two reports of a study share a time, so that the record knows their order
+        moment = self._newest = times[epoch] = max(int(time.time() * 1000), self._newest + 1)
         self.proposer.report(number, epoch, report[OBJECTIVE])
         self.record.report(number, report, moment)
         for observer in self.observers:
@@ -195,11 +273,21 @@ class StudySearcher(Searcher):
         attrs: dict[str, Any] = {"stop_reason": reason}
         if failure is not None:
             attrs["failure"] = {"kind": failure["kind"], "message": failure["message"]}
+            self._failures.append(attrs["failure"])
         self.proposer.tell(number, state, value)
         self.record.finish(number, state, value, attrs)
         info = {"stop_reason": reason, "epoch": epoch, "failure": failure, "params": self.proposer.params(number)}
         for observer in self.observers:
             observer.on_end(number, state.name, value, info)
+        self._succeeded |= failure is None
+        if not self._succeeded:
+            self._give_up()
+
+    def _give_up(self) -> None:
+        """End the launch when its first trials all failed; one that still trains well is waited for a while."""
+        promising = any(number in self._latest for number in self._live.values())
+        if len(self._failures) >= FIRST_FAILURES * (3 if promising else 1):
+            self.stopping, self.hopeless = True, common_cause(self._failures)
 
 
 def read_report(result: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -211,13 +299,19 @@ def read_report(result: Mapping[str, Any]) -> dict[str, Any] | None:
         return None
     epoch, epochs, value = int(result[EPOCH]), int(result["epochs"]), float(result[OBJECTIVE])
     parts = {"metrics": _part(result, "metrics"), "scores": _part(result, "scores")}
+    # what the worker logged meanwhile, and where it ran: for the trial's log file only
+    parts |= {key: result[key] for key in ("log", "where") if key in result}
     return {EPOCH: epoch, "epochs": epochs, OBJECTIVE: value, **parts}
 
 
 def read_failure(result: Mapping[str, Any]) -> dict[str, str] | None:
-    """{"kind", "message", "traceback"} of a trial that classified its own error; None when it did not."""
+    """{"kind", "message", "traceback"} of a trial that classified its own error; None when it did not.
+
+    With "where" it ran and the "log" of its last epoch, where the worker told them.
+    """
     failure = _part(result, "failure")
-    return {key: str(failure.get(key, "")) for key in ("kind", "message", "traceback")} if failure else None
+    keys = ["kind", "message", "traceback", *(key for key in ("where", "log") if key in failure)]
+    return {key: str(failure.get(key, "")) for key in keys} if failure else None
 
 
 def _part(result: Mapping[str, Any], name: str) -> dict[str, Any]:

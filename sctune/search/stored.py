@@ -11,12 +11,13 @@ from sctune.search.study import Study
 from sctune.tracking.server import safe_uri
 
 
-def load_result(study_root: Path, name: str, noise: bool = True) -> StudyResult:
+def load_result(study_root: Path, name: str, noise: bool = True, storage: str | None = None) -> StudyResult:
     """The result of a study as it stands now; without `noise` the data are not looked at.
 
+    storage: URL of the record of a study that another machine began.
     Raises StudyError for a missing study; where the data are gone the noise is left out and said so.
     """
-    study = Study.open(study_root, name)
+    study = Study.open(study_root, name, storage)
     manifest = study.manifest
     notes: list[str] = []
     labels = None

@@ -6,22 +6,28 @@ import json
 import os
 import re
 import shutil
+import signal
 import socket
+import sys
+import threading
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sctune.config import Task, TrialConfig
 from sctune.errors import StudyError, nearest
+from sctune.search.database import MANIFEST_ATTR, RETRY_S, read_attrs, storage_url, stored_manifests, write_attrs
+from sctune.search.lock import database_lock, file_lock, now, running_error, watching
+from sctune.search.operate_process import driver_facts
 from sctune.search.record import Record
 from sctune.search.space import Space
+from sctune.urls import STORAGE_VARIABLE, chosen, without_secrets
 
 MANIFEST = "study.json"
 DRIVER = "driver.json"
@@ -61,26 +67,33 @@ class ResourceSpec(Frozen):
 
 
 class Launch(Frozen):
-    """One run of the driver; times are ISO 8601 in UTC; no end: it runs, or it was killed."""
+    """One run of the driver; times are ISO 8601 in UTC; no end: it runs, or it was killed.
+
+    seen: its last sign of life, some seconds old at most. host: where it ran.
+    """
 
     started: str
     ended: str | None = None
     reason: str | None = None
+    seen: str | None = None
+    host: str | None = None
 
     @property
     def seconds(self) -> float | None:
-        """How long it took; None where it has not ended."""
-        if self.ended is None:
+        """How long it took, up to its last sign of life where it has no end; None where there is none."""
+        last = self.ended or self.seen
+        if last is None:
             return None
-        return (datetime.fromisoformat(self.ended) - datetime.fromisoformat(self.started)).total_seconds()
+        return (datetime.fromisoformat(last) - datetime.fromisoformat(self.started)).total_seconds()
 
 
 class StudyManifest(Frozen):
-    """What was asked for; written once, and changed only by a larger budget and the list of launches.
+    """What was asked for; written once, and changed only by larger budgets, places that moved and the launches.
 
     config: the base TrialConfig tree, with the space's `set:` and the command line merged.
     storage_path: URI that all nodes see (checkpoints); storage_url: SQLAlchemy URL of the record, None: SQLite in
-    the study's folder. checkpoint_interval: seconds. splits: task key -> digest of its lists of files.
+    the study's folder. No URL here holds a password. checkpoint_interval: seconds. time_budget_s: over all launches.
+    splits: task key -> digest of its lists of files.
     """
 
     format_version: Literal[1] = 1
@@ -104,7 +117,9 @@ class StudyManifest(Frozen):
     tracking_uri: str
     storage_url: str | None = None
     keep_best: int = 3
+    max_disk: int | None = None
     checkpoint_interval: float = 60.0
+    time_budget_s: float | None = None
     resources: ResourceSpec = ResourceSpec()
     versions: dict[str, str] = {}
     git_commit: str | None = None
@@ -131,11 +146,20 @@ def valid_name(name: str) -> str:
 
 
 class Study:
-    """A study in `root/name`; made by `create` or `open`."""
+    """A study in `root/name`; made by `create` or `open`.
 
-    def __init__(self, folder: Path, manifest: StudyManifest) -> None:
+    With a database record the manifest lies there, for machines that share nothing else, and the file in the folder is
+    a copy. lost: why this driver may not write any more, when another one got the study.
+    """
+
+    def __init__(self, folder: Path, manifest: StudyManifest, storage: str | None = None) -> None:
+        """storage: bare URL of the database where this machine knows it by another one than the manifest's."""
         self.folder = folder
         self.manifest = manifest
+        self.storage = storage or manifest.storage_url
+        self.lost: str | None = None
+        self._launched = False
+        self._saving = threading.RLock()
 
     @classmethod
     def create(cls, root: Path, manifest: StudyManifest) -> Study:
@@ -152,22 +176,50 @@ class Study:
         except OSError as problem:
             raise StudyError(f"cannot write the study folder {folder}: {problem.strerror}") from None
         study = cls(folder, manifest)
+        made = False
         try:
-            Record(study.record_url, manifest.name, create=True).close()
+            record = Record(study.record_url, manifest.name, create=True)
+            made = True
+            record.close()
             study._save(manifest)
         except BaseException:
             # nothing half-written: the name stays free
+            if made:
+                with suppress(StudyError):
+                    study.record.delete()
             shutil.rmtree(folder, ignore_errors=True)
             raise
         return study
 
     @classmethod
-    def open(cls, root: Path, name: str) -> Study:
-        """An existing study; StudyError with the nearest name when there is none, or its manifest cannot be read."""
+    def open(cls, root: Path, name: str, storage: str | None = None) -> Study:
+        """An existing study; storage: URL of its record where no folder of it is here (or SCTUNE_STORAGE says it).
+
+        Writes nothing. Raises StudyError with the nearest name when there is none, or its manifest cannot be read.
+        """
         path = root / valid_name(name) / MANIFEST
-        if not path.is_file():
-            raise StudyError(f"no study {name!r} in {root}; {nearest(name, list_studies(root))}")
-        return cls(path.parent, _read_manifest(path))
+        given = None if storage is None else storage_url(storage)
+        if path.is_file():
+            manifest = _read_manifest(path)
+            if manifest.storage_url is None and given is not None:
+                raise StudyError(f"study {name!r} in {root} keeps its record in its folder; leave out --storage")
+            study = cls(path.parent, manifest, given)
+            study._read_again()
+            return study
+        variable = chosen(None, STORAGE_VARIABLE)
+        given = given or (None if variable is None else storage_url(variable, STORAGE_VARIABLE))
+        if given is None:
+            raise StudyError(
+                f"no study {name!r} in {root}; {nearest(name, list_studies(root))}; one of another machine is found by "
+                "the --storage that it was begun with"
+            )
+        found = stored_manifests(given)
+        if name not in found:
+            raise StudyError(f"no study {name!r} in {root} or in {without_secrets(given)}; {nearest(name, found)}")
+        manifest = _manifest_of(json.dumps(found[name]), f"the manifest of {name} in the database")
+        if manifest.name != name:
+            raise StudyError(f"the record at {without_secrets(given)} holds {manifest.name!r} under the name {name!r}")
+        return cls(path.parent, manifest, given)
 
     @property
     def name(self) -> str:
@@ -175,7 +227,13 @@ class Study:
 
     @property
     def record_url(self) -> str:
-        return self.manifest.storage_url or f"sqlite:///{self.folder.resolve() / 'record.db'}"
+        """Bare: the password joins it when a connection is opened."""
+        return self.storage or f"sqlite:///{self.folder.resolve() / 'record.db'}"
+
+    @property
+    def is_here(self) -> bool:
+        """Whether the study has its folder on this machine."""
+        return (self.folder / MANIFEST).is_file()
 
     @cached_property
     def record(self) -> Record:
@@ -184,48 +242,107 @@ class Study:
 
     def with_trials(self, trials: int) -> StudyManifest:
         """Set the number of trials of the whole study (a larger budget on resume)."""
-        return self._save(self.manifest.model_copy(update={"trials": trials}))
+        return self._change({"trials": trials})
+
+    def with_time_budget(self, seconds: float | None) -> StudyManifest:
+        """Set the time of all launches together; None: no limit."""
+        return self._change({"time_budget_s": seconds})
+
+    def with_places(self, storage_path: str, tracking_uri: str) -> StudyManifest:
+        """Set where checkpoints and runs are kept from now on."""
+        return self._change({"storage_path": storage_path, "tracking_uri": tracking_uri})
+
+    def with_max_disk(self, max_disk: int) -> StudyManifest:
+        """Set the limit of the study's files in bytes."""
+        return self._change({"max_disk": max_disk})
 
     def add_launch(self, started: str) -> StudyManifest:
-        launches = (*self.manifest.launches, Launch(started=started))
-        return self._save(self.manifest.model_copy(update={"launches": launches}))
+        self._launched = True
+        launch = Launch(started=started, seen=started, host=socket.gethostname())
+        return self._change({"launches": (*self.manifest.launches, launch)})
 
     def end_launch(self, ended: str, reason: str) -> StudyManifest:
         """Close the latest launch."""
-        *earlier, last = self.manifest.launches
-        launches = (*earlier, last.model_copy(update={"ended": ended, "reason": reason}))
-        return self._save(self.manifest.model_copy(update={"launches": launches}))
+        self._launched = False
+        return self._change_launch({"ended": ended, "reason": reason})
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Held by the one driver of the study; StudyError when another has it. The system frees it on any death."""
-        lock = FileLock(self.folder / "driver.lock", timeout=0)
-        try:
-            lock.acquire()
-        except Timeout:
-            holder = self.driver() or {}
-            raise StudyError(
-                f"study {self.name!r} is being run by process {holder.get('pid', '?')} on "
-                f"{holder.get('host', 'another host')}; wait for it, or end that process"
-            ) from None
-        except OSError as problem:
-            raise StudyError(f"cannot lock the study folder {self.folder}: {problem.strerror}") from None
-        try:
-            write_json(self.folder / DRIVER, {"pid": os.getpid(), "host": socket.gethostname()})
+        """Held by the one driver of the study; StudyError when another has it. The system frees it on any death.
+
+        The manifest is read again under it, and the folder made where the study comes from another machine.
+        """
+        with ExitStack() as held:
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+            except OSError as problem:
+                raise StudyError(f"cannot write the study folder {self.folder}: {problem.strerror}") from None
+            held.enter_context(
+                file_lock(self.folder / "driver.lock", lambda: running_error(self.name, self.driver() or {}))
+            )
+            holder = None
+            if self.storage is not None:
+                holder = held.enter_context(database_lock(self.storage, self.name, self.manifest.study_id))
+            # the driver that held the lock a moment ago may have written the manifest
+            self._read_again()
+            write_json(self.folder / MANIFEST, self.manifest.model_dump(mode="json"))
+            write_json(self.folder / DRIVER, driver_facts())
+            held.callback((self.folder / DRIVER).unlink, missing_ok=True)
+            held.enter_context(watching(holder, self._beat, self._lose))
             yield
-        finally:
-            (self.folder / DRIVER).unlink(missing_ok=True)
-            lock.release()
 
     def driver(self) -> dict[str, Any] | None:
-        """{"pid", "host"} of the driver that holds the lock, or that was killed while it did; None otherwise."""
+        """`driver_facts` of the driver that holds the lock, or that was killed while it did; None otherwise."""
         try:
             return dict(json.loads((self.folder / DRIVER).read_text(encoding="utf-8")))
         except (FileNotFoundError, ValueError):
             return None
 
-    def _save(self, manifest: StudyManifest) -> StudyManifest:
-        write_json(self.folder / MANIFEST, manifest.model_dump(mode="json"))
+    def _beat(self) -> None:
+        """A sign of life of the running launch; one that does not arrive does no harm."""
+        with self._saving, suppress(StudyError, OSError):
+            if self._launched:
+                self._change_launch({"seen": now()}, 0.0)
+
+    def _lose(self, reason: str) -> None:
+        """Another driver has the study: write nothing more of it, and stop as at a signal, which can be resumed."""
+        self.lost = reason
+        print(f"sctune: {reason}; this one stops", file=sys.stderr, flush=True)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    def _read_again(self) -> None:
+        """The manifest as it stands now, from the database where it is kept there."""
+        if self.storage is None:
+            if self.is_here:
+                self.manifest = _read_manifest(self.folder / MANIFEST)
+            return
+        stored = read_attrs(self.storage, self.name).get(MANIFEST_ATTR)
+        if stored is None:  # begun by an sctune that kept it in the folder only
+            return
+        manifest = _manifest_of(json.dumps(stored), f"the manifest of {self.name} in the database")
+        if manifest.study_id != self.manifest.study_id:
+            raise StudyError(
+                f"the record at {without_secrets(self.storage)} holds another study of the name {self.name!r} than "
+                f"{self.folder}; give the --storage that this one was begun with"
+            )
+        self.manifest = manifest
+
+    def _change_launch(self, changes: Mapping[str, Any], limit_s: float = RETRY_S) -> StudyManifest:
+        with self._saving:
+            *earlier, last = self.manifest.launches
+            return self._change({"launches": (*earlier, last.model_copy(update=changes))}, limit_s)
+
+    def _change(self, changes: Mapping[str, Any], limit_s: float = RETRY_S) -> StudyManifest:
+        with self._saving:
+            return self._save(self.manifest.model_copy(update=changes), limit_s)
+
+    def _save(self, manifest: StudyManifest, limit_s: float = RETRY_S) -> StudyManifest:
+        if self.lost is not None:
+            return self.manifest
+        content = manifest.model_dump(mode="json")
+        if self.storage is not None:
+            write_attrs(self.storage, self.name, {MANIFEST_ATTR: content}, limit_s)
+        write_json(self.folder / MANIFEST, content)
         self.manifest = manifest
         return manifest
 
@@ -235,11 +352,29 @@ def list_studies(root: Path) -> list[str]:
     return sorted(path.parent.name for path in root.glob(f"*/{MANIFEST}")) if root.is_dir() else []
 
 
+def local_manifests(root: Path) -> list[StudyManifest]:
+    """Manifests of the studies in a study root; the file's copy where a database does not answer."""
+    manifests = []
+    for name in list_studies(root):
+        try:
+            manifests.append(Study.open(root, name).manifest)
+        except StudyError:
+            manifests.append(_read_manifest(root / name / MANIFEST))
+    return manifests
+
+
+def list_stored(url: str) -> list[StudyManifest]:
+    """Manifests of the studies in a database, by name; StudyError where one cannot be read."""
+    found = stored_manifests(storage_url(url))
+    return [_manifest_of(json.dumps(tree), f"the manifest of {name} in the database") for name, tree in found.items()]
+
+
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Replace a file at once, so that a reader or a crash never meets half of it."""
     staged = path.with_name(f".{path.name}.{os.getpid()}")
-    # the manifest may hold the password of a database URL
-    with os.fdopen(os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as stream:
+    # a link that somebody put there must not lead the write out of the folder
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
+    with os.fdopen(os.open(staged, flags, 0o600), "w", encoding="utf-8") as stream:
         json.dump(content, stream, indent=1, allow_nan=False)
         stream.flush()
         os.fsync(stream.fileno())
@@ -248,14 +383,20 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 def _read_manifest(path: Path) -> StudyManifest:
     try:
-        text = path.read_text(encoding="utf-8")
+        return _manifest_of(path.read_text(encoding="utf-8"), str(path))
+    except (OSError, UnicodeDecodeError) as problem:
+        raise StudyError(f"{path} cannot be read: {problem}") from None
+
+
+def _manifest_of(text: str, where: str) -> StudyManifest:
+    try:
         version = json.loads(text).get("format_version")
         if version != FORMAT_VERSION:
-            raise StudyError(f"{path} has format_version {version!r}, this sctune reads {FORMAT_VERSION}; update it")
+            raise StudyError(f"{where} has format_version {version!r}, this sctune reads {FORMAT_VERSION}; update it")
         return StudyManifest.model_validate_json(text)
     except ValidationError as problem:
         first = problem.errors()[0]
         place = ".".join(map(str, first["loc"]))
-        raise StudyError(f"{path} is damaged: {place}: {first['msg']}") from None
-    except (OSError, ValueError, AttributeError) as problem:
-        raise StudyError(f"{path} cannot be read: {problem}") from None
+        raise StudyError(f"{where} is damaged: {place}: {first['msg']}") from None
+    except (ValueError, AttributeError) as problem:
+        raise StudyError(f"{where} cannot be read: {problem}") from None

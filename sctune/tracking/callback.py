@@ -42,6 +42,24 @@ class StudyFacts:
     resumed: bool = False
 
 
+@dataclass(frozen=True)
+class PastTrial:
+    """A trial as the record has it, to be shown again; times in ms since 1970.
+
+    reports: epoch -> {"metrics", "time"}. state: COMPLETE, PRUNED or FAIL with `ended`; None while it is unfinished.
+    """
+
+    number: int
+    params: Mapping[str, Any]
+    attempt: int
+    started: int
+    reports: Mapping[int, Mapping[str, Any]]
+    state: str | None = None
+    ended: int | None = None
+    value: float | None = None
+    stop_reason: str | None = None
+
+
 class TrackingCallback:
     """Turns what happens to trials into events for a Writer; every method returns at once.
 
@@ -75,9 +93,12 @@ class TrackingCallback:
         """Trial `number` starts; params: name -> sampled value, dotted or `variant`; attempt: 1 for the first time."""
         tags = {**self._common, "state": "RUNNING", "attempt": str(attempt)}
         with self._timed():
-            shown = {**self._facts.base, **self._assignments(params), **params, **short_names(params)}
-            content = {"params": shown, "tags": tags, "resumed": attempt > 1}
+            content = {"params": self.shown_params(params), "tags": tags, "resumed": attempt > 1}
             self._put("trial_start", number, _now_ms(), content)
+
+    def shown_params(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """All parameters of a trial's run: the whole configuration, what was sampled, and short names for tables."""
+        return {**self._facts.base, **self._assignments(params), **params, **short_names(params)}
 
     def on_report(self, number: int, report: Mapping[str, Any], timestamp_ms: int) -> None:
         """An epoch's report (EpochReport.to_dict); timestamp_ms: when this epoch was first reported."""
@@ -86,13 +107,40 @@ class TrackingCallback:
 
     def on_end(self, number: int, state: str, value: float | None, info: Mapping[str, Any]) -> None:
         """Trial `number` is COMPLETE, PRUNED or FAIL; info: stop_reason; failure {kind, message, traceback}."""
-        tags = {"state": state, "stop_reason": str(info.get("stop_reason") or state.lower())}
-        if value is not None:
-            tags["value"] = repr(float(value))
         failure = info.get("failure")
         error = f"{failure['kind']}: {failure['message']}\n\n{failure['traceback']}" if failure else None
         with self._timed():
-            self._put("trial_end", number, _now_ms(), {"status": state, "tags": tags, "error": error})
+            content = {"status": state, "tags": _end_tags(state, value, info.get("stop_reason")), "error": error}
+            self._put("trial_end", number, _now_ms(), content)
+
+    def on_wait(self, number: int, reason: str) -> None:
+        """Trial `number` waits to be started again (worker lost, memory too small); reason: why, for people."""
+        with self._timed():
+            self._put("tags", number, _now_ms(), {"tags": {"state": "WAITING", "wait_reason": reason}})
+
+    def replay(self, past: PastTrial) -> None:
+        """Tell again what the record holds of a trial; what has arrived already changes nothing.
+
+        A failure's traceback is in no record and stays as it is.
+        """
+        tags = {**self._common, "state": "RUNNING", "attempt": str(past.attempt)}
+        # an unfinished one is opened: it goes on in this launch, or the study's end closes it
+        content = {"params": self.shown_params(past.params), "tags": tags, "resumed": past.state is None}
+        self._put("trial_start", past.number, past.started, content)
+        for epoch, report in past.reports.items():
+            self._put("report", past.number, report["time"], {"step": epoch, "metrics": dict(report["metrics"])})
+        if past.state is not None:
+            tags = _end_tags(past.state, past.value, past.stop_reason)
+            ended = past.started if past.ended is None else past.ended
+            self._put("trial_end", past.number, ended, {"status": past.state, "tags": tags, "error": None})
+
+    def drop_run(self, number: int | None, run_id: str) -> None:
+        """Delete a run that is wrong or one too many; `replay` then makes the right one."""
+        self._put("drop", number, _now_ms(), {"run": run_id})
+
+    def adopt_files(self, number: int | None, run_id: str) -> None:
+        """Give a trial's run the files of the run that was dropped for it."""
+        self._put("adopt", number, _now_ms(), {"run": run_id})
 
     def on_artifact(self, number: int | None, path: Path, artifact_path: str | None = None) -> None:
         """Show a file or folder at a trial's run (None: the study's); it must stay where it is until delivered."""
@@ -112,6 +160,12 @@ class TrackingCallback:
     def _put(self, kind: str, number: int | None, time_ms: int, content: Event) -> None:
         self._sink.put({"kind": kind, "study": self._facts.study_id, "trial": number, "time": time_ms, **content})
 
+    def on_study_found(self, started: int) -> None:
+        """The parent run of a study that no launch runs now, made again where it is missing; started: ms since 1970."""
+        facts = self._facts
+        content = {"name": facts.name, "params": dict(facts.base), "tags": {**facts.tags, **self._common}}
+        self._put("study", None, started, {**content, "resumed": False})
+
     @contextmanager
     def _timed(self) -> Iterator[None]:
         start = time.perf_counter()
@@ -128,6 +182,11 @@ def short_names(params: Mapping[str, Any]) -> dict[str, Any]:
     """The varied parameters by their last name part, which reads better in tables; clashes keep the dotted name."""
     leaves = Counter(name.rpartition(".")[2] for name in params)
     return {leaf: value for name, value in params.items() if leaves[leaf := name.rpartition(".")[2]] == 1}
+
+
+def _end_tags(state: str, value: float | None, stop_reason: object) -> dict[str, str]:
+    tags = {"state": state, "stop_reason": str(stop_reason or state.lower())}
+    return tags if value is None else {**tags, "value": repr(float(value))}
 
 
 def _common_tags(facts: StudyFacts) -> dict[str, str]:

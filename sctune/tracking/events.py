@@ -9,6 +9,8 @@ Events are plain dictionaries with `kind`, `study` (id), `time` (ms since 1970) 
     study_end    status, tags                      status FINISHED, KILLED or FAILED
     artifact     path, artifact_path               a file or a folder that stays until it is delivered
     tags         tags
+    drop         run                               a run that is wrong or one too many is deleted
+    adopt        run                               the trial's run gets the files of the run that was dropped for it
 """
 
 from __future__ import annotations
@@ -29,7 +31,12 @@ _REQUIRED = {
     "study_end": ("status", "time", "tags"),
     "artifact": ("path", "time"),
     "tags": ("tags", "time"),
+    "drop": ("run", "time"),
+    "adopt": ("run", "time"),
 }
+
+MAX_PARAM_LENGTH = 6000
+"""MLflow cuts longer values."""
 
 
 def well_formed(event: Mapping[str, Any]) -> bool:
@@ -43,7 +50,14 @@ def well_formed(event: Mapping[str, Any]) -> bool:
 
 def as_texts(values: Mapping[str, Any]) -> dict[str, str]:
     """Values of parameters or tags as text, everything but text as JSON."""
-    return {as_key(name): value if isinstance(value, str) else json.dumps(value) for name, value in values.items()}
+    texts = {as_key(name): value if isinstance(value, str) else json.dumps(value) for name, value in values.items()}
+    # databases refuse the character zero, and with it everything in the same request
+    return {name: text.replace("\0", "") for name, text in texts.items()}
+
+
+def shown_param(name: str, text: str) -> str:
+    """A parameter's text as its run holds it: a long one lies in a file of the run."""
+    return text if len(text) <= MAX_PARAM_LENGTH else f"{len(text)} characters, see artifact params/{name}.txt"
 
 
 def as_key(name: str) -> str:

@@ -6,35 +6,32 @@ value, and a run's end is written at the time of the event.
 
 from __future__ import annotations
 
-import logging
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 from sctune.report import OBJECTIVE
-from sctune.tracking.events import as_key, as_texts, identity_tags, well_formed
+from sctune.tracking.events import MAX_PARAM_LENGTH, as_key, as_texts, identity_tags, shown_param, well_formed
+from sctune.tracking.sending import Entry, RunGoneError, Sender
 from sctune.tracking.server import (
     PARENT_TAG,
     ROLE_TAG,
     STUDY_TAG,
     TRIAL_TAG,
     find_experiment,
-    is_permanent,
     mlflow_client,
-    scrub,
 )
+from sctune.tracking.stored import find_runs, histories, trial_of
 
 if TYPE_CHECKING:
-    from mlflow.entities import Metric, Param, Run, RunTag
+    from mlflow.entities import Metric, Param, Run
 
 RUN_STATUS = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL": "FAILED"}
-MAX_PARAM_LENGTH = 6000  # MLflow cuts longer values
+_LOOK_UP_TOGETHER = 4  # trials from which on one search for all is quicker
 _MAX_ENTRIES = 100  # of one request: MLflow's limit for parameters and for tags
-_log = logging.getLogger(__name__)
 Key = tuple[str, int | None]
-Entry: TypeAlias = "Metric | Param | RunTag"
 
 
 @dataclass
@@ -50,19 +47,27 @@ class _Batch:
 class Runs:
     """Applies events in order; raises whatever is worth trying again later, logs and leaves out what is not.
 
-    rejected: things MLflow refused for good. parent_run_id: the study's run, once known.
+    rejected: things MLflow refused for good. incomplete: a run was deleted under way, so its successor lacks what
+    came before. parent_run_id: the study's run, once known.
     """
 
     def __init__(self, uri: str) -> None:
-        self.rejected = 0
+        self.incomplete = False
         self.parent_run_id: str | None = None
         self._uri = uri
         self._client = mlflow_client(uri)
+        self._sender = Sender(self._client, uri)
         self._experiment: str | None = None
         self._ids: dict[Key, str] = {}
         self._steps: dict[str, dict[int, int]] = {}
+        self._homes: dict[str, str] = {}
         self._names: dict[str, str] = {}
         self._batches: dict[Key, _Batch] = {}
+        self._absent: set[Key] = set()
+
+    @property
+    def rejected(self) -> int:
+        return self._sender.rejected
 
     def apply(self, events: Sequence[Mapping[str, Any]]) -> None:
         """Bring the runs up to date with these events; call again with the same ones after an error."""
@@ -74,24 +79,32 @@ class Runs:
             "study_end": self._end,
             "artifact": self._artifact,
             "tags": self._tags,
+            "drop": self._drop,
+            "adopt": self._adopt,
         }
         try:
+            self._look_up(events)
             for event in events:
                 if well_formed(event):
                     handlers[event["kind"]]((event["study"], event.get("trial")), event)
                 else:
                     # it must not hold up all later ones for ever
-                    self._reject(f"a malformed event of kind {event.get('kind')!r}", ValueError("left out"))
-            for key in list(self._batches):
-                self._flush(key)
+                    self._sender.reject(f"a malformed event of kind {event.get('kind')!r}", ValueError("left out"))
+            self._flush_all()
+        except RunGoneError:
+            self.incomplete = True
+            self._forget()
+            raise
         except Exception:
             self._forget()
             raise
+        finally:
+            self._absent = set()
 
     def _forget(self) -> None:
         # after an error it is not known what arrived: the store may be another one, a run made without an answer
-        self._experiment = None
-        self._ids, self._steps, self._batches = {}, {}, {}
+        self._experiment, self._homes = None, {}
+        self._ids, self._steps, self._batches, self._absent = {}, {}, {}, set()
 
     def _start(self, key: Key, event: Mapping[str, Any]) -> None:
         if key[1] is None:
@@ -100,8 +113,11 @@ class Runs:
         batch = self._batch(key)
         batch.params += self._params(run_id, event.get("params", {}))
         batch.tags.update(as_texts(event.get("tags", {})))
+        if key[1] is not None:
+            # the parent may be another one than when the run was made
+            batch.tags[PARENT_TAG] = self._run_id((key[0], None), event["time"])
         if event.get("resumed"):
-            self._call("reopening a run", self._client.update_run, run_id, "RUNNING")
+            self._sender.call("reopening a run", self._client.update_run, run_id, "RUNNING")
 
     def _report(self, key: Key, event: Mapping[str, Any]) -> None:
         from mlflow.entities import Metric
@@ -128,32 +144,50 @@ class Runs:
         if key[1] is None:
             self._end_children(key[0], event["time"])
         status = RUN_STATUS.get(event["status"], event["status"])
-        self._call("ending a run", self._client.set_terminated, run_id, status, int(event["time"]))
+        self._sender.call("ending a run", self._client.set_terminated, run_id, status, int(event["time"]))
 
     def _end_children(self, study: str, time: int) -> None:
         """No child says RUNNING after its study has stopped; a resumed trial says so again."""
-        for other in list(self._batches):
-            self._flush(other)
-        for run in self._search(f"tags.`{STUDY_TAG}` = '{study}' and attributes.status = 'RUNNING'"):
+        self._flush_all()
+        for run in find_runs(self._client, study, "attributes.status = 'RUNNING'"):
             if run.data.tags.get(ROLE_TAG) == "trial":
-                self._call("ending a run", self._client.set_tag, run.info.run_id, "state", "UNFINISHED")
-                self._call("ending a run", self._client.set_terminated, run.info.run_id, "KILLED", int(time))
+                self._sender.call("ending a run", self._client.set_tag, run.info.run_id, "state", "UNFINISHED")
+                self._sender.call("ending a run", self._client.set_terminated, run.info.run_id, "KILLED", int(time))
+
+    def _drop(self, key: Key, event: Mapping[str, Any]) -> None:
+        self._flush_all()
+        if not self._sender.gone(event["run"]):
+            self._client.delete_run(event["run"])
+        self._ids = {other: run_id for other, run_id in self._ids.items() if run_id != event["run"]}
+
+    def _adopt(self, key: Key, event: Mapping[str, Any]) -> None:
+        run_id = self._run_id(key, event["time"])
+        if run_id == event["run"]:
+            return
+
+        def copy(_run_id: str) -> None:
+            with tempfile.TemporaryDirectory() as folder:
+                for file in self._client.list_artifacts(event["run"]):
+                    self._client.download_artifacts(event["run"], file.path, folder)
+                self._client.log_artifacts(run_id, folder)
+
+        self._sender.call(f"the files of run {event['run']}", copy, run_id)
 
     def _artifact(self, key: Key, event: Mapping[str, Any]) -> None:
         path, target = Path(event["path"]), event.get("artifact_path")
         run_id = self._run_id(key, event["time"])
         if not path.exists():
-            self._reject(f"artifact {path}", FileNotFoundError("it is gone"))
+            self._sender.reject(f"artifact {path}", FileNotFoundError("it is gone"))
             return
         upload = self._client.log_artifacts if path.is_dir() else self._client.log_artifact
-        self._call(f"artifact {path}", upload, run_id, str(path), target)
+        self._sender.call(f"artifact {path}", upload, run_id, str(path), target)
 
     def _text(self, run_id: str, text: str, name: str) -> None:
         with tempfile.TemporaryDirectory() as folder:
             local = Path(folder) / Path(name).name
             local.write_text(text, encoding="utf-8")
             inside = str(Path(name).parent) if "/" in name else None
-            self._call(f"artifact {name}", self._client.log_artifact, run_id, str(local), inside)
+            self._sender.call(f"artifact {name}", self._client.log_artifact, run_id, str(local), inside)
 
     def _params(self, run_id: str, values: Mapping[str, Any]) -> list[Param]:
         from mlflow.entities import Param
@@ -162,8 +196,7 @@ class Runs:
         for name, text in as_texts(values).items():
             if len(text) > MAX_PARAM_LENGTH:
                 self._text(run_id, text, f"params/{name}.txt")
-                text = f"{len(text)} characters, see artifact params/{name}.txt"
-            params.append(Param(name, text))
+            params.append(Param(name, shown_param(name, text)))
         return params
 
     # runs
@@ -177,17 +210,51 @@ class Runs:
         return self._ids[key]
 
     def _find(self, key: Key) -> str | None:
+        if key in self._absent:
+            return None
+        self._default_experiment()
         study, trial = key
         role = f"tags.`{ROLE_TAG}` = 'study'" if trial is None else f"tags.`{TRIAL_TAG}` = '{trial}'"
-        runs = self._search(f"tags.`{STUDY_TAG}` = '{study}' and {role}")
-        if not runs:
-            return None
-        first, *copies = sorted(runs, key=lambda run: (run.info.start_time, run.info.run_id))
+        runs = find_runs(self._client, study, role)
+        return self._keep(runs) if runs else None
+
+    def _keep(self, runs: Sequence[Run]) -> str:
+        """The oldest of the runs of one trial; the others are deleted, and the times of its points are read."""
+        first, *copies = runs
         for copy in copies:  # the answer to a "create run" was lost, and a second one was made meanwhile
             self._client.delete_run(copy.info.run_id)
-        history = self._client.get_metric_history(first.info.run_id, OBJECTIVE)
-        self._steps[first.info.run_id] = {point.step: point.timestamp for point in history}
-        return str(first.info.run_id)
+        run_id = str(first.info.run_id)
+        if run_id not in self._steps:
+            history = self._client.get_metric_history(run_id, OBJECTIVE)
+            self._steps[run_id] = {point.step: point.timestamp for point in history}
+        return run_id
+
+    def _look_up(self, events: Sequence[Mapping[str, Any]]) -> None:
+        """Find the runs of many trials at once: a search and a history for each would take minutes after a resume."""
+        keys = {(event["study"], event.get("trial")) for event in events if well_formed(event)} - set(self._ids)
+        doomed = {event["run"] for event in events if event.get("kind") == "drop" and well_formed(event)}
+        for study in {study for study, _ in keys}:
+            wanted = {trial for other, trial in keys if other == study}
+            if len(wanted) < _LOOK_UP_TOGETHER:
+                continue
+            self._default_experiment()
+            runs: dict[int | None, list[Run]] = {}
+            for run in find_runs(self._client, study):
+                number = trial_of(run)
+                if (
+                    run.info.run_id not in doomed
+                    and number in wanted
+                    and (number is not None or run.data.tags.get(ROLE_TAG) == "study")
+                ):
+                    runs.setdefault(number, []).append(run)
+            firsts = [found[0].info.run_id for found in runs.values()]
+            for run_id, points in histories(self._client, firsts, OBJECTIVE).items():
+                self._steps[run_id] = {point.step: point.time for point in points}
+            for number, found in runs.items():
+                self._ids[study, number] = self._keep(found)
+            self._absent |= {(study, number) for number in wanted - set(runs)}
+            if None in runs:
+                self.parent_run_id = self._ids[study, None]
 
     def _create(self, key: Key, time: int) -> str:
         study, trial = key
@@ -197,28 +264,30 @@ class Runs:
         else:
             name = f"trial-{trial:04d}"
             tags |= {TRIAL_TAG: str(trial), PARENT_TAG: self._run_id((study, None), time)}
-        run = self._client.create_run(self._experiment_id(), start_time=time, tags=tags, run_name=name)
+        run = self._client.create_run(self._home(study), start_time=time, tags=tags, run_name=name)
         return str(run.info.run_id)
 
-    def _search(self, condition: str) -> list[Run]:
-        runs: list[Run] = []
-        token: str | None = None
-        while True:
-            page = self._client.search_runs([self._experiment_id()], condition, max_results=1000, page_token=token)
-            runs += page
-            token = page.token
-            if not token:
-                return runs
-
-    def _experiment_id(self) -> str:
+    def _default_experiment(self) -> str:
+        """Made, or restored with the runs in it, before anything is looked for."""
         if self._experiment is None:
             self._experiment = find_experiment(self._client, self._uri)
         return self._experiment
+
+    def _home(self, study: str) -> str:
+        """The experiment of a new run: its study's, though the environment may name another one by now."""
+        if study not in self._homes:
+            runs = find_runs(self._client, study)
+            self._homes[study] = runs[0].info.experiment_id if runs else self._default_experiment()
+        return self._homes[study]
 
     # sending
 
     def _batch(self, key: Key) -> _Batch:
         return self._batches.setdefault(key, _Batch())
+
+    def _flush_all(self) -> None:
+        for key in list(self._batches):
+            self._flush(key)
 
     def _flush(self, key: Key) -> None:
         from mlflow.entities import RunTag
@@ -227,36 +296,5 @@ class Runs:
         run_id = self._ids[key]
         entries: list[Entry] = [*batch.params, *(RunTag(*tag) for tag in batch.tags.items()), *batch.metrics]
         for start in range(0, len(entries), _MAX_ENTRIES):
-            self._send(run_id, entries[start : start + _MAX_ENTRIES])
+            self._sender.send(run_id, entries[start : start + _MAX_ENTRIES])
         self._steps.setdefault(run_id, {}).update(batch.steps)
-
-    def _send(self, run_id: str, entries: list[Entry]) -> None:
-        """One request; where MLflow refuses it for good, halves, until the refused entry is alone."""
-        from mlflow.entities import Metric, Param, RunTag
-
-        metrics = [entry for entry in entries if isinstance(entry, Metric)]
-        params = [entry for entry in entries if isinstance(entry, Param)]
-        tags = [entry for entry in entries if isinstance(entry, RunTag)]
-        try:
-            self._client.log_batch(run_id, metrics, params, tags)
-        except Exception as problem:
-            if not is_permanent(problem):
-                raise
-            if len(entries) == 1:
-                self._reject(f"{entries[0].key!r} of run {run_id}", problem)
-                return
-            middle = len(entries) // 2
-            self._send(run_id, entries[:middle])
-            self._send(run_id, entries[middle:])
-
-    def _call(self, what: str, function: Callable[..., Any], *arguments: Any) -> None:
-        try:
-            function(*arguments)
-        except Exception as problem:
-            if not is_permanent(problem):
-                raise
-            self._reject(what, problem)
-
-    def _reject(self, what: str, problem: Exception) -> None:
-        self.rejected += 1
-        _log.warning("MLflow refused %s: %s", what, scrub(problem, self._uri))

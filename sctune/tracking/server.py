@@ -15,6 +15,8 @@ from threading import Thread
 from typing import TYPE_CHECKING, TypeVar
 
 from sctune.errors import TrackingError
+from sctune.paths import home
+from sctune.urls import TRACKING_VARIABLE, accept, chosen, complete, missing_driver
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -34,22 +36,26 @@ _PERMANENT = frozenset({400, 413, 501})
 Result = TypeVar("Result")
 
 
-def default_tracking_uri(home: Path) -> str:
-    """The local store: an SQLite file in `home`, as an absolute URI."""
-    return f"{_SQLITE}{home.expanduser().absolute() / 'mlflow.db'}"
+def default_tracking_uri(folder: Path) -> str:
+    """The local store: an SQLite file in `folder`, as an absolute URI."""
+    return f"{_SQLITE}{folder.expanduser().absolute() / 'mlflow.db'}"
 
 
-def resolve_tracking_uri(text: str | None, home: Path) -> str:
-    """What the user gave as a full URI: nothing -> the local store; a path or a relative SQLite URI -> absolute.
+def resolve_tracking_uri(text: str | None, folder: Path) -> str:
+    """What the user gave, or SCTUNE_TRACKING_URI, as a full URI.
 
-    A worker's or a later launch's current folder is another one, so nothing relative may be kept.
+    Nothing -> the local store; a path or a relative SQLite URI -> absolute.
+
+    A worker's or a later launch's current folder is another one, so nothing relative may be kept; and no password,
+    which `complete` adds when a connection is opened.
     """
+    text = chosen(text, TRACKING_VARIABLE)
     if not text:
-        return default_tracking_uri(home)
+        return default_tracking_uri(folder)
     if text.startswith(_SQLITE):
         return f"{_SQLITE}{Path(text.removeprefix(_SQLITE)).expanduser().absolute()}"
     if "://" in text:
-        return text
+        return accept(text, "--tracking-uri")
     path = Path(text).expanduser().absolute()
     return f"{_SQLITE}{path if path.suffix == '.db' else path / 'mlflow.db'}"
 
@@ -75,9 +81,16 @@ def local_database(uri: str) -> Path | None:
 
 
 def artifact_location(uri: str) -> str | None:
-    """Where runs keep their files: `mlartifacts` beside an SQLite store; None: the server says."""
+    """Where runs keep their files: `mlartifacts` beside an SQLite store; None: the server says.
+
+    For another database MLFLOW_DEFAULT_ARTIFACT_ROOT (MLflow's own variable), else a folder of this machine.
+    """
     database = local_database(uri)
-    return None if database is None else (database.parent / "mlartifacts").as_uri()
+    if database is not None:
+        return (database.parent / "mlartifacts").as_uri()
+    if uri.startswith("http"):
+        return None
+    return os.environ.get("MLFLOW_DEFAULT_ARTIFACT_ROOT") or (home() / "mlartifacts").as_uri()
 
 
 def experiment_name() -> str:
@@ -105,7 +118,8 @@ def mlflow_client(uri: str) -> MlflowClient:
     configure_mlflow()
     from mlflow import MlflowClient
 
-    return MlflowClient(tracking_uri=uri, registry_uri=uri)
+    full = complete(uri)
+    return MlflowClient(tracking_uri=full, registry_uri=full)
 
 
 def find_experiment(client: MlflowClient, uri: str) -> str:
@@ -158,6 +172,9 @@ def check_tracking(uri: str) -> None:
             f"tracking URI {safe_uri(uri)!r}: unsupported; use one of {', '.join(SCHEMES)}, "
             "for example http://127.0.0.1:5000 or sqlite:////absolute/path/mlflow.db"
         )
+    missing = missing_driver(complete(uri))
+    if missing is not None:
+        raise TrackingError(missing)
     database = local_database(uri)
     if database is not None:
         _check_writable(database)
@@ -206,7 +223,7 @@ def ui_command(uri: str, port: int) -> list[str]:
     if uri.startswith("http"):
         raise TrackingError(f"{safe_uri(uri)} is a server with its own UI; open that address in a browser")
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    if safe_uri(uri) == uri:
+    if safe_uri(complete(uri)) == uri:
         command += ["--backend-store-uri", uri]
     location = artifact_location(uri)
     return command if location is None else [*command, "--artifacts-destination", location]
@@ -215,7 +232,8 @@ def ui_command(uri: str, port: int) -> list[str]:
 def ui_environment(uri: str) -> dict[str, str]:
     """This process's environment with the store and no telemetry, for the process of `ui_command`."""
     configure_mlflow()
-    return {**os.environ, "MLFLOW_BACKEND_STORE_URI": uri}
+    # jobs are for MLflow's own evaluations; the ten processes that wait for them would take 2 GB
+    return {**os.environ, "MLFLOW_BACKEND_STORE_URI": complete(uri), "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
 
 
 def _check_writable(database: Path) -> None:

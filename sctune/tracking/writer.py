@@ -2,7 +2,8 @@
 
 `put` only appends to a queue. One background thread moves the queue to the journal; a second one reads the
 journal and sends, since a server that hangs must not keep events from the disk. What was not delivered when
-a process died is sent by the next writer on the same journal.
+a process died is sent by the next writer on the same journal. Where the journal cannot be written (a full disk) the
+queue holds a bounded number of events; later ones are left out, and `owed` says that the record must be replayed.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from threading import Thread
 
 from sctune.tracking.events import Event
 from sctune.tracking.journal import Journal
+from sctune.tracking.owed import OwedMark
 from sctune.tracking.runs import Runs
 from sctune.tracking.server import scrub
 
@@ -24,6 +26,8 @@ _SYNC_S = 1.0
 _FIRST_PAUSE_S = 0.5
 _LONGEST_PAUSE_S = 30.0
 _BATCH = 500
+QUEUE_LIMIT = 10_000
+"""Events that wait for the journal: some 50 MB."""
 
 _log = logging.getLogger(__name__)
 
@@ -32,13 +36,18 @@ class Writer:
     """Sends events to the MLflow store at `tracking_uri`, in order, each at least once, with the effect of once.
 
     Raises TrackingError when the journal cannot be written; nothing after that raises into the search.
-    last_error: why the last attempt failed, one line without credentials; None after a success.
+    last_error: why the last attempt failed, one line without credentials; None after a success. lost: events that
+    this writer had no room for. queue_limit: events that may wait for the journal.
     """
 
-    def __init__(self, tracking_uri: str, journal: Path) -> None:
+    def __init__(self, tracking_uri: str, journal: Path, queue_limit: int = QUEUE_LIMIT) -> None:
         self.last_error: str | None = None
+        self.lost = 0
         self._uri = tracking_uri
+        self._limit = queue_limit
+        self._owes = False
         self._journal = Journal(journal)
+        self._mark = OwedMark(journal.with_name(journal.name + ".owed"))
         self._queue: deque[Event] = deque()
         self._runs: Runs | None = None
         self._closed, self._hurry = Flag(), Flag()
@@ -49,7 +58,28 @@ class Writer:
 
     def put(self, event: Event) -> None:
         """Hand over an event; returns at once. The caller must not change it afterwards."""
-        self._queue.append(event)
+        if len(self._queue) < self._limit:
+            self._queue.append(event)
+        else:
+            self.lost += 1
+            self._owes = True  # the keeper writes it down
+
+    def wait_for_room(self, timeout_s: float) -> bool:
+        """Wait until half of the queue is free, for who hands over many events in a row; False: it still is not."""
+        end = time.monotonic() + timeout_s
+        while len(self._queue) > self._limit // 2 and time.monotonic() < end:
+            time.sleep(0.02)
+        return len(self._queue) <= self._limit // 2
+
+    @property
+    def owed(self) -> bool:
+        """Whether events were lost, in this process or an earlier one, and the record was not replayed since."""
+        return bool(self._mark) or self._owes
+
+    def replayed(self) -> None:
+        """The whole record was put into this writer after the last loss."""
+        self._owes = False
+        self._mark.clear()
 
     @property
     def undelivered(self) -> int:
@@ -91,14 +121,18 @@ class Writer:
                 while self._queue:
                     # events leave the queue only after they are written, so that `undelivered` never misses one
                     block = [self._queue[i] for i in range(min(len(self._queue), _BATCH))]
-                    self._journal.append(block)
+                    if self._journal.append(block):
+                        self._owes = True
                     for _ in block:
                         self._queue.popleft()
                 if closing or time.monotonic() - synced >= _SYNC_S:
                     self._journal.sync()
+                    self._journal.compact()
                     synced = time.monotonic()
             except OSError as problem:  # a full disk: the queue keeps the events
                 self._note(problem)
+            if self._owes or (closing and self._queue):
+                self._mark.set()
             if closing:
                 self._journal.close()
                 return
@@ -123,7 +157,11 @@ class Writer:
             return False
         if self._runs is None:
             self._runs = Runs(self._uri)
-        self._runs.apply(events)
+        try:
+            self._runs.apply(events)
+        finally:
+            if self._runs.incomplete:
+                self._runs.incomplete, self._owes = False, True
         if not self._closed.is_set():
             self._journal.mark_delivered(last)
         return True

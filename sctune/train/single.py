@@ -36,7 +36,7 @@ def train_one(config: TrialConfig, out: Path | None, test: bool, say: Callable[[
         scores = score_test(trainer)
         labels, values = [row[1] for row in scores], [row[2] for row in scores]
         metrics |= {"test_auroc": auroc(labels, values), "test_ap": average_precision(labels, values)}
-    report_card = {"format_version": 1, "metrics": metrics, "config": config.model_dump()}
+    report_card = {"format_version": 1, "metrics": metrics, "config": config.document()}
     if out is not None:
         _write(out, trainer, report_card, scores)
     return report_card
@@ -61,7 +61,9 @@ def _write(out: Path, trainer: Trainer, report: dict[str, Any], scores: list[tup
     state = {name: value.cpu().contiguous() for name, value in trainer.detector.state_dict().items()}
     save_file(state, out / "model.safetensors")
     (out / "config.json").write_text(json.dumps(report["config"], indent=1), encoding="utf-8")
-    (out / "metrics.json").write_text(json.dumps(report["metrics"], indent=1), encoding="utf-8")
+    (out / "metrics.json").write_text(
+        json.dumps({"format_version": 1, **report["metrics"]}, indent=1), encoding="utf-8"
+    )
     if scores:
         with (out / "scores.csv").open("w", newline="", encoding="utf-8") as stream:
             csv.writer(stream).writerows([("path", "label", "score"), *scores])

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,7 @@ from sctune.config import Task, TrialConfig
 from sctune.data.batches import stream
 from sctune.data.images import ImageCache
 from sctune.data.split import Split, split_for
-from sctune.errors import CheckpointError, DataError, NonFiniteError
+from sctune.errors import CheckpointError, DataError, NonFiniteError, StoppedError
 from sctune.model.detector import build_detector
 from sctune.paths import cache_folder
 from sctune.report import EpochReport
@@ -38,7 +38,8 @@ class Trainer:
 
     config: the task's fields in it are replaced by the task's. cache: folder of the decoded images (default:
     under SCTUNE_HOME). weights: resolved ImageNet file, where the caller has it. split: where the caller made it.
-    Raises ConfigError, DataError or WeightsError before any training, NonFiniteError during it.
+    should_stop: asked before every iteration. Raises ConfigError, DataError or WeightsError before any training,
+    NonFiniteError and StoppedError during it.
     """
 
     def __init__(
@@ -49,8 +50,10 @@ class Trainer:
         cache: Path | None = None,
         weights: Path | None = None,
         split: Split | None = None,
+        should_stop: Callable[[], bool] = lambda: False,
     ) -> None:
         data = config.data
+        self._should_stop = should_stop
         self.task = task or Task(
             source=data.source,
             category=data.category,
@@ -177,7 +180,7 @@ class Trainer:
         first = self.epoch * iterations
         self.detector.train()
         self.step.start_epoch(first)
-        rows = [self.step.run(first + number) for number in range(iterations)]
+        rows = [self._iterate(first + number) for number in range(iterations)]
         metrics = {}
         for name in dict.fromkeys(name for row in rows for name in row):
             # a step without pseudo slots has no figures about them
@@ -188,6 +191,11 @@ class Trainer:
                 )
         metrics["lr"] = self.optimiser.param_groups[0]["lr"]
         return metrics
+
+    def _iterate(self, number: int) -> dict[str, Tensor]:
+        if self._should_stop():
+            raise StoppedError(f"stopped in epoch {self.epoch + 1}")
+        return self.step.run(number)
 
     def _set_references(self) -> None:
         if self.step.references is not None:

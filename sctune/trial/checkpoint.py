@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import re
 import uuid
 from collections.abc import Mapping
@@ -104,22 +105,49 @@ class TrialStore:
         local = isinstance(self.system, fs.LocalFileSystem)
         # a rename makes a local folder appear whole; on an object store the manifest comes last
         target = f"{self.root}/.{name.folder}.{uuid.uuid4().hex[:8]}" if local else final
+        try:
+            self._write_all(target, name, tasks, report)
+        except BaseException:
+            # a full disk must not be filled further by what is left over
+            self._remove(target)
+            raise
+        if local:
+            self._remove(final)
+            self.system.move(target, final)
+        self._trim(name, KEPT if not last else 1)
+        return name
+
+    def _write_all(
+        self,
+        target: str,
+        name: CheckpointName,
+        tasks: Mapping[str, TaskState],
+        report: Mapping[str, Any] | None,
+    ) -> None:
         self.system.create_dir(target, recursive=True)
         files = {}
         for index, (key, (tensors, meta)) in enumerate(tasks.items()):
             content = save_tensors(dict(tensors))
             files[key] = {"file": f"task-{index}.safetensors", "sha256": _sha256(content), "meta": meta}
             self._write(f"{target}/task-{index}.safetensors", content)
-        manifest = {"format_version": FORMAT, "epoch": epoch, "attempt": attempt, "tasks": files, "report": report}
+        manifest = {
+            "format_version": FORMAT,
+            "epoch": name.epoch,
+            "attempt": name.attempt,
+            "tasks": files,
+            "report": report,
+        }
         self._write(f"{target}/{MANIFEST}", json.dumps(manifest | {"sha256": _manifest_digest(manifest)}).encode())
-        if local:
-            self._remove(final)
-            self.system.move(target, final)
-        kept = 1 if last else KEPT
+
+    def _trim(self, latest: CheckpointName, kept: int) -> None:
+        """Remove older checkpoints, and what earlier attempts left half-written."""
         for older in self.names()[:-kept]:
-            if older.attempt <= attempt:
+            if older.attempt <= latest.attempt:
                 self._remove(f"{self.root}/{older.folder}")
-        return name
+        for info in self.system.get_file_info(fs.FileSelector(self.root, allow_not_found=True)):
+            staged = re.fullmatch(r"\.epoch-[0-9]+-attempt-([0-9]{2,9})\.\w+", info.base_name)
+            if staged and int(staged[1]) < latest.attempt:
+                self._remove(info.path)
 
     def names(self) -> list[CheckpointName]:
         """Complete checkpoints, the latest epoch last."""
@@ -163,6 +191,13 @@ class TrialStore:
         return load_tensors(content)
 
     def _write(self, path: str, content: bytes) -> None:
+        if isinstance(self.system, fs.LocalFileSystem):
+            with open(path, "wb") as file:
+                file.write(content)
+                file.flush()
+                # or a power cut could leave a whole folder of empty files
+                os.fsync(file.fileno())
+            return
         with self.system.open_output_stream(path) as stream:
             stream.write(content)
 

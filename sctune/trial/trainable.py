@@ -6,24 +6,34 @@ one by itself, and Ray's own checkpointing stays unused.
 
 from __future__ import annotations
 
+import errno
 import gc
+import logging
 import time
 import traceback
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import ray
 import torch
 from pydantic import BaseModel, ConfigDict
 from ray import tune
 
 from sctune.config import Task, TrialConfig
 from sctune.data.split import split_for
-from sctune.errors import ClusterError
+from sctune.errors import ClusterError, StoppedError
 from sctune.model.weights import file_sha256, resolve_weights
 from sctune.report import OBJECTIVE, EpochReport, merge_reports
 from sctune.train.trainer import Trainer
 from sctune.trial.checkpoint import TrialStore
+from sctune.trial.step_log import StepLog
+from sctune.trial.stop_flag import StopFlag
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+_MEMORY_MESSAGES = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
+
+_log = logging.getLogger(__name__)
 
 CHECKED_PACKAGES = ("sctune", "torch", "torchvision", "optuna")
 """Packages whose versions must be the same on the driver and on every worker."""
@@ -35,6 +45,7 @@ class TrialSpec(BaseModel):
     config: base TrialConfig tree; tasks: what a trial is scored on; storage: URI of the checkpoints;
     checkpoint_epochs: rungs, always saved; checkpoint_interval: seconds between other checkpoints;
     splits: task key -> digest the driver saw; weights_sha256: of the backbone's weights file, by backbone.
+    stop_key: where the driver raises the flag that ends the launch's trials.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -48,6 +59,7 @@ class TrialSpec(BaseModel):
     splits: dict[str, str]
     weights_sha256: dict[str, str]
     versions: dict[str, str]
+    stop_key: str = ""
 
 
 def package_versions() -> dict[str, str]:
@@ -61,8 +73,11 @@ class SaliencyCutTrainable(tune.Trainable):
 
     def setup(self, config: dict[str, Any], spec: dict[str, Any]) -> None:
         self.spec = TrialSpec.model_validate(spec)
+        self.log = StepLog.attach()
         self._begin(config)
         self._digests: dict[Path, str] = {}
+        self._should_stop = StopFlag(self.spec.stop_key)
+        self._node = ray.get_runtime_context().get_node_id() if ray.is_initialized() else ""
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         self._begin(new_config)
@@ -77,14 +92,31 @@ class SaliencyCutTrainable(tune.Trainable):
             trained = report is None
             if report is None:
                 report = merge_reports({trainer.task.key: trainer.run_epoch() for trainer in self.trainers})
-        except torch.cuda.OutOfMemoryError as problem:
-            return self._failure("out of memory", problem)
+        except StoppedError:
+            # the driver has stopped listening; the trial goes on from its checkpoint in the next launch
+            self._drop()
+            return {OBJECTIVE: float("nan"), "done": True}
         except Exception as problem:  # the trial's own fault: told with its traceback, and the actor lives on
-            return self._failure(type(problem).__name__, problem)
+            return self._failure("out of memory" if _is_out_of_memory(problem) else type(problem).__name__, problem)
         if trained:
-            # storage that fails is not the trial's fault: the error goes to Ray, which tries again from the last one
-            self._checkpoint(report)
-        return report.to_dict() | {"done": report.last}
+            try:
+                self._checkpoint(report)
+            except OSError as problem:
+                # other trouble of the storage goes to Ray, and the driver starts the trial again
+                if problem.errno not in _NO_ROOM:
+                    raise
+                if report.last:
+                    # its model would be lost: the driver starts it again, from the last checkpoint, when there is room
+                    return self._failure("disk full", problem)
+                _log.warning(
+                    "no room for the checkpoint of trial %d at epoch %d: %s", self.number, report.epoch, problem
+                )
+        return report.to_dict() | {
+            "done": report.last,
+            "node": self._node,
+            "log": self.log.take(),
+            "where": self._where(),
+        }
 
     def cleanup(self) -> None:
         self._drop()
@@ -115,8 +147,20 @@ class SaliencyCutTrainable(tune.Trainable):
                 raise ClusterError(
                     f"the data of task {task.key} differ from the driver's; give every node the same files"
                 )
-            trainers.append(Trainer(config, task, cache=Path(self.spec.cache), weights=weights, split=split))
+            trainers.append(
+                Trainer(
+                    config,
+                    task,
+                    cache=Path(self.spec.cache),
+                    weights=weights,
+                    split=split,
+                    should_stop=self._should_stop,
+                )
+            )
         self.store = TrialStore(self.spec.storage, self.number)
+        if self.attempt == 1:
+            # left over by a trial that took this number and whose driver was killed before it was recorded
+            self.store.clear()
         saved = self.store.load_latest()
         if saved is not None:
             for trainer in trainers:
@@ -158,6 +202,7 @@ class SaliencyCutTrainable(tune.Trainable):
 
     def _failure(self, kind: str, problem: BaseException) -> dict[str, Any]:
         message = " ".join(str(problem).split())[:500]
+        told = {"where": self._where(), "log": "\n".join(self.log.take())}
         text = "".join(traceback.format_exception(problem))
         problem.__traceback__ = None
         if torch.cuda.is_initialized():
@@ -165,4 +210,15 @@ class SaliencyCutTrainable(tune.Trainable):
             torch.cuda.synchronize()
         self._drop()
         # Ray insists on the metric; a result with a failure is never read as a report
-        return {"failure": {"kind": kind, "message": message, "traceback": text}, OBJECTIVE: float("nan"), "done": True}
+        failure = {"kind": kind, "message": message, "traceback": text} | told
+        return {"failure": failure, OBJECTIVE: float("nan"), "done": True}
+
+    def _where(self) -> str:
+        return f"{self.log.where}, {self.trainers[0].device}" if self.trainers else self.log.where
+
+
+def _is_out_of_memory(problem: BaseException) -> bool:
+    """Of the GPU or of the machine; torch tells the latter and CUDA's libraries by their messages only."""
+    if isinstance(problem, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(problem, RuntimeError) and any(text in str(problem) for text in _MEMORY_MESSAGES)

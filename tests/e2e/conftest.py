@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -38,18 +39,24 @@ class Sctune:
         return document
 
     @contextmanager
-    def started(self, *words: object) -> Iterator[subprocess.Popen[str]]:
-        """A command that is still running, in a process group of its own; nothing of the group outlives the block."""
+    def started(self, *words: object, stderr: Path | None = None) -> Iterator[subprocess.Popen[str]]:
+        """A command that is still running, in a process group of its own; nothing of the group outlives the block.
+
+        stderr: a file for it, to be read while the command runs; else a pipe.
+        """
         command = [str(COMMAND), *map(str, words)]
-        with subprocess.Popen(
-            command,
-            env=self.env,
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            start_new_session=True,
-            cwd=self.home,
-        ) as process:
+        with (
+            contextlib.ExitStack() as files,
+            subprocess.Popen(
+                command,
+                env=self.env,
+                text=True,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE if stderr is None else files.enter_context(stderr.open("w")),
+                start_new_session=True,
+                cwd=self.home,
+            ) as process,
+        ):
             try:
                 yield process
             finally:

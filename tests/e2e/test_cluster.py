@@ -80,6 +80,8 @@ def test_a_search_uses_both_nodes(sctune: Any, smoke: list[str], address: str, r
     more += ["--set", "budget.iterations=20"]
     done = sctune(*smoke, *more, "--trials", "3", "--json", timeout=180)
     assert "of 2 CPUs and 0 GPUs on 2 node(s)" in done.stderr
+    reachable = not address.startswith("127.")
+    assert ("keep the ports behind a firewall" in done.stderr) == reachable
     trials = json.loads(done.stdout)["trials"]
     assert [trial["state"] for trial in trials] == ["COMPLETE"] * 3
     # a node has one CPU and a trial takes one: two that trained at the same time trained on both nodes
@@ -87,6 +89,14 @@ def test_a_search_uses_both_nodes(sctune: Any, smoke: list[str], address: str, r
     assert max(first, other_first) < min(second, other_second)
     assert runs_of("cluster").keys() == {None, 0, 1, 2}
     assert {path.name for path in (shared / "cluster" / "trials").iterdir()} == {"00000", "00001", "00002"}
+
+
+def test_another_token_is_refused_with_the_way_out(sctune: Any, smoke: list[str], address: str) -> None:
+    stranger = type(sctune)(sctune.home)
+    stranger.env |= {"RAY_AUTH_TOKEN": "0" * 64}
+    refused = stranger(*smoke, "--name", "stranger", "--address", address, code=2).stderr
+    assert refused.splitlines()[-1].startswith(f"sctune: Ray at {address} does not take this token; copy ")
+    assert not sctune.study("stranger").exists()
 
 
 def test_nodes_with_other_versions_are_refused(sctune: Any, address: str, tmp_path: Path) -> None:

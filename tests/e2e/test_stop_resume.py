@@ -30,7 +30,9 @@ def epochs_told(trials: list[FrozenTrial]) -> int:
     return sum(len(trial.intermediate_values) for trial in trials)
 
 
-def interrupt(sctune: Any, wait_until: Callable[..., None], end: Callable[[Any], None], *, epochs: int) -> Any:
+def interrupt(
+    sctune: Any, wait_until: Callable[..., None], end: Callable[[Any], None], *words: str, epochs: int
+) -> Any:
     """Go on with the study, let `end` stop it once new epochs are told and a trial is running; gives the process."""
     before = epochs_told(sctune.record(NAME))
 
@@ -38,7 +40,7 @@ def interrupt(sctune: Any, wait_until: Callable[..., None], end: Callable[[Any],
         trials = sctune.record(NAME)
         return epochs_told(trials) >= before + epochs and any(trial.state == RUNNING for trial in trials)
 
-    with sctune.started("resume", NAME) as process:
+    with sctune.started("resume", NAME, *words) as process:
         wait_until(running, 100, "a running trial")
         end(process)
         asked = time.monotonic()
@@ -65,10 +67,15 @@ def test_a_search_survives_whatever_ends_it(
 ) -> None:
     out_of_time = sctune(*smoke, *LONG, "--name", NAME, "--time-budget", "9s", code=3)
     assert f"sctune resume {NAME}" in out_of_time.stdout
-    assert "time budget" in sctune("resume", NAME, "--time-budget", "1s", code=2).stderr
+    # the budget is the study's: it is spent, until another one is given
+    spent = sctune("resume", NAME, code=2).stderr
+    assert "the time budget of 9 s is spent" in spent
+    assert f"sctune resume {NAME} --time-budget" in spent
 
     # as a terminal does: the signal goes to every process of the group
-    by_hand = interrupt(sctune, wait_until, lambda process: os.killpg(process.pid, signal.SIGINT), epochs=1)
+    by_hand = interrupt(
+        sctune, wait_until, lambda process: os.killpg(process.pid, signal.SIGINT), "--time-budget", "none", epochs=1
+    )
     check_stopped(by_hand, sctune, runs_of)
     by_system = interrupt(sctune, wait_until, lambda process: process.send_signal(signal.SIGTERM), epochs=1)
     check_stopped(by_system, sctune, runs_of)

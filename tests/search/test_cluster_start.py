@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
 
 from sctune.errors import ClusterError
-from sctune.search.cluster import connect
+from sctune.search.cluster import connect, ensure_token, is_loopback
 
 # as ray/_private/node.py raises it, with no class of its own
 TIMED_OUT = Exception("The current node timed out during startup. This could happen because some of the raylet failed.")
@@ -42,3 +47,73 @@ def test_an_interrupt_stays_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray, "init", init)
     with pytest.raises(KeyboardInterrupt):
         connect(None)
+
+
+START = """
+import json, os
+from sctune.search.cluster import listening_addresses, prepare_environment
+prepare_environment()
+from sctune.search.driver import session
+with session(None) as warnings:
+    import ray
+    inside = ray.get(ray.remote(num_cpus=0)(lambda: sorted(os.environ)).remote())
+    closed = [sorted(listening_addresses()), warnings]
+print(json.dumps([closed, inside, sorted(os.environ)]))
+"""
+
+
+def test_a_ray_of_our_own_listens_here_only_and_never_has_the_drivers_secrets(tmp_path: Path) -> None:
+    """The private part of Ray that is replaced for it may go with any version: this looks at the real sockets."""
+    import json
+
+    environment = {**os.environ, "PGPASSWORD": "secret", "SCTUNE_STORAGE": "postgresql://u:secret@h/d", "PLAIN": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", START], env=environment, capture_output=True, text=True, cwd=tmp_path, timeout=100
+    )
+    assert done.returncode == 0, done.stderr
+    (addresses, warnings), in_worker, in_driver = json.loads(done.stdout)
+    assert addresses and all(is_loopback(address) for address in addresses)
+    assert warnings == []
+    assert "PLAIN" in in_worker
+    assert not {"PGPASSWORD", "SCTUNE_STORAGE"} & set(in_worker)
+    assert {"PGPASSWORD", "SCTUNE_STORAGE"} <= set(in_driver)
+
+
+def test_open_ports_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    import socket
+
+    from sctune.search.cluster import exposure
+
+    with socket.create_server(("0.0.0.0", 0)):
+        (line,) = exposure(None)
+    assert "0.0.0.0" in line
+    assert "firewall" in line
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [("127.0.0.1", True), ("::ffff:127.0.0.1", True), ("::1", True), ("::", False), ("0.0.0.0", False)],
+)
+def test_loopback_in_all_its_forms(host: str, expected: bool) -> None:
+    assert is_loopback(host) == expected
+
+
+def test_the_token_is_the_owners_alone(tmp_path: Path) -> None:
+    path = tmp_path / ".ray" / "auth_token"
+    ensure_token(path)
+    first = path.read_text()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    path.chmod(0o644)
+    ensure_token(path)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert path.read_text() == first
+    assert len(first) == 64
+
+
+def test_keys_are_not_handed_on_where_ray_writes_them_down() -> None:
+    from ray.tune.execution import class_cache
+
+    from sctune.search.cluster import keep_keys_out_of_logs
+
+    keep_keys_out_of_logs()
+    assert not [name for name in class_cache.ENV_VARS_TO_PROPAGATE if "AWS" in name or "SECRET" in name]

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import yaml
-from ray.tune.search import Searcher
 
 from sctune.config import Task, load_profile
 from sctune.errors import ConfigError
@@ -53,6 +52,9 @@ def open_searcher(study: Study, *observers: Any) -> StudySearcher:
     return StudySearcher(again.manifest, again.manifest.build_space(), again.record, observers)
 
 
+ALONE = {"cpus": 1.0, "gpus": 0.0}
+
+
 class Listener:
     """Writes down the parameters that an observer is told."""
 
@@ -63,6 +65,7 @@ class Listener:
         self.params.append(params)
 
     def on_report(self, number: int, report: dict[str, Any], time: int) -> None: ...
+    def on_wait(self, number: int, reason: str) -> None: ...
 
     def on_end(self, number: int, state: str, value: float | None, info: dict[str, Any]) -> None: ...
 
@@ -72,7 +75,7 @@ def test_workers_get_fields_and_everybody_else_the_variant(tmp_path: Path) -> No
     listener = Listener()
     searcher = open_searcher(study, listener)
     sent = [searcher.suggest(str(number)) for number in range(4)]
-    assert searcher.suggest("4") == Searcher.FINISHED
+    assert searcher.suggest("4") is None
     patch = METHODS["saliencycut"]
     assert [config["params"] for config in sent if isinstance(config, dict)] == [
         patch | {"augment.threshold": 0.2}, patch | {"augment.threshold": 0.4}, METHODS["dra"], METHODS["devnet"],
@@ -89,7 +92,12 @@ def test_workers_get_fields_and_everybody_else_the_variant(tmp_path: Path) -> No
 
     again = Listener()
     resumed = open_searcher(study, again)
-    assert resumed.suggest("a") == {"number": 0, "params": patch | {"augment.threshold": 0.2}, "attempt": 2}
+    assert resumed.suggest("a") == {
+        "number": 0,
+        "params": patch | {"augment.threshold": 0.2},
+        "attempt": 2,
+        "share": ALONE,
+    }
     assert again.params == drawn[:1]
     assert resumed.manifest.config_of(drawn[3]).flat() == load_profile("cpu").flat() | METHODS["devnet"]
     resumed.record.close()

@@ -1,5 +1,8 @@
+"""Servers, and studies as a launch leaves them, without Ray: record, runs in MLflow and checkpoints."""
+
 from __future__ import annotations
 
+import datetime
 import os
 import shutil
 import signal
@@ -8,12 +11,24 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from urllib.error import URLError
 from urllib.request import urlopen
 
+import optuna
 import pytest
+import torch
+from optuna.trial import TrialState
 
+from sctune.config import Task, load_profile
+from sctune.report import OBJECTIVE
+from sctune.search.record import AfterRecord
+from sctune.search.replay import tracking_of
+from sctune.search.space import load_space
+from sctune.search.study import DataSpec, SchedulerSpec, SelectionSpec, Study, StudyManifest
 from sctune.tracking.server import check_tracking, default_tracking_uri, ui_command, ui_environment
+from sctune.tracking.writer import Writer
+from sctune.trial.checkpoint import TrialStore
 
 
 class MlflowServer:
@@ -68,7 +83,7 @@ def local_uri(tmp_path: Path, empty_store: Path) -> str:
     return default_tracking_uri(tmp_path)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def mlflow_server(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Iterator[MlflowServer]:
     folder = tmp_path_factory.mktemp("mlflow-server")
     shutil.copyfile(empty_store, folder / "server.db")
@@ -76,3 +91,107 @@ def mlflow_server(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -
     server.start()
     yield server
     server.stop()
+
+
+STARTED = "2026-01-01T00:00:00+00:00"
+STATES = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL, TrialState.COMPLETE)
+
+
+def make_study(root: Path, uri: str, name: str = "played", keep_best: int = 1) -> Study:
+    space = load_space("threshold_patch", load_profile("cpu"), {"optim.lr": 1e-3})
+    manifest = StudyManifest(
+        name=name,
+        created=STARTED,
+        space=space.to_dict(),
+        profile="cpu",
+        config=space.base.model_dump(),
+        tasks=(Task(),),
+        sampler="random",
+        scheduler=SchedulerSpec(name="none"),
+        trials=12,
+        selection=SelectionSpec(mode="extra"),
+        data=DataSpec(name="elpv", digest="abc"),
+        storage_path=str(root / name),
+        tracking_uri=uri,
+        keep_best=keep_best,
+    )
+    study = Study.create(root, manifest)
+    study.add_launch(STARTED)
+    return study
+
+
+def play(study: Study, sink: Any, states: tuple[TrialState, ...] = STATES, epochs: int = 3) -> None:
+    """Trials as the searcher records and tells them; those with a checkpoint keep it as a launch would."""
+    tracking = tracking_of(study, AfterRecord(study.record, sink))
+    tracking.on_study_start()
+    for number, state in enumerate(states):
+        params = {"augment.threshold": 0.1 + number / 1000, "model.patch_count": 4}
+        trial = optuna.trial.create_trial(
+            state=TrialState.RUNNING,
+            params={"augment.threshold": params["augment.threshold"]},
+            distributions={"augment.threshold": optuna.distributions.FloatDistribution(0.1, 0.9)},
+            user_attrs={"params": params, "attempt": 1, "launch": 0},
+        )
+        trial.number, trial.datetime_start = number, datetime.datetime(2026, 1, 1, 0, 0, number % 60, number // 60)
+        study.record.start(trial)
+        tracking.on_start(number, params, 1)
+        for epoch in range(1, epochs + 1):
+            value = 0.5 + epoch / 100 + number / 10000
+            metrics = {OBJECTIVE: value, "loss": 1 / (epoch + number), "seconds": 2.0}
+            report = {"epoch": epoch, "epochs": epochs, OBJECTIVE: value, "metrics": metrics, "scores": {}}
+            moment = 1_700_000_000_000 + 1000 * number + epoch
+            study.record.report(number, report, moment)
+            tracking.on_report(number, report, moment)
+        if state is TrialState.RUNNING:
+            continue
+        failure = {"kind": "NonFiniteError", "message": "m", "traceback": "Traceback: m"}
+        told = None if state is TrialState.FAIL else value
+        reason = {"stop_reason": "told"}
+        study.record.finish(number, state, told, reason)
+        failed = {"failure": failure} if state is TrialState.FAIL else {}
+        tracking.on_end(number, state.name, told, {**reason, **failed})
+    study.record.flush()
+
+
+def end(study: Study, sink: Any, reason: str = "done") -> None:
+    """The end of the launch, in the tracking and in the manifest."""
+    tracking_of(study, sink).on_study_end({"done": "FINISHED", "stopped": "KILLED"}[reason], {})
+    study.end_launch(STARTED, reason)
+
+
+def save_checkpoint(study: Study, number: int) -> TrialStore:
+    store = TrialStore(study.manifest.storage_path, number)
+    store.save(3, 1, {"task": ({"w": torch.zeros(1)}, {})})
+    return store
+
+
+def played_study(
+    root: Path, uri: str, states: tuple[TrialState, ...] = STATES, reason: str = "done", epochs: int = 3
+) -> Study:
+    """A study that is over and delivered; the best full run, the last one, has its checkpoint."""
+    study = make_study(root, uri)
+    writer = Writer(uri, study.folder / "tracking.jsonl")
+    play(study, writer, states, epochs)
+    end(study, writer, reason)
+    assert writer.drain(60) == 0, writer.last_error
+    writer.close()
+    study.record.close()
+    study = Study.open(root, study.name)
+    best = max(number for number, state in enumerate(states) if state is TrialState.COMPLETE)
+    save_checkpoint(study, best)
+    return study
+
+
+class Player:
+    """The functions above, for tests."""
+
+    make_study = staticmethod(make_study)
+    play = staticmethod(play)
+    end = staticmethod(end)
+    save_checkpoint = staticmethod(save_checkpoint)
+    played_study = staticmethod(played_study)
+
+
+@pytest.fixture(scope="session")
+def player() -> Player:
+    return Player()

@@ -1,0 +1,237 @@
+"""Whole searches over no-op trials: sctune, bare Ray Tune, and Ray Tune with Ray's own Optuna and MLflow parts.
+
+All arms run the same trainable in 2 slots with reused actors, no early stopping, no default loggers and no
+snapshots. Import after sctune's `prepare_environment`, since Ray reads its switches once.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+from urllib.request import urlopen
+
+from noop_trials import EPOCHS, N_SCORES, NoopTrial
+from ray import tune
+from ray.air.integrations.mlflow import MLflowLoggerCallback
+from ray.tune.execution.tune_controller import TuneController
+from ray.tune.search.optuna import OptunaSearch
+from rich.console import Console
+
+from sctune.data.split import Split
+from sctune.paths import studies_folder
+from sctune.report import OBJECTIVE
+from sctune.search import driver, launch
+from sctune.search.options import SearchOptions
+from sctune.search.result import StudyResult, study_result
+from sctune.search.searcher import StudySearcher
+from sctune.search.study import Study
+from sctune.tracking.callback import TrackingCallback
+from sctune.tracking.server import ui_command, ui_environment
+from sctune.tracking.writer import Writer
+from sctune.trial import trainable
+
+SLOTS = 2
+DRAIN_S = 600.0
+SPACE = {"augment.threshold": (0.1, 0.9), "model.patch_count": (2, 6)}
+"""The ranges of the shipped space `threshold_patch`, for the arms of Ray."""
+
+
+@dataclass
+class Clock:
+    """What a search's controller did: one entry per report; seconds of time.perf_counter().
+
+    arrived, handled: when a report reached the controller, and when the controller was done with it. busy: CPU seconds
+    of the controller's thread by then. memory: resident bytes of the driver, noted now and then. drain: what MLflow
+    needed for the rest after the search (`undelivered` events).
+    """
+
+    arrived: list[float] = field(default_factory=list)
+    handled: list[float] = field(default_factory=list)
+    busy: list[float] = field(default_factory=list)
+    memory: list[int] = field(default_factory=list)
+    undelivered: int = 0
+    drain: float = 0.0
+
+    @property
+    def searching(self) -> float:
+        """Seconds from the first report to the end of the last trial."""
+        return self.handled[-1] - self.arrived[0]
+
+    @property
+    def thread(self) -> float:
+        """CPU seconds of the controller's thread in that time."""
+        return self.busy[-1] - self.busy[0]
+
+    def check(self, trials: int) -> None:
+        if len(self.handled) != trials * EPOCHS:
+            raise SystemExit(f"{len(self.handled)} reports of {trials} trials with {EPOCHS} each; not measured")
+
+
+_clocks: list[Clock] = []
+
+
+def watch_controller() -> None:
+    """Note the time of every report in Ray's controller, whichever arm it serves, for the rest of this process."""
+    process = TuneController._process_trial_result
+
+    def timed(self: TuneController, trial: Any, result: dict[str, Any]) -> None:
+        clock = _clocks[-1]
+        clock.arrived.append(time.perf_counter())
+        process(self, trial, result)
+        clock.handled.append(time.perf_counter())
+        clock.busy.append(time.thread_time())
+        if len(clock.handled) % 80 == 1:
+            clock.memory.append(resident_bytes())
+
+    TuneController._process_trial_result = timed
+    # what the driver hands to Ray, and what follows the last trial: pictures and model are not the search's speed
+    trainable.SaliencyCutTrainable = NoopTrial  # type: ignore[assignment, misc]
+    launch.finish = _finish
+
+
+def run_sctune(trials: int, tracking_uri: str, name: str, sampler: str = "random") -> Clock:
+    """A study from plan to result through `run_search`, tracked in MLflow."""
+    clock = _new_clock()
+    options = SearchOptions(
+        name=name,
+        profile="cpu",
+        trials=trials,
+        sampler=sampler,
+        scheduler="none",
+        overrides={"budget.epochs": EPOCHS, "data.selection_limit": N_SCORES // 2},
+        max_concurrent=SLOTS,
+        tracking_uri=tracking_uri,
+    )
+    driver.run_search(options, Console(file=io.StringIO()))
+    record = Study.open(studies_folder(), name).record
+    rows = record.load()
+    record.close()
+    states = {row.state.name for row in rows}
+    if states != {"COMPLETE"} or len(rows) != trials or any(len(row.intermediate_values) != EPOCHS for row in rows):
+        raise SystemExit(f"{name}: {len(rows)} trials ended as {sorted(states)}; not measured")
+    clock.check(trials)
+    return clock
+
+
+def run_bare(trials: int, folder: Path) -> Clock:
+    """Ray Tune alone: random sampling, nothing logged."""
+    space = {
+        "augment.threshold": tune.uniform(*SPACE["augment.threshold"]),
+        "model.patch_count": tune.randint(*(int(end) for end in SPACE["model.patch_count"])),
+    }
+    return _run_ray(trials, folder, tune.TuneConfig(num_samples=trials, reuse_actors=True), space)
+
+
+def run_ray_parts(trials: int, folder: Path, tracking_uri: str) -> Clock:
+    """Ray Tune with Ray's OptunaSearch (random) and Ray's MLflowLoggerCallback, as its documentation shows them."""
+    import optuna
+
+    distributions = {
+        "augment.threshold": optuna.distributions.FloatDistribution(*SPACE["augment.threshold"]),
+        "model.patch_count": optuna.distributions.IntDistribution(*(int(end) for end in SPACE["model.patch_count"])),
+    }
+    search = OptunaSearch(distributions, metric=OBJECTIVE, mode="max", sampler=optuna.samplers.RandomSampler(seed=0))
+    config = tune.TuneConfig(search_alg=search, num_samples=trials, max_concurrent_trials=SLOTS, reuse_actors=True)
+    callback = MLflowLoggerCallback(tracking_uri=tracking_uri, experiment_name=folder.name)
+    return _run_ray(trials, folder, config, {}, [callback])
+
+
+def _run_ray(
+    trials: int,
+    folder: Path,
+    config: tune.TuneConfig,
+    space: dict[str, Any],
+    callbacks: list[tune.Callback] | None = None,
+) -> Clock:
+    clock = _new_clock()
+    tuner = tune.Tuner(
+        tune.with_resources(NoopTrial, {"cpu": 1}),
+        param_space=space,
+        tune_config=config,
+        run_config=tune.RunConfig(
+            name=folder.name,
+            storage_path=str(folder.parent),
+            checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
+            callbacks=callbacks,
+            verbose=0,
+        ),
+    )
+    tuner.fit()
+    shutil.rmtree(folder, ignore_errors=True)
+    clock.check(trials)
+    return clock
+
+
+def _new_clock() -> Clock:
+    _clocks.append(Clock())
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    return _clocks[-1]
+
+
+def _finish(
+    study: Study,
+    splits: dict[str, Split],
+    searcher: StudySearcher,
+    tracking: TrackingCallback,
+    writer: Writer,
+    seconds: float,
+) -> StudyResult:
+    """The end of a launch without pictures and model: only the rest of the tracking, timed."""
+    clock = _clocks[-1]
+    tracking.on_study_end("FINISHED", {})
+    clock.undelivered = writer.undelivered
+    begun = time.perf_counter()
+    left = writer.drain(DRAIN_S)
+    clock.drain = time.perf_counter() - begun
+    if left:
+        raise SystemExit(f"{study.name}: {left} events did not reach MLflow within {DRAIN_S:.0f} s; not measured")
+    return study_result(study, study.record.load(), None, seconds, tracking_uri="")
+
+
+def resident_bytes() -> int:
+    """Memory of this process, the driver."""
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+@contextmanager
+def mlflow_server(folder: Path) -> Iterator[str]:
+    """A real MLflow server with one worker on SQLite, on the loopback address; gives its URI."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    store, uri = f"sqlite:///{folder / 'server.db'}", f"http://127.0.0.1:{port}"
+    with (folder / "server.log").open("ab") as log:
+        process = subprocess.Popen(
+            ui_command(store, port), env=ui_environment(store), stdout=log, stderr=log, start_new_session=True
+        )
+    try:
+        _wait_for(f"{uri}/health", process)
+        yield uri
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def _wait_for(url: str, process: subprocess.Popen[bytes]) -> None:
+    end = time.monotonic() + 120
+    while time.monotonic() < end and process.poll() is None:
+        try:
+            with urlopen(url, timeout=2) as answer:
+                if answer.status == 200:
+                    return
+        except (URLError, OSError):
+            time.sleep(0.2)
+    raise SystemExit("the MLflow server did not start")

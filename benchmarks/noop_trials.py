@@ -1,0 +1,40 @@
+"""The trial of bench_search.py and bench_growth.py: it reports and does nothing else.
+
+A module of its own and light, so that Ray's workers import it, the same for every arm of the benchmark.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ray import tune
+
+from sctune.report import EPOCH, OBJECTIVE
+
+EPOCHS = 8
+N_SCORES = 100
+
+_SCORES = [0.123456789 * (image % 7) for image in range(N_SCORES)]
+
+
+class NoopTrial(tune.Trainable):
+    """EPOCHS reports, each as sctune's own trials make them: four metrics and the scores of N_SCORES images."""
+
+    def setup(self, config: dict[str, Any], spec: dict[str, Any] | None = None) -> None:
+        """spec: sctune hands over what all trials share; unused."""
+        self._begin(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        self._begin(new_config)
+        return True
+
+    def step(self) -> dict[str, Any]:
+        self.epoch += 1
+        value = 0.5 + 0.4 * self.threshold + 0.001 * self.epoch
+        metrics = {OBJECTIVE: value, "loss": 1.0 - value, "lr": 2e-4, "seconds": 0.01}
+        report = {EPOCH: self.epoch, "epochs": EPOCHS, OBJECTIVE: value, "metrics": metrics}
+        return {**report, "scores": {"seed42": _SCORES}, "done": self.epoch == EPOCHS}
+
+    def _begin(self, config: dict[str, Any]) -> None:
+        self.epoch = 0
+        self.threshold = float(config.get("params", config)["augment.threshold"])

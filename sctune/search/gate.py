@@ -1,0 +1,138 @@
+"""Whether a trial may be started now: there must be room for its checkpoints, and the record must be writable.
+
+A full disk or a database that is away pauses a search with a line that says so; it goes on by itself.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from pyarrow import fs
+from pydantic import ByteSize
+
+from sctune.search.retention import CheckpointKeeper
+from sctune.trial.checkpoint import open_storage
+
+CHECK_S = 5.0
+"""Seconds between looks; a look lists the study's files."""
+
+MARGIN = 16 * 2**20
+"""Bytes that stay free beside the checkpoints: the record, the journal, what others write meanwhile."""
+
+
+class DiskUse:
+    """What a study takes and may take. folder: of the study; storage: URI of its checkpoints."""
+
+    def __init__(self, folder: Path, storage: str) -> None:
+        self._system, self._root = open_storage(storage)
+        self._local = isinstance(self._system, fs.LocalFileSystem)
+        self._folder = folder
+
+    def used(self) -> int:
+        """Bytes of the study's folder and of its checkpoints, those being written included."""
+        inside = self._local and Path(self._root).resolve().is_relative_to(self._folder.resolve())
+        return _size(fs.LocalFileSystem(), str(self._folder)) + (0 if inside else _size(self._system, self._root))
+
+    def largest_checkpoint(self) -> int:
+        """Bytes of the largest trial's checkpoints so far; 0 before the first."""
+        sizes: dict[str, int] = {}
+        base = f"{self._root}/trials/"
+        for info in _files(self._system, base.rstrip("/")):
+            trial = info.path.removeprefix(base).partition("/")[0]
+            sizes[trial] = sizes.get(trial, 0) + info.size
+        return max(sizes.values(), default=0)
+
+    def free(self) -> dict[str, int]:
+        """Folder -> free bytes of its disk; object stores have no such limit."""
+        places = {str(self._folder), *([self._root] if self._local else [])}
+        return {place: shutil.disk_usage(_existing(Path(place))).free for place in sorted(places)}
+
+
+class StartGate:
+    """Called before each start; True: not now. say: prints one line for people.
+
+    trouble: why the record cannot be written at present, or None. stuck: why the pause cannot end by itself.
+    """
+
+    def __init__(
+        self,
+        use: DiskUse,
+        keeper: CheckpointKeeper,
+        max_bytes: int | None,
+        concurrent: int,
+        trouble: Callable[[], str | None],
+        say: Callable[[str], None],
+    ) -> None:
+        self._use, self._keeper, self._max, self._concurrent = use, keeper, max_bytes, concurrent
+        self._trouble, self._say = trouble, say
+        self._looked = -CHECK_S
+        self._disk: str | None = None
+        self._told: str | None = None
+        self.stuck: str | None = None
+
+    def __call__(self) -> bool:
+        if time.monotonic() - self._looked >= CHECK_S:
+            self._disk = self._look()
+            self._looked = time.monotonic()
+        reason = self._trouble() or self._disk
+        # figures in a reason change from look to look; told once, until it is over
+        if reason is not None and self._told is None:
+            self._say(f"paused, no trial is started: {reason}")
+        if reason is None and self._told is not None:
+            self._say("going on: there is room again and the record can be written")
+        self._told = reason
+        return reason is not None
+
+    def _look(self) -> str | None:
+        try:
+            return self._too_much() or self._no_room()
+        except OSError as problem:
+            return f"the study's storage does not answer: {problem}"
+
+    def _no_room(self) -> str | None:
+        wanted = MARGIN + self._concurrent * self._use.largest_checkpoint()
+        for place, free in self._use.free().items():
+            if free < wanted:
+                return (
+                    f"the disk of {place} has {_human(free)} free, and {_human(wanted)} may be needed; free some, "
+                    "or stop the search and resume it later"
+                )
+        return None
+
+    def _too_much(self) -> str | None:
+        self.stuck = None
+        if self._max is None:
+            return None
+        used = self._use.used()
+        while used > self._max and self._keeper.drop_worst():
+            used = self._use.used()
+        if used <= self._max:
+            return None
+        reason = f"the study takes {_human(used)}, more than --max-disk {_human(self._max)}"
+        self.stuck = f"{reason}, and only the best trial is kept; a larger --max-disk is needed"
+        return f"{reason}; running trials come to their end first"
+
+
+def _size(system: fs.FileSystem, root: str) -> int:
+    return sum(info.size for info in _files(system, root))
+
+
+def _files(system: fs.FileSystem, root: str) -> list[fs.FileInfo]:
+    try:
+        found = system.get_file_info(fs.FileSelector(root, allow_not_found=True, recursive=True))
+    except FileNotFoundError:  # a folder was removed while it was being listed
+        return []
+    return [info for info in found if info.type == fs.FileType.File and info.size is not None]
+
+
+def _existing(path: Path) -> Path:
+    while not path.exists():
+        path = path.parent
+    return path
+
+
+def _human(count: int) -> str:
+    return ByteSize(count).human_readable(decimal=True)

@@ -1,0 +1,135 @@
+"""Log files of a study's trials, written by the driver from what travels with the reports."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from pathlib import Path
+from queue import SimpleQueue
+from threading import Thread
+from typing import Any
+
+from sctune.report import EPOCH, OBJECTIVE
+
+LOGS = "logs"
+MAX_BYTES = 1 << 20
+"""Size above which a trial's file takes no more epochs; its end is still written."""
+MAX_TRACEBACK = 20_000
+LOST = "lost"
+
+_log = logging.getLogger(__name__)
+
+
+def trial_log_path(study: Path, number: int) -> Path:
+    """The log file of a trial, in the folder of its study."""
+    return study / LOGS / f"trial-{number:05d}.log"
+
+
+class TrialLog:
+    """An observer of the searcher that appends to `logs/trial-<number>.log`; a thread of its own writes.
+
+    launch: number of this launch, from 1. A resumed trial goes on in its file.
+    """
+
+    def __init__(self, study: Path, launch: int) -> None:
+        self.study = study
+        self.launch = launch
+        self._where: dict[int, str] = {}
+        self._full: set[int] = set()
+        self._live: set[int] = set()
+        self._queue: SimpleQueue[tuple[int, list[str], bool] | None] = SimpleQueue()
+        self._thread = Thread(target=self._write, daemon=True, name="sctune-trial-log")
+        self._thread.start()
+
+    def __enter__(self) -> TrialLog:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def on_start(self, number: int, params: dict[str, Any], attempt: int) -> None:
+        self._where.pop(number, None)
+        self._live.add(number)
+        shown = ", ".join(f"{name}={value}" for name, value in params.items())
+        self._put(number, [f"start: launch {self.launch}, attempt {attempt}: {shown}"])
+        _log.info("trial %d starts (attempt %d): %s", number, attempt, shown)
+
+    def on_report(self, number: int, report: dict[str, Any], time: int) -> None:
+        lines = self._moved(number, report.get("where"))
+        lines += [f"  {line}" for line in report.get("log", ())]
+        metrics = report["metrics"]
+        parts = [f"epoch {report[EPOCH]}/{report['epochs']}", f"{OBJECTIVE} {report[OBJECTIVE]:.4f}"]
+        parts += [f"{name} {metrics[name]:.4g}" for name in ("loss", "seconds") if name in metrics]
+        self._put(number, [*lines, "  ".join(parts)])
+
+    def on_wait(self, number: int, reason: str) -> None:
+        self._put(number, [f"waits to be started again: {reason}"])
+        _log.warning("trial %d waits to be started again: %s", number, reason)
+        self._live.discard(number)
+
+    def on_end(self, number: int, state: str, value: float | None, info: dict[str, Any]) -> None:
+        failure = info.get("failure") or {}
+        lines = self._moved(number, failure.get("where"))
+        lines += [f"  {line}" for line in failure.get("log", "").splitlines()]
+        if failure.get("kind") == LOST and number in self._where:
+            lines.append(f"worker lost: it ran on {self._where[number]}")
+        shown = "" if value is None else f", {OBJECTIVE} {value:.4f}"
+        reason = info.get("stop_reason") or state.lower()
+        lines.append(f"end: {state}{shown} ({reason})")
+        if failure:
+            lines.append(f"{failure['kind']}: {failure['message']}")
+            # the end of a long traceback says what happened
+            lines += failure["traceback"][-MAX_TRACEBACK:].splitlines()
+            _log.warning("trial %d: %s: %s", number, failure["kind"], failure["message"])
+        _log.info("trial %d: %s%s (%s)", number, state, shown, reason)
+        self._put(number, lines, end=True)
+        self._live.discard(number)
+
+    def close(self) -> None:
+        """Say so of the unfinished trials, and write what is queued; a disk that hangs is left alone after 5 s."""
+        for number in sorted(self._live):
+            self._put(number, ["unfinished when the launch ended; `sctune resume` goes on with it"], end=True)
+        self._queue.put(None)
+        self._thread.join(5)
+
+    def _moved(self, number: int, where: str | None) -> list[str]:
+        """A line where the trial runs in another process than before: its first one, or its worker was lost."""
+        if not where:
+            return []
+        # host and process; the device is not known before a trial's first epoch
+        before, now = self._where.get(number), ", ".join(where.split(", ")[:2])
+        if before == now:
+            return []
+        self._where[number] = now
+        if before is None:
+            return [f"runs on {where}"]
+        _log.warning("trial %d: its worker was lost (%s); it goes on at %s", number, before, where)
+        return [f"worker lost: it ran on {before}; goes on at {where} from the last checkpoint"]
+
+    def _put(self, number: int, lines: Iterable[str], end: bool = False) -> None:
+        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        self._queue.put((number, [f"{now} {line}" for line in lines], end))
+
+    def _write(self) -> None:
+        warned = False
+        while (item := self._queue.get()) is not None:
+            number, lines, end = item
+            try:
+                self._append(number, lines, end)
+            except OSError as problem:  # a full disk must not end a search
+                if not warned:
+                    _log.warning("cannot write the log of trial %d: %s", number, problem.strerror)
+                warned = True
+
+    def _append(self, number: int, lines: list[str], end: bool) -> None:
+        if number in self._full and not end:
+            return
+        path = trial_log_path(self.study, number)
+        path.parent.mkdir(exist_ok=True)
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "a", encoding="utf-8") as stream:
+            if stream.tell() > MAX_BYTES and not end:
+                self._full.add(number)
+                lines = [f"{lines[0].partition(' ')[0]} the file is full; only the end follows"]
+            stream.write("\n".join(lines) + "\n")

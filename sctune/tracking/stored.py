@@ -1,0 +1,140 @@
+"""What MLflow holds of a study, read in bulk: its runs, and the points of their metrics. Nothing here writes."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from sctune.tracking.server import PARENT_TAG, ROLE_TAG, STUDY_TAG, TRIAL_TAG, mlflow_client
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+_RUNS_PER_REQUEST = 100
+_POINTS_PER_RUN = 2500
+"""MLflow's limits of one request for histories; beyond the second it gives a sample."""
+_HISTORY_PATH = "/api/2.0/mlflow/metrics/get-history-bulk-interval"
+
+
+class Point(NamedTuple):
+    """One value of a metric; time: ms since 1970."""
+
+    step: int
+    value: float
+    time: int
+
+
+@dataclass(frozen=True)
+class StoredRun:
+    """A run with its points by metric. trial: None for the study's own run; parent: the run that it is nested in."""
+
+    run_id: str
+    trial: int | None
+    role: str
+    parent: str | None
+    start: int
+    status: str
+    params: Mapping[str, str]
+    tags: Mapping[str, str]
+    points: Mapping[str, Sequence[Point]]
+
+
+def read_study(uri: str, study_id: str, metrics: Collection[str]) -> list[StoredRun]:
+    """All runs of a study with every point of these metrics, oldest run first; raises MLflow's errors."""
+    client = mlflow_client(uri)
+    runs = find_runs(client, study_id)
+    points: dict[str, dict[str, list[Point]]] = {run.info.run_id: {} for run in runs}
+    for metric in sorted(metrics):
+        holders = [run.info.run_id for run in runs if metric in run.data.metrics]
+        for run_id, history in histories(client, holders, metric).items():
+            points[run_id][metric] = history
+    return [_stored(run, points[run.info.run_id]) for run in runs]
+
+
+def find_runs(client: MlflowClient, study_id: str, condition: str = "") -> list[Run]:
+    """Runs of a study, whatever experiment they are in, oldest first; condition: more of MLflow's search language."""
+    experiments = [found.experiment_id for found in _pages(client.search_experiments)]
+    text = f"tags.`{STUDY_TAG}` = '{study_id}'" + (f" and {condition}" if condition else "")
+    runs = list(_pages(client.search_runs, experiments, text))
+    return sorted(runs, key=lambda run: (run.info.start_time, run.info.run_id))
+
+
+def trial_of(run: Run) -> int | None:
+    """Number of the trial that a run shows, None for a study's run and for one whose tag is no number."""
+    text = run.data.tags.get(TRIAL_TAG, "")
+    return int(text) if text.isdecimal() else None
+
+
+def histories(client: MlflowClient, run_ids: Sequence[str], metric: str) -> dict[str, list[Point]]:
+    """Run id -> all points of a metric; some 100 runs per request."""
+    found: dict[str, list[Point]] = {run_id: [] for run_id in run_ids}
+    for start in range(0, len(run_ids), _RUNS_PER_REQUEST):
+        for run_id, point in _bulk(client, run_ids[start : start + _RUNS_PER_REQUEST], metric):
+            found[run_id].append(point)
+    for run_id, points in found.items():
+        if len(points) >= _POINTS_PER_RUN:
+            found[run_id] = _history(client, run_id, metric)
+    return found
+
+
+def _bulk(client: MlflowClient, run_ids: Sequence[str], metric: str) -> Iterator[tuple[str, Point]]:
+    from mlflow.exceptions import MlflowException
+    from mlflow.store.tracking.rest_store import RestStore
+
+    store = client._tracking_client.store
+    if not isinstance(store, RestStore):
+        for row in store.get_metric_history_bulk_interval(list(run_ids), metric, _POINTS_PER_RUN, None, None):
+            yield row.run_id, Point(row.step, row.value, row.timestamp)
+        return
+    try:
+        rows = _ask(store, run_ids, metric)
+    except MlflowException as problem:
+        if problem.get_http_status_code() != 404:
+            raise
+        # a server without that path: one request per run
+        for run_id in run_ids:
+            for point in _history(client, run_id, metric):
+                yield run_id, point
+        return
+    for one in rows:
+        # JSON has 64-bit numbers as texts, and none for a value of 0
+        yield one["run_id"], Point(int(one.get("step", 0)), float(one.get("value", 0.0)), int(one.get("timestamp", 0)))
+
+
+def _ask(store: Any, run_ids: Sequence[str], metric: str) -> list[dict[str, Any]]:
+    from mlflow.utils.rest_utils import http_request, verify_rest_response
+
+    query = [("metric_key", metric), ("max_results", str(_POINTS_PER_RUN)), *(("run_ids", run) for run in run_ids)]
+    answer = http_request(store.get_host_creds(), _HISTORY_PATH, "GET", params=query)
+    return list(verify_rest_response(answer, _HISTORY_PATH).json().get("metrics", []))
+
+
+def _history(client: MlflowClient, run_id: str, metric: str) -> list[Point]:
+    return [Point(point.step, point.value, point.timestamp) for point in client.get_metric_history(run_id, metric)]
+
+
+def _pages(search: Any, *arguments: Any) -> Iterator[Any]:
+    token: str | None = None
+    while True:
+        page = search(*arguments, max_results=1000, page_token=token)
+        yield from page
+        token = page.token
+        if not token:
+            return
+
+
+def _stored(run: Run, points: Mapping[str, Sequence[Point]]) -> StoredRun:
+    tags = run.data.tags
+    return StoredRun(
+        run_id=run.info.run_id,
+        trial=trial_of(run),
+        role=tags.get(ROLE_TAG, ""),
+        parent=tags.get(PARENT_TAG),
+        start=run.info.start_time,
+        status=run.info.status,
+        params=run.data.params,
+        tags=tags,
+        points=points,
+    )

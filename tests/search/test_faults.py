@@ -1,0 +1,120 @@
+"""What becomes of a troubled trial, decided without Ray."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sctune.search.faults import (
+    MAX_WORKER_LOSSES,
+    RETRY_PAUSES_S,
+    Faults,
+    Share,
+    WaitingTrials,
+    common_cause,
+)
+
+KILLED = "The actor died unexpectedly before finishing this task.\n\tpid: 7\nThe worker process was killed by SIGKILL."
+NODE_LOST = "The actor died unexpectedly before finishing this task.\nThe actor died because its node has died."
+HEARTBEATS = "The actor's node was terminated unexpectedly: health check failed due to missing too many heartbeats"
+HOST_MEMORY = "Task was killed due to the node running low on memory."
+NODE = Share(8.0, 0.0)
+
+
+def faults(alive: set[str] | None = None) -> Faults:
+    return Faults(Share(1.0, 0.0), NODE, lambda node: alive is None or node in alive)
+
+
+def failure(kind: str) -> dict[str, str]:
+    return {"kind": kind, "message": "no luck", "traceback": "T"}
+
+
+def test_a_deterministic_error_fails_at_once() -> None:
+    verdict = faults().told(3, failure("NonFiniteError"), Share(1.0, 0.0))
+    assert verdict.failure == failure("NonFiniteError")
+    assert verdict.reason == "failed: NonFiniteError"
+
+
+def test_lost_workers_cost_retries_with_longer_pauses() -> None:
+    judge = faults()
+    waits = [judge.lost(3, KILLED, None, NODE).wait_s for _ in range(MAX_WORKER_LOSSES)]
+    assert waits == list(RETRY_PAUSES_S)
+    # of another trial
+    assert judge.lost(4, KILLED, None, NODE).failure is None
+    last = judge.lost(3, KILLED, None, NODE)
+    assert last.failure is not None
+    assert last.failure["kind"] == "lost"
+    assert "killed by SIGKILL" in last.failure["message"]
+
+
+@pytest.mark.parametrize(
+    ("text", "node"), [(NODE_LOST, None), (HEARTBEATS, None), ("Connection reset by peer", "gone")]
+)
+def test_lost_nodes_cost_nothing(text: str, node: str | None) -> None:
+    judge = faults(alive={"here"})
+    for _ in range(20):
+        verdict = judge.lost(3, text, node, NODE)
+        assert verdict.failure is None
+        assert verdict.reason == "its node was lost"
+    assert [judge.lost(3, KILLED, "here", NODE).failure is None for _ in range(4)] == [True, True, True, False]
+
+
+def test_out_of_memory_takes_the_next_larger_share_until_there_is_none() -> None:
+    judge = Faults(Share(2.0, 0.3), Share(16.0, 4.0), lambda _: True)
+    share, seen = Share(2.0, 0.3), []
+    while (verdict := judge.told(1, failure("out of memory"), share)).share is not None:
+        assert verdict.failure is None
+        share = verdict.share
+        seen.append(share)
+    assert seen == [Share(2.0, 0.6), Share(2.0, 1.0)]
+    assert verdict.failure is not None
+    assert "1 GPU, the most that one trial can have: no luck" in verdict.failure["message"]
+
+
+def test_memory_of_a_machine_without_gpus_is_shared_among_fewer() -> None:
+    verdict = faults().lost(1, HOST_MEMORY, None, Share(3.0, 0.0))
+    assert verdict.share == Share(6.0, 0.0)
+    assert faults().lost(1, HOST_MEMORY, None, Share(6.0, 0.0)).share == NODE
+    assert faults().lost(1, HOST_MEMORY, None, NODE).failure is not None
+
+
+@given(cpus=st.floats(0.01, 64), gpus=st.sampled_from([0.0, 0.05, 0.25, 0.5, 1.0, 2.0]), node=st.floats(1, 128))
+def test_shares_grow_and_come_to_an_end(cpus: float, gpus: float, node: float) -> None:
+    share: Share | None = Share(cpus, gpus)
+    for _ in range(20):
+        assert share is not None
+        more = share.larger(Share(node, 8.0))
+        if more is None:
+            break
+        assert (more.cpus, more.gpus) > (share.cpus, share.gpus)
+        assert more.gpus <= max(1.0, gpus)
+        assert more.cpus <= max(node, cpus)
+        share = more
+    else:
+        pytest.fail("no end")
+
+
+def test_a_full_disk_is_waited_for() -> None:
+    for _ in range(10):
+        verdict = faults().told(1, failure("disk full"), NODE)
+        assert verdict.failure is None
+        assert verdict.wait_s > 0
+
+
+def test_who_waits_starts_in_order() -> None:
+    now = [0.0]
+    waiting = WaitingTrials([4, 5], lambda: now[0])
+    waiting.park(9)
+    waiting.delay(7, 10)
+    assert [waiting.next_ready() for _ in range(3)] == [4, 5, None]
+    assert len(waiting) == 2
+    now[0] = 11
+    assert [waiting.next_ready(), waiting.next_parked(), waiting.next_parked(), len(waiting)] == [7, 9, None, 0]
+
+
+def test_the_common_cause_ignores_numbers_that_differ() -> None:
+    rows = [{"kind": "ValueError", "message": f"bad value at 0x{n}"} for n in (11, 12, 13)]
+    rows.append({"kind": "KeyError", "message": "x"})
+    assert common_cause(rows) == "ValueError: bad value at 0x11 (3 of 4)"
+    assert common_cause([]) == "no cause is known"

@@ -1,0 +1,107 @@
+"""A full disk and --max-disk hold starts back, say so once, and give way by themselves."""
+
+from __future__ import annotations
+
+from collections import namedtuple
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from sctune.search import gate as gates
+from sctune.search.gate import MARGIN, DiskUse, StartGate
+from sctune.search.retention import CheckpointKeeper
+from sctune.trial.checkpoint import TrialStore
+
+Usage = namedtuple("Usage", "total used free")
+
+
+@pytest.fixture
+def lines() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Path:
+    """A study folder with three trials' checkpoints of one MB each, and a store elsewhere."""
+    folder = tmp_path / "study"
+    folder.mkdir()
+    (folder / "record.db").write_bytes(b"0" * 1000)
+    for number in range(3):
+        store = TrialStore(str(tmp_path / "store"), number)
+        store.save(1, 1, {"t": ({"w": torch.zeros(250_000)}, {})}, None, True)
+    return folder
+
+
+def make_gate(
+    study: Path, lines: list[str], max_bytes: int | None = None, trouble: Callable[[], str | None] = lambda: None
+) -> StartGate:
+    storage = str(study.parent / "store")
+    keeper = CheckpointKeeper(storage, 3, [])
+    keeper.kept = [(0.9, 0), (0.8, -1), (0.7, -2)]
+    return StartGate(DiskUse(study, storage), keeper, max_bytes, 2, trouble, lines.append)
+
+
+@pytest.fixture(autouse=True)
+def look_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gates, "CHECK_S", 0.0)
+
+
+def test_a_full_disk_holds_starts_back_until_there_is_room(
+    study: Path, lines: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = 10**9
+    monkeypatch.setattr(gates.shutil, "disk_usage", lambda _: Usage(10**10, 0, free))
+    gate = make_gate(study, lines)
+    assert not gate()
+    # room for two checkpoints is not enough without the margin
+    free = MARGIN + 10**6
+    assert gate()
+    assert gate()
+    free = MARGIN + 3 * 10**6
+    assert not gate()
+    assert len(lines) == 2
+    assert lines[0].startswith("paused, no trial is started: the disk of")
+    assert "17.8MB free" in lines[0]
+    assert lines[1].startswith("going on")
+    assert gate.stuck is None
+
+
+def test_max_disk_gives_up_the_worst_first_and_the_best_never(study: Path, lines: list[str]) -> None:
+    storage = str(study.parent / "store")
+
+    def kept() -> list[int]:
+        return [number for number in range(3) if TrialStore(storage, number).names()]
+
+    assert not make_gate(study, lines, 4 * 10**6)()
+    assert kept() == [0, 1, 2]
+    assert not make_gate(study, lines, 2_100_000)()
+    assert kept() == [0, 1]
+    gate = make_gate(study, lines, 10**6)
+    assert gate()
+    assert kept() == [0]
+    assert gate.stuck is not None
+    assert "more than --max-disk 1.0MB" in gate.stuck
+    # what is being written counts as well
+    (study.parent / "store" / "trials" / "00000" / ".epoch-0002-attempt-01.ab").mkdir()
+    (study.parent / "store" / "trials" / "00000" / ".epoch-0002-attempt-01.ab" / "x").write_bytes(b"0" * 10**6)
+    assert make_gate(study, lines, 1_500_000)()
+
+
+def test_a_record_that_cannot_be_written_holds_starts_back(study: Path, lines: list[str]) -> None:
+    trouble: str | None = "the database is away"
+    gate = make_gate(study, lines, trouble=lambda: trouble)
+    assert gate()
+    trouble = None
+    assert not gate()
+    assert [line.split(":")[0] for line in lines] == ["paused, no trial is started", "going on"]
+
+
+def test_storage_that_is_gone_holds_starts_back(study: Path, lines: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_: object) -> Usage:
+        raise OSError(116, "Stale file handle")
+
+    monkeypatch.setattr(gates.shutil, "disk_usage", broken)
+    assert make_gate(study, lines)()
+    assert "Stale file handle" in lines[0]
