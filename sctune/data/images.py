@@ -94,8 +94,9 @@ class ImageCache:
                     # opened under the lock, which removing takes too
                     opened = self._open(key, len(wanted), size)
                     if opened is None:
-                        # what is there under this name is damaged
-                        shutil.rmtree(self.folder / key, ignore_errors=True)
+                        if (self.folder / key).exists():
+                            _log.warning("the image cache entry %s is damaged and is built again", self.folder / key)
+                            shutil.rmtree(self.folder / key, ignore_errors=True)
                         self._build(key, root, wanted, size, resize, skip_corrupt)
                         opened = self._open(key, len(wanted), size)
                 self._trim()
@@ -154,7 +155,6 @@ class ImageCache:
         except FileNotFoundError:
             return None
         if meta is None or array is None:
-            _log.warning("the image cache entry %s is damaged and is built again", place)
             return None
         # someone else's cache may be read-only; then its owner's use counts
         with suppress(OSError):

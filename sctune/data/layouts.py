@@ -76,7 +76,10 @@ def folders_in(folder: Path) -> list[str]:
     """Sorted names of the visible folders directly below; empty where there is no such folder."""
     if not folder.is_dir():
         return []
-    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    for name in names:
+        refuse_unprintable(name)
+    return names
 
 
 def is_mvtec(folder: Path) -> bool:
