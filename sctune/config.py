@@ -31,6 +31,7 @@ from sctune.fields import (
     Task,
 )
 from sctune.geometry import BACKBONES, feature_side, patch_offsets, patch_side, scale_sizes
+from sctune.strict_yaml import parse_yaml
 
 __all__ = [
     "FIELD_NAMES",
@@ -221,7 +222,7 @@ def parse_assignments(assignments: list[str]) -> dict[str, Any]:
         if not sign:
             raise ConfigError(f"--set {text!r}: write key=value, for example model.patch_count=4")
         try:
-            value = yaml.safe_load(raw)
+            value = parse_yaml(raw)
         except yaml.YAMLError:
             raise ConfigError(f"--set {text!r}: the value is not valid YAML") from None
         values[name.strip()] = float(value) if isinstance(value, str) and _is_number(value) else value
@@ -231,10 +232,10 @@ def parse_assignments(assignments: list[str]) -> dict[str, Any]:
 def read_yaml(path: Path, error: type[ConfigError] = ConfigError) -> dict[str, Any]:
     """A YAML mapping, safely loaded; a clear error for a missing, unreadable or malformed file."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = parse_yaml(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as problem:
         raise error(f"cannot read {path}: {problem}") from None
-    except (yaml.YAMLError, RecursionError) as problem:
+    except yaml.YAMLError as problem:
         raise error(f"{path} is not valid YAML: {' '.join(str(problem).split())}") from None
     if not isinstance(content, dict):
         raise error(f"{path} must hold keys and values, got {type(content).__name__}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -59,7 +59,19 @@ class EpochReport:
 
     @staticmethod
     def from_dict(row: Mapping[str, Any]) -> EpochReport:
-        return EpochReport(row[EPOCH], row["epochs"], row["metrics"], row["scores"])
+        """Raises ValueError for something else than what `to_dict` gives, NonFiniteError for a metric that is none."""
+        whole = type(row.get(EPOCH)) is int and type(row.get("epochs")) is int
+        metrics, scores = row.get("metrics"), row.get("scores")
+        if not (whole and isinstance(metrics, Mapping) and isinstance(scores, Mapping)):
+            raise ValueError(f"no report of an epoch: {sorted(map(str, row))}")
+        lists = all(isinstance(values, list) and _numbers(values) for values in scores.values())
+        if not (lists and _numbers(metrics.values())):
+            raise ValueError("a report of an epoch with something else than numbers")
+        return EpochReport(row[EPOCH], row["epochs"], metrics, scores)
+
+
+def _numbers(values: Iterable[Any]) -> bool:
+    return all(isinstance(value, int | float) for value in values)
 
 
 def merge_reports(reports: Mapping[str, EpochReport]) -> EpochReport:

@@ -19,6 +19,9 @@ PIXEL_LIMIT = 64_000_000
 
 Resize = Literal["stretch", "crop", "pad"]
 Pixels = NDArray[np.uint8]
+FORMATS = ("PNG", "JPEG", "BMP", "DIB", "TIFF")
+"""Decoders that may see a file, whatever its name says; that of EPS would run the file's own program."""
+
 NPY_MAGIC = b"\x93NUMPY"
 
 
@@ -81,7 +84,7 @@ def _opened(source: Path | bytes) -> Image.Image:
 
 def _open_picture(content: bytes) -> Image.Image:
     try:
-        image = Image.open(BytesIO(content))
+        image = Image.open(BytesIO(content), formats=FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise CorruptImageError(f"more than {PIXEL_LIMIT // 10**6} million pixels; make it smaller first") from None
     except UnidentifiedImageError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 import time
@@ -37,14 +38,17 @@ RECENT_SECONDS = 600
 """Entries used within this time are never evicted: a trial may be about to map them."""
 CHUNK = 64
 THREADS = min(8, os.cpu_count() or 1)
+Stored = np.memmap[Any, np.dtype[np.uint8]]
 ARRAY, META, UNFINISHED = "images.npy", "meta.json", ".tmp"
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class CachedImages:
     """array: uint8 [N, S, S, 3], memory-mapped, read-only; index: path -> row; skipped: corrupt paths, not in index."""
 
-    array: np.memmap[Any, np.dtype[np.uint8]]
+    array: Stored
     index: dict[str, int]
     skipped: tuple[str, ...]
 
@@ -84,17 +88,23 @@ class ImageCache:
             raise DataError(f"no images of {root} are asked for")
         key = _key(root, wanted, size, resize)
         with self._reported():
-            opened = self._open(key)
+            opened = self._open(key, len(wanted), size)
             if opened is None:
                 with self._lock(key):
                     # opened under the lock, which removing takes too
-                    opened = self._open(key)
+                    opened = self._open(key, len(wanted), size)
                     if opened is None:
+                        if (self.folder / key).exists():
+                            _log.warning("the image cache entry %s is damaged and is built again", self.folder / key)
+                            shutil.rmtree(self.folder / key, ignore_errors=True)
                         self._build(key, root, wanted, size, resize, skip_corrupt)
-                        opened = self._open(key)
+                        opened = self._open(key, len(wanted), size)
                 self._trim()
             if opened is None:
-                raise DataError(f"the image cache {self.folder} was removed in the meantime; try again")
+                raise DataError(
+                    f"the image cache {self.folder} was removed in the meantime, or its disk does not give back what "
+                    "was written; try again"
+                )
         meta, array = opened
         skipped = tuple(meta["skipped"])
         if skipped and not skip_corrupt:
@@ -112,7 +122,8 @@ class ImageCache:
             # another process may remove it while we look
             with suppress(FileNotFoundError):
                 if not place.parent.name.endswith(UNFINISHED):
-                    meta = json.loads(place.read_text())
+                    # a damaged one is listed too, so that it can be removed
+                    meta = _read_meta(place) or {"images": 0, "size": 0}
                     volume = (place.parent / ARRAY).stat().st_size
                     used = place.stat().st_mtime
                     found.append(CacheEntry(place.parent.name, meta["images"], meta["size"], volume, used))
@@ -135,24 +146,20 @@ class ImageCache:
                     freed += entry.nbytes
         return freed
 
-    def _open(self, key: str) -> tuple[dict[str, Any], Any] | None:
-        """A stored set; None where there is none, or it is being removed."""
-        meta = self._meta(key)
+    def _open(self, key: str, images: int, size: int) -> tuple[dict[str, Any], Stored] | None:
+        """A stored set; None where there is none, or it is damaged. Its bytes are read once per process for that."""
+        place = self.folder / key
         try:
-            return None if meta is None else (meta, np.load(self.folder / key / ARRAY, mmap_mode="r"))
+            meta = _read_meta(place / META)
+            array = _whole_array(place / ARRAY, meta, (images, size, size, 3)) if meta else None
         except FileNotFoundError:
             return None
-
-    def _meta(self, key: str) -> dict[str, Any] | None:
-        place = self.folder / key / META
-        try:
-            meta: dict[str, Any] = json.loads(place.read_text())
-        except FileNotFoundError:
+        if meta is None or array is None:
             return None
         # someone else's cache may be read-only; then its owner's use counts
         with suppress(OSError):
-            os.utime(place)
-        return meta
+            os.utime(place / META)
+        return meta, array
 
     def _build(self, key: str, root: Path, wanted: list[str], size: int, resize: str, skip_corrupt: bool) -> None:
         unfinished = self.folder / f"{key}{UNFINISHED}"
@@ -174,6 +181,7 @@ class ImageCache:
                 out.flush()
                 os.fsync(out.fileno())
             meta = {"format_version": FORMAT_VERSION, "images": len(wanted), "size": size, "skipped": skipped}
+            meta["sha256"] = file_digest(unfinished / ARRAY)
             (unfinished / META).write_text(json.dumps(meta))
             unfinished.rename(self.folder / key)
         finally:
@@ -254,6 +262,31 @@ def _decoded(root: Path, paths: Sequence[str], size: int, resize: str) -> Iterat
     with ThreadPoolExecutor(THREADS) as pool:
         for start in range(0, len(paths), CHUNK):
             yield from pool.map(load, paths[start : start + CHUNK])
+
+
+def _read_meta(place: Path) -> dict[str, Any] | None:
+    """What was written with a set, None where it is damaged."""
+    try:
+        meta = json.loads(place.read_bytes())
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(meta, dict) or not all(type(meta.get(name)) is int for name in ("images", "size")):
+        return None
+    skipped = meta.get("skipped")
+    return meta if isinstance(skipped, list) and all(isinstance(path, str) for path in skipped) else None
+
+
+def _whole_array(place: Path, meta: dict[str, Any], shape: tuple[int, ...]) -> Stored | None:
+    """The stored array, mapped; None where it is not what was written. Sets of earlier versions have no digest."""
+    state = place.stat()
+    if meta.get("sha256") not in (None, _digest(str(place), state.st_size, state.st_mtime_ns)):
+        return None
+    try:
+        array = np.load(place, mmap_mode="r")
+    except ValueError:
+        return None
+    whole = isinstance(array, np.memmap) and array.shape == shape and array.dtype == np.uint8
+    return array if whole else None
 
 
 def _key(root: Path, wanted: Sequence[str], size: int, resize: str) -> str:

@@ -8,7 +8,9 @@ from __future__ import annotations
 import csv
 import math
 import os
+import stat
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -17,7 +19,7 @@ from typing import Literal, TypeVar
 import numpy as np
 
 from sctune.data.manifest import UNFINISHED, refuse_unfinished, unfinished_error
-from sctune.data.places import looking_at
+from sctune.data.places import looking_at, refuse_unprintable
 from sctune.errors import DataError
 
 Item = TypeVar("Item")
@@ -74,7 +76,10 @@ def folders_in(folder: Path) -> list[str]:
     """Sorted names of the visible folders directly below; empty where there is no such folder."""
     if not folder.is_dir():
         return []
-    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    for name in names:
+        refuse_unprintable(name)
+    return names
 
 
 def is_mvtec(folder: Path) -> bool:
@@ -203,7 +208,18 @@ def _images_below(folder: Path) -> list[str]:
         prefix = Path(place).relative_to(folder)
         images = (name for name in names if name.lower().endswith(SUFFIXES) and not name.startswith("."))
         found += [(prefix / name).as_posix() for name in images]
+    for path in found:
+        _refuse_odd(folder, path)
     return sorted(found)
+
+
+def _refuse_odd(folder: Path, path: str) -> None:
+    """Names that no table of results can hold, and what is no file but would be read for ever (pipes, devices)."""
+    refuse_unprintable(path)
+    with suppress(OSError):
+        # what a broken link leads to is told when it is read
+        if not stat.S_ISREG((folder / path).stat().st_mode):
+            raise DataError(f"{folder / path} is no regular file; take it out of the folder")
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
@@ -237,8 +253,11 @@ def _existing(root: Path, text: str, place: str) -> str:
     full = Path(os.path.normpath(root / text))
     if not full.is_relative_to(root):
         raise DataError(f"{place}: {text!r} leaves {root}; paths must stay inside the CSV file's folder")
-    if not full.is_file():
+    with looking_at(full):
+        there = full.is_file()
+    if not there:
         raise DataError(f"{place}: there is no file {text!r} in {root}")
+    refuse_unprintable(text)
     return full.relative_to(root).as_posix()
 
 

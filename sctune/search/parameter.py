@@ -23,6 +23,11 @@ KINDS = ("float", "int", "categorical", "ordinal")
 MAX_PROBES = 64
 """Integer ranges with more values than this are probed at their ends only."""
 
+LARGEST = 1e15
+"""Bounds of a range may not lie further from zero: doubles hold no larger integers exactly."""
+
+MAX_CHOICES = 1000
+
 When = tuple[tuple[str, tuple[Any, ...]], ...]
 
 # YAML 1.1 reads 5e-5 as text
@@ -220,21 +225,29 @@ def _parse_range(name: str, body: Mapping[str, Any], integer: bool, where: str) 
         raise SpaceError(f"{where}: log needs low above 0 and no step, got low {low:g} and step {step}")
     if step is not None and step <= 0:
         raise SpaceError(f"{where}.step: must be above 0, got {step:g}")
+    if step is not None and high - low > step * LARGEST:
+        raise SpaceError(f"{where}.step: {step:g} is too small for {low:g} to {high:g}; leave it out")
     return Range(name, parse_when(body, where), integer, low, high, log, 1 if integer and step is None else step)
 
 
 def _number(body: Mapping[str, Any], key: str, integer: bool, where: str) -> Any:
     value = as_number(body.get(key))
     kind: Any = int if integer else int | float
-    if isinstance(value, bool) or not isinstance(value, kind) or not math.isfinite(value):
+    # an integer first: one of 400 digits is no float
+    finite = isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))
+    if isinstance(value, bool) or not isinstance(value, kind) or not finite:
         wanted = "an integer" if integer else "a finite number"
         raise SpaceError(f"{where}.{key}: must be {wanted}, got {body.get(key)!r}")
+    if abs(value) > LARGEST:
+        raise SpaceError(f"{where}.{key}: must lie in -{LARGEST:g} to {LARGEST:g}, got {str(value)[:30]}")
     return value if integer else float(value)
 
 
 def _parse_choices(listed: Any, where: str) -> tuple[Any, ...]:
     if not isinstance(listed, list) or not listed:
         raise SpaceError(f"{where}: must be a list of values, got {listed!r}")
+    if len(listed) > MAX_CHOICES:
+        raise SpaceError(f"{where}: {len(listed)} values, and at most {MAX_CHOICES} can be listed; use a range")
     values = tuple(as_number(value) for value in listed)
     for index, value in enumerate(values):
         if not isinstance(value, str | int | float | None) or (isinstance(value, float) and not math.isfinite(value)):

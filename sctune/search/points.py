@@ -59,7 +59,16 @@ def extreme_points(space: Space) -> Iterator[Values]:
     for pair in itertools.combinations(space.parameters, 2):
         pinned = {name: values[:1] for name, values in probes.items()} | _enabling(space, pair)
         free = {*pair, space.parameters[0]} if space.variants else pair
-        yield from walk(space, pinned | {parameter.name: probes[parameter.name] for parameter in free})
+        for chosen in _few(pair, probes):
+            yield from walk(space, pinned | {parameter.name: chosen[parameter.name] for parameter in free})
+
+
+def _few(pair: Sequence[Parameter], probes: Mapping[str, list[Any]]) -> list[Mapping[str, list[Any]]]:
+    """The probes of a pair; of two long lists all values of one with the first and the last of the other."""
+    first, second = (parameter.name for parameter in pair)
+    if len(probes[first]) * len(probes[second]) <= MAX_JOINT_CHECKS:
+        return [probes]
+    return [{**probes, name: [probes[name][0], probes[name][-1]]} for name in (first, second)]
 
 
 def _enabling(space: Space, pair: Sequence[Parameter]) -> dict[str, list[Any]]:

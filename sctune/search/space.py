@@ -290,10 +290,13 @@ def _build(tree: dict[str, Any], base: TrialConfig, where: str) -> Space:
     if not isinstance(start, list) or not all(isinstance(point, Mapping) for point in start):
         raise SpaceError(f"{where}: start: must be a list of points, got {start!r}")
     points = tuple({name: as_number(value) for name, value in point.items()} for point in start)
-    description = str(tree.get("description", ""))
+    # as text: a date or .nan could not be stored with the study
+    texts = {key: str(tree[key]) for key in ("name", "description") if key in tree}
     fixed = _mapping(tree, "set", where)
     own_fields = without_shared(variants)
-    space = Space(str(tree["name"]), description, parameters, fixed, points, base, tree, own_fields)
+    space = Space(
+        texts["name"], texts.get("description", ""), parameters, fixed, points, base, tree | texts, own_fields
+    )
     taken = {other: space.needed_values(other) for when in NEEDS.values() for other, _ in when}
     space = replace(space, parameters=with_needs(parameters, taken))
     check_conditions(space, where)

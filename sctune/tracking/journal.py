@@ -22,6 +22,9 @@ FORMAT_VERSION = 1
 COMPACT_BYTES = 16 * 2**20
 """What was delivered is cut off when it is this long, so that a launch of a week does not fill the disk."""
 
+LARGEST = 2**62
+"""Numbers above it were never written."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -172,7 +175,7 @@ class Journal:
                 row = _parse(line)
                 if row is not None:
                     self._refuse_newer(row, self.path)
-                    size, last = end, row["seq"]
+                    size, last = end, max(last, row["seq"])
         return size, last
 
 
@@ -190,7 +193,10 @@ def _parse(line: bytes, key: str = "seq") -> dict[str, Any] | None:
     # a line without its end is torn, even where it happens to be valid JSON
     try:
         row = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
-    whole = line.endswith(b"\n") or key != "seq"
-    return row if whole and isinstance(row, dict) and key in row else None
+    if not isinstance(row, dict) or (key == "seq" and not line.endswith(b"\n")):
+        return None
+    numbers = (row.get(key), row.get("format_version", 0))
+    whole = all(type(number) is int and 0 <= number < LARGEST for number in numbers)
+    return row if whole and (key != "seq" or isinstance(row.get("event"), dict)) else None

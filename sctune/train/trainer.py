@@ -7,6 +7,7 @@ All randomness follows from (seed, purpose, step), so the state is weights, opti
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -134,21 +135,40 @@ class Trainer:
         for name in own:
             if own[name] != other.get(name):
                 raise CheckpointError(f"the checkpoint's {name} differs from this trial's; start the trial anew")
+        epoch = meta.get("epoch")
+        if type(epoch) is not int or not 0 <= epoch <= self.config.budget.epochs:
+            raise CheckpointError(f"the checkpoint's epoch {epoch!r} is none of 0 .. {self.config.budget.epochs}")
         model = {name.removeprefix("model/"): value for name, value in tensors.items() if name.startswith("model/")}
+        own_model = self.detector.state_dict()
+        kinds = {name: value.dtype for name, value in model.items() if name in own_model}
+        if any(own_model[name].dtype != kind for name, kind in kinds.items()):
+            raise CheckpointError("the checkpoint does not fit the model: its numbers are of other types")
+        moments = self._moments(tensors)
         try:
             self.detector.load_state_dict(model)
         except RuntimeError as problem:
             raise CheckpointError(
                 f"the checkpoint does not fit the model: {str(problem).splitlines()[-1].strip()}"
             ) from None
+        self.optimiser.load_state_dict({"state": moments, "param_groups": self.optimiser.state_dict()["param_groups"]})
+        self.epoch = epoch
+        self.scorer = RepeatedScorer(self.detector)
+
+    def _moments(self, tensors: Mapping[str, Tensor]) -> dict[int, dict[str, Tensor]]:
+        """Adam's state by the index of its parameter; CheckpointError where it is of other parameters."""
+        trained = self.optimiser.param_groups[0]["params"]
         moments: dict[int, dict[str, Tensor]] = {}
         for name, value in tensors.items():
-            if name.startswith("optim/"):
-                _, index, key = name.split("/")
-                moments.setdefault(int(index), {})[key] = value
-        self.optimiser.load_state_dict({"state": moments, "param_groups": self.optimiser.state_dict()["param_groups"]})
-        self.epoch = int(str(meta["epoch"]))
-        self.scorer = RepeatedScorer(self.detector)
+            match = re.fullmatch(r"optim/([0-9]{1,6})/(step|exp_avg|exp_avg_sq)", name)
+            if match is None and name.startswith("model/"):
+                continue
+            weight = trained[int(match[1])] if match and int(match[1]) < len(trained) else None
+            if match is None or weight is None or value.shape != (() if match[2] == "step" else weight.shape):
+                raise CheckpointError(f"the checkpoint does not fit the optimiser: {name!r}")
+            moments.setdefault(int(match[1]), {})[match[2]] = value
+        if any(len(state) != 3 for state in moments.values()):
+            raise CheckpointError("the checkpoint does not fit the optimiser: a part of its state is missing")
+        return moments
 
     def _set_learning_rate(self) -> None:
         rate = self.config.learning_rate(self.epoch)
@@ -192,5 +212,7 @@ class Trainer:
 def _comparable(meta: Mapping[str, object]) -> dict[str, str]:
     """Each value as JSON, which is how it was stored; which device trained it does not matter."""
     content = json.loads(json.dumps(meta))
-    content.get("config", {}).get("runtime", {}).pop("device", None)
+    config = content.get("config")
+    if isinstance(config, dict) and isinstance(config.get("runtime"), dict):
+        config["runtime"].pop("device", None)
     return {name: json.dumps(value, sort_keys=True) for name, value in content.items()}

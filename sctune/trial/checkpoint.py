@@ -7,6 +7,7 @@ keeps a worker that was cut off from writing over its successor.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -14,15 +15,17 @@ import re
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from pyarrow import fs
+from pydantic import BaseModel, ConfigDict, Field
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from sctune.errors import CheckpointError
+from sctune.errors import CheckpointError, NonFiniteError
+from sctune.report import EpochReport
 
 FORMAT = 1
 MANIFEST = "checkpoint.json"
@@ -46,6 +49,27 @@ class CheckpointName:
     @property
     def folder(self) -> str:
         return f"epoch-{self.epoch:04d}-attempt-{self.attempt:02d}"
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, strict=True)
+
+
+class _TaskFile(_Strict):
+    file: str
+    meta: dict[str, Any]
+    sha256: str | None = None
+
+
+class _Manifest(_Strict):
+    """checkpoint.json; sha256: over the rest of it."""
+
+    format_version: Literal[1]
+    epoch: int = Field(ge=0)
+    attempt: int = Field(ge=0)
+    tasks: dict[str, _TaskFile]
+    report: dict[str, Any] | None = None
+    sha256: str | None = None
 
 
 @dataclass(frozen=True)
@@ -103,8 +127,9 @@ class TrialStore:
         self.system.create_dir(target, recursive=True)
         files = {}
         for index, (key, (tensors, meta)) in enumerate(tasks.items()):
-            files[key] = {"file": f"task-{index}.safetensors", "meta": meta}
-            self._write(f"{target}/task-{index}.safetensors", save_tensors(dict(tensors)))
+            content = save_tensors(dict(tensors))
+            files[key] = {"file": f"task-{index}.safetensors", "sha256": _sha256(content), "meta": meta}
+            self._write(f"{target}/task-{index}.safetensors", content)
         manifest = {
             "format_version": FORMAT,
             "epoch": name.epoch,
@@ -112,7 +137,7 @@ class TrialStore:
             "tasks": files,
             "report": report,
         }
-        self._write(f"{target}/{MANIFEST}", json.dumps(manifest).encode())
+        self._write(f"{target}/{MANIFEST}", json.dumps(manifest | {"sha256": _manifest_digest(manifest)}).encode())
 
     def _trim(self, latest: CheckpointName, kept: int) -> None:
         """Remove older checkpoints, and what earlier attempts left half-written."""
@@ -120,7 +145,7 @@ class TrialStore:
             if older.attempt <= latest.attempt:
                 self._remove(f"{self.root}/{older.folder}")
         for info in self.system.get_file_info(fs.FileSelector(self.root, allow_not_found=True)):
-            staged = re.fullmatch(r"\.epoch-\d+-attempt-(\d+)\.\w+", info.base_name)
+            staged = re.fullmatch(r"\.epoch-[0-9]+-attempt-([0-9]{2,9})\.\w+", info.base_name)
             if staged and int(staged[1]) < latest.attempt:
                 self._remove(info.path)
 
@@ -128,7 +153,7 @@ class TrialStore:
         """Complete checkpoints, the latest epoch last."""
         found = []
         for info in self.system.get_file_info(fs.FileSelector(self.root, allow_not_found=True)):
-            match = re.fullmatch(r"epoch-(\d+)-attempt-(\d+)", info.base_name)
+            match = re.fullmatch(r"epoch-([0-9]{4,9})-attempt-([0-9]{2,9})", info.base_name)
             if match and self.system.get_file_info(f"{info.path}/{MANIFEST}").type == fs.FileType.File:
                 found.append(CheckpointName(int(match[1]), int(match[2])))
         return sorted(found, key=lambda name: (name.epoch, name.attempt))
@@ -137,18 +162,14 @@ class TrialStore:
         """A checkpoint; raises CheckpointError for a damaged one or one of a newer sctune."""
         folder = f"{self.root}/{name.folder}"
         try:
-            manifest = json.loads(self._read(f"{folder}/{MANIFEST}"))
-            if manifest["format_version"] > FORMAT:
-                raise CheckpointError(
-                    f"{folder} has format {manifest['format_version']}, this sctune reads up to {FORMAT}; update sctune"
-                )
-            tasks = {
-                key: (load_tensors(self._read(f"{folder}/{_inside(row['file'])}")), row["meta"])
-                for key, row in manifest["tasks"].items()
-            }
-            return Checkpoint(tasks, manifest.get("report"))
-        except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError) as problem:
-            raise CheckpointError(f"cannot read the checkpoint {folder}: {problem}") from None
+            manifest = _read_manifest(self._read(f"{folder}/{MANIFEST}"))
+            if (manifest.epoch, manifest.attempt) != (name.epoch, name.attempt):
+                raise ValueError(f"it is of epoch {manifest.epoch}, attempt {manifest.attempt}")
+            tasks = {key: (self._tensors(folder, row), row.meta) for key, row in manifest.tasks.items()}
+            return Checkpoint(tasks, manifest.report)
+        except (OSError, SafetensorError, ValueError, NonFiniteError) as problem:
+            reason = " ".join(str(problem).split())[:300]
+            raise CheckpointError(f"cannot read the checkpoint {folder}: {reason}") from None
 
     def load_latest(self) -> Checkpoint | None:
         """The latest checkpoint that can be read, or None where there is none: a damaged one costs its epochs only."""
@@ -162,6 +183,12 @@ class TrialStore:
     def clear(self) -> None:
         """Remove all checkpoints of the trial."""
         self._remove(self.root)
+
+    def _tensors(self, folder: str, row: _TaskFile) -> dict[str, Tensor]:
+        content = self._read(f"{folder}/{_inside(row.file)}")
+        if row.sha256 not in (None, _sha256(content)):
+            raise ValueError(f"{row.file} is not what was written")
+        return load_tensors(content)
 
     def _write(self, path: str, content: bytes) -> None:
         if isinstance(self.system, fs.LocalFileSystem):
@@ -192,6 +219,32 @@ def open_storage(storage: str) -> tuple[fs.FileSystem, str]:
             f"--storage-path {storage!r} cannot be used ({problem}); give an absolute folder or s3://BUCKET/PATH"
         ) from None
     return system, root.rstrip("/")
+
+
+def _read_manifest(content: bytes) -> _Manifest:
+    """Raises ValueError for a damaged one, CheckpointError for one of a newer sctune."""
+    try:
+        tree = json.loads(content)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    version = tree.get("format_version") if isinstance(tree, dict) else None
+    if type(version) is int and version > FORMAT:
+        raise CheckpointError(f"a checkpoint has format {version}, this sctune reads up to {FORMAT}; update sctune")
+    manifest = _Manifest.model_validate(tree)
+    # checkpoints of earlier versions have no digests
+    if manifest.sha256 is not None and manifest.sha256 != _manifest_digest(tree):
+        raise ValueError(f"{MANIFEST} is not what was written")
+    if manifest.report is not None and EpochReport.from_dict(manifest.report).epoch != manifest.epoch:
+        raise ValueError("its report is of another epoch")
+    return manifest
+
+
+def _manifest_digest(tree: Mapping[str, Any]) -> str:
+    return _sha256(json.dumps({**tree, "sha256": None}, sort_keys=True).encode())
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def _inside(name: str) -> str:
