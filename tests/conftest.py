@@ -29,6 +29,8 @@ os.environ.update(
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "DO_NOT_TRACK": "true",
         "MPLBACKEND": "Agg",
+        # a server of MLflow's would start ten processes for jobs that nobody gives it
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     }
 )
 os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))

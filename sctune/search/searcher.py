@@ -22,8 +22,6 @@ from sctune.search.sampler import make_sampler
 from sctune.search.space import Space, Values
 from sctune.search.study import StudyManifest
 
-NO_FAULTS = Faults(Share(1.0, 0.0), Share(1.0, 0.0), lambda _node: True)
-
 
 class Observer(Protocol):
     """Told about every event on the driver's thread; must only enqueue. time: ms since 1970."""
@@ -68,10 +66,10 @@ class StudySearcher(Searcher):
         space: Space,
         record: Record,
         observers: Sequence[Observer] = (),
-        faults: Faults = NO_FAULTS,
+        faults: Faults | None = None,
         gate: Gate = OPEN,
     ) -> None:
-        """faults: decides about trials in trouble; gate: asked before each start."""
+        """faults: decides about trials in trouble (none: of one CPU each); gate: asked before each start."""
         super().__init__(metric=OBJECTIVE, mode="max")
         self.manifest = manifest
         self.space = space
@@ -82,7 +80,8 @@ class StudySearcher(Searcher):
         self.abort: str | None = None
         self.hopeless: str | None = None
         self.attempts: dict[int, int] = {}
-        self._faults = faults
+        alone = Share(1.0, 0.0)
+        self._faults = faults or Faults(alone, alone, lambda _node: True)
         self._gate = gate
         self._live: dict[str, int] = {}
         self._errors: dict[str, str] = {}

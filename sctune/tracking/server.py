@@ -232,7 +232,8 @@ def ui_command(uri: str, port: int) -> list[str]:
 def ui_environment(uri: str) -> dict[str, str]:
     """This process's environment with the store and no telemetry, for the process of `ui_command`."""
     configure_mlflow()
-    return {**os.environ, "MLFLOW_BACKEND_STORE_URI": complete(uri)}
+    # jobs are for MLflow's own evaluations; the ten processes that wait for them would take 2 GB
+    return {**os.environ, "MLFLOW_BACKEND_STORE_URI": complete(uri), "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
 
 
 def _check_writable(database: Path) -> None:

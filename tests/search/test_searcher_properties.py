@@ -10,6 +10,7 @@ import json
 import random
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from ray.tune.search import Searcher
 
 from sctune.config import Task, load_profile
 from sctune.report import EPOCH, OBJECTIVE
+from sctune.search import faults
 from sctune.search.record import reports_of
 from sctune.search.sampler import SAMPLERS
 from sctune.search.searcher import StudySearcher
@@ -68,7 +70,7 @@ def trials_of(events: list[Event]) -> dict[int, Trial]:
         if kind == "start":
             trials[number] = replace(trials.get(number, Trial(0)), attempt=rest[0])
         elif kind == "report":
-            curve = dict(trials[number].curve) | {rest[0]: rest[1]}
+            curve = {rest[0]: rest[1]} | dict(trials[number].curve)
             trials[number] = replace(trials[number], curve=tuple(sorted(curve.items())))
         else:
             trials[number] = replace(trials[number], state=rest[0], value=rest[1])
@@ -87,6 +89,9 @@ class Listener:
     def on_report(self, number: int, report: dict[str, Any], time: int) -> None:
         assert report["metrics"][OBJECTIVE] == report[OBJECTIVE]
         self.events.append(("report", number, report[EPOCH], report[OBJECTIVE]))
+
+    def on_wait(self, number: int, reason: str) -> None:
+        """Only the searcher's own affair: the record does not change."""
 
     def on_end(self, number: int, state: str, value: float | None, info: dict[str, Any]) -> None:
         self.events.append(("end", number, state, value))
@@ -160,6 +165,7 @@ class SearcherMachine(RuleBasedStateMachine):
         self.searcher = StudySearcher(study.manifest, study.manifest.build_space(), self.record, [self.listener])
         self.live: dict[str, Live] = {}
         self.gone: list[str] = []
+        self.losses: Counter[int] = Counter()
         self.stopping = self.finished = False
         self.waiting = [number for number, trial in trials_of(self.events).items() if trial.state == "RUNNING"]
 
@@ -189,14 +195,14 @@ class SearcherMachine(RuleBasedStateMachine):
                 self.suggest()
             if not self.live:
                 return
-            kind = rng.choices(["train", "prune", "restart", "late", "fail"], [8, 2, 1, 1, 1])[0]
+            kind = rng.choices(["train", "prune", "lose", "late", "fail"], [8, 2, 1, 1, 1])[0]
             choice = rng.randrange(100)
             if kind == "train":
                 self.train(choice, rng.randint(1, EPOCHS))
             elif kind == "prune":
                 self.prune(choice)
-            elif kind == "restart":
-                self.restart_worker(choice, rng.randint(1, EPOCHS))
+            elif kind == "lose":
+                self.lose_worker(choice)
             elif kind == "late":
                 self.late(choice)
             else:
@@ -210,8 +216,9 @@ class SearcherMachine(RuleBasedStateMachine):
             self.flushed = len(self.events)
         size = SIZES[self.space]
         if self.stopping or (not self.waiting and len(trials) >= min(self.budget, size or self.budget)):
-            assert config == Searcher.FINISHED
-            self.finished = True
+            # a running trial may yet have to be started again
+            self.finished = self.stopping or not self.live
+            assert config == (Searcher.FINISHED if self.finished else None)
             exhausted = not self.stopping and len(trials) < self.budget
             assert self.searcher.exhausted == (
                 f"space exhausted after {len(trials)} of {self.budget}" if exhausted else None
@@ -235,18 +242,27 @@ class SearcherMachine(RuleBasedStateMachine):
         trial = self.live[trial_id]
         for _ in range(times):
             result = self.result(trial.next)
-            told = ("report", trial.number, trial.next, result[OBJECTIVE])
             if trial.next == EPOCHS:
                 self.searcher.on_trial_complete(trial_id, result)
-                self.events.append(told)
-                self.told.append(told)
-                self.tell("end", trial.number, "COMPLETE", result[OBJECTIVE])
+                value = self.reported(trial.number, trial.next, result)
+                self.tell("end", trial.number, "COMPLETE", value)
                 self.gone.append(trial_id)
                 del self.live[trial_id]
                 return
             self.searcher.on_trial_result(trial_id, result)
-            self.tell(*told)
+            self.reported(trial.number, trial.next, result)
+            assert self.listener.events == self.told
             trial.next += 1
+
+    def reported(self, number: int, epoch: int, result: dict[str, Any]) -> float:
+        """The value of an epoch; one that is repeated stays as it was first told, and is not told again."""
+        known = dict(trials_of(self.events)[number].curve)
+        if epoch in known:
+            return known[epoch]
+        value: float = result[OBJECTIVE]
+        self.events.append(("report", number, epoch, value))
+        self.told.append(("report", number, epoch, value))
+        return value
 
     def prune(self, choice: int) -> None:
         trial_id = self.some(choice)
@@ -254,10 +270,7 @@ class SearcherMachine(RuleBasedStateMachine):
         if trial.next < EPOCHS and not self.stopping:
             result = self.result(trial.next)
             self.searcher.on_trial_complete(trial_id, result)
-            told = ("report", trial.number, trial.next, result[OBJECTIVE])
-            self.events.append(told)
-            self.told.append(told)
-            self.tell("end", trial.number, "PRUNED", result[OBJECTIVE])
+            self.tell("end", trial.number, "PRUNED", self.reported(trial.number, trial.next, result))
             self.gone.append(trial_id)
             del self.live[trial_id]
 
@@ -270,10 +283,22 @@ class SearcherMachine(RuleBasedStateMachine):
         self.tell("end", self.live.pop(trial_id).number, "FAIL", None)
         self.gone.append(trial_id)
 
-    def restart_worker(self, choice: int, back: int) -> None:
-        """Ray starts the actor of a trial anew; nobody is told, and epochs repeat."""
-        trial = self.live[self.some(choice)]
-        trial.next = max(1, trial.next - back)
+    def lose_worker(self, choice: int) -> None:
+        """Ray says that a worker ended: its trial is suggested again, until it has taken too many down."""
+        trial_id = self.some(choice)
+        number = self.live[trial_id].number
+        fails = self.losses[number] >= faults.MAX_WORKER_LOSSES
+        if fails and not self.ended_well():
+            return
+        self.searcher.on_error(trial_id, "The actor died.\nThe process was killed.")
+        self.searcher.on_trial_complete(trial_id, None, error=True)
+        del self.live[trial_id]
+        self.gone.append(trial_id)
+        self.losses[number] += 1
+        if fails:
+            self.tell("end", number, "FAIL", None)
+        elif not self.stopping:
+            self.waiting.append(number)
 
     def late(self, choice: int) -> None:
         """Something arrives for a trial that is over: told again, it changes nothing."""
@@ -415,6 +440,11 @@ def run(machine: type[SearcherMachine], pairs: list[tuple[str, str]], examples: 
         max_examples=examples, deadline=None, stateful_step_count=12, suppress_health_check=list(HealthCheck), **more
     )
     run_state_machine_as_test(chosen, settings=config)
+
+
+@pytest.fixture(autouse=True)
+def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(faults, "RETRY_PAUSES_S", (0.0,))
 
 
 @pytest.mark.timeout(300)

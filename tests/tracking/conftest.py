@@ -22,7 +22,8 @@ from optuna.trial import TrialState
 
 from sctune.config import Task, load_profile
 from sctune.report import OBJECTIVE
-from sctune.search.replay import AfterRecord, tracking_of
+from sctune.search.record import AfterRecord
+from sctune.search.replay import tracking_of
 from sctune.search.space import load_space
 from sctune.search.study import DataSpec, SchedulerSpec, SelectionSpec, Study, StudyManifest
 from sctune.tracking.server import check_tracking, default_tracking_uri, ui_command, ui_environment
