@@ -2,7 +2,9 @@
 
 Whole searches of no-op trials (8 reports each, 2 slots, sampler `random`, record on SQLite, a real MLflow server),
 each in a process of its own; bare Ray Tune beside them shows what is Ray's. Then TPE's ask over as many trials.
-Run: `python benchmarks/bench_growth.py --trials 200 1000 5000` (5,000 trials take minutes; default: 200 and 1000).
+`direct`: the searcher with record, tracking, display, logs and keeper, driven by a loop in Ray's place and as fast as
+it goes. Run: `python benchmarks/bench_growth.py --trials 200 1000 5000` (5,000 trials take minutes; default: 200 and
+1000), or `--arms direct --trials 200 1000 5000` without Ray.
 """
 
 from __future__ import annotations
@@ -23,12 +25,14 @@ from sctune.search.cluster import prepare_environment
 prepare_environment()
 os.environ.update({"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true", "OMP_NUM_THREADS": "1"})
 
-from noop_trials import EPOCHS  # noqa: E402  (Ray and MLflow read the environment when they are imported)
+from noop_runs import Clock  # noqa: E402  (Ray and MLflow read the environment when they are imported)
+from noop_trials import EPOCHS  # noqa: E402
 
 WINDOW = 200 * EPOCHS
 """Reports at the start and at the end of a search that are compared."""
 
 TARGET = 1.5
+ARMS = ("sctune", "bare", "direct")
 
 
 def measure(arm: str, trials: int) -> dict[str, Any]:
@@ -48,6 +52,20 @@ def measure(arm: str, trials: int) -> dict[str, Any]:
             begun = noop_runs.resident_bytes()
             clock = noop_runs.run_bare(trials, folder / "bare") if arm == "bare" else None
             clock = clock or noop_runs.run_sctune(trials, uri, "growth")
+    return summary(arm, trials, clock, begun)
+
+
+def measure_direct(trials: int) -> dict[str, Any]:
+    """The same without Ray and without a server: a loop tells the searcher what Ray would."""
+    import noop_runs
+
+    with tempfile.TemporaryDirectory() as text:
+        os.environ["SCTUNE_HOME"] = str(Path(text) / "home")
+        begun = noop_runs.resident_bytes()
+        return summary("direct", trials, noop_runs.run_direct(trials), begun)
+
+
+def summary(arm: str, trials: int, clock: Clock, begun: int) -> dict[str, Any]:
     window = min(WINDOW, len(clock.handled) // 2)
     gaps = [later - earlier for earlier, later in zip(clock.handled, clock.handled[1:], strict=False)]
     busy = [later - earlier for earlier, later in zip(clock.busy, clock.busy[1:], strict=False)]
@@ -128,14 +146,15 @@ def show_asks(counts: list[int]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--trials", type=int, nargs="+", default=[200, 1000])
-    parser.add_argument("--no-bare", action="store_true", help="leave out bare Ray Tune")
-    parser.add_argument("--one", choices=("sctune", "bare"), help="measure one search in this process, as JSON")
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=["sctune", "bare"])
+    parser.add_argument("--one", choices=ARMS, help="measure one search in this process, as JSON")
     arguments = parser.parse_args()
     counts = sorted(arguments.trials)
     if arguments.one:
-        print(json.dumps(measure(arguments.one, counts[0])))
+        row = measure_direct(counts[0]) if arguments.one == "direct" else measure(arguments.one, counts[0])
+        print(json.dumps(row))
         return
-    for arm in ("sctune",) if arguments.no_bare else ("sctune", "bare"):
+    for arm in arguments.arms:
         rows = []
         for trials in counts:
             rows.append(in_own_process(arm, trials))
