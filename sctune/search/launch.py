@@ -38,6 +38,7 @@ from sctune.search.space import Space
 from sctune.search.stored_trials import remove_strays
 from sctune.search.study import Study
 from sctune.search.trial_log import TrialLog
+from sctune.search.tune_registry import remembered_trainables
 from sctune.tracking.callback import TrackingCallback
 from sctune.tracking.writer import Writer
 from sctune.trial import trainable as trials_in_ray
@@ -173,7 +174,8 @@ def tune_trials(
         ),
     )
     try:
-        tuner.fit()
+        with remembered_trainables():
+            tuner.fit()
     finally:
         # Ray's snapshot is never read back; the record is the truth
         shutil.rmtree(scratch, ignore_errors=True)

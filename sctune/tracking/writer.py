@@ -26,6 +26,9 @@ _SYNC_S = 1.0
 _FIRST_PAUSE_S = 0.5
 _LONGEST_PAUSE_S = 30.0
 _BATCH = 500
+_SHARE = 3.0
+"""The sender rests this many times as long as it sent: client and server take the cores that trials need."""
+_LONGEST_BREATH_S = 3.0
 QUEUE_LIMIT = 10_000
 """Events that wait for the journal: some 50 MB."""
 
@@ -148,9 +151,12 @@ class Writer:
         pause = _FIRST_PAUSE_S
         while not self._closed.is_set():
             try:
+                begun = time.monotonic()
                 delivered = self._deliver_batch()
                 self._no_answer, pause = None, _FIRST_PAUSE_S
-                if not delivered:
+                if delivered:
+                    self._breathe(min(_SHARE * (time.monotonic() - begun), _LONGEST_BREATH_S))
+                else:
                     self._closed.wait(_POLL_S / 2)
             except Exception as problem:
                 self._no_answer = self._noted(problem, self._no_answer)
@@ -171,6 +177,12 @@ class Writer:
         if not self._closed.is_set():
             self._journal.mark_delivered(last)
         return True
+
+    def _breathe(self, seconds: float) -> None:
+        """Let more gather for fewer and larger requests; not while somebody waits for the rest to arrive."""
+        end = time.monotonic() + seconds
+        while not self._closed.is_set() and not self._hurry.is_set() and time.monotonic() < end:
+            self._closed.wait(min(0.1, seconds))
 
     def _rest(self, seconds: float) -> None:
         """Pause between attempts; half a second at most while somebody waits for the rest to arrive."""
