@@ -6,9 +6,10 @@ A full disk or a database that is away pauses a search with a line that says so;
 from __future__ import annotations
 
 import shutil
-import time
+import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import TracebackType
 
 from pyarrow import fs
 from pydantic import ByteSize
@@ -17,7 +18,7 @@ from sctune.search.retention import CheckpointKeeper
 from sctune.trial.checkpoint import open_storage
 
 CHECK_S = 5.0
-"""Seconds between looks; a look lists the study's files."""
+"""Seconds between looks; a look lists the study's files, which takes a while on an object store."""
 
 MARGIN = 16 * 2**20
 """Bytes that stay free beside the checkpoints: the record, the journal, what others write meanwhile."""
@@ -52,9 +53,10 @@ class DiskUse:
 
 
 class StartGate:
-    """Called before each start; True: not now. say: prints one line for people.
+    """Called before each start; True: not now. As a context it looks again every CHECK_S seconds in its own thread.
 
-    trouble: why the record cannot be written at present, or None. stuck: why the pause cannot end by itself.
+    say: prints one line for people. trouble: why the record cannot be written at present, or None. stuck: why the
+    pause cannot end by itself.
     """
 
     def __init__(
@@ -68,15 +70,26 @@ class StartGate:
     ) -> None:
         self._use, self._keeper, self._max, self._concurrent = use, keeper, max_bytes, concurrent
         self._trouble, self._say = trouble, say
-        self._looked = -CHECK_S
         self._disk: str | None = None
         self._told: str | None = None
+        self._ended = threading.Event()
         self.stuck: str | None = None
 
+    def __enter__(self) -> StartGate:
+        self.look()
+        threading.Thread(target=self._watch, daemon=True, name="sctune-disk").start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._ended.set()
+
+    def _watch(self) -> None:
+        while not self._ended.wait(CHECK_S):
+            self.look()
+
     def __call__(self) -> bool:
-        if time.monotonic() - self._looked >= CHECK_S:
-            self._disk = self._look()
-            self._looked = time.monotonic()
         reason = self._trouble() or self._disk
         # figures in a reason change from look to look; told once, until it is over
         if reason is not None and self._told is None:
@@ -86,11 +99,12 @@ class StartGate:
         self._told = reason
         return reason is not None
 
-    def _look(self) -> str | None:
+    def look(self) -> None:
+        """See what there is now; the worst full runs give way to --max-disk here."""
         try:
-            return self._too_much() or self._no_room()
+            self._disk = self._too_much() or self._no_room()
         except OSError as problem:
-            return f"the study's storage does not answer: {problem}"
+            self._disk = f"the study's storage does not answer: {problem}"
 
     def _no_room(self) -> str | None:
         wanted = MARGIN + self._concurrent * self._use.largest_checkpoint()
@@ -103,13 +117,13 @@ class StartGate:
         return None
 
     def _too_much(self) -> str | None:
-        self.stuck = None
         if self._max is None:
             return None
         used = self._use.used()
         while used > self._max and self._keeper.drop_worst():
             used = self._use.used()
         if used <= self._max:
+            self.stuck = None
             return None
         reason = f"the study takes {_human(used)}, more than --max-disk {_human(self._max)}"
         self.stuck = f"{reason}, and only the best trial is kept; a larger --max-disk is needed"

@@ -120,7 +120,7 @@ class Launch:
         tracking.on_study_start()
         replay_owed(study, trials, writer)
         with _stop_signals(searcher, _stop_key(study), self.seconds_left) as stop, stop_requests(study):
-            with progress, trial_log, _only_our_own_output():
+            with progress, trial_log, gate, _only_our_own_output():
                 tune_trials(study, self.space, self.splits, self.resources, searcher)
             keeper.close()
             study.record.flush()

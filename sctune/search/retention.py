@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from threading import Lock
 from typing import Any
 
 from optuna.trial import FrozenTrial
@@ -21,6 +22,7 @@ class CheckpointKeeper:
         self.storage = storage
         self.keep_best = keep_best
         self.kept = [(t.value or 0.0, -t.number) for t in trials if t.state.name == "COMPLETE"]
+        self._lock = Lock()
         self._pool = ThreadPoolExecutor(max_workers=1)
         self._trim()
 
@@ -37,15 +39,18 @@ class CheckpointKeeper:
         if state != "COMPLETE" or value is None:
             self._remove(number)
             return
-        self.kept.append((value, -number))
+        with self._lock:
+            self.kept.append((value, -number))
         self._trim()
 
     def drop_worst(self) -> bool:
         """Give up the checkpoints of the worst full run that is kept, and wait until they are gone; keeps one."""
-        if len(self.kept) <= 1:
-            return False
-        self.kept.sort(reverse=True)
-        self._remove(-self.kept.pop()[1]).result()
+        with self._lock:
+            if len(self.kept) <= 1:
+                return False
+            self.kept.sort(reverse=True)
+            worst = -self.kept.pop()[1]
+        self._remove(worst).result()
         return True
 
     def close(self) -> None:
@@ -53,9 +58,10 @@ class CheckpointKeeper:
         self._pool.shutdown(wait=True)
 
     def _trim(self) -> None:
-        self.kept.sort(reverse=True)
-        while len(self.kept) > self.keep_best:
-            self._remove(-self.kept.pop()[1])
+        with self._lock:
+            self.kept.sort(reverse=True)
+            while len(self.kept) > self.keep_best:
+                self._remove(-self.kept.pop()[1])
 
     def _remove(self, number: int) -> Future[None]:
         return self._pool.submit(self._clear, number)

@@ -13,7 +13,7 @@ import logging
 import os
 import re
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -69,15 +69,20 @@ class _Manifest(_Strict):
     attempt: int = Field(ge=0)
     tasks: dict[str, _TaskFile]
     report: dict[str, Any] | None = None
+    earlier: list[dict[str, Any]] = []
     sha256: str | None = None
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """tasks: task key -> tensors and their JSON values; report: EpochReport.to_dict of its epoch, where it is known."""
+    """tasks: task key -> tensors and their JSON values; report: EpochReport.to_dict of its epoch, where it is known.
+
+    earlier: those of the epochs before it, without scores.
+    """
 
     tasks: dict[str, tuple[dict[str, Tensor], dict[str, Any]]]
     report: dict[str, Any] | None
+    earlier: tuple[dict[str, Any], ...] = ()
 
 
 class TrialStore:
@@ -94,11 +99,12 @@ class TrialStore:
         tasks: Mapping[str, TaskState],
         report: Mapping[str, Any] | None = None,
         last: bool = False,
+        earlier: Sequence[Mapping[str, Any]] = (),
     ) -> CheckpointName:
         """Write a checkpoint whole or not at all; the one before it stays in reserve, older ones are removed.
 
         last: the trial is over, and needs no reserve. report: what was told of this epoch (EpochReport.to_dict), for
-        a driver that died before it arrived.
+        a driver that died before it arrived, or whose database was away; earlier: of the epochs before it.
         """
         name = CheckpointName(epoch, attempt)
         final = f"{self.root}/{name.folder}"
@@ -106,7 +112,7 @@ class TrialStore:
         # a rename makes a local folder appear whole; on an object store the manifest comes last
         target = f"{self.root}/.{name.folder}.{uuid.uuid4().hex[:8]}" if local else final
         try:
-            self._write_all(target, name, tasks, report)
+            self._write_all(target, name, tasks, {"report": report, "earlier": list(earlier)})
         except BaseException:
             # a full disk must not be filled further by what is left over
             self._remove(target)
@@ -122,7 +128,7 @@ class TrialStore:
         target: str,
         name: CheckpointName,
         tasks: Mapping[str, TaskState],
-        report: Mapping[str, Any] | None,
+        told: Mapping[str, Any],
     ) -> None:
         self.system.create_dir(target, recursive=True)
         files = {}
@@ -135,7 +141,7 @@ class TrialStore:
             "epoch": name.epoch,
             "attempt": name.attempt,
             "tasks": files,
-            "report": report,
+            **told,
         }
         self._write(f"{target}/{MANIFEST}", json.dumps(manifest | {"sha256": _manifest_digest(manifest)}).encode())
 
@@ -166,7 +172,7 @@ class TrialStore:
             if (manifest.epoch, manifest.attempt) != (name.epoch, name.attempt):
                 raise ValueError(f"it is of epoch {manifest.epoch}, attempt {manifest.attempt}")
             tasks = {key: (self._tensors(folder, row), row.meta) for key, row in manifest.tasks.items()}
-            return Checkpoint(tasks, manifest.report)
+            return Checkpoint(tasks, manifest.report, tuple(manifest.earlier))
         except (OSError, SafetensorError, ValueError, NonFiniteError) as problem:
             reason = " ".join(str(problem).split())[:300]
             raise CheckpointError(f"cannot read the checkpoint {folder}: {reason}") from None
@@ -236,6 +242,8 @@ def _read_manifest(content: bytes) -> _Manifest:
         raise ValueError(f"{MANIFEST} is not what was written")
     if manifest.report is not None and EpochReport.from_dict(manifest.report).epoch != manifest.epoch:
         raise ValueError("its report is of another epoch")
+    if [EpochReport.from_dict(row).epoch for row in manifest.earlier] != list(range(1, len(manifest.earlier) + 1)):
+        raise ValueError("its earlier reports are not in order")
     return manifest
 
 

@@ -6,11 +6,13 @@ one by itself, and Ray's own checkpointing stays unused.
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import gc
 import logging
 import time
 import traceback
+from collections import deque
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -69,8 +71,6 @@ def package_versions() -> dict[str, str]:
 class SaliencyCutTrainable(tune.Trainable):
     """Ray class Trainable; its configuration is {"number", "params", "attempt"}, `spec` a TrialSpec as a dict."""
 
-    saved_report: EpochReport | None
-
     def setup(self, config: dict[str, Any], spec: dict[str, Any]) -> None:
         self.spec = TrialSpec.model_validate(spec)
         self.log = StepLog.attach()
@@ -88,9 +88,10 @@ class SaliencyCutTrainable(tune.Trainable):
         try:
             if not self.trainers:
                 self._build()
-            report, self.saved_report = self.saved_report, None
-            trained = report is None
-            if report is None:
+            trained = not self.untold
+            if self.untold:
+                report = self.untold.popleft()
+            else:
                 report = merge_reports({trainer.task.key: trainer.run_epoch() for trainer in self.trainers})
         except StoppedError:
             # the driver has stopped listening; the trial goes on from its checkpoint in the next launch
@@ -111,6 +112,7 @@ class SaliencyCutTrainable(tune.Trainable):
                 _log.warning(
                     "no room for the checkpoint of trial %d at epoch %d: %s", self.number, report.epoch, problem
                 )
+            self.told.append(dataclasses.replace(report, scores={}).to_dict())
         return report.to_dict() | {
             "done": report.last,
             "node": self._node,
@@ -128,7 +130,8 @@ class SaliencyCutTrainable(tune.Trainable):
         self.attempt = int(config["attempt"])
         self.params = dict(config["params"])
         self.saved_at = time.monotonic()
-        self.saved_report = None
+        self.told: list[dict[str, Any]] = []
+        self.untold: deque[EpochReport] = deque()
 
     def _drop(self) -> None:
         self.trainers: list[Trainer] = []
@@ -165,8 +168,10 @@ class SaliencyCutTrainable(tune.Trainable):
         if saved is not None:
             for trainer in trainers:
                 trainer.load_state(*saved.tasks[trainer.task.key])
-            # the driver may have died before the checkpoint's own epoch reached it; told twice it changes nothing
-            self.saved_report = EpochReport.from_dict(saved.report) if saved.report is not None else None
+            # the driver may have died before these reached its record; told twice they change nothing
+            reports = [*saved.earlier, *([saved.report] if saved.report is not None else [])]
+            self.untold = deque(map(EpochReport.from_dict, reports))
+            self.told = [row | {"scores": {}} for row in reports]
         self.trainers = trainers
 
     def _check_versions(self) -> None:
@@ -197,6 +202,7 @@ class SaliencyCutTrainable(tune.Trainable):
                 {trainer.task.key: trainer.state() for trainer in self.trainers},
                 report.to_dict(),
                 report.last,
+                self.told,
             )
             self.saved_at = time.monotonic()
 

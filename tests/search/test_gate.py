@@ -43,9 +43,9 @@ def make_gate(
     return StartGate(DiskUse(study, storage), keeper, max_bytes, 2, trouble, lines.append)
 
 
-@pytest.fixture(autouse=True)
-def look_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gates, "CHECK_S", 0.0)
+def held_back(gate: StartGate) -> bool:
+    gate.look()
+    return gate()
 
 
 def test_a_full_disk_holds_starts_back_until_there_is_room(
@@ -54,13 +54,13 @@ def test_a_full_disk_holds_starts_back_until_there_is_room(
     free = 10**9
     monkeypatch.setattr(gates.shutil, "disk_usage", lambda _: Usage(10**10, 0, free))
     gate = make_gate(study, lines)
-    assert not gate()
+    assert not held_back(gate)
     # room for two checkpoints is not enough without the margin
     free = MARGIN + 10**6
-    assert gate()
-    assert gate()
+    assert held_back(gate)
+    assert held_back(gate)
     free = MARGIN + 3 * 10**6
-    assert not gate()
+    assert not held_back(gate)
     assert len(lines) == 2
     assert lines[0].startswith("paused, no trial is started: the disk of")
     assert "17.8MB free" in lines[0]
@@ -74,27 +74,27 @@ def test_max_disk_gives_up_the_worst_first_and_the_best_never(study: Path, lines
     def kept() -> list[int]:
         return [number for number in range(3) if TrialStore(storage, number).names()]
 
-    assert not make_gate(study, lines, 4 * 10**6)()
+    assert not held_back(make_gate(study, lines, 4 * 10**6))
     assert kept() == [0, 1, 2]
-    assert not make_gate(study, lines, 2_100_000)()
+    assert not held_back(make_gate(study, lines, 2_100_000))
     assert kept() == [0, 1]
     gate = make_gate(study, lines, 10**6)
-    assert gate()
+    assert held_back(gate)
     assert kept() == [0]
     assert gate.stuck is not None
     assert "more than --max-disk 1.0MB" in gate.stuck
     # what is being written counts as well
     (study.parent / "store" / "trials" / "00000" / ".epoch-0002-attempt-01.ab").mkdir()
     (study.parent / "store" / "trials" / "00000" / ".epoch-0002-attempt-01.ab" / "x").write_bytes(b"0" * 10**6)
-    assert make_gate(study, lines, 1_500_000)()
+    assert held_back(make_gate(study, lines, 1_500_000))
 
 
 def test_a_record_that_cannot_be_written_holds_starts_back(study: Path, lines: list[str]) -> None:
     trouble: str | None = "the database is away"
     gate = make_gate(study, lines, trouble=lambda: trouble)
-    assert gate()
+    assert held_back(gate)
     trouble = None
-    assert not gate()
+    assert not held_back(gate)
     assert [line.split(":")[0] for line in lines] == ["paused, no trial is started", "going on"]
 
 
@@ -103,5 +103,5 @@ def test_storage_that_is_gone_holds_starts_back(study: Path, lines: list[str], m
         raise OSError(116, "Stale file handle")
 
     monkeypatch.setattr(gates.shutil, "disk_usage", broken)
-    assert make_gate(study, lines)()
+    assert held_back(make_gate(study, lines))
     assert "Stale file handle" in lines[0]

@@ -1,0 +1,57 @@
+"""A trial as its worker runs it: what a later attempt tells of the epochs before its checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from sctune.config import Task, TrialConfig
+from sctune.data.split import split_for
+from sctune.trial.checkpoint import TrialStore
+from sctune.trial.trainable import SaliencyCutTrainable, TrialSpec
+
+EPOCHS = 4
+
+
+def make_trial(tiny: TrialConfig, root: Path, attempt: int) -> Any:
+    """Trial 5 with a checkpoint after its third epoch only."""
+    config = tiny.override({"budget.epochs": EPOCHS})
+    task = Task(source=config.data.source, seed=config.seed)
+    spec = TrialSpec(
+        config=config.model_dump(),
+        tasks=[task],
+        storage=str(root / "store"),
+        cache=str(root / "cache"),
+        checkpoint_epochs=[3],
+        checkpoint_interval=1e6,
+        splits={task.key: split_for(config.for_task(task), task).digest},
+        weights_sha256={},
+        versions={},
+    )
+    trial: Any = object.__new__(SaliencyCutTrainable)
+    trial.setup({"number": 5, "params": {}, "attempt": attempt}, spec.model_dump())
+    return trial
+
+
+def test_an_attempt_tells_again_what_its_driver_may_not_have_heard(tiny: TrialConfig, tmp_path: Path) -> None:
+    undisturbed = make_trial(tiny, tmp_path / "whole", 1)
+    expected = [undisturbed.step() for _ in range(EPOCHS)]
+    first = make_trial(tiny, tmp_path, 1)
+    for _ in range(3):
+        first.step()
+    # the database was away all the time, then the driver was killed
+    second = make_trial(tiny, tmp_path, 2)
+    told = [second.step() for _ in range(EPOCHS)]
+    assert [row["epoch"] for row in told] == [1, 2, 3, 4]
+    assert [row["selection_auroc"] for row in told] == [row["selection_auroc"] for row in expected]
+    assert [row["done"] for row in told] == [False, False, False, True]
+    # scores are those of the latest epoch: the checkpoint's own, then the one that was trained
+    assert [bool(row["scores"]) for row in told] == [False, False, True, True]
+    assert told[-1]["scores"] == expected[-1]["scores"]
+
+
+def test_a_first_attempt_takes_nothing_from_a_namesake(tiny: TrialConfig, tmp_path: Path) -> None:
+    stale = TrialStore(str(tmp_path / "store"), 5)
+    stale.save(3, 1, {"other": ({}, {"epoch": 3})})
+    assert make_trial(tiny, tmp_path, 1).step()["epoch"] == 1
+    assert not stale.names()
