@@ -24,6 +24,7 @@ from urllib.request import urlopen
 
 from noop_trials import EPOCHS, N_SCORES, NoopTrial
 from ray import tune
+from ray._private.dict import flatten_dict
 from ray.air.integrations.mlflow import MLflowLoggerCallback
 from ray.tune.execution.tune_controller import TuneController
 from ray.tune.search.optuna import OptunaSearch
@@ -33,9 +34,13 @@ from sctune.data.split import Split
 from sctune.paths import studies_folder
 from sctune.report import OBJECTIVE
 from sctune.search import driver, launch
+from sctune.search.cluster import Resources
+from sctune.search.faults import Share
 from sctune.search.options import SearchOptions
+from sctune.search.plan import make_plan
 from sctune.search.result import StudyResult, study_result
 from sctune.search.searcher import StudySearcher
+from sctune.search.space import Space
 from sctune.search.study import Study
 from sctune.tracking.callback import TrackingCallback
 from sctune.tracking.server import ui_command, ui_environment
@@ -44,6 +49,8 @@ from sctune.trial import trainable
 
 SLOTS = 2
 DRAIN_S = 600.0
+"""How long a search's end waits for MLflow; 0: not at all."""
+
 SPACE = {"augment.threshold": (0.1, 0.9), "model.patch_count": (2, 6)}
 """The ranges of the shipped space `threshold_patch`, for the arms of Ray."""
 
@@ -74,6 +81,13 @@ class Clock:
         """CPU seconds of the controller's thread in that time."""
         return self.busy[-1] - self.busy[0]
 
+    def note(self) -> None:
+        """A report has been handled."""
+        self.handled.append(time.perf_counter())
+        self.busy.append(time.thread_time())
+        if len(self.handled) % 80 == 1:
+            self.memory.append(resident_bytes())
+
     def check(self, trials: int) -> None:
         if len(self.handled) != trials * EPOCHS:
             raise SystemExit(f"{len(self.handled)} reports of {trials} trials with {EPOCHS} each; not measured")
@@ -90,10 +104,7 @@ def watch_controller() -> None:
         clock = _clocks[-1]
         clock.arrived.append(time.perf_counter())
         process(self, trial, result)
-        clock.handled.append(time.perf_counter())
-        clock.busy.append(time.thread_time())
-        if len(clock.handled) % 80 == 1:
-            clock.memory.append(resident_bytes())
+        clock.note()
 
     TuneController._process_trial_result = timed
     # what the driver hands to Ray, and what follows the last trial: pictures and model are not the search's speed
@@ -104,16 +115,7 @@ def watch_controller() -> None:
 def run_sctune(trials: int, tracking_uri: str, name: str, sampler: str = "random") -> Clock:
     """A study from plan to result through `run_search`, tracked in MLflow."""
     clock = _new_clock()
-    options = SearchOptions(
-        name=name,
-        profile="cpu",
-        trials=trials,
-        sampler=sampler,
-        scheduler="none",
-        overrides={"budget.epochs": EPOCHS, "data.selection_limit": N_SCORES // 2},
-        max_concurrent=SLOTS,
-        tracking_uri=tracking_uri,
-    )
+    options = _options(trials, tracking_uri, name, sampler)
     driver.run_search(options, Console(file=io.StringIO()))
     record = Study.open(studies_folder(), name).record
     rows = record.load()
@@ -125,13 +127,60 @@ def run_sctune(trials: int, tracking_uri: str, name: str, sampler: str = "random
     return clock
 
 
+def _options(trials: int, tracking_uri: str | None, name: str, sampler: str) -> SearchOptions:
+    return SearchOptions(
+        name=name,
+        profile="cpu",
+        trials=trials,
+        sampler=sampler,
+        scheduler="none",
+        overrides={"budget.epochs": EPOCHS, "data.selection_limit": N_SCORES // 2},
+        max_concurrent=SLOTS,
+        tracking_uri=tracking_uri,
+    )
+
+
+def run_direct(trials: int) -> Clock:
+    """A study through a whole `Launch` with a loop in the place of Ray; tracked in a local MLflow store."""
+    clock = _new_clock()
+    launch.finish = _finish
+    launch.largest_share = lambda: Share(1.0, 0.0)
+    launch.tune_trials = _drive
+    plan = make_plan(_options(trials, None, "direct", "random"), has_gpu=False)
+    study = Study.create(plan.study_root, plan.manifest)
+    resources = Resources(SLOTS, 0.0, 1.0, 0.0, SLOTS, 1)
+    console = Console(file=io.StringIO())
+    launch.Launch(study, plan.space, plan.splits, resources, None, console, time.monotonic()).run()
+    clock.check(trials)
+    return clock
+
+
+def _drive(study: Study, space: Space, splits: dict[str, Split], resources: Resources, searcher: StudySearcher) -> None:
+    """SLOTS trials at a time, in turns; every report reaches the searcher as Ray hands it over."""
+    clock = _clocks[-1]
+    for first in range(0, study.manifest.trials, SLOTS):
+        trials = {}
+        for slot in range(SLOTS):
+            config = searcher.suggest(f"{first + slot}")
+            if isinstance(config, dict):
+                trials[f"{first + slot}"] = NoopTrial(config)
+        for epoch in range(1, EPOCHS + 1):
+            for name, trial in trials.items():
+                result = flatten_dict(trial.step())
+                clock.arrived.append(time.perf_counter())
+                tell = searcher.on_trial_result if epoch < EPOCHS else searcher.on_trial_complete
+                tell(name, result)
+                clock.note()
+
+
 def run_bare(trials: int, folder: Path) -> Clock:
-    """Ray Tune alone: random sampling, nothing logged."""
+    """Ray Tune alone: random sampling, nothing logged. Trials are made one by one, as in the other arms."""
     space = {
         "augment.threshold": tune.uniform(*SPACE["augment.threshold"]),
         "model.patch_count": tune.randint(*(int(end) for end in SPACE["model.patch_count"])),
     }
-    return _run_ray(trials, folder, tune.TuneConfig(num_samples=trials, reuse_actors=True), space)
+    config = tune.TuneConfig(num_samples=trials, max_concurrent_trials=SLOTS, reuse_actors=True)
+    return _run_ray(trials, folder, config, space)
 
 
 def run_ray_parts(trials: int, folder: Path, tracking_uri: str) -> Clock:
@@ -195,7 +244,7 @@ def _finish(
     begun = time.perf_counter()
     left = writer.drain(DRAIN_S)
     clock.drain = time.perf_counter() - begun
-    if left:
+    if left and DRAIN_S:
         raise SystemExit(f"{study.name}: {left} events did not reach MLflow within {DRAIN_S:.0f} s; not measured")
     return study_result(study, study.record.load(), None, seconds, tracking_uri="")
 

@@ -34,7 +34,7 @@ def status(
     With --check: whether MLflow and the checkpoints say what the study's record says; exit code 3 where they differ.
     """
     if check:
-        show_check(study, study_root, as_json)
+        show_check(study, study_root, storage, as_json)
         return
     from sctune.search.operate import study_launches
     from sctune.search.result import summary_lines

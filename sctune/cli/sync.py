@@ -22,6 +22,7 @@ def sync(
     study: Annotated[str, typer.Argument(help="Study name.")],
     timeout: Annotated[str, typer.Option(help="Longest wait for MLflow, for example 60s or 10m.")] = "5m",
     study_root: opt.StudyRoot = None,
+    storage: opt.StoredAt = None,
     as_json: opt.AsJson = False,
 ) -> None:
     """Send MLflow what it is owed, and mend what differs from the record; exit code 3 where something is left."""
@@ -29,7 +30,7 @@ def sync(
     from sctune.search.sync import sync as sync_study
     from sctune.search.truth import agreement_lines
 
-    result = sync_study(study, _root(study_root), seconds)
+    result = sync_study(study, _root(study_root), seconds, storage)
     lines = [*result.done, *(f"{line}; again with `sctune sync {study}`" for line in result.left)]
     if result.agreement is not None:
         lines += agreement_lines(study, result.agreement)
@@ -39,12 +40,12 @@ def sync(
         raise typer.Exit(RESUMABLE)
 
 
-def show_check(study: str, study_root: Path | None, as_json: bool) -> None:
+def show_check(study: str, study_root: Path | None, storage: str | None, as_json: bool) -> None:
     """Compare, print, and leave with exit code 3 where something differs."""
     from sctune.search.check import check_stored
     from sctune.search.truth import agreement_lines
 
-    agreement = check_stored(_root(study_root), study)
+    agreement = check_stored(_root(study_root), study, storage)
     emit(_document(study, agreement) if as_json else None, agreement_lines(study, agreement))
     if not agreement.agrees:
         raise typer.Exit(RESUMABLE)

@@ -30,9 +30,12 @@ from sctune.tracking.server import check_tracking, safe_uri, scrub
 from sctune.tracking.stored import StoredRun, read_study
 
 
-def check_stored(study_root: Path, name: str) -> Agreement:
-    """What differs in a study as it stands, run by a driver or not. Raises TrackingError where MLflow is away."""
-    study = Study.open(study_root, name)
+def check_stored(study_root: Path, name: str, storage: str | None = None) -> Agreement:
+    """What differs in a study as it stands, run by a driver or not. Raises TrackingError where MLflow is away.
+
+    storage: URL of the record of a study that another machine began.
+    """
+    study = Study.open(study_root, name, storage)
     driver = running_driver(study)
     try:
         check_tracking(study.manifest.tracking_uri)

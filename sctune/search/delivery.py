@@ -61,9 +61,11 @@ def compare_files(study: Study, runs: Sequence[StoredRun]) -> list[Difference]:
     return found
 
 
-def write_model(study: Study, meta: Mapping[str, Any]) -> None:
-    """Keep what registering the best model takes beside its weights, for a server that is away now."""
-    write_json(study.folder / BEST / _MODEL, {"format_version": FORMAT_VERSION, "meta": dict(meta)})
+def write_model(study: Study, meta: Mapping[str, Any]) -> Path:
+    """Keep what registering the best model takes beside its weights, for a server that is away now; gives the file."""
+    path = study.folder / BEST / _MODEL
+    write_json(path, {"format_version": FORMAT_VERSION, "meta": dict(meta)})
+    return path
 
 
 def read_model(study: Study) -> dict[str, Any] | None:

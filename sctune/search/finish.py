@@ -39,6 +39,7 @@ from sctune.trial.checkpoint import TrialStore
 DRAIN_S = 30.0
 STOPPED_DRAIN_S = 3.0
 """A stopped driver leaves within 10 s; the next launch sends what is left."""
+AWAY_DRAIN_S = 10.0
 AGREE_S = 30.0
 REGISTER_S = 120.0
 
@@ -52,14 +53,18 @@ def finish(
     tracking: TrackingCallback,
     writer: Writer,
     seconds: float,
+    hasty: bool = False,
 ) -> StudyResult:
-    """Sum up a launch and show it in MLflow; trouble with pictures or the tracking is a note, never an error."""
+    """Sum up a launch and show it in MLflow; trouble with pictures or the tracking is a note, never an error.
+
+    hasty: the driver must leave: pictures and model are left to a resume.
+    """
     manifest = study.manifest
     trials = study.record.load()
     labels = selection_labels(manifest, splits)
     left_over = any(not trial.state.is_finished() for trial in trials)
     unspent = len(trials) < manifest.trials and searcher.exhausted is None
-    stopped = searcher.stopping and searcher.hopeless is None and (left_over or unspent)
+    stopped = hasty or (searcher.stopping and searcher.hopeless is None and (left_over or unspent))
     facts: dict[str, Any] = {"tracking_uri": safe_uri(manifest.tracking_uri), "stopped": stopped}
     result = study_result(study, trials, labels, seconds, exhausted=searcher.exhausted, **facts)
     notes: list[str] = []
@@ -73,7 +78,9 @@ def finish(
     failed = searcher.hopeless is not None or (bool(result.rows) and all(row.state == "FAIL" for row in result.rows))
     tracking.on_study_end("FAILED" if failed else "KILLED" if stopped else "FINISHED", tags)
     study.record.flush()  # events wait for it
-    if writer.drain(STOPPED_DRAIN_S if stopped else DRAIN_S) == 0 and not stopped:
+    # a server that was away before is not waited for long
+    patience = STOPPED_DRAIN_S if stopped else DRAIN_S if writer.last_error is None else AWAY_DRAIN_S
+    if writer.drain(patience) == 0 and not stopped:
         reason = "failed" if searcher.hopeless is not None else "done"
         notes += _tried("the comparison with MLflow", lambda: _agree(study, trials, reason, writer))
         if result.best is not None and writer.last_error is None:
@@ -167,8 +174,8 @@ def _best_files(
         "attribution": manifest.data.attribution,
         "params": best.params,
     }
-    write_model(study, meta)
-    tracking.on_artifact(best.number, folder, BEST)
+    proof = write_model(study, meta)
+    tracking.on_artifact(best.number, folder, BEST, proof)
     return []
 
 

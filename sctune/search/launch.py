@@ -38,6 +38,7 @@ from sctune.search.space import Space
 from sctune.search.stored_trials import remove_strays
 from sctune.search.study import Study
 from sctune.search.trial_log import TrialLog
+from sctune.search.tune_registry import remembered_trainables
 from sctune.tracking.callback import TrackingCallback
 from sctune.tracking.writer import Writer
 from sctune.trial import trainable as trials_in_ray
@@ -118,17 +119,23 @@ class Launch:
         study.add_launch(_now())
         tracking.on_study_start()
         replay_owed(study, trials, writer)
-        with (
-            progress,
-            trial_log,
-            _only_our_own_output(),
-            _stop_signals(searcher, _stop_key(study), self.seconds_left),
-            stop_requests(study),
-        ):
-            tune_trials(study, self.space, self.splits, self.resources, searcher)
-        keeper.close()
-        study.record.flush()
-        return searcher, finish(study, self.splits, searcher, tracking, writer, time.monotonic() - self.started)
+        with _stop_signals(searcher, _stop_key(study), self.seconds_left) as stop, stop_requests(study):
+            with progress, trial_log, _only_our_own_output():
+                tune_trials(study, self.space, self.splits, self.resources, searcher)
+            keeper.close()
+            study.record.flush()
+            return searcher, self._finish(searcher, tracking, writer, stop)
+
+    def _finish(self, searcher: StudySearcher, tracking: TrackingCallback, writer: Writer, stop: _Stop) -> StudyResult:
+        def end(hasty: bool) -> StudyResult:
+            seconds = time.monotonic() - self.started
+            return finish(self.study, self.splits, searcher, tracking, writer, seconds, hasty)
+
+        try:
+            stop.finishing = True
+            return end(hasty=False)
+        except _LeaveNow:
+            return end(hasty=True)
 
 
 def tune_trials(
@@ -167,7 +174,8 @@ def tune_trials(
         ),
     )
     try:
-        tuner.fit()
+        with remembered_trainables():
+            tuner.fit()
     finally:
         # Ray's snapshot is never read back; the record is the truth
         shutil.rmtree(scratch, ignore_errors=True)
@@ -205,28 +213,47 @@ def _trial_name(trial: Any) -> str:
     return f"trial-{trial.config.get('number', 0):05d}-{trial.trial_id}"
 
 
+class _LeaveNow(BaseException):
+    """A signal while the last pictures are made; no error, so that nobody on the way takes it for one."""
+
+
+@dataclass
+class _Stop:
+    """finishing: all trials are over; a signal then breaks off what is being made for people."""
+
+    finishing: bool = False
+
+
 @contextmanager
-def _stop_signals(searcher: StudySearcher, stop_key: str, budget_s: float | None) -> Iterator[None]:
+def _stop_signals(searcher: StudySearcher, stop_key: str, budget_s: float | None) -> Iterator[_Stop]:
     """SIGINT, SIGTERM and the end of the time budget stop the launch cleanly; a second signal ends it at once.
 
     Tune ends its loop on SIGUSR1 (RAY_ENVIRONMENT keeps its hands off SIGINT), so the searcher can be told first.
     Must be entered after ray.init, which replaces handlers.
     """
 
+    state = _Stop()
+
     def stop(_number: int, _frame: Any) -> None:
         if searcher.stopping:
             raise KeyboardInterrupt
         searcher.record.hurry(5.0)
+        if state.finishing:
+            searcher.stopping = True
+            raise _LeaveNow
         out_of_time()
 
     def out_of_time() -> None:
+        if state.finishing:
+            # only the trials have a budget
+            return
         searcher.stopping = True
         # not here: a handler may run while Ray's client holds a lock
         threading.Thread(target=raise_flag, args=(stop_key,), daemon=True).start()
         os.kill(os.getpid(), signal.SIGUSR1)
 
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield state
         return
     before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     # until Tune has its own handler: the searcher then ends the launch by suggesting nothing
@@ -237,7 +264,7 @@ def _stop_signals(searcher: StudySearcher, stop_key: str, budget_s: float | None
         timer.daemon = True
         timer.start()
     try:
-        yield
+        yield state
     finally:
         if timer is not None:
             timer.cancel()

@@ -120,17 +120,14 @@ def _failed(problem: BaseException) -> tuple[str, str]:
         message = str(problem)
     else:
         state, message = "crashed", f"{type(problem).__name__}: {' '.join(str(problem).split())[:500]}"
-    if state == "crashed":
-        _log_quietly(message, problem)
-    else:
-        _log.error("the launch ended: %s: %s", state, message)
+    _log_quietly(f"the launch ended: {state}: {message}", problem if state == "crashed" else None)
     return state, message
 
 
-def _log_quietly(message: str, problem: BaseException) -> None:
-    """Into the file only: a bug's traceback is printed by Python itself."""
-    info = (type(problem), problem, problem.__traceback__)
-    record = logging.LogRecord(_log.name, logging.ERROR, __file__, 0, "the launch crashed: %s", (message,), info)
+def _log_quietly(message: str, problem: BaseException | None) -> None:
+    """Into the file only: the command says the same on its way out, and Python a bug's traceback."""
+    info = None if problem is None else (type(problem), problem, problem.__traceback__)
+    record = logging.LogRecord(_log.name, logging.ERROR, __file__, 0, "%s", (message,), info)
     for handler in logging.getLogger("sctune").handlers:
         if isinstance(handler, QueueHandler):
             handler.handle(record)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -17,10 +18,13 @@ from rich.text import Text
 from sctune.report import EPOCH, OBJECTIVE
 
 SHOWN = 8
+PRINT_S = 0.5
 
 
 class SearchProgress:
-    """An observer of the searcher. On a terminal it redraws in place; elsewhere a line per trial.
+    """An observer of the searcher. On a terminal it redraws in place; elsewhere it prints a line per trial.
+
+    The searcher's thread only takes notes; a thread of the display's own draws and prints, twice a second.
 
     noise: standard error of an objective, given a trial's scores.
     """
@@ -57,13 +61,20 @@ class SearchProgress:
         )
         self._task = self._bar.add_task("trials", total=trials, completed=sum(self.counts.values()))
         self._live = Live(console=console, get_renderable=self.render, refresh_per_second=2, transient=False)
+        self._lines: deque[str] = deque()
+        self._closed = threading.Event()
+        self._printer = threading.Thread(target=self._print, name="sctune-progress", daemon=True)
 
     def __enter__(self) -> SearchProgress:
         if self.console.is_terminal:
             self._live.start()
+        self._printer.start()
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._closed.set()
+        self._printer.join()
+        self._print_lines()
         self._live.stop()
 
     def on_start(self, number: int, params: dict[str, Any], attempt: int) -> None:
@@ -81,8 +92,10 @@ class SearchProgress:
         self.say(f"trial {number}: {reason}")
 
     def say(self, line: str) -> None:
-        """One line above the live display, or among the lines of the trials."""
-        self.console.print(line, soft_wrap=True, markup=False, highlight=False)
+        """One line above the live display, or among the lines of the trials; printed within half a second."""
+        self._lines.append(line)
+        if self._closed.is_set():
+            self._print_lines()
 
     def on_end(self, number: int, state: str, value: float | None, info: dict[str, Any]) -> None:
         params = self.running.pop(number, ({}, 0, None))[0]
@@ -93,7 +106,6 @@ class SearchProgress:
         scores = self._scores.pop(number, {})
         if state == "COMPLETE" and value is not None:
             self._consider(number, value, scores)
-        self._bar.update(self._task, completed=sum(self.counts.values()))
         if not self.console.is_terminal:
             shown = "-" if value is None else f"{value:.4f}"
             line = f"trial {number:3d} {state:8s} {shown}  {short(params)}  ({info.get('stop_reason')})"
@@ -103,9 +115,10 @@ class SearchProgress:
         table = Table(box=None, pad_edge=False)
         for column in ("trial", "state", "epoch", "AUROC", "parameters"):
             table.add_column(column)
+        self._bar.update(self._task, completed=sum(self.counts.values()))
         for number, state, value, params in list(self.ended):
             table.add_row(str(number), state, "", "-" if value is None else f"{value:.4f}", short(params))
-        for number, (params, epoch, value) in sorted(self.running.items()):
+        for number, (params, epoch, value) in sorted(self.running.copy().items()):
             latest = "" if value is None else f"{value:.4f}"
             table.add_row(str(number), "RUNNING", f"{epoch}/{self.epochs}", latest, short(params))
         return Group(table, self._bar, Text(self.summary()))
@@ -120,6 +133,15 @@ class SearchProgress:
                 self._noise_of = (number, self._noise(scores))
             best = f"best {value:.4f} +- {self._noise_of[1]:.4f} (trial {number})"
         return f"{counts}, {len(self.running)} running; {best}; {self.expected()}"
+
+    def _print(self) -> None:
+        while not self._closed.wait(PRINT_S):
+            self._print_lines()
+
+    def _print_lines(self) -> None:
+        lines = [self._lines.popleft() for _ in range(len(self._lines))]
+        if lines:
+            self.console.print("\n".join(lines), soft_wrap=True, markup=False, highlight=False)
 
     def _consider(self, number: int, value: float, scores: Mapping[str, Sequence[float]]) -> None:
         if scores and (self.best is None or value > self.best[1]):

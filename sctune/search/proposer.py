@@ -61,7 +61,8 @@ class Proposer:
         self._size = space.size()
         self._params = {trial.number: space.decode(trial.params) for trial in trials}
         self._seen = {space.key(values) for values in self._params.values()}
-        self._start = deque(space.start)
+        # each earlier trial took one at most, while there were some; one that is tried again draws on for its number
+        self._start = deque(space.start[len(trials) :])
         self._study_attrs = dict(study_attrs or {})
         self._fill([_bare(trial) for trial in trials])
 

@@ -173,6 +173,10 @@ def make_rule(name: str, epochs: int, grace: int | None, factor: int, seed: int)
     return Hyperband(epochs, grace, factor, seed) if name == "hyperband" else SuccessiveHalving(epochs, grace, factor)
 
 
+FORCE_S = 3
+"""Seconds that Tune waits for an actor to end before it kills it; checkpoints are whole or absent at any moment."""
+
+
 class RuleScheduler(FIFOScheduler):
     """Ray's view of a rule; without one it is plain first in, first out. Only reports of an epoch are judged."""
 
@@ -181,6 +185,13 @@ class RuleScheduler(FIFOScheduler):
         super().__init__()
         self.rule = rule
         self._on_error = on_error
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        # Tune gives actors ten seconds to end, those that are still importing too; a stopped driver has no more in all
+        controller = getattr(tune_controller, "_tune_controller", None)
+        if controller is not None and hasattr(controller, "_actor_force_cleanup_timeout"):
+            controller._actor_force_cleanup_timeout = FORCE_S
+        super().on_trial_add(tune_controller, trial)
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
         path = trial.error_file

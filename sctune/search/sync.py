@@ -42,11 +42,13 @@ class SyncResult:
         return not self.left and self.agreement is not None and self.agreement.agrees
 
 
-def sync(name: str, study_root: Path, timeout_s: float) -> SyncResult:
-    """Send what is owed, compare, mend what differs; for a study that no driver runs (StudyError otherwise)."""
-    with Study.open(study_root, name).lock():
-        # read again: the driver that held the lock a moment ago may have written the manifest
-        study = Study.open(study_root, name)
+def sync(name: str, study_root: Path, timeout_s: float, storage: str | None = None) -> SyncResult:
+    """Send what is owed, compare, mend what differs; for a study that no driver runs (StudyError otherwise).
+
+    storage: URL of the record of a study that another machine began.
+    """
+    study = Study.open(study_root, name, storage)
+    with study.lock():
         writer = Writer(study.manifest.tracking_uri, study.folder / JOURNAL)
         try:
             return _Sync(study, writer, time.monotonic() + timeout_s).run()

@@ -66,7 +66,7 @@ class TrialLog:
 
     def on_wait(self, number: int, reason: str) -> None:
         self._put(number, [f"waits to be started again: {reason}"])
-        _log.warning("trial %d waits to be started again: %s", number, reason)
+        _log.info("trial %d waits to be started again: %s", number, reason)
         self._live.discard(number)
 
     def on_end(self, number: int, state: str, value: float | None, info: dict[str, Any]) -> None:
@@ -82,7 +82,7 @@ class TrialLog:
             lines.append(f"{failure['kind']}: {failure['message']}")
             # the end of a long traceback says what happened
             lines += failure["traceback"][-MAX_TRACEBACK:].splitlines()
-            _log.warning("trial %d: %s: %s", number, failure["kind"], failure["message"])
+            _log.info("trial %d: %s: %s", number, failure["kind"], failure["message"])
         _log.info("trial %d: %s%s (%s)", number, state, shown, reason)
         self._put(number, lines, end=True)
         self._live.discard(number)

@@ -225,7 +225,7 @@ def _compare_parent(parents: Sequence[StoredRun], study: StudyState, any_trial: 
     wanted = study_status(study)
     first = parents[0]
     if not study.running and (first.status not in wanted or first.tags.get("state") != first.status):
-        text = f"MLflow says the study is {first.tags.get('state')} (run {first.status}), it is {' or '.join(wanted)}"
+        text = f"MLflow says {first.tags.get('state')} of the study (run {first.status}), not {' or '.join(wanted)}"
         found.append(Difference(None, "parent", text))
     return found
 

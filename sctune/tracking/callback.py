@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from sctune.report import EPOCH, OBJECTIVE
-from sctune.tracking.events import Event
+from sctune.tracking.events import Event, file_digest
 
 
 class EventSink(Protocol):
@@ -142,10 +142,18 @@ class TrackingCallback:
         """Give a trial's run the files of the run that was dropped for it."""
         self._put("adopt", number, _now_ms(), {"run": run_id})
 
-    def on_artifact(self, number: int | None, path: Path, artifact_path: str | None = None) -> None:
-        """Show a file or folder at a trial's run (None: the study's); it must stay where it is until delivered."""
+    def on_artifact(
+        self, number: int | None, path: Path, artifact_path: str | None = None, proof: Path | None = None
+    ) -> None:
+        """Show a file or folder at a trial's run (None: the study's); it must stay where it is until delivered.
+
+        proof: a small file; where it has changed by then, the folder belongs to another trial and is not shown here.
+        """
+        content: Event = {"path": str(path), "artifact_path": artifact_path}
         with self._timed():
-            self._put("artifact", number, _now_ms(), {"path": str(path), "artifact_path": artifact_path})
+            if proof is not None:
+                content["proof"] = {"path": str(proof), "sha256": file_digest(proof)}
+            self._put("artifact", number, _now_ms(), content)
 
     def on_tags(self, number: int | None, tags: Mapping[str, str]) -> None:
         """Add tags to a trial's run (None: the study's)."""

@@ -7,7 +7,8 @@ Events are plain dictionaries with `kind`, `study` (id), `time` (ms since 1970) 
     report       step, metrics                     `time` is that of the first time this epoch was reported
     trial_end    status, tags, error               status COMPLETE, PRUNED or FAIL; error: a traceback
     study_end    status, tags                      status FINISHED, KILLED or FAILED
-    artifact     path, artifact_path               a file or a folder that stays until it is delivered
+    artifact     path, artifact_path, proof        a file or a folder that stays until it is delivered; proof: {path,
+                                                   sha256} of a file that changes when the folder gets other content
     tags         tags
     drop         run                               a run that is wrong or one too many is deleted
     adopt        run                               the trial's run gets the files of the run that was dropped for it
@@ -19,6 +20,8 @@ import getpass
 import json
 import re
 from collections.abc import Mapping
+from hashlib import sha256
+from pathlib import Path
 from typing import Any, TypeAlias
 
 Event: TypeAlias = dict[str, Any]
@@ -63,6 +66,14 @@ def shown_param(name: str, text: str) -> str:
 def as_key(name: str) -> str:
     """A name that MLflow takes for a parameter, tag or metric on every platform."""
     return re.sub(r"[^\w\-. /]", "_", name, flags=re.ASCII)[:250]
+
+
+def file_digest(path: Path) -> str | None:
+    """SHA-256 of a small file, None where there is none."""
+    try:
+        return sha256(path.read_bytes()).hexdigest()
+    except OSError:
+        return None
 
 
 def identity_tags() -> dict[str, str]:

@@ -6,6 +6,7 @@ value, and a run's end is written at the time of the event.
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +14,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sctune.report import OBJECTIVE
-from sctune.tracking.events import MAX_PARAM_LENGTH, as_key, as_texts, identity_tags, shown_param, well_formed
+from sctune.tracking.events import (
+    MAX_PARAM_LENGTH,
+    as_key,
+    as_texts,
+    file_digest,
+    identity_tags,
+    shown_param,
+    well_formed,
+)
 from sctune.tracking.sending import Entry, RunGoneError, Sender
 from sctune.tracking.server import (
     PARENT_TAG,
@@ -26,11 +35,11 @@ from sctune.tracking.server import (
 from sctune.tracking.stored import find_runs, histories, trial_of
 
 if TYPE_CHECKING:
-    from mlflow.entities import Metric, Param, Run
+    from mlflow.entities import Metric, Param
 
 RUN_STATUS = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL": "FAILED"}
-_LOOK_UP_TOGETHER = 4  # trials from which on one search for all is quicker
 _MAX_ENTRIES = 100  # of one request: MLflow's limit for parameters and for tags
+_log = logging.getLogger(__name__)
 Key = tuple[str, int | None]
 
 
@@ -63,7 +72,7 @@ class Runs:
         self._homes: dict[str, str] = {}
         self._names: dict[str, str] = {}
         self._batches: dict[Key, _Batch] = {}
-        self._absent: set[Key] = set()
+        self._listed: dict[str, dict[int | None, list[str]]] = {}
 
     @property
     def rejected(self) -> int:
@@ -98,13 +107,11 @@ class Runs:
         except Exception:
             self._forget()
             raise
-        finally:
-            self._absent = set()
 
     def _forget(self) -> None:
         # after an error it is not known what arrived: the store may be another one, a run made without an answer
-        self._experiment, self._homes = None, {}
-        self._ids, self._steps, self._batches, self._absent = {}, {}, {}, set()
+        self._experiment, self._homes, self._listed = None, {}, {}
+        self._ids, self._steps, self._batches = {}, {}, {}
 
     def _start(self, key: Key, event: Mapping[str, Any]) -> None:
         if key[1] is None:
@@ -159,6 +166,8 @@ class Runs:
         if not self._sender.gone(event["run"]):
             self._client.delete_run(event["run"])
         self._ids = {other: run_id for other, run_id in self._ids.items() if run_id != event["run"]}
+        for number, found in self._list(key[0]).items():
+            self._listed[key[0]][number] = [run_id for run_id in found if run_id != event["run"]]
 
     def _adopt(self, key: Key, event: Mapping[str, Any]) -> None:
         run_id = self._run_id(key, event["time"])
@@ -176,6 +185,10 @@ class Runs:
     def _artifact(self, key: Key, event: Mapping[str, Any]) -> None:
         path, target = Path(event["path"]), event.get("artifact_path")
         run_id = self._run_id(key, event["time"])
+        proof = event.get("proof")
+        if proof and file_digest(Path(proof["path"])) != proof["sha256"]:
+            _log.info("%s holds another trial's files by now and is not shown for %s", path, key[1])
+            return
         if not path.exists():
             self._sender.reject(f"artifact {path}", FileNotFoundError("it is gone"))
             return
@@ -210,51 +223,41 @@ class Runs:
         return self._ids[key]
 
     def _find(self, key: Key) -> str | None:
-        if key in self._absent:
-            return None
-        self._default_experiment()
         study, trial = key
-        role = f"tags.`{ROLE_TAG}` = 'study'" if trial is None else f"tags.`{TRIAL_TAG}` = '{trial}'"
-        runs = find_runs(self._client, study, role)
-        return self._keep(runs) if runs else None
-
-    def _keep(self, runs: Sequence[Run]) -> str:
-        """The oldest of the runs of one trial; the others are deleted, and the times of its points are read."""
-        first, *copies = runs
-        for copy in copies:  # the answer to a "create run" was lost, and a second one was made meanwhile
-            self._client.delete_run(copy.info.run_id)
-        run_id = str(first.info.run_id)
-        if run_id not in self._steps:
-            history = self._client.get_metric_history(run_id, OBJECTIVE)
-            self._steps[run_id] = {point.step: point.timestamp for point in history}
-        return run_id
+        found = self._list(study).get(trial, [])
+        if not found:
+            return None
+        for copy in found[1:]:  # the answer to a "create run" was lost, and a second one was made meanwhile
+            self._client.delete_run(copy)
+        self._listed[study][trial] = found[:1]
+        if found[0] not in self._steps:
+            self._read_steps(found[:1])
+        return found[0]
 
     def _look_up(self, events: Sequence[Mapping[str, Any]]) -> None:
-        """Find the runs of many trials at once: a search and a history for each would take minutes after a resume."""
+        """Read the points of many trials at once: a history for each would take minutes after a resume."""
         keys = {(event["study"], event.get("trial")) for event in events if well_formed(event)} - set(self._ids)
-        doomed = {event["run"] for event in events if event.get("kind") == "drop" and well_formed(event)}
-        for study in {study for study, _ in keys}:
-            wanted = {trial for other, trial in keys if other == study}
-            if len(wanted) < _LOOK_UP_TOGETHER:
-                continue
-            self._default_experiment()
-            runs: dict[int | None, list[Run]] = {}
-            for run in find_runs(self._client, study):
+        firsts = [found[0] for study, trial in keys if (found := self._list(study).get(trial))]
+        self._read_steps([run_id for run_id in firsts if run_id not in self._steps])
+
+    def _read_steps(self, run_ids: Sequence[str]) -> None:
+        for run_id, points in histories(self._client, run_ids, OBJECTIVE).items():
+            self._steps[run_id] = {point.step: point.time for point in points}
+
+    def _list(self, study: str) -> dict[int | None, list[str]]:
+        """Trial (None: the study) -> ids of its runs, oldest first. Read once: only this process makes more."""
+        if study not in self._listed:
+            default = self._default_experiment()
+            runs = find_runs(self._client, study)
+            listed: dict[int | None, list[str]] = {}
+            for run in runs:
                 number = trial_of(run)
-                if (
-                    run.info.run_id not in doomed
-                    and number in wanted
-                    and (number is not None or run.data.tags.get(ROLE_TAG) == "study")
-                ):
-                    runs.setdefault(number, []).append(run)
-            firsts = [found[0].info.run_id for found in runs.values()]
-            for run_id, points in histories(self._client, firsts, OBJECTIVE).items():
-                self._steps[run_id] = {point.step: point.time for point in points}
-            for number, found in runs.items():
-                self._ids[study, number] = self._keep(found)
-            self._absent |= {(study, number) for number in wanted - set(runs)}
-            if None in runs:
-                self.parent_run_id = self._ids[study, None]
+                if number is not None or run.data.tags.get(ROLE_TAG) == "study":
+                    listed.setdefault(number, []).append(str(run.info.run_id))
+            self._listed[study] = listed
+            # that of the study, though the environment may name another one by now
+            self._homes[study] = runs[0].info.experiment_id if runs else default
+        return self._listed[study]
 
     def _create(self, key: Key, time: int) -> str:
         study, trial = key
@@ -264,7 +267,7 @@ class Runs:
         else:
             name = f"trial-{trial:04d}"
             tags |= {TRIAL_TAG: str(trial), PARENT_TAG: self._run_id((study, None), time)}
-        run = self._client.create_run(self._home(study), start_time=time, tags=tags, run_name=name)
+        run = self._client.create_run(self._homes[study], start_time=time, tags=tags, run_name=name)
         return str(run.info.run_id)
 
     def _default_experiment(self) -> str:
@@ -272,13 +275,6 @@ class Runs:
         if self._experiment is None:
             self._experiment = find_experiment(self._client, self._uri)
         return self._experiment
-
-    def _home(self, study: str) -> str:
-        """The experiment of a new run: its study's, though the environment may name another one by now."""
-        if study not in self._homes:
-            runs = find_runs(self._client, study)
-            self._homes[study] = runs[0].info.experiment_id if runs else self._default_experiment()
-        return self._homes[study]
 
     # sending
 

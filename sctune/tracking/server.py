@@ -107,6 +107,8 @@ def configure_mlflow() -> None:
         MLFLOW_DISABLE_TELEMETRY="true",
         DO_NOT_TRACK="true",
         MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR="false",
+        # in the middle of a JSON document otherwise
+        MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT="true",
         MLFLOW_UV_AUTO_DETECT="false",
     )
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")

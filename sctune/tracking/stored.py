@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from sctune.tracking.server import PARENT_TAG, ROLE_TAG, STUDY_TAG, TRIAL_TAG, mlflow_client
 
@@ -12,10 +13,17 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-_RUNS_PER_REQUEST = 100
-_POINTS_PER_RUN = 2500
-"""MLflow's limits of one request for histories; beyond the second it gives a sample."""
-_HISTORY_PATH = "/api/2.0/mlflow/metrics/get-history-bulk-interval"
+_RUNS_PER_REQUEST = 25
+"""A busy server takes 50 ms for a run with its parameters, and a request that takes 10 s has failed."""
+_POINTS_PER_REQUEST = 25_000
+"""MLflow's limit of one request for histories; it leaves out what is beyond."""
+_HISTORY_PATH = "/ajax-api/2.0/mlflow/metrics/get-history-bulk"
+"""What MLflow's own page asks: one query for all runs, where the interval in its API takes four for each run."""
+_TRIES = 2
+"""Of one request: a read of a large study is many, and one that took too long must not undo all before it."""
+
+
+Result = TypeVar("Result")
 
 
 class Point(NamedTuple):
@@ -68,14 +76,15 @@ def trial_of(run: Run) -> int | None:
 
 
 def histories(client: MlflowClient, run_ids: Sequence[str], metric: str) -> dict[str, list[Point]]:
-    """Run id -> all points of a metric; some 100 runs per request."""
+    """Run id -> all points of a metric; many runs per request."""
     found: dict[str, list[Point]] = {run_id: [] for run_id in run_ids}
     for start in range(0, len(run_ids), _RUNS_PER_REQUEST):
-        for run_id, point in _bulk(client, run_ids[start : start + _RUNS_PER_REQUEST], metric):
+        asked = run_ids[start : start + _RUNS_PER_REQUEST]
+        rows = list(_bulk(client, asked, metric))
+        if len(rows) >= _POINTS_PER_REQUEST:
+            rows = [(run_id, point) for run_id in asked for point in _history(client, run_id, metric)]
+        for run_id, point in rows:
             found[run_id].append(point)
-    for run_id, points in found.items():
-        if len(points) >= _POINTS_PER_RUN:
-            found[run_id] = _history(client, run_id, metric)
     return found
 
 
@@ -85,11 +94,11 @@ def _bulk(client: MlflowClient, run_ids: Sequence[str], metric: str) -> Iterator
 
     store = client._tracking_client.store
     if not isinstance(store, RestStore):
-        for row in store.get_metric_history_bulk_interval(list(run_ids), metric, _POINTS_PER_RUN, None, None):
+        for row in store.get_metric_history_bulk(list(run_ids), metric, _POINTS_PER_REQUEST):
             yield row.run_id, Point(row.step, row.value, row.timestamp)
         return
     try:
-        rows = _ask(store, run_ids, metric)
+        rows = _again(lambda: _ask(store, run_ids, metric))
     except MlflowException as problem:
         if problem.get_http_status_code() != 404:
             raise
@@ -99,14 +108,13 @@ def _bulk(client: MlflowClient, run_ids: Sequence[str], metric: str) -> Iterator
                 yield run_id, point
         return
     for one in rows:
-        # JSON has 64-bit numbers as texts, and none for a value of 0
-        yield one["run_id"], Point(int(one.get("step", 0)), float(one.get("value", 0.0)), int(one.get("timestamp", 0)))
+        yield one["run_id"], Point(int(one["step"]), float(one["value"]), int(one["timestamp"]))
 
 
 def _ask(store: Any, run_ids: Sequence[str], metric: str) -> list[dict[str, Any]]:
     from mlflow.utils.rest_utils import http_request, verify_rest_response
 
-    query = [("metric_key", metric), ("max_results", str(_POINTS_PER_RUN)), *(("run_ids", run) for run in run_ids)]
+    query = [("metric_key", metric), ("max_results", str(_POINTS_PER_REQUEST)), *(("run_id", run) for run in run_ids)]
     answer = http_request(store.get_host_creds(), _HISTORY_PATH, "GET", params=query)
     return list(verify_rest_response(answer, _HISTORY_PATH).json().get("metrics", []))
 
@@ -118,11 +126,24 @@ def _history(client: MlflowClient, run_id: str, metric: str) -> list[Point]:
 def _pages(search: Any, *arguments: Any) -> Iterator[Any]:
     token: str | None = None
     while True:
-        page = search(*arguments, max_results=1000, page_token=token)
+        page = _again(partial(search, *arguments, max_results=_RUNS_PER_REQUEST, page_token=token))
         yield from page
         token = page.token
         if not token:
             return
+
+
+def _again(read: Callable[[], Result]) -> Result:
+    from mlflow.exceptions import MlflowException
+
+    for _ in range(_TRIES - 1):
+        try:
+            return read()
+        except MlflowException as problem:
+            # MLflow's word for whatever happened on the way; a refusal has another code
+            if problem.get_http_status_code() < 500:
+                raise
+    return read()
 
 
 def _stored(run: Run, points: Mapping[str, Sequence[Point]]) -> StoredRun:

@@ -26,6 +26,9 @@ _SYNC_S = 1.0
 _FIRST_PAUSE_S = 0.5
 _LONGEST_PAUSE_S = 30.0
 _BATCH = 500
+_SHARE = 3.0
+"""The sender rests this many times as long as it sent: client and server take the cores that trials need."""
+_LONGEST_BREATH_S = 3.0
 QUEUE_LIMIT = 10_000
 """Events that wait for the journal: some 50 MB."""
 
@@ -41,8 +44,9 @@ class Writer:
     """
 
     def __init__(self, tracking_uri: str, journal: Path, queue_limit: int = QUEUE_LIMIT) -> None:
-        self.last_error: str | None = None
         self.lost = 0
+        self._no_journal: str | None = None
+        self._no_answer: str | None = None
         self._uri = tracking_uri
         self._limit = queue_limit
         self._owes = False
@@ -80,6 +84,10 @@ class Writer:
         """The whole record was put into this writer after the last loss."""
         self._owes = False
         self._mark.clear()
+
+    @property
+    def last_error(self) -> str | None:
+        return self._no_journal or self._no_answer
 
     @property
     def undelivered(self) -> int:
@@ -129,8 +137,9 @@ class Writer:
                     self._journal.sync()
                     self._journal.compact()
                     synced = time.monotonic()
+                self._no_journal = None
             except OSError as problem:  # a full disk: the queue keeps the events
-                self._note(problem)
+                self._no_journal = self._noted(problem, self._no_journal)
             if self._owes or (closing and self._queue):
                 self._mark.set()
             if closing:
@@ -142,12 +151,15 @@ class Writer:
         pause = _FIRST_PAUSE_S
         while not self._closed.is_set():
             try:
+                begun = time.monotonic()
                 delivered = self._deliver_batch()
-                self.last_error, pause = None, _FIRST_PAUSE_S
-                if not delivered:
+                self._no_answer, pause = None, _FIRST_PAUSE_S
+                if delivered:
+                    self._breathe(min(_SHARE * (time.monotonic() - begun), _LONGEST_BREATH_S))
+                else:
                     self._closed.wait(_POLL_S / 2)
             except Exception as problem:
-                self._note(problem)
+                self._no_answer = self._noted(problem, self._no_answer)
                 self._rest(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE_S)
 
@@ -166,6 +178,12 @@ class Writer:
             self._journal.mark_delivered(last)
         return True
 
+    def _breathe(self, seconds: float) -> None:
+        """Let more gather for fewer and larger requests; not while somebody waits for the rest to arrive."""
+        end = time.monotonic() + seconds
+        while not self._closed.is_set() and not self._hurry.is_set() and time.monotonic() < end:
+            self._closed.wait(min(0.1, seconds))
+
     def _rest(self, seconds: float) -> None:
         """Pause between attempts; half a second at most while somebody waits for the rest to arrive."""
         end = time.monotonic() + seconds
@@ -174,8 +192,9 @@ class Writer:
             self._closed.wait(0.1)
             rested += 0.1
 
-    def _note(self, problem: Exception) -> None:
+    def _noted(self, problem: Exception, before: str | None) -> str:
+        """One line without credentials, logged where it is news."""
         line = scrub(problem, self._uri)
-        if line != self.last_error:
+        if line != before:
             _log.warning("tracking is waiting: %s", line)
-        self.last_error = line
+        return line

@@ -7,7 +7,6 @@ own, so that an iteration never waits for it.
 from __future__ import annotations
 
 import threading
-import time
 
 import ray
 from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_put
@@ -34,7 +33,7 @@ class StopFlag:
                     self._raised.set()
             except Exception:  # the cluster is away: Ray will end this worker, or the flag can be asked for again
                 pass
-            time.sleep(POLL_S)
+            self._raised.wait(POLL_S)
 
 
 def raise_flag(key: str) -> None:

@@ -20,7 +20,7 @@ prepare_environment()
 
 from sctune.cli import main  # noqa: E402
 from sctune.search import finish, launch  # noqa: E402
-from sctune.search.record import Record  # noqa: E402
+from sctune.search.rows import RecordRows  # noqa: E402
 from sctune.search.searcher import StudySearcher  # noqa: E402
 from sctune.tracking.callback import TrackingCallback  # noqa: E402
 from sctune.tracking.runs import Runs  # noqa: E402
@@ -32,7 +32,7 @@ SENT = os.environ.get("SCTUNE_CHAOS_SENT", "sent")
 
 DRIVER_POINTS = {
     "asked, not recorded": (StudySearcher, "_start_new"),
-    "record half-written": (Record, "_write"),
+    "record half-written": (RecordRows, "_put"),
     "reported, not told": (StudySearcher, "_tell"),
     "told, not in the journal": (TrackingCallback, "on_end"),
     "in the journal, not in MLflow": (Runs, "apply"),

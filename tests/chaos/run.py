@@ -171,6 +171,9 @@ def draw_count(point: str, draw: random.Random) -> int:
         return draw.choice([1, 2])
     if point == "final drain":
         return 1
+    if point == "record half-written":
+        # several of these in each transaction
+        return draw.randint(3, 20)
     if point in ("mid-epoch", "checkpoint half-written"):
         return draw.randint(2, 3 * SLOTS)
     return draw.randint(1, 3)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -194,6 +195,42 @@ def test_a_set_being_built_is_not_cleared(tmp_path: Path) -> None:
     with FileLock(tmp_path / "cache" / "locks" / f"{cache.entries()[0].key}.lock"):
         assert cache.clear() == 0
     assert cache.clear() > 0
+
+
+def test_only_what_is_old_or_too_much_is_cleared(tmp_path: Path) -> None:
+    names = make_images(tmp_path / "in")
+    cache = ImageCache(tmp_path / "cache")
+    for size in (16, 24, 32):
+        cache.array(tmp_path / "in", names, size)
+    for age, entry in zip((300, 200, 100), cache.entries(), strict=True):
+        moment = time.time() - age
+        os.utime(tmp_path / "cache" / entry.key / "meta.json", (moment, moment))
+    mapped = cache.array(tmp_path / "in", names, 16).array
+    # the smallest one was used just now
+    assert [entry.size for entry in cache.entries()] == [24, 32, 16]
+    volumes = {entry.size: entry.nbytes for entry in cache.entries()}
+    assert cache.clear(older_than_s=1000) == 0
+    assert cache.clear(older_than_s=150) == volumes[24]
+    assert cache.clear(keep_bytes=volumes[16]) == volumes[32]
+    assert cache.clear() == volumes[16]
+    # whoever has it mapped keeps it, and whoever asks again gets it again
+    assert (cache.array(tmp_path / "in", names, 16).array == mapped).all()
+
+
+def test_a_set_that_goes_between_two_looks_is_built_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = make_images(tmp_path / "in")
+    cache = ImageCache(tmp_path / "cache")
+    before = np.array(cache.array(tmp_path / "in", names, 16).array)
+    looked = ImageCache._meta
+
+    def cleared_meanwhile(self: ImageCache, key: str) -> dict[str, Any] | None:
+        meta = looked(self, key)
+        monkeypatch.setattr(ImageCache, "_meta", looked)
+        assert ImageCache(tmp_path / "cache").clear() > 0
+        return meta
+
+    monkeypatch.setattr(ImageCache, "_meta", cleared_meanwhile)
+    assert (cache.array(tmp_path / "in", names, 16).array == before).all()
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ def epochs_logged(sctune: Any, name: str) -> int:
     return sum(path.read_text().count(" epoch ") for path in (sctune.study(name) / "logs").glob("trial-*.log"))
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(400)
 def test_a_search_in_the_background_from_its_start_to_its_deletion(
     sctune: Any, smoke: list[str], guard: list[int], wait_until: Callable[..., None], tmp_path: Path, runs_of: Any
 ) -> None:
@@ -60,7 +60,7 @@ def test_a_search_in_the_background_from_its_start_to_its_deletion(
 
     wait_until((sctune.study(NAME) / "logs" / "trial-00000.log").exists, 60, "the first trial")
     with sctune.started("logs", NAME, "0", "--follow") as following:
-        wait_until(lambda: epochs_logged(sctune, NAME) >= 1, 100, "an epoch")
+        wait_until(lambda: epochs_logged(sctune, NAME) >= 1, 180, "an epoch")
         assert "has ended: stopped" in sctune("stop", NAME).stdout
         followed, _ = following.communicate(timeout=60)
     assert not alive(started["driver"]["pid"])
@@ -126,7 +126,7 @@ def cluster(sctune: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[s
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(600)
 def test_a_search_as_a_ray_job(
     sctune: Any, smoke: list[str], cluster: str, wait_until: Callable[..., None], tmp_path: Path
 ) -> None:

@@ -112,6 +112,14 @@ def test_every_test_image_is_scored_once_from_the_checkpoint(trained: Trained, t
     assert folder.missing(trained.column) == []
 
 
+def test_scores_of_a_newer_sctune_are_not_taken_over(plan: TablePlan, tmp_path: Path) -> None:
+    owner = tmp_path / "scores" / f"{plan.studies[0].name}.json"
+    owner.parent.mkdir()
+    owner.write_text('{"format_version": 2, "study_id": "x"}')
+    with pytest.raises(DataError, match="format_version 2, this sctune reads 1; update it"):
+        ScoreFolder(tmp_path / "scores", plan.studies[0], "y")
+
+
 def test_an_untrained_column_has_the_weights_of_the_start(trained: Trained, tmp_path: Path) -> None:
     trained.store.clear()
     folder, untrained = (

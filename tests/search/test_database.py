@@ -18,7 +18,7 @@ from optuna.trial import TrialState
 from sctune import urls
 from sctune.errors import ConfigError, StudyError
 from sctune.report import OBJECTIVE
-from sctune.search.database import check_free, read_attrs, storage_url, write_attrs
+from sctune.search.database import check_free, close_database, open_database, read_attrs, storage_url, write_attrs
 from sctune.search.record import Record
 
 
@@ -85,10 +85,10 @@ def test_a_wrong_or_missing_password_says_where_to_give_it(postgres: Any) -> Non
 
 
 def test_the_server_forgets_a_vanished_client_soon(postgres: Any) -> None:
-    record = Record(storage_url(postgres.url()), "keepalive", create=True)
-    with record._storage.engine.connect() as connection:
+    storage = open_database(storage_url(postgres.url()))
+    with storage.engine.connect() as connection:
         shown = connection.exec_driver_sql("SHOW tcp_keepalives_idle").scalar()
-    record.close()
+    close_database(storage)
     assert shown == "10"
 
 

@@ -20,6 +20,7 @@ from sctune.cli import app
 from sctune.config import Task, load_profile
 from sctune.errors import StudyError, TrackingError
 from sctune.report import OBJECTIVE
+from sctune.search.database import storage_url
 from sctune.search.operate import STOP, running_driver, stop, study_launches
 from sctune.search.operate_delete import deletion
 from sctune.search.operate_logs import follow, log_path
@@ -34,6 +35,7 @@ import signal, socket, sys, time
 from pathlib import Path
 if len(sys.argv) > 2:
     socket.gethostname = lambda: sys.argv[2]
+from sctune.search.database import storage_url
 from sctune.search.operate import stop_requests
 from sctune.search.study import Study
 study = Study.open(Path(sys.argv[1]).parent, Path(sys.argv[1]).name)
@@ -119,6 +121,30 @@ def test_a_request_reaches_a_driver_through_the_record(
     # what was asked of one driver is not meant for the next
     with held(study, "elsewhere") as process, pytest.raises(subprocess.TimeoutExpired):
         process.wait(5)
+
+
+def test_stop_and_delete_on_a_machine_that_shares_only_the_database(
+    postgres: Any, make_study: Callable[..., Study], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SCTUNE_STORAGE", postgres.url())
+    url = storage_url(postgres.url())
+    study = make_study("far", storage_url=url)
+    here = tmp_path / "another root"
+    with held(study, "elsewhere") as process:
+        seen = study_launches(here, "far")
+        assert seen.driver is not None and (seen.driver.pid, seen.driver.host) == (process.pid, "elsewhere")
+        refused = pytest.raises(StudyError, match=f"is being run by process {process.pid} on elsewhere")
+        with refused, deletion(here, "far", keep_runs=True):
+            pass
+        assert stop(Study.open(here, "far")) == (seen.driver, "stopped")
+        assert process.wait(30) == 3
+    assert study_launches(here, "far").driver is None
+    make_study("near", storage_url=url).record.close()
+    with deletion(here, "far", keep_runs=True) as found:
+        assert found.belongings.trials == 0
+        found.run()
+    assert not (here / "far").exists()
+    assert postgres.query("SELECT study_name FROM studies WHERE study_name IN ('far', 'near')") == [("near",)]
 
 
 def test_a_driver_that_does_not_end_is_told_of(make_study: Callable[..., Study]) -> None:

@@ -299,7 +299,8 @@ def test_resumed_study_draws_what_an_undisturbed_one_draws(tmp_path: Path, sampl
     drawn: dict[int, list[Any]] = {}
     for n_launches in (1, 3):
         (tmp_path / str(n_launches)).mkdir()
-        study = make_study(tmp_path / str(n_launches), FLAT, 40, sampler)
+        start = [{"augment.threshold": 0.4, "model.patch_count": 4}, {"augment.threshold": 0.5}]
+        study = make_study(tmp_path / str(n_launches), FLAT, 40, sampler, start=start)
         drawn[n_launches] = []
         for launch in range(n_launches):
             searcher = open_searcher(study)

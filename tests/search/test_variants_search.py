@@ -84,7 +84,7 @@ def test_variants_from_the_space_file_to_the_registered_model(image_folder: Path
 
     written = yaml.safe_load((study.folder / "best" / "config.yaml").read_text())
     assert result.best is not None
-    assert written == study.manifest.config_of(result.best.params).model_dump()
+    assert written == study.manifest.config_of(result.best.params).document()
     assert any(note.startswith("best model: models:/v@candidate") for note in result.notes)
     header, *lines = leaderboard_csv(rows, tmp_path / "rows.csv").read_text().splitlines()
     assert header.endswith("augment.threshold,variant")

@@ -120,11 +120,11 @@ def make_study(root: Path, uri: str, name: str = "played", keep_best: int = 1) -
     return study
 
 
-def play(study: Study, sink: Any, states: tuple[TrialState, ...] = STATES, epochs: int = 3) -> None:
-    """Trials as the searcher records and tells them; those with a checkpoint keep it as a launch would."""
+def play(study: Study, sink: Any, states: tuple[TrialState, ...] = STATES, epochs: int = 3, first: int = 0) -> None:
+    """Trials as the searcher records and tells them, numbered from `first`."""
     tracking = tracking_of(study, AfterRecord(study.record, sink))
     tracking.on_study_start()
-    for number, state in enumerate(states):
+    for number, state in enumerate(states, first):
         params = {"augment.threshold": 0.1 + number / 1000, "model.patch_count": 4}
         trial = optuna.trial.create_trial(
             state=TrialState.RUNNING,

@@ -1,8 +1,4 @@
-"""Whatever the tracking server or a disk does: the search is not held up, and every point arrives once, later.
-
-A gate on a port of its own stands before one real server, and lets through, hangs, refuses, answers 500, or takes the
-request and loses the answer.
-"""
+"""Lost answers and full disks on either side: nothing is lost, and nothing arrives twice. More in test_away.py."""
 
 from __future__ import annotations
 
@@ -20,23 +16,24 @@ from typing import Any
 import pytest
 
 from sctune.report import OBJECTIVE
-from sctune.tracking import server
 from sctune.tracking.server import default_tracking_uri
 from sctune.tracking.stored import StoredRun, read_study
 from sctune.tracking.writer import Writer
 
+# a server that shares two cores with others may take a minute to start
+pytestmark = pytest.mark.timeout(240)
+
 T0 = 1_700_000_000_000
 EPOCHS = 4
 METRICS = (OBJECTIVE, "loss")
-FIVE_HUNDRED = b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 4\r\nConnection: close\r\n\r\noops"
 
 
 class Gate:
-    """A port that leads to `target`; mode: open, hang, refuse, error or lose (the answer)."""
+    """A port that leads to a server on port `target`; mode: open, refuse, or lose (the answers about new runs)."""
 
     def __init__(self, target: int) -> None:
         self.mode = "open"
-        self.met = 0  # connections that came while the way was not open
+        self.lost = 0  # answers
         self._target = target
         self._open: set[socket.socket] = set()
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -58,35 +55,32 @@ class Gate:
             while True:
                 client, _ = self._listener.accept()
                 self._open.add(client)
-                self.met += self.mode != "open"
                 threading.Thread(target=self._serve, args=(client, self.mode), daemon=True).start()
 
     def _serve(self, client: socket.socket, mode: str) -> None:
         with suppress(OSError):
-            if mode == "hang":
-                while client.recv(65536):
-                    pass
-            elif mode == "error":
-                client.recv(65536)
-                client.sendall(FIVE_HUNDRED)
-            elif mode != "refuse":
-                self._lead_through(client, lose=mode == "lose")
+            if mode != "refuse":
+                self._lead_through(client)
         self._end(client)
 
-    def _lead_through(self, client: socket.socket, lose: bool) -> None:
+    def _lead_through(self, client: socket.socket) -> None:
+        unanswered = threading.Event()
         with socket.create_connection(("127.0.0.1", self._target)) as there:
             self._open.add(there)
 
             def back() -> None:
                 with suppress(OSError):
                     while answer := there.recv(65536):
-                        if lose:
+                        if unanswered.is_set():
+                            self.lost += 1
                             break
                         client.sendall(answer)
                 self._end(client)
 
             threading.Thread(target=back, daemon=True).start()
             while request := client.recv(65536):
+                if self.mode == "lose" and b"/runs/create HTTP" in request:
+                    unanswered.set()
                 there.sendall(request)
             self._end(there)
 
@@ -98,8 +92,7 @@ class Gate:
 
 
 @pytest.fixture
-def gate(mlflow_server: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
-    monkeypatch.setattr(server, "REQUEST_TIMEOUT_S", 2)
+def gate(mlflow_server: Any) -> Iterator[Gate]:
     gate = Gate(mlflow_server.port)
     yield gate
     gate.close()
@@ -183,74 +176,19 @@ def check_trial(number: int, run: StoredRun) -> None:
         ]
 
 
-@pytest.mark.parametrize("mode", ["hang", "refuse", "error", "lose"])
-def test_an_outage_delays_and_loses_nothing(tmp_path: Path, gate: Gate, mode: str) -> None:
-    study = f"outage-{mode}"
+def test_a_lost_answer_makes_no_second_run(tmp_path: Path, gate: Gate) -> None:
+    """The server has done what was asked, "create run" too, and the sender does not know it."""
+    study = "lost-answers"
     writer = Writer(gate.uri, tmp_path / "j.jsonl")
     put_all(writer, [study_start(study), *trial_events(study, 0)])
     assert writer.drain(60) == 0
-    gate.set(mode)
+    gate.set("lose")
     put_all(writer, [*trial_events(study, 1), *trial_events(study, 2)])
-    wait_for(lambda: writer.last_error is not None, "an error")
-    assert gate.met > 0
-    assert writer.undelivered > 0
-    gate.set("open")
-    assert writer.drain(60) == 0
+    assert writer.drain(120) == 0
+    assert gate.lost == 2, "one for each new run: the next try found it"
     assert (writer.last_error, writer.rejected, writer.owed) == (None, 0, False)
     writer.close()
     check_whole(gate.uri, study, 3)
-
-
-@pytest.mark.parametrize("mode", ["hang", "error"])
-def test_gone_for_the_whole_search_and_sent_by_the_next_writer(tmp_path: Path, gate: Gate, mode: str) -> None:
-    study = f"gone-{mode}"
-    gate.set(mode)
-    events = [study_start(study), *(event for trial in range(3) for event in trial_events(study, trial))]
-    writer = Writer(gate.uri, tmp_path / "j.jsonl")
-    put_all(writer, events)
-    wait_for(lambda: gate.met > 0, "a request")
-    assert writer.drain(0.5) == len(events)
-    assert (writer.lost, writer.owed) == (0, False), "all of it is in the journal"
-    writer.close()
-    gate.set("open")
-    later = Writer(gate.uri, tmp_path / "j.jsonl")
-    assert later.drain(60) == 0
-    later.close()
-    check_whole(gate.uri, study, 3)
-
-
-def test_a_full_disk_under_the_journal(tmp_path: Path, gate: Gate, small_disk: Callable[[int], Path]) -> None:
-    """While nothing can be written the queue is bounded; what it has no room for is owed, and said so later too."""
-    study = "full"
-    disk = small_disk(64)
-    journal = disk / "j.jsonl"
-    gate.set("hang")
-    writer = Writer(gate.uri, journal, queue_limit=20)
-    put_all(writer, [study_start(study), *trial_events(study, 0)])
-    wait_for(lambda: journal.stat().st_size > 0, "the journal")
-    with suppress(OSError), (disk / "filler").open("wb", buffering=0) as filler:
-        while True:
-            filler.write(b"x" * 512)
-    lost_trials = [event for trial in range(1, 40) for event in trial_events(study, trial)]
-    put_all(writer, lost_trials)
-    assert 0 < writer.lost <= len(lost_trials)
-    assert writer.undelivered <= 1 + 6 + len(lost_trials) - writer.lost, "the queue holds no more than its limit"
-    wait_for(lambda: writer.owed, "the mark")
-    writer.close()
-
-    (disk / "filler").unlink()
-    gate.set("open")
-    later = Writer(gate.uri, journal)
-    assert later.owed, "a later process knows that events are missing"
-    # as a resume does: the record is told again, whole
-    put_all(later, [study_start(study), *(event for trial in range(40) for event in trial_events(study, trial))])
-    later.replayed()
-    assert later.drain(60) == 0
-    later.close()
-    check_whole(gate.uri, study, 40)
-    again = Writer(gate.uri, journal)
-    assert not again.owed
-    again.close()
 
 
 def test_a_full_disk_for_a_while_loses_nothing(tmp_path: Path, gate: Gate, small_disk: Callable[[int], Path]) -> None:
@@ -293,12 +231,12 @@ def test_a_full_disk_under_mlflow(tmp_path: Path, empty_store: Path, small_disk:
 
 def test_a_report_with_thousands_of_values(tmp_path: Path, gate: Gate) -> None:
     study = "large"
-    metrics = {OBJECTIVE: 0.5, "loss": 1.0, **{f"score_{number}": float(number) for number in range(3000)}}
+    metrics = {OBJECTIVE: 0.5, "loss": 1.0, **{f"score_{number}": float(number) for number in range(1500)}}
     large = {"kind": "report", "study": study, "trial": 0, "time": T0 + 1, "step": 1, "metrics": metrics}
     writer = Writer(gate.uri, tmp_path / "j.jsonl")
     put_all(writer, [study_start(study), trial_events(study, 0)[0], large])
-    assert writer.drain(60) == 0
+    assert writer.drain(150) == 0
     assert writer.rejected == 0
     writer.close()
-    (run,) = [run for run in read_study(gate.uri, study, ["score_0", "score_2999"]) if run.role == "trial"]
-    assert [run.points[f"score_{number}"][0].value for number in (0, 2999)] == [0.0, 2999.0]
+    (run,) = [run for run in read_study(gate.uri, study, ["score_0", "score_1499"]) if run.role == "trial"]
+    assert [run.points[f"score_{number}"][0].value for number in (0, 1499)] == [0.0, 1499.0]

@@ -128,7 +128,7 @@ def no_parent(played: Played) -> str:
 
 def parent_running(played: Played) -> str:
     played.client.update_run(played.runs()[None].info.run_id, "RUNNING")
-    return "MLflow says the study is FINISHED (run RUNNING), it is FINISHED"
+    return "MLflow says FINISHED of the study (run RUNNING), not FINISHED"
 
 
 def stray_checkpoint(played: Played) -> str:

@@ -1,0 +1,123 @@
+"""A search whose MLflow server is gone from soon after the start until after the end: all of it is delivered later."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+from urllib.request import urlopen
+
+import pytest
+
+from sctune.tracking.server import (
+    TRIAL_TAG,
+    check_tracking,
+    default_tracking_uri,
+    mlflow_client,
+    ui_command,
+    ui_environment,
+)
+from sctune.tracking.stored import find_runs, histories
+
+NAME = "alone"
+
+
+class Server:
+    """A real MLflow server that can be killed and started again on the same store."""
+
+    def __init__(self, folder: Path) -> None:
+        check_tracking(default_tracking_uri(folder))
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.uri = f"http://127.0.0.1:{self.port}"
+        self._store = default_tracking_uri(folder)
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        self._process = subprocess.Popen(
+            ui_command(self._store, self.port),
+            env=ui_environment(self._store),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        end = time.monotonic() + 120
+        while time.monotonic() < end:
+            try:
+                with urlopen(f"{self.uri}/health", timeout=2) as answer:
+                    if answer.status == 200:
+                        return
+            except (URLError, OSError):
+                time.sleep(0.3)
+        raise RuntimeError("the MLflow server did not start")
+
+    def stop(self) -> None:
+        if self._process is not None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+            self._process = None
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    server = Server(tmp_path)
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.mark.timeout(900)
+def test_a_search_without_its_tracking_server(
+    sctune: Any, smoke: list[str], server: Server, wait_until: Callable[..., None]
+) -> None:
+    with sctune.started(*smoke, "--name", NAME, "--tracking-uri", server.uri) as process:
+        journal = sctune.study(NAME) / "tracking.jsonl"
+        wait_until(lambda: journal.exists() and '"trial_start"' in journal.read_text(), 100, "the first trial")
+        server.stop()
+        out, err = process.communicate(timeout=200)
+    assert process.returncode == 0, err
+    assert f"`sctune sync {NAME}`" in out, "what is left, and the way out"
+    assert "Traceback" not in err
+
+    refused = sctune("status", NAME, "--check", code=2).stderr
+    assert server.uri in refused and refused.count("\n") == 1
+    assert "events have not reached MLflow" in sctune("sync", NAME, "--timeout", "3s", code=3).stdout
+
+    server.start()
+    differs = sctune.json("status", NAME, "--check", code=3)
+    assert not differs["agrees"]
+    assert {one["repair"] for one in differs["differences"]} == {f"sctune sync {NAME}"}
+    sent = sctune("sync", NAME)
+    assert "record and MLflow agree" in sent.stdout
+    assert "Traceback" not in sent.stderr
+    agreed = sctune.json("status", NAME, "--check")
+    assert (agreed["agrees"], agreed["trials"], agreed["running"]) == (True, len(sctune.record(NAME)), None)
+    check_runs(server.uri, sctune)
+
+
+def check_runs(uri: str, sctune: Any) -> None:
+    """Every trial once, every epoch once, nothing RUNNING; the pictures and the best model are there."""
+    from sctune.search.study import Study
+
+    study_id = Study.open(sctune.home / "studies", NAME).manifest.study_id
+    client = mlflow_client(uri)
+    runs = {run.data.tags.get(TRIAL_TAG): run for run in find_runs(client, study_id)}
+    trials = sctune.record(NAME)
+    assert len(find_runs(client, study_id)) == len(runs) == len(trials) + 1
+    assert not [run for run in runs.values() if run.info.status == "RUNNING"]
+    for trial in trials:
+        run_id = runs[str(trial.number)].info.run_id
+        points = histories(client, [run_id], "selection_auroc")[run_id]
+        assert sorted((point.step, point.value) for point in points) == sorted(trial.intermediate_values.items())
+    parent = runs[None].info.run_id
+    assert {file.path for file in client.list_artifacts(parent, "study")} >= {"study/leaderboard.csv"}
+    (version,) = client.search_model_versions(f"name = '{NAME}'")
+    assert client.get_model_version_by_alias(NAME, "candidate").version == version.version
+    assert version.run_id == parent
