@@ -52,7 +52,8 @@ class CheckpointName:
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, strict=True)
+    # no other keys: a damaged name of a digest must not pass for a checkpoint of an earlier version
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
 
 
 class _TaskFile(_Strict):
