@@ -59,6 +59,14 @@ def damage(content: bytes, rng: random.Random) -> bytes:
     return bytes(changed)
 
 
+def says_the_same(changed: bytes, content: bytes) -> bool:
+    """A space more or less between two words of JSON is no damage."""
+    try:
+        return bool(changed == content or json.loads(changed) == json.loads(content))
+    except ValueError:
+        return False
+
+
 def check_damage(tmp_path: Path, examples: range) -> None:
     store, folder = saved(tmp_path)
     written = {path: path.read_bytes() for path in folder.iterdir()}
@@ -66,7 +74,7 @@ def check_damage(tmp_path: Path, examples: range) -> None:
     for seed in examples:
         for path, content in written.items():
             path.write_bytes(changed := damage(content, random.Random(seed)))
-            if changed != content:
+            if not says_the_same(changed, content):
                 assert str(folder) in refused(store)
             path.write_bytes(content)
     assert store.load(CheckpointName(2, 1)).report == REPORT
