@@ -174,6 +174,8 @@ class TrialStore:
                 raise ValueError(f"it is of epoch {manifest.epoch}, attempt {manifest.attempt}")
             tasks = {key: (self._tensors(folder, row), row.meta) for key, row in manifest.tasks.items()}
             return Checkpoint(tasks, manifest.report, tuple(manifest.earlier))
+        except CheckpointError as problem:
+            raise CheckpointError(f"{folder}: {problem}") from None
         except (OSError, SafetensorError, ValueError, NonFiniteError) as problem:
             reason = " ".join(str(problem).split())[:300]
             raise CheckpointError(f"cannot read the checkpoint {folder}: {reason}") from None
