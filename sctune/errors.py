@@ -39,6 +39,12 @@ class StudyError(SctuneError):
     """A study that exists already, does not exist, or cannot go on."""
 
 
+class UnrecordedStopError(StudyError):
+    """A launch that was stopped while its database was away; the checkpoints tell the rest again."""
+
+    exit_code = 3
+
+
 class TrackingError(SctuneError):
     """A tracking server that does not answer or refuses."""
 

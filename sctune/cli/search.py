@@ -146,8 +146,8 @@ def _finish(result: StudyResult, as_json: bool) -> None:
     from sctune.search.result import summary_lines
 
     lines = summary_lines(result)
-    if result.stopped:
-        lines.append(f"stopped; go on with `sctune resume {result.name}`")
+    if result.way_on is not None:
+        lines.append(result.way_on)
     lines.append(f"look: sctune status {result.name}; sctune ui; files in {result.folder}")
     emit(result.to_dict() if as_json else None, lines)
     if result.stopped:

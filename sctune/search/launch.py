@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -19,7 +19,7 @@ from ray import tune
 from rich.console import Console
 
 from sctune.data.split import Split
-from sctune.errors import AllTrialsFailedError, ClusterError
+from sctune.errors import AllTrialsFailedError, ClusterError, StudyError, UnrecordedStopError
 from sctune.paths import cache_folder
 from sctune.search.cluster import Resources, largest_share, nodes_alive
 from sctune.search.faults import Faults, Share
@@ -81,7 +81,7 @@ class Launch:
             study.record.settle(3)
             writer.drain(3)
             if study.manifest.launches and study.manifest.launches[-1].ended is None:
-                study.end_launch(_now(), "failed")
+                study.end_launch(_now(), "stopped" if isinstance(problem, UnrecordedStopError) else "failed")
             raise
         finally:
             # the record hands the last events on
@@ -123,8 +123,22 @@ class Launch:
             with progress, trial_log, gate, _only_our_own_output():
                 tune_trials(study, self.space, self.splits, self.resources, searcher)
             keeper.close()
-            study.record.flush()
+            if searcher.bug is not None:
+                raise searcher.bug
+            self._flush(searcher)
             return searcher, self._finish(searcher, tracking, writer, stop)
+
+    def _flush(self, searcher: StudySearcher) -> None:
+        record = self.study.record
+        try:
+            record.flush()
+        except StudyError as problem:
+            if not searcher.stopping or record.trouble is None:
+                raise
+            raise UnrecordedStopError(
+                f"stopped, but {problem}; what it lacks is in the checkpoints: go on with "
+                f"`sctune resume {self.study.name}` when the database is back"
+            ) from None
 
     def _finish(self, searcher: StudySearcher, tracking: TrackingCallback, writer: Writer, stop: _Stop) -> StudyResult:
         def end(hasty: bool) -> StudyResult:
@@ -133,7 +147,7 @@ class Launch:
 
         try:
             stop.finishing = True
-            return end(hasty=False)
+            return replace(end(hasty=False), out_of_time=stop.out_of_time)
         except _LeaveNow:
             return end(hasty=True)
 
@@ -219,9 +233,13 @@ class _LeaveNow(BaseException):
 
 @dataclass
 class _Stop:
-    """finishing: all trials are over; a signal then breaks off what is being made for people."""
+    """finishing: all trials are over; a signal then breaks off what is being made for people.
+
+    out_of_time: it was the time budget that ended the launch.
+    """
 
     finishing: bool = False
+    out_of_time: bool = False
 
 
 @contextmanager
@@ -241,12 +259,15 @@ def _stop_signals(searcher: StudySearcher, stop_key: str, budget_s: float | None
         if state.finishing:
             searcher.stopping = True
             raise _LeaveNow
-        out_of_time()
+        end_trials()
 
     def out_of_time() -> None:
-        if state.finishing:
-            # only the trials have a budget
-            return
+        # only the trials have a budget
+        if not state.finishing and not searcher.stopping:
+            state.out_of_time = True
+            end_trials()
+
+    def end_trials() -> None:
         searcher.stopping = True
         # not here: a handler may run while Ray's client holds a lock
         threading.Thread(target=raise_flag, args=(stop_key,), daemon=True).start()

@@ -50,7 +50,7 @@ def run_launch(launch: Launch, hooks: Sequence[str] = ()) -> StudyResult:
             _notify(study, hooks, *_failed(problem))
             raise
         state = "stopped" if result.stopped else "done"
-        message = f"stopped; go on with `sctune resume {study.name}`" if result.stopped else "done"
+        message = result.way_on or "done"
         _log.info("the launch ended: %s", message)
         _notify(study, hooks, state, message)
         return result

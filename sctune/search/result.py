@@ -52,8 +52,18 @@ class StudyResult:
     tracking_uri: str
     parent_run_id: str | None = None
     stopped: bool = False
+    out_of_time: bool = False
     exhausted: str | None = None
     notes: tuple[str, ...] = ()
+
+    @property
+    def way_on(self) -> str | None:
+        """How a stopped study goes on, for people; None for one that is done."""
+        if not self.stopped:
+            return None
+        if self.out_of_time:
+            return f"time budget spent; go on with `sctune resume {self.name} --time-budget` and a longer one, or none"
+        return f"stopped; go on with `sctune resume {self.name}`"
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON document of `--json`."""

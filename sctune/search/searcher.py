@@ -8,7 +8,7 @@ retries nothing: a trial that is started again is suggested again, with the next
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from optuna.trial import FrozenTrial, TrialState
@@ -57,7 +57,8 @@ class StudySearcher(Searcher):
     share: {"cpus", "gpus"} that the trial takes. stopping: set when the launch is being stopped; unfinished trials
     then stay RUNNING in the record, so that the next launch goes on with them. exhausted: says so when no untried
     configuration is left. abort: why the launch must end, when a trial met trouble that is not its own (data, weights
-    or versions of a node). hopeless: why the launch ended, when its first trials all failed.
+    or versions of a node). hopeless: why the launch ended, when its first trials all failed. bug: what an observer
+    raised.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class StudySearcher(Searcher):
         self.exhausted: str | None = None
         self.abort: str | None = None
         self.hopeless: str | None = None
+        self.bug: Exception | None = None
         self.attempts: dict[int, int] = {}
         alone = Share(1.0, 0.0)
         self._faults = faults or Faults(alone, alone, lambda _node: True)
@@ -195,8 +197,7 @@ class StudySearcher(Searcher):
             self._waiting.park(number)
         else:
             self._waiting.delay(number, verdict.wait_s)
-        for observer in self.observers:
-            observer.on_wait(number, verdict.reason)
+        self._notify(lambda observer: observer.on_wait(number, verdict.reason))
 
     def set_search_properties(self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any) -> bool:
         """Ray asks whether its settings are taken; metric and mode are the study's own."""
@@ -232,8 +233,8 @@ class StudySearcher(Searcher):
 
     def _started(self, trial_id: str, number: int, params: Values) -> dict[str, Any]:
         self._live[trial_id] = number
-        for observer in self.observers:
-            observer.on_start(number, params, self.attempts[number])
+        attempt = self.attempts[number]
+        self._notify(lambda observer: observer.on_start(number, params, attempt))
         share = self._shares.get(number, self._faults.base)
         return {
             "number": number,
@@ -257,8 +258,15 @@ class StudySearcher(Searcher):
         moment = self._newest = times[epoch] = max(int(time.time() * 1000), self._newest + 1)
         self.proposer.report(number, epoch, report[OBJECTIVE])
         self.record.report(number, report, moment)
+        self._notify(lambda observer: observer.on_report(number, report, moment))
+
+    def _notify(self, tell: Callable[[Observer], None]) -> None:
+        """Tell all observers. Ray would log what one raises and crawl on, so a bug in one ends the launch instead."""
         for observer in self.observers:
-            observer.on_report(number, report, moment)
+            try:
+                tell(observer)
+            except Exception as problem:
+                self.stopping, self.bug = True, self.bug or problem
 
     def _tell(self, number: int, failure: dict[str, str] | None, finished: bool, epoch: int | None) -> None:
         value = None
@@ -277,8 +285,7 @@ class StudySearcher(Searcher):
         self.proposer.tell(number, state, value)
         self.record.finish(number, state, value, attrs)
         info = {"stop_reason": reason, "epoch": epoch, "failure": failure, "params": self.proposer.params(number)}
-        for observer in self.observers:
-            observer.on_end(number, state.name, value, info)
+        self._notify(lambda observer: observer.on_end(number, state.name, value, info))
         self._succeeded |= failure is None
         if not self._succeeded:
             self._give_up()

@@ -405,3 +405,19 @@ def test_failures_after_a_success_or_beside_a_trial_that_trains_do_not_end_a_sea
         suggest(searcher, str(number))
         searcher.on_trial_complete(str(number), failure)
     assert searcher.hopeless is None
+
+
+def test_an_observer_that_raises_ends_the_search(tmp_path: Path) -> None:
+    class Broken(Listener):
+        def on_report(self, number: int, report: dict[str, Any], time: int) -> None:
+            raise RuntimeError("a bug")
+
+    rest = Listener()
+    searcher = open_searcher(make_study(tmp_path, FLAT, 5), Broken(), rest)
+    suggest(searcher, "a")
+    searcher.on_trial_result("a", result(1, 0.5))
+    assert str(searcher.bug) == "a bug"
+    assert searcher.suggest("b") == Searcher.FINISHED
+    # the others, and the record, know all of it
+    assert rest.events[-1] == ("report", 0, 1, 0.5)
+    assert searcher.record.load()[0].intermediate_values == {1: 0.5}
