@@ -15,6 +15,7 @@ import pytest
 from filelock import FileLock
 from PIL import Image
 
+from sctune.data import images
 from sctune.data.catalog import open_dataset
 from sctune.data.decode import CorruptImageError, decode_image
 from sctune.data.images import ImageCache, check_images, data_digest, file_digest
@@ -221,15 +222,15 @@ def test_a_set_that_goes_between_two_looks_is_built_again(tmp_path: Path, monkey
     names = make_images(tmp_path / "in")
     cache = ImageCache(tmp_path / "cache")
     before = np.array(cache.array(tmp_path / "in", names, 16).array)
-    looked = ImageCache._meta
+    looked = images._read_meta
 
-    def cleared_meanwhile(self: ImageCache, key: str) -> dict[str, Any] | None:
-        meta = looked(self, key)
-        monkeypatch.setattr(ImageCache, "_meta", looked)
+    def cleared_meanwhile(path: Path) -> dict[str, Any] | None:
+        meta = looked(path)
+        monkeypatch.setattr(images, "_read_meta", looked)
         assert ImageCache(tmp_path / "cache").clear() > 0
         return meta
 
-    monkeypatch.setattr(ImageCache, "_meta", cleared_meanwhile)
+    monkeypatch.setattr(images, "_read_meta", cleared_meanwhile)
     assert (cache.array(tmp_path / "in", names, 16).array == before).all()
 
 

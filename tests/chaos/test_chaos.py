@@ -1,0 +1,34 @@
+"""A few runs of the chaos runner; `python tests/chaos/run.py --runs 40` does many."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+RUNNER = Path(__file__).with_name("run.py")
+
+
+def run(*words: str, timeout: float) -> str:
+    done = subprocess.run(
+        [sys.executable, str(RUNNER), *words], capture_output=True, text=True, timeout=timeout, check=False
+    )
+    print(done.stdout)
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+@pytest.mark.timeout(420)
+def test_a_killed_search_loses_nothing() -> None:
+    table = run("--runs", "2", "--seed", "1", timeout=400)
+    assert "| all |  | 2 |" in table
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_many_killed_searches_lose_nothing() -> None:
+    table = run("--runs", "40", "--seed", "7", timeout=3500)
+    hits = int(table.splitlines()[-1].split()[0])
+    assert hits >= 32
