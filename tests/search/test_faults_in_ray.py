@@ -42,6 +42,8 @@ def make_trial(trouble: Any) -> type[trainable.SaliencyCutTrainable]:
     """A trial whose epochs are nothing; `trouble(trial, epoch)` runs in each. Local, so that it travels by value."""
 
     class Empty:
+        device = "cpu"
+
         def __init__(self, config: TrialConfig, task: Task, trial: Any) -> None:
             self.config, self.task, self.trial, self.epoch = config, task, trial, 0
 
