@@ -22,7 +22,7 @@ EPOCHS = 4
 AWS_KEY = "canary-aws-51c9"
 SPACE = """
 parameters: {loss.margin: {values: [1.0e+38, 5.0, 6.0, 7.0]}}
-set: {optim.lr: 1.0, optim.clip_norm: 1.0e+30, budget.iterations: 20}
+set: {optim.lr: 1.0, optim.clip_norm: 1.0e+30, budget.iterations: 80}
 """
 
 
@@ -61,6 +61,7 @@ def found_in_files(secret: str, folders: list[Path]) -> list[Path]:
     return [path for path in files if secret.encode() in path.read_bytes()]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_search_moves_to_another_machine_and_leaves_no_secret(
     sctune: Any, smoke: list[str], postgres: Any, short_folder: Path, tmp_path: Path, wait_until: Callable[..., None]
