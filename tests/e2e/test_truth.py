@@ -73,6 +73,7 @@ def server(tmp_path: Path) -> Iterator[Server]:
     server.stop()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_search_without_its_tracking_server(
     sctune: Any, smoke: list[str], server: Server, wait_until: Callable[..., None]
