@@ -236,6 +236,7 @@ def _finish(
     tracking: TrackingCallback,
     writer: Writer,
     seconds: float,
+    hasty: bool = False,
 ) -> StudyResult:
     """The end of a launch without pictures and model: only the rest of the tracking, timed."""
     clock = _clocks[-1]
