@@ -1,7 +1,7 @@
 """The Ray side of a trial: one actor runs many trials, one epoch of every task per step.
 
-Checkpoints are ours (trial/checkpoint.py), keyed by the Optuna number: a restarted actor finds the latest
-one by itself, and Ray's own checkpointing stays unused.
+Checkpoints are ours (trial/checkpoint.py), keyed by the Optuna number: a later attempt finds the latest one by
+itself, and Ray's own checkpointing and retries stay unused.
 """
 
 from __future__ import annotations
