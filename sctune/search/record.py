@@ -39,7 +39,7 @@ from sctune.search.rows import Attrs, Finish, RecordRows, Report, Start, StudyAt
 REPORT_PREFIX = "report:"
 """User attribute `report:<epoch>`: {"metrics": {...}, "time": first arrival in ms since 1970}."""
 
-GATHER_S = 0.05
+GATHER_S = 0.25
 """How long a write waits for others to share its transaction; nobody waits for it."""
 
 SLOW_S = 10.0

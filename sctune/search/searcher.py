@@ -302,10 +302,13 @@ def read_report(result: Mapping[str, Any]) -> dict[str, Any] | None:
 
     A result with a failure may hold placeholders for the values that Ray insists on; it is no report.
     """
-    if read_failure(result) is not None or EPOCH not in result or "epochs" not in result:
+    if EPOCH not in result or "epochs" not in result:
+        return None
+    found = _nested(result)
+    if found["failure"]:
         return None
     epoch, epochs, value = int(result[EPOCH]), int(result["epochs"]), float(result[OBJECTIVE])
-    parts = {"metrics": _part(result, "metrics"), "scores": _part(result, "scores")}
+    parts = {"metrics": found["metrics"], "scores": found["scores"]}
     # what the worker logged meanwhile, and where it ran: for the trial's log file only
     parts |= {key: result[key] for key in ("log", "where") if key in result}
     return {EPOCH: epoch, "epochs": epochs, OBJECTIVE: value, **parts}
@@ -316,14 +319,19 @@ def read_failure(result: Mapping[str, Any]) -> dict[str, str] | None:
 
     With "where" it ran and the "log" of its last epoch, where the worker told them.
     """
-    failure = _part(result, "failure")
+    failure = _nested(result)["failure"]
     keys = ["kind", "message", "traceback", *(key for key in ("where", "log") if key in failure)]
     return {key: str(failure.get(key, "")) for key in keys} if failure else None
 
 
-def _part(result: Mapping[str, Any], name: str) -> dict[str, Any]:
-    nested = result.get(name)
-    if isinstance(nested, Mapping):
-        return dict(nested)
-    prefix = f"{name}/"
-    return {key.removeprefix(prefix): value for key, value in result.items() if key.startswith(prefix)}
+def _nested(result: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The parts of a result that are dictionaries, in one pass: this runs for every report."""
+    parts: dict[str, dict[str, Any]] = {"metrics": {}, "scores": {}, "failure": {}}
+    for key, value in result.items():
+        name, slash, rest = key.partition("/")
+        if name in parts:
+            if slash:
+                parts[name][rest] = value
+            elif isinstance(value, Mapping):
+                parts[name].update(value)
+    return parts

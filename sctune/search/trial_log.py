@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 from queue import SimpleQueue
-from threading import Thread
-from typing import Any
+from threading import Event, Thread
+from typing import Any, TypeAlias
 
 from sctune.report import EPOCH, OBJECTIVE
 
@@ -18,6 +18,12 @@ MAX_BYTES = 1 << 20
 """Size above which a trial's file takes no more epochs; its end is still written."""
 MAX_TRACEBACK = 20_000
 LOST = "lost"
+
+GATHER_S = 0.25
+"""How long a line waits for others, so that a file is opened once for all of them."""
+
+_Block: TypeAlias = tuple[list[str], bool]
+"""Lines of one event, and whether it is a trial's end."""
 
 _log = logging.getLogger(__name__)
 
@@ -40,6 +46,8 @@ class TrialLog:
         self._full: set[int] = set()
         self._live: set[int] = set()
         self._queue: SimpleQueue[tuple[int, list[str], bool] | None] = SimpleQueue()
+        self._closing = Event()
+        self._ended = False
         self._thread = Thread(target=self._write, daemon=True, name="sctune-trial-log")
         self._thread.start()
 
@@ -92,6 +100,7 @@ class TrialLog:
         for number in sorted(self._live):
             self._put(number, ["unfinished when the launch ended; `sctune resume` goes on with it"], end=True)
         self._queue.put(None)
+        self._closing.set()
         self._thread.join(5)
 
     def _moved(self, number: int, where: str | None) -> list[str]:
@@ -114,22 +123,38 @@ class TrialLog:
 
     def _write(self) -> None:
         warned = False
-        while (item := self._queue.get()) is not None:
-            number, lines, end = item
-            try:
-                self._append(number, lines, end)
-            except OSError as problem:  # a full disk must not end a search
-                if not warned:
-                    _log.warning("cannot write the log of trial %d: %s", number, problem.strerror)
-                warned = True
+        while not self._ended:
+            for number, blocks in self._gathered().items():
+                try:
+                    self._append(number, blocks)
+                except OSError as problem:  # a full disk must not end a search
+                    if not warned:
+                        _log.warning("cannot write the log of trial %d: %s", number, problem.strerror)
+                    warned = True
 
-    def _append(self, number: int, lines: list[str], end: bool) -> None:
-        if number in self._full and not end:
+    def _gathered(self) -> dict[int, list[_Block]]:
+        """What there is to write, once there is something and others had a moment to join; by trial."""
+        blocks: dict[int, list[_Block]] = {}
+        item = self._queue.get()
+        self._closing.wait(GATHER_S)
+        while item is not None:
+            number, lines, end = item
+            blocks.setdefault(number, []).append((lines, end))
+            if self._queue.empty():
+                return blocks
+            item = self._queue.get()
+        self._ended = True
+        return blocks
+
+    def _append(self, number: int, blocks: list[_Block]) -> None:
+        if number in self._full and not any(end for _, end in blocks):
             return
         path = trial_log_path(self.study, number)
         path.parent.mkdir(exist_ok=True)
         with os.fdopen(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "a", encoding="utf-8") as stream:
-            if stream.tell() > MAX_BYTES and not end:
-                self._full.add(number)
-                lines = [f"{lines[0].partition(' ')[0]} the file is full; only the end follows"]
-            stream.write("\n".join(lines) + "\n")
+            for lines, end in blocks:
+                if number not in self._full and not end and stream.tell() > MAX_BYTES:
+                    self._full.add(number)
+                    stream.write(f"{lines[0].partition(' ')[0]} the file is full; only the end follows\n")
+                elif end or number not in self._full:
+                    stream.write("\n".join(lines) + "\n")

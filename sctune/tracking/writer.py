@@ -26,9 +26,12 @@ _SYNC_S = 1.0
 _FIRST_PAUSE_S = 0.5
 _LONGEST_PAUSE_S = 30.0
 _BATCH = 500
-_SHARE = 3.0
+_SMALL_BATCH = 100
+_SHARE = 9.0
 """The sender rests this many times as long as it sent: client and server take the cores that trials need."""
 _LONGEST_BREATH_S = 3.0
+_BEHIND_S = 30.0
+"""After so long without having caught up the sender rests no longer than it sent."""
 QUEUE_LIMIT = 10_000
 """Events that wait for the journal: some 50 MB."""
 
@@ -149,13 +152,19 @@ class Writer:
 
     def _deliver(self) -> None:
         pause = _FIRST_PAUSE_S
+        caught_up = time.monotonic()
         while not self._closed.is_set():
             try:
                 begun = time.monotonic()
-                delivered = self._deliver_batch()
+                limit = _BATCH if self._hurry.is_set() or begun - caught_up > _BEHIND_S else _SMALL_BATCH
+                delivered = self._deliver_batch(limit)
                 self._no_answer, pause = None, _FIRST_PAUSE_S
+                sent = time.monotonic()
+                if delivered < limit:
+                    caught_up = sent
                 if delivered:
-                    self._breathe(min(_SHARE * (time.monotonic() - begun), _LONGEST_BREATH_S))
+                    share = 1.0 if sent - caught_up > _BEHIND_S else _SHARE
+                    self._breathe(min(share * (sent - begun), _LONGEST_BREATH_S))
                 else:
                     self._closed.wait(_POLL_S / 2)
             except Exception as problem:
@@ -163,10 +172,10 @@ class Writer:
                 self._rest(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE_S)
 
-    def _deliver_batch(self) -> bool:
-        events, last = self._journal.read(_BATCH)
+    def _deliver_batch(self, limit: int) -> int:
+        events, last = self._journal.read(limit)
         if not events:
-            return False
+            return 0
         if self._runs is None:
             self._runs = Runs(self._uri)
         try:
@@ -176,7 +185,7 @@ class Writer:
                 self._runs.incomplete, self._owes = False, True
         if not self._closed.is_set():
             self._journal.mark_delivered(last)
-        return True
+        return len(events)
 
     def _breathe(self, seconds: float) -> None:
         """Let more gather for fewer and larger requests; not while somebody waits for the rest to arrive."""
