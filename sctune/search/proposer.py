@@ -13,6 +13,7 @@ from optuna.storages import InMemoryStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from sctune.search.cma_state import restored_attrs
 from sctune.search.space import Space, Values
 
 MAX_ASKS = 20
@@ -178,6 +179,6 @@ def _bare(trial: FrozenTrial) -> FrozenTrial:
         params=trial.params,
         distributions=trial.distributions,
         user_attrs={},
-        system_attrs=trial.system_attrs,
+        system_attrs=restored_attrs(trial.system_attrs),
         intermediate_values=trial.intermediate_values,
     )

@@ -19,6 +19,7 @@ from sqlalchemy import Connection, Engine, Table, bindparam, insert, select, upd
 from sqlalchemy.dialects import postgresql, sqlite
 
 from sctune.errors import StudyError
+from sctune.search.cma_state import stored_attrs
 
 TRIALS: Table = models.TrialModel.__table__
 STUDIES: Table = models.StudyModel.__table__
@@ -201,7 +202,7 @@ class RecordRows:
         self._put(connection, models.TrialParamModel, params)
         for model, attrs in (
             (models.TrialUserAttributeModel, frozen.user_attrs),
-            (models.TrialSystemAttributeModel, without_pickles(frozen.system_attrs)),
+            (models.TrialSystemAttributeModel, stored_attrs(frozen.system_attrs)),
         ):
             rows = [{"trial_id": trial_id, "key": key, "value_json": json.dumps(attrs[key])} for key in attrs]
             self._put(connection, model, rows)
@@ -255,8 +256,3 @@ def _value_row(trial_id: int, epoch: int, value: float) -> dict[str, Any]:
 def _utc(moment: datetime | None) -> datetime | None:
     """Optuna stores UTC without a zone, and shows local time without one."""
     return None if moment is None else moment.astimezone(UTC).replace(tzinfo=None)
-
-
-def without_pickles(attrs: Mapping[str, Any]) -> dict[str, Any]:
-    """Optuna's system attributes but for CMA-ES's, which hold a pickled optimizer."""
-    return {key: value for key, value in attrs.items() if not key.startswith("cma:")}

@@ -58,8 +58,8 @@ _MAKERS: dict[str, Callable[[int], BaseSampler]] = {
 
 SAMPLERS = tuple(_MAKERS)
 
-_SEEDED_BY_NUMBER = ("random", "tpe")
-"""They carry nothing from trial to trial but their random numbers."""
+_SEEDED_BY_NUMBER = ("random", "tpe", "cmaes")
+"""They carry nothing from trial to trial but their random numbers; CMA-ES keeps its distribution with the trials."""
 
 LEARNS_FROM_FULL_RUNS = ("gp", "cmaes", "nsga2")
 """They ignore pruned trials, so they default to scheduler `none` and a combination with another one warns."""
@@ -68,8 +68,8 @@ LEARNS_FROM_FULL_RUNS = ("gp", "cmaes", "nsga2")
 def make_sampler(name: str, seed: int, *, space: Space | None = None, n_before: int = 0) -> BaseSampler:
     """A seeded Optuna sampler for a single objective.
 
-    seed: in [0, 2**32). random and tpe draw from the seed and the trial's number, so that a resumed study draws what
-    an undisturbed one would (tpe: from the same history). n_before: trials that the study holds already; the others
+    seed: in [0, 2**32). random, tpe and cmaes draw from the seed and the trial's number, so that a resumed study draws
+    what an undisturbed one would (tpe and cmaes: from the same history). n_before: trials that the study holds already; the others
     draw on from another seed, or they would repeat their first draws (qmc keeps its seed: its place in the sequence
     is stored with the study).
     Raises ConfigError for an unknown name, and for `grid` on a space with a continuous parameter.

@@ -44,7 +44,7 @@ def make_trial(number: int) -> FrozenTrial:
         params=params | {"augment.kind": "cutmix"},
         distributions=DISTRIBUTIONS,
         user_attrs={"params": params, "attempt": 1},
-        system_attrs={"cma:optimizer:0": "80ff", "NSGAIISampler:generation": 0},
+        system_attrs={"NSGAIISampler:generation": 0},
     )
     trial.number = number
     trial.datetime_start = datetime(2026, 7, 1, 12, number // 60 % 60, number % 60)

@@ -29,16 +29,13 @@ from sctune.search.study import (
     valid_name,
     write_json,
 )
+from tests import builders
 
 
 def make_manifest(name: str = "first", **changes: Any) -> StudyManifest:
     space = load_space("threshold_patch", load_profile("cpu"), {"optim.lr": 1e-3})
-    content: dict[str, Any] = {
+    fields: dict[str, Any] = {
         "name": name,
-        "created": "2026-01-01T00:00:00+00:00",
-        "space": space.to_dict(),
-        "profile": "cpu",
-        "config": space.base.model_dump(),
         "tasks": [Task(), Task(seed=43)],
         "sampler": "tpe",
         "scheduler": SchedulerSpec(name="asha", grace=2, factor=2),
@@ -48,7 +45,7 @@ def make_manifest(name: str = "first", **changes: Any) -> StudyManifest:
         "storage_path": "/store",
         "tracking_uri": "sqlite:////mlflow.db",
     }
-    return StudyManifest(**(content | changes))
+    return builders.make_manifest(space, **fields | changes)
 
 
 def make_trial(number: int, threshold: float = 0.4) -> FrozenTrial:
@@ -58,7 +55,7 @@ def make_trial(number: int, threshold: float = 0.4) -> FrozenTrial:
         params={"augment.threshold": threshold},
         distributions={"augment.threshold": optuna.distributions.FloatDistribution(0.1, 0.9)},
         user_attrs={"params": {"augment.threshold": threshold}, "attempt": 1},
-        system_attrs={"cma:optimizer:0": "80ff", "NSGAIISampler:generation": 0},
+        system_attrs={"NSGAIISampler:generation": 0},
     )
     trial.number = number
     trial.datetime_start = datetime.datetime(2026, 1, 1, 0, 0, number)
