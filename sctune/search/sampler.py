@@ -69,9 +69,9 @@ def make_sampler(name: str, seed: int, *, space: Space | None = None, n_before: 
     """A seeded Optuna sampler for a single objective.
 
     seed: in [0, 2**32). random, tpe and cmaes draw from the seed and the trial's number, so that a resumed study draws
-    what an undisturbed one would (tpe and cmaes: from the same history). n_before: trials that the study holds already; the others
-    draw on from another seed, or they would repeat their first draws (qmc keeps its seed: its place in the sequence
-    is stored with the study).
+    what an undisturbed one would (tpe and cmaes: from the same history). n_before: trials that the study holds already;
+    the others draw on from another seed, or they would repeat their first draws (qmc keeps its seed: its place in the
+    sequence is stored with the study).
     Raises ConfigError for an unknown name, and for `grid` on a space with a continuous parameter.
     """
     if name not in _MAKERS:
