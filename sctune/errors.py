@@ -45,6 +45,10 @@ class UnrecordedStopError(StudyError):
     exit_code = 3
 
 
+class FencedError(StudyError):
+    """Another driver has the study by now; this one writes nothing more of it."""
+
+
 class TrackingError(SctuneError):
     """A tracking server that does not answer or refuses."""
 

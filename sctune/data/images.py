@@ -268,7 +268,7 @@ def _read_meta(place: Path) -> dict[str, Any] | None:
     """What was written with a set, None where it is damaged."""
     try:
         meta = json.loads(place.read_bytes())
-    except (ValueError, RecursionError):
+    except (ValueError, RecursionError, IsADirectoryError):
         return None
     if not isinstance(meta, dict) or not all(type(meta.get(name)) is int for name in ("images", "size")):
         return None

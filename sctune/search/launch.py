@@ -76,7 +76,8 @@ class Launch:
             study.end_launch(_now(), reason)
         except BaseException as problem:
             # the trials stay as the record has them; nothing may look as if it still ran
-            tracking.on_study_end("FAILED", {"error": f"{type(problem).__name__}: {problem}"[:500]})
+            if not study.taken:
+                tracking.on_study_end("FAILED", {"error": f"{type(problem).__name__}: {problem}"[:500]})
             # events wait for the record
             study.record.settle(3)
             writer.drain(3)

@@ -22,7 +22,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import DataError, IntegrityError, NotSupportedError, ProgrammingError, SQLAlchemyError
 
-from sctune.errors import StudyError
+from sctune.errors import FencedError, StudyError
 from sctune.report import OBJECTIVE
 from sctune.search.database import (
     DATABASE_ERRORS,
@@ -71,10 +71,11 @@ class Record:
     `flush`.
     """
 
-    def __init__(self, url: str, name: str, *, create: bool = False) -> None:
+    def __init__(self, url: str, name: str, *, create: bool = False, fencing: int | None = None) -> None:
         """Open the record of study `name` at an SQLAlchemy URL; `create` makes it and refuses an existing one.
 
-        Raises StudyError when the database cannot be reached, or the study is there already or missing.
+        fencing: of the lock that the driver holds (see RecordRows). Raises StudyError when the database cannot be
+        reached, or the study is there already or missing.
         """
         self.name = name
         try:
@@ -84,7 +85,7 @@ class Record:
             raise NoRecordError(f"the record at {without_password(url)} holds no study {name!r}") from None
         except DATABASE_ERRORS as problem:
             raise unreachable(url, problem) from None
-        self._rows = RecordRows(self._storage.engine, self._study_id)
+        self._rows = RecordRows(self._storage.engine, self._study_id, fencing)
         self._queue: deque[_Item] = deque()
         self._changed = threading.Condition()
         self._waiting_for_it = self._closing = False
@@ -101,6 +102,11 @@ class Record:
         if self._trouble is None and since is not None and time.monotonic() - since > SLOW_S:
             return f"the record of {self.name} has waited {time.monotonic() - since:.0f} s for its database"
         return self._trouble
+
+    @property
+    def fenced(self) -> bool:
+        """Whether another driver has the study by now; nothing that this one tells is written any more."""
+        return isinstance(self._error, FencedError)
 
     def check(self) -> None:
         """Raises StudyError when a write failed for good; waits for nothing."""

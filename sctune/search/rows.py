@@ -18,8 +18,10 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import Connection, Engine, Table, bindparam, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from sctune.errors import StudyError
+from sctune.errors import FencedError, StudyError
 from sctune.search.cma_state import stored_attrs
+from sctune.search.database import DRIVER_ATTR
+from sctune.search.lock import holder_text
 
 TRIALS: Table = models.TrialModel.__table__
 STUDIES: Table = models.StudyModel.__table__
@@ -112,16 +114,21 @@ class RecordRows:
     """Writes batches of one study, all or nothing each. What was written before changes nothing.
 
     Trials that have ended stay as they are. ids: trial number -> the database's own id, of the trials known so far.
+    fencing: this driver's number; once a later one is in the database nothing more is written. None: no other can be.
     """
 
-    def __init__(self, engine: Engine, study_id: int) -> None:
+    def __init__(self, engine: Engine, study_id: int, fencing: int | None = None) -> None:
         self.ids: dict[int, int] = {}
+        self.fencing = fencing
         self._engine = engine
         self._study_id = study_id
         self._upserts = {model: _upsert(engine, model, keys) for model, keys in KEYS.items()}
 
     def write(self, batch: Sequence[Write]) -> None:
-        """One transaction. Raises SQLAlchemyError of the database, StudyError when somebody else writes too."""
+        """One transaction. Raises SQLAlchemyError of the database, StudyError when somebody else writes too.
+
+        FencedError where another driver has the study by now.
+        """
         rows = _Rows()
         for write in batch:
             rows.add(write)
@@ -158,6 +165,17 @@ class RecordRows:
         row = select(STUDIES.c.study_id).where(STUDIES.c.study_id == self._study_id).with_for_update()
         if connection.execute(row).first() is None:
             raise StudyError("the study was deleted from the database while it ran")
+        if self.fencing is not None:
+            self._check_fence(connection, self.fencing)
+
+    def _check_fence(self, connection: Connection, fencing: int) -> None:
+        model = models.StudyUserAttributeModel
+        # locks the row: a driver that takes the study over waits for this transaction, and then reads what it wrote
+        row = select(model.value_json).where(model.study_id == self._study_id, model.key == DRIVER_ATTR)
+        stored = connection.execute(row.with_for_update()).scalar_one_or_none()
+        holder = json.loads(stored) if stored else {}
+        if holder.get("fencing") != fencing:
+            raise FencedError(f"it is being run by {holder_text(holder)}, after this driver lost the database")
 
     def _start(self, connection: Connection, starts: Sequence[FrozenTrial]) -> dict[int, int]:
         if not starts:

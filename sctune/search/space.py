@@ -179,7 +179,8 @@ class Space:
     @staticmethod
     def from_dict(tree: Mapping[str, Any], config: TrialConfig) -> Space:
         """A stored space; `config` is the stored base, with `set:` and the command line merged already."""
-        return _build(dict(tree), config, str(tree.get("name", "space")))
+        tree = {"name": "space", **tree}
+        return _build(tree, config, str(tree["name"]))
 
     def can_be_active(self, parameter: Parameter) -> bool:
         """Whether some point holds it; conditions on fixed fields are settled by the base."""

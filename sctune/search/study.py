@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from sctune.config import Task, TrialConfig
 from sctune.errors import StudyError, nearest
 from sctune.search.database import MANIFEST_ATTR, RETRY_S, read_attrs, storage_url, stored_manifests, write_attrs
-from sctune.search.lock import database_lock, file_lock, now, running_error, watching
+from sctune.search.lock import DatabaseLock, database_lock, file_lock, now, running_error, watching
 from sctune.search.operate_process import driver_facts
 from sctune.search.record import Record
 from sctune.search.space import Space
@@ -158,6 +158,7 @@ class Study:
         self.manifest = manifest
         self.storage = storage or manifest.storage_url
         self.lost: str | None = None
+        self._fencing: int | None = None
         self._launched = False
         self._saving = threading.RLock()
 
@@ -235,10 +236,15 @@ class Study:
         """Whether the study has its folder on this machine."""
         return (self.folder / MANIFEST).is_file()
 
+    @property
+    def taken(self) -> bool:
+        """Whether another driver has the study by now, as the lock or the record found out."""
+        return self.lost is not None or ("record" in self.__dict__ and self.record.fenced)
+
     @cached_property
     def record(self) -> Record:
         """Opened on first use; close it when done."""
-        return Record(self.record_url, self.name)
+        return Record(self.record_url, self.name, fencing=self._fencing)
 
     def with_trials(self, trials: int) -> StudyManifest:
         """Set the number of trials of the whole study (a larger budget on resume)."""
@@ -273,16 +279,14 @@ class Study:
         The manifest is read again under it, and the folder made where the study comes from another machine.
         """
         with ExitStack() as held:
-            try:
-                self.folder.mkdir(parents=True, exist_ok=True)
-            except OSError as problem:
-                raise StudyError(f"cannot write the study folder {self.folder}: {problem.strerror}") from None
+            held.enter_context(self._own_folder())
             held.enter_context(
                 file_lock(self.folder / "driver.lock", lambda: running_error(self.name, self.driver() or {}))
             )
             holder = None
             if self.storage is not None:
                 holder = held.enter_context(database_lock(self.storage, self.name, self.manifest.study_id))
+            self._fence(holder)
             # the driver that held the lock a moment ago may have written the manifest
             self._read_again()
             write_json(self.folder / MANIFEST, self.manifest.model_dump(mode="json"))
@@ -290,6 +294,29 @@ class Study:
             held.callback((self.folder / DRIVER).unlink, missing_ok=True)
             held.enter_context(watching(holder, self._beat, self._lose))
             yield
+
+    @contextmanager
+    def _own_folder(self) -> Iterator[None]:
+        """Made where it is missing; a study that was refused leaves nothing behind."""
+        made = not self.folder.exists()
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as problem:
+            raise StudyError(f"cannot write the study folder {self.folder}: {problem.strerror}") from None
+        try:
+            yield
+        finally:
+            if made and not self.is_here:
+                shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _fence(self, holder: DatabaseLock | None) -> None:
+        """The record takes writes of the lock's holder only, from now on."""
+        if holder is None:
+            return
+        self._fencing = holder.fencing
+        opened = self.__dict__.pop("record", None)
+        if opened is not None:
+            opened.close()
 
     def driver(self) -> dict[str, Any] | None:
         """`driver_facts` of the driver that holds the lock, or that was killed while it did; None otherwise."""
@@ -337,7 +364,7 @@ class Study:
             return self._save(self.manifest.model_copy(update=changes), limit_s)
 
     def _save(self, manifest: StudyManifest, limit_s: float = RETRY_S) -> StudyManifest:
-        if self.lost is not None:
+        if self.taken:
             return self.manifest
         content = manifest.model_dump(mode="json")
         if self.storage is not None:
@@ -398,5 +425,5 @@ def _manifest_of(text: str, where: str) -> StudyManifest:
         first = problem.errors()[0]
         place = ".".join(map(str, first["loc"]))
         raise StudyError(f"{where} is damaged: {place}: {first['msg']}") from None
-    except (ValueError, AttributeError) as problem:
+    except (ValueError, AttributeError, RecursionError) as problem:
         raise StudyError(f"{where} cannot be read: {problem}") from None

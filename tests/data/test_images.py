@@ -168,6 +168,17 @@ def test_corrupt_images_are_named_or_skipped_and_counted(tmp_path: Path) -> None
         cache.array(tmp_path / "in", [], 16)
 
 
+def test_a_folder_in_the_place_of_a_sets_notes_is_listed_and_removed(tmp_path: Path) -> None:
+    cache = ImageCache(tmp_path / "cache")
+    cache.array(tmp_path / "in", make_images(tmp_path / "in"), 16)
+    (entry,) = cache.entries()
+    notes = tmp_path / "cache" / entry.key / "meta.json"
+    notes.unlink()
+    notes.mkdir()
+    assert [(left.key, left.images) for left in cache.entries()] == [(entry.key, 0)]
+    assert cache.clear() > 0 and cache.entries() == []
+
+
 def test_the_least_recently_used_sets_go_first(tmp_path: Path) -> None:
     names = make_images(tmp_path / "in")
     one = 12 * 16 * 16 * 3

@@ -12,23 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from optuna.distributions import FloatDistribution
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from sctune.config import Task, load_profile
+from sctune.config import load_profile
 from sctune.errors import StudyError
+from sctune.report import OBJECTIVE
 from sctune.search.lock import DatabaseLock
 from sctune.search.places import check_seen, mark_storage, move, storage_uri
 from sctune.search.space import load_space
-from sctune.search.study import (
-    DataSpec,
-    SchedulerSpec,
-    SelectionSpec,
-    Study,
-    StudyManifest,
-    list_stored,
-    local_manifests,
-    write_json,
-)
+from sctune.search.study import DataSpec, SchedulerSpec, Study, list_stored, local_manifests, write_json
 from sctune.trial.trainable import package_versions
+from tests.builders import make_manifest
 
 Begin = Callable[..., Study]
 
@@ -39,23 +34,17 @@ def begin(tmp_path: Path) -> Begin:
 
     def make(name: str, **changes: Any) -> Study:
         space = load_space("threshold_patch", load_profile("cpu"), {})
-        content: dict[str, Any] = {
+        fields: dict[str, Any] = {
             "name": name,
-            "created": "2026-01-01T00:00:00+00:00",
-            "space": space.to_dict(),
-            "profile": "cpu",
-            "config": space.base.model_dump(),
-            "tasks": [Task()],
             "sampler": "tpe",
             "scheduler": SchedulerSpec(name="asha", grace=2, factor=2),
             "trials": 12,
-            "selection": SelectionSpec(mode="extra"),
             "data": DataSpec(name="elpv", digest="abc"),
             "storage_path": str(tmp_path / "shared" / name),
             "tracking_uri": "http://127.0.0.1:5000",
             "versions": package_versions(),
         }
-        return Study.create(tmp_path / "a", StudyManifest(**(content | changes)))
+        return Study.create(tmp_path / "a", make_manifest(space, **fields | changes))
 
     return make
 
@@ -78,6 +67,7 @@ def test_the_database_is_the_truth_of_both_machines(begin: Begin, url: str, post
         first.add_launch("2026-01-01T00:00:00+00:00")
         with pytest.raises(StudyError, match=f"being run by process {os.getpid()} on"), second.lock():
             pass
+        assert not (tmp_path / "b" / "both").exists()
         first.end_launch("2026-01-01T00:01:00+00:00", "stopped")
     with second.lock():
         assert second.manifest.trials == 30
@@ -229,3 +219,47 @@ def test_a_link_in_the_folder_leads_no_write_out_of_it(tmp_path: Path) -> None:
     with pytest.raises(OSError):
         write_json(tmp_path / "study" / "study.json", {"a": 1})
     assert (tmp_path / "victim").read_text() == "mine"
+
+
+def running_trial() -> FrozenTrial:
+    trial = create_trial(
+        state=TrialState.RUNNING,
+        params={"augment.threshold": 0.4},
+        distributions={"augment.threshold": FloatDistribution(0.1, 0.9)},
+    )
+    trial.number, trial.datetime_start = 0, datetime(2026, 1, 1)
+    return trial
+
+
+def report_epoch(study: Study, epoch: int) -> None:
+    study.record.report(0, {"epoch": epoch, OBJECTIVE: 0.5, "metrics": {OBJECTIVE: 0.5}}, epoch)
+
+
+def test_a_driver_that_was_cut_off_writes_nothing_over_its_successor(
+    begin: Begin, url: str, postgres: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sctune.search.lock.CHECK_S", 3600.0)
+    first = begin("cut-off", storage_url=url)
+    second = Study.open(tmp_path / "b", "cut-off", postgres.url())
+    told: list[str] = []
+    with first.lock():
+        first.add_launch("2026-01-01T00:00:00+00:00")
+        first.record.start(running_trial())
+        report_epoch(first, 1)
+        first.record.flush()
+        # its connection breaks, and somebody else is faster than its next look at the lock
+        postgres.query("SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory'")
+        with second.lock():
+            second.add_launch("2026-01-02T00:00:00+00:00")
+            report_epoch(first, 2)
+            first.record.then(lambda: told.append("MLflow"))
+            with pytest.raises(StudyError, match=f"being run by process {os.getpid()} on .* lost the database"):
+                first.record.flush()
+            assert first.taken and not told
+            first.end_launch("2026-01-03T00:00:00+00:00", "failed")
+            second.record.load()
+            report_epoch(second, 3)
+            (stored,) = second.record.load()
+    launches = Study.open(tmp_path / "b", "cut-off", postgres.url()).manifest.launches
+    assert sorted(stored.intermediate_values) == [1, 3]
+    assert [launch.ended for launch in launches] == [None, None]
