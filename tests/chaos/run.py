@@ -26,9 +26,10 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent))
+sys.path.insert(0, str(HERE.parents[1]))
 
-from conftest import make_folder  # noqa: E402
+from tests.conftest import make_folder  # noqa: E402
+from tests.processes import end_group  # noqa: E402
 
 POINTS = (
     "before the first report", "mid-epoch", "checkpoint half-written", "asked, not recorded", "record half-written",
@@ -122,16 +123,6 @@ class Studies:
             raise SystemExit(f"the undisturbed search failed:\n{(self.root / f'{name}.stderr').read_text()}")
         end_group(process.pid)
         self.undisturbed[kind] = self.curves(name)
-
-
-def end_group(group: int) -> None:
-    """Kill what a driver left behind (Ray's processes stay in its group)."""
-    for _ in range(50):
-        try:
-            os.killpg(group, signal.SIGKILL)
-        except ProcessLookupError:
-            return
-        time.sleep(0.1)
 
 
 def disturb(studies: Studies, name: str, kind: str, fault: str, point: str, draw: random.Random) -> Outcome:

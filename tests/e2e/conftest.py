@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -16,6 +15,8 @@ from typing import Any
 
 import pytest
 from optuna.trial import FrozenTrial
+
+from tests.processes import end_group
 
 COMMAND = Path(sys.executable).with_name("sctune")
 
@@ -78,16 +79,6 @@ class Sctune:
             return study.record.load()
         finally:
             study.record.close()
-
-
-def end_group(group: int) -> None:
-    """Kill what is left of a process group (Ray's own processes stay in it) and wait until it is gone."""
-    for _ in range(50):
-        try:
-            os.killpg(group, signal.SIGKILL)
-        except ProcessLookupError:
-            return
-        time.sleep(0.1)
 
 
 def wait_until(condition: Callable[[], bool], timeout: float = 60, what: str = "it") -> None:

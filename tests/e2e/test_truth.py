@@ -2,72 +2,23 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import socket
-import subprocess
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
-from urllib.request import urlopen
 
 import pytest
 
-from sctune.tracking.server import (
-    TRIAL_TAG,
-    check_tracking,
-    default_tracking_uri,
-    mlflow_client,
-    ui_command,
-    ui_environment,
-)
+from sctune.tracking.server import TRIAL_TAG, check_tracking, default_tracking_uri, mlflow_client
 from sctune.tracking.stored import find_runs, histories
+from tests.mlflow_server import MlflowServer
 
 NAME = "alone"
 
 
-class Server:
-    """A real MLflow server that can be killed and started again on the same store."""
-
-    def __init__(self, folder: Path) -> None:
-        check_tracking(default_tracking_uri(folder))
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        self.uri = f"http://127.0.0.1:{self.port}"
-        self._store = default_tracking_uri(folder)
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        self._process = subprocess.Popen(
-            ui_command(self._store, self.port),
-            env=ui_environment(self._store),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        end = time.monotonic() + 120
-        while time.monotonic() < end:
-            try:
-                with urlopen(f"{self.uri}/health", timeout=2) as answer:
-                    if answer.status == 200:
-                        return
-            except (URLError, OSError):
-                time.sleep(0.3)
-        raise RuntimeError("the MLflow server did not start")
-
-    def stop(self) -> None:
-        if self._process is not None:
-            os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
-            self._process = None
-
-
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
-    server = Server(tmp_path)
+def server(tmp_path: Path) -> Iterator[MlflowServer]:
+    check_tracking(default_tracking_uri(tmp_path))
+    server = MlflowServer(tmp_path)
     server.start()
     yield server
     server.stop()
@@ -76,7 +27,7 @@ def server(tmp_path: Path) -> Iterator[Server]:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_search_without_its_tracking_server(
-    sctune: Any, smoke: list[str], server: Server, wait_until: Callable[..., None]
+    sctune: Any, smoke: list[str], server: MlflowServer, wait_until: Callable[..., None]
 ) -> None:
     with sctune.started(*smoke, "--name", NAME, "--tracking-uri", server.uri) as process:
         journal = sctune.study(NAME) / "tracking.jsonl"

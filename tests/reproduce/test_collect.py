@@ -14,7 +14,9 @@ from sctune.reproduce.cells import Asked
 from sctune.reproduce.collect import collect, stored_study
 from sctune.reproduce.plan import ReproduceOptions, TablePlan, make_plan
 from sctune.reproduce.studies import StudyPlan
-from sctune.search.study import DataSpec, SchedulerSpec, SelectionSpec, Study, StudyManifest
+from sctune.search.space import Space
+from sctune.search.study import DataSpec, SchedulerSpec, SelectionSpec, Study
+from tests.builders import make_manifest
 
 FAILED = {"failure": {"message": "epoch 2: loss is nan"}}
 
@@ -34,12 +36,10 @@ def store(plan: TablePlan, study: StudyPlan, ends: dict[str, dict[str, Any] | No
     """A study as a search leaves it. ends: column -> user attributes of its failed trial, None: complete, scored."""
     columns = {column.name: column for column in study.columns}
     config = plan.setup.config(study.columns[0]).override({"data.source": study.place.source, "data.n_anomalies": 1})
-    manifest = StudyManifest(
+    manifest = make_manifest(
+        Space.from_dict(study.space, config),
         name=study.name,
-        created="2026-01-01T00:00:00+00:00",
-        space=dict(study.space),
         profile="smoke",
-        config=config.model_dump(),
         tasks=tuple(study.task(cell, 42) for cell in study.cells),
         sampler="grid",
         scheduler=SchedulerSpec(name="none"),

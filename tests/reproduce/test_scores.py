@@ -18,10 +18,12 @@ from sctune.reproduce.plan import ReproduceOptions, TablePlan, make_plan
 from sctune.reproduce.scores import PLAIN_ROWS, ScoreFolder, score_trial
 from sctune.reproduce.studies import StudyPlan
 from sctune.search.leaderboard import TrialRow
-from sctune.search.study import DataSpec, SchedulerSpec, SelectionSpec, Study, StudyManifest
+from sctune.search.space import Space
+from sctune.search.study import DataSpec, SchedulerSpec, SelectionSpec, Study
 from sctune.train.single import score_test
 from sctune.train.trainer import Trainer
 from sctune.trial.checkpoint import TrialStore
+from tests.builders import make_manifest
 
 FAST = {"model.weights": "random", "budget.epochs": 1, "budget.iterations": 1, "runtime.device": "cpu"}
 
@@ -64,12 +66,10 @@ class Trained:
             | {"data.known_class": "cut"}
         )
         tasks = [self.plan.task(cell, seed) for cell in self.plan.cells for seed in self.plan.seeds]
-        manifest = StudyManifest(
+        manifest = make_manifest(
+            Space.from_dict(self.plan.space, config),
             name=self.plan.name,
-            created="2026-01-01T00:00:00+00:00",
-            space=dict(self.plan.space),
             profile="smoke",
-            config=config.model_dump(),
             tasks=tuple(tasks),
             sampler="grid",
             scheduler=SchedulerSpec(name="none"),

@@ -8,10 +8,8 @@ from typing import Any
 
 import pytest
 import ray
-import yaml
 from ray import tune
 
-from sctune.config import Task, load_profile
 from sctune.errors import ConfigError
 from sctune.report import EPOCH, OBJECTIVE
 from sctune.search.cluster import RAY_ENVIRONMENT
@@ -19,8 +17,8 @@ from sctune.search.leaderboard import best_row, leaderboard
 from sctune.search.sampler import SAMPLERS
 from sctune.search.scheduler import RuleScheduler, make_rule, refill
 from sctune.search.searcher import StudySearcher
-from sctune.search.space import load_space
-from sctune.search.study import DataSpec, SchedulerSpec, SelectionSpec, Study, StudyManifest
+from sctune.search.study import SchedulerSpec, Study
+from tests.builders import ANYWHERE, make_manifest, make_space
 
 EPOCHS = 3
 FAILS = 4
@@ -118,25 +116,13 @@ def cluster() -> Iterator[None]:
 
 
 def make_study(root: Path, parameters: dict[str, Any], sampler: str, trials: int) -> Study:
-    file = root / "space.yaml"
-    # five positions on the diagonal are too few for six patches
-    tree = {"parameters": parameters, "set": {"model.patch_place": "grid2d"}}
-    file.write_text(yaml.safe_dump(tree, sort_keys=False))
-    space = load_space(file, load_profile("cpu"))
-    manifest = StudyManifest(
+    manifest = make_manifest(
+        make_space(root, parameters=parameters, set=ANYWHERE),
         name="contract",
-        created="2026-01-01T00:00:00+00:00",
-        space=space.to_dict(),
-        profile="cpu",
-        config=space.base.model_dump(),
-        tasks=[Task()],
         sampler=sampler,
         scheduler=SchedulerSpec(name="asha", grace=1, factor=2),
         trials=trials,
-        selection=SelectionSpec(mode="extra"),
-        data=DataSpec(name="none", digest="0"),
         storage_path=str(root / "store"),
-        tracking_uri="none",
     )
     Study.create(root / "studies", manifest)
     return Study.open(root / "studies", "contract")

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import ray
-import yaml
 from optuna.trial import FrozenTrial
 
 from sctune.config import Task, TrialConfig, load_profile
@@ -17,10 +16,10 @@ from sctune.search import faults, launch
 from sctune.search.cluster import RAY_ENVIRONMENT, Resources
 from sctune.search.faults import Faults, Share
 from sctune.search.searcher import StudySearcher
-from sctune.search.space import load_space
-from sctune.search.study import DataSpec, SchedulerSpec, SelectionSpec, Study, StudyManifest
+from sctune.search.study import SchedulerSpec, Study
 from sctune.trial import trainable
 from sctune.trial.checkpoint import TrialStore
+from tests.builders import make_manifest, make_space
 
 EPOCHS = 3
 THRESHOLDS = [0.1, 0.2, 0.3, 0.4, 0.5]
@@ -82,24 +81,16 @@ def search(root: Path, monkeypatch: pytest.MonkeyPatch, trouble: Any, gpus: floa
     monkeypatch.setattr(faults, "RETRY_PAUSES_S", (0.1,))
     # every worker takes seconds to start
     monkeypatch.setattr(faults, "MAX_WORKER_LOSSES", 1)
-    file = root / "space.yaml"
-    tree = {"parameters": {"augment.threshold": {"values": THRESHOLDS}}, "set": {"model.weights": "random"}}
-    file.write_text(yaml.safe_dump(tree))
-    space = load_space(file, load_profile("cpu").override({"budget.epochs": EPOCHS, "runtime.device": "cpu"}))
-    manifest = StudyManifest(
+    base = load_profile("cpu").override({"budget.epochs": EPOCHS, "runtime.device": "cpu"})
+    parameters = {"augment.threshold": {"values": THRESHOLDS}}
+    space = make_space(root, base, parameters=parameters, set={"model.weights": "random"})
+    manifest = make_manifest(
+        space,
         name="troubled",
-        created="2026-01-01T00:00:00+00:00",
-        space=space.to_dict(),
-        profile="cpu",
-        config=space.base.model_dump(),
-        tasks=[Task()],
         sampler="grid",
         scheduler=SchedulerSpec(name="none"),
         trials=len(THRESHOLDS),
-        selection=SelectionSpec(mode="extra"),
-        data=DataSpec(name="none", digest="0"),
         storage_path=str(root / "store"),
-        tracking_uri="none",
         checkpoint_interval=0.0,
     )
     study = Study.create(root / "studies", manifest)

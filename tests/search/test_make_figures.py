@@ -24,10 +24,11 @@ from sctune.report import merge_reports
 from sctune.search.figure_files import FigureReport
 from sctune.search.figures import FigureOptions, make_figures
 from sctune.search.space import Space
-from sctune.search.study import DataSpec, SchedulerSpec, SelectionSpec, Study, StudyManifest
+from sctune.search.study import DataSpec, SchedulerSpec, SelectionSpec, Study
 from sctune.train.embedding import fitting_perplexity
 from sctune.train.trainer import Trainer
 from sctune.trial.checkpoint import TrialStore
+from tests.builders import make_manifest
 
 SPACE = {"name": "rate", "parameters": {"optim.lr": {"type": "float", "low": 1e-4, "high": 1e-2}}}
 PARAMS = {"optim.lr": 0.01}
@@ -41,14 +42,11 @@ def create(root: Path, config: TrialConfig, seeds: tuple[int, ...] = (42,), name
         for seed in seeds
     )
     splits = {task.key: split_for(config.for_task(task), task) for task in tasks}
-    manifest = StudyManifest(
+    manifest = make_manifest(
+        Space.from_dict(SPACE, config),
         name=name,
-        created="2026-01-01T00:00:00+00:00",
-        space=Space.from_dict(SPACE, config).to_dict(),
         profile="smoke",
-        config=config.model_dump(),
         tasks=tasks,
-        sampler="random",
         scheduler=SchedulerSpec(name="none"),
         trials=2,
         selection=SelectionSpec(mode=splits[tasks[0].key].mode),

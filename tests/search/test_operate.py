@@ -17,7 +17,6 @@ from optuna.trial import TrialState
 from typer.testing import CliRunner
 
 from sctune.cli import app
-from sctune.config import Task, load_profile
 from sctune.errors import StudyError, TrackingError
 from sctune.report import OBJECTIVE
 from sctune.search.database import storage_url
@@ -26,9 +25,9 @@ from sctune.search.operate_delete import deletion
 from sctune.search.operate_logs import follow, log_path
 from sctune.search.operate_process import driver_facts, is_running_here
 from sctune.search.record import Record
-from sctune.search.space import load_space
-from sctune.search.study import DataSpec, SchedulerSpec, SelectionSpec, Study, StudyManifest
+from sctune.search.study import Study
 from sctune.trial.checkpoint import TrialStore
+from tests.builders import make_manifest, make_space
 
 DRIVER = """
 import signal, socket, sys, time
@@ -57,25 +56,12 @@ with study.lock():
 @pytest.fixture
 def make_study(tmp_path: Path) -> Callable[..., Study]:
     def make(name: str = "s", **changes: Any) -> Study:
-        file = tmp_path / "space.yaml"
-        file.write_text("parameters: {augment.threshold: {type: float, low: 0.1, high: 0.9}}")
-        space = load_space(file, load_profile("cpu"))
-        fields: dict[str, Any] = {
-            "name": name,
-            "created": "2026-01-01T00:00:00+00:00",
-            "space": space.to_dict(),
-            "profile": "cpu",
-            "config": space.base.model_dump(),
-            "tasks": [Task()],
-            "sampler": "random",
-            "scheduler": SchedulerSpec(name="asha"),
-            "trials": 4,
-            "selection": SelectionSpec(mode="extra"),
-            "data": DataSpec(name="none", digest="0"),
+        space = make_space(tmp_path, parameters={"augment.threshold": {"type": "float", "low": 0.1, "high": 0.9}})
+        places = {
             "storage_path": str(tmp_path / "root" / name),
             "tracking_uri": f"sqlite:///{tmp_path / 'mlflow.db'}",
         }
-        return Study.create(tmp_path / "root", StudyManifest(**fields | changes))
+        return Study.create(tmp_path / "root", make_manifest(space, name=name, **places | changes))
 
     return make
 

@@ -17,31 +17,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from hypothesis import HealthCheck, event, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 from ray.tune.search import Searcher
 
-from sctune.config import Task, load_profile
 from sctune.report import EPOCH, OBJECTIVE
 from sctune.search import faults
 from sctune.search.record import reports_of
 from sctune.search.sampler import SAMPLERS
 from sctune.search.searcher import StudySearcher
-from sctune.search.space import load_space
-from sctune.search.study import MANIFEST, DataSpec, SchedulerSpec, SelectionSpec, Study, StudyManifest
+from sctune.search.study import MANIFEST, Study
+from tests.builders import ANYWHERE, FEW, FLAT, make_manifest, make_space
 
 EPOCHS = 4
 SPACES = {
-    "flat": {
-        "augment.threshold": {"type": "float", "low": 0.1, "high": 0.9},
-        "model.patch_count": {"type": "int", "low": 2, "high": 6},
-    },
-    "few": {
-        "augment.threshold": {"values": [0.2, 0.4, 0.6]},
-        "model.patch_count": {"type": "int", "low": 2, "high": 3},
-    },
+    "flat": FLAT,
+    "few": FEW,
     "conditional": {
         "augment.kind": {"values": ["saliencycut", "none"]},
         "augment.threshold": {"values": [0.2, 0.4, 0.6], "when": {"augment.kind": "saliencycut"}},
@@ -409,25 +401,8 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[type[SearcherM
     folder = Path(tempfile.mkdtemp(dir=memory if memory.is_dir() else None))
     templates = {}
     for name, parameters in SPACES.items():
-        file = tmp_path_factory.mktemp("space") / "space.yaml"
-        file.write_text(yaml.safe_dump({"parameters": parameters, "set": {"model.patch_place": "grid2d"}}))
-        space = load_space(file, load_profile("cpu"))
-        manifest = StudyManifest(
-            name="s",
-            created="2026-01-01T00:00:00+00:00",
-            space=space.to_dict(),
-            profile="cpu",
-            config=space.base.model_dump(),
-            tasks=(Task(),),
-            sampler="random",
-            scheduler=SchedulerSpec(name="asha"),
-            trials=1,
-            selection=SelectionSpec(mode="extra"),
-            data=DataSpec(name="none", digest="0"),
-            storage_path="/none",
-            tracking_uri="none",
-        )
-        study = Study.create(folder / name, manifest)
+        space = make_space(tmp_path_factory.mktemp("space"), parameters=parameters, set=ANYWHERE)
+        study = Study.create(folder / name, make_manifest(space, trials=1))
         study.record.close()
         templates[name] = study.folder
     yield type("Machine", (SearcherMachine,), {"templates": templates, "folder": folder})

@@ -6,15 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
-from sctune.config import Task, load_profile
+from sctune.config import load_profile
 from sctune.errors import ConfigError
 from sctune.report import EPOCH, OBJECTIVE
 from sctune.search.sampler import SAMPLERS
-from sctune.search.searcher import StudySearcher
-from sctune.search.space import load_space
-from sctune.search.study import DataSpec, SchedulerSpec, SelectionSpec, Study, StudyManifest
+from sctune.search.study import SchedulerSpec, Study
+from tests.builders import make_manifest, make_space
+from tests.search.searching import open_searcher
 
 METHODS: dict[str, dict[str, Any]] = {
     "saliencycut": {"model.heads": "two_head_patch", "augment.kind": "saliencycut"},
@@ -25,31 +24,9 @@ THRESHOLD = {"augment.threshold": {"values": [0.2, 0.4], "when": {"variant": "sa
 
 
 def make_study(tmp_path: Path, trials: int, sampler: str = "grid", **content: Any) -> Study:
-    file = tmp_path / "mine.yaml"
-    file.write_text(yaml.safe_dump(content, sort_keys=False))
-    space = load_space(file, load_profile("cpu"))
-    manifest = StudyManifest(
-        name="s",
-        created="2026-01-01T00:00:00+00:00",
-        space=space.to_dict(),
-        profile="cpu",
-        config=space.base.model_dump(),
-        tasks=[Task()],
-        sampler=sampler,
-        scheduler=SchedulerSpec(name="none"),
-        trials=trials,
-        selection=SelectionSpec(mode="extra"),
-        data=DataSpec(name="none", digest="0"),
-        storage_path="/none",
-        tracking_uri="none",
-    )
+    space = make_space(tmp_path, **content)
+    manifest = make_manifest(space, sampler=sampler, scheduler=SchedulerSpec(name="none"), trials=trials)
     return Study.create(tmp_path / "root", manifest)
-
-
-def open_searcher(study: Study, *observers: Any) -> StudySearcher:
-    """As a new launch does: everything is read from the disk again."""
-    again = Study.open(study.folder.parent, study.name)
-    return StudySearcher(again.manifest, again.manifest.build_space(), again.record, observers)
 
 
 ALONE = {"cpus": 1.0, "gpus": 0.0}

@@ -3,70 +3,27 @@
 from __future__ import annotations
 
 import datetime
-import os
 import shutil
-import signal
-import socket
-import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
-from urllib.request import urlopen
 
 import optuna
 import pytest
 import torch
 from optuna.trial import TrialState
 
-from sctune.config import Task, load_profile
+from sctune.config import load_profile
 from sctune.report import OBJECTIVE
 from sctune.search.record import AfterRecord
 from sctune.search.replay import tracking_of
 from sctune.search.space import load_space
-from sctune.search.study import DataSpec, SchedulerSpec, SelectionSpec, Study, StudyManifest
-from sctune.tracking.server import check_tracking, default_tracking_uri, ui_command, ui_environment
+from sctune.search.study import DataSpec, SchedulerSpec, Study
+from sctune.tracking.server import check_tracking, default_tracking_uri
 from sctune.tracking.writer import Writer
 from sctune.trial.checkpoint import TrialStore
-
-
-class MlflowServer:
-    """A real MLflow server on the loopback address, which can be stopped and started again on the same store."""
-
-    def __init__(self, folder: Path) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        self.uri = f"http://127.0.0.1:{self.port}"
-        self._store = f"sqlite:///{folder / 'server.db'}"
-        self._log = folder / "server.log"
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        with self._log.open("ab") as log:
-            self._process = subprocess.Popen(
-                ui_command(self._store, self.port),
-                env=ui_environment(self._store),
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-        end = time.monotonic() + 90
-        while time.monotonic() < end:
-            try:
-                with urlopen(f"{self.uri}/health", timeout=2) as answer:
-                    if answer.status == 200:
-                        return
-            except (URLError, OSError):
-                time.sleep(0.2)
-        raise RuntimeError(f"the MLflow server did not start: {self._log.read_text()[-2000:]}")
-
-    def stop(self) -> None:
-        if self._process is not None:
-            os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
-            self._process = None
+from tests.builders import make_manifest
+from tests.mlflow_server import MlflowServer
 
 
 @pytest.fixture(scope="session")
@@ -87,7 +44,7 @@ def local_uri(tmp_path: Path, empty_store: Path) -> str:
 def mlflow_server(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Iterator[MlflowServer]:
     folder = tmp_path_factory.mktemp("mlflow-server")
     shutil.copyfile(empty_store, folder / "server.db")
-    server = MlflowServer(folder)
+    server = MlflowServer(folder, f"sqlite:///{folder / 'server.db'}")
     server.start()
     yield server
     server.stop()
@@ -99,17 +56,12 @@ STATES = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL, TrialState.CO
 
 def make_study(root: Path, uri: str, name: str = "played", keep_best: int = 1) -> Study:
     space = load_space("threshold_patch", load_profile("cpu"), {"optim.lr": 1e-3})
-    manifest = StudyManifest(
+    manifest = make_manifest(
+        space,
         name=name,
         created=STARTED,
-        space=space.to_dict(),
-        profile="cpu",
-        config=space.base.model_dump(),
-        tasks=(Task(),),
-        sampler="random",
         scheduler=SchedulerSpec(name="none"),
         trials=12,
-        selection=SelectionSpec(mode="extra"),
         data=DataSpec(name="elpv", digest="abc"),
         storage_path=str(root / name),
         tracking_uri=uri,
