@@ -5,6 +5,7 @@ Anything else that escapes is a bug and shows its traceback (exit code 1).
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -33,6 +34,23 @@ class WeightsError(SctuneError):
 
 class CheckpointError(SctuneError):
     """A checkpoint that is damaged, incomplete or of another configuration."""
+
+
+class StorageError(CheckpointError):
+    """The storage of checkpoints does not answer, or takes nothing; the checkpoints themselves may be whole.
+
+    kind: what the driver is told of it.
+    """
+
+    kind = "storage away"
+
+    @classmethod
+    def of(cls, problem: OSError) -> StorageError:
+        """The error for what a file system raised."""
+        error = cls(" ".join(str(problem).split())[:300])
+        if problem.errno in (errno.ENOSPC, errno.EDQUOT):
+            error.kind = "disk full"
+        return error
 
 
 class StudyError(SctuneError):

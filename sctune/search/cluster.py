@@ -265,7 +265,7 @@ def check_nodes(storage: str, versions: Mapping[str, str]) -> None:
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    from sctune.trial.checkpoint import open_storage
+    from sctune.trial.storage import open_storage
 
     # beside the study's own folder, which must not exist yet
     system, root = open_storage(storage)
@@ -306,7 +306,7 @@ def check_nodes(storage: str, versions: Mapping[str, str]) -> None:
 def _inspect_node(storage: str, marker: str) -> dict[str, Any]:
     from pyarrow import fs
 
-    from sctune.trial.checkpoint import open_storage
+    from sctune.trial.storage import open_storage
     from sctune.trial.trainable import package_versions
 
     system, _ = open_storage(storage)

@@ -1,7 +1,7 @@
 """What becomes of a trial that met trouble: it fails, starts again, or waits for a larger share of a node.
 
 Deterministic errors fail at once. A lost worker costs a retry, a lost node none. Out of memory parks the trial
-until it can have more. A full disk is waited for. Pure decisions; the searcher carries them out.
+until it can have more. A storage that is full or away is waited for. Pure decisions; the searcher carries them out.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 OUT_OF_MEMORY = "out of memory"
-DISK_FULL = "disk full"
+DISK_FULL, STORAGE_AWAY = "disk full", "storage away"
 """Kinds of failure that a trial tells, and that are no failure of its configuration."""
 
 ENVIRONMENT_ERRORS = ("ClusterError", "WeightsError")
@@ -58,13 +58,14 @@ class Share:
 class Verdict:
     """One of: failure (tell FAIL), wait_s (start again after so many seconds), share (park until that is free).
 
-    reason: for people.
+    reason: for people. storage: it was the checkpoints' storage; nothing is started before that takes files again.
     """
 
     reason: str
     failure: Mapping[str, str] | None = None
     wait_s: float = 0.0
     share: Share | None = None
+    storage: bool = False
 
 
 class Faults:
@@ -82,8 +83,8 @@ class Faults:
 
     def told(self, number: int, failure: Mapping[str, str], share: Share) -> Verdict:
         """A trial told its own failure {"kind", "message", "traceback"} while it had `share`."""
-        if failure["kind"] == DISK_FULL:
-            return Verdict("no room for its checkpoint", wait_s=RETRY_PAUSES_S[-1])
+        if failure["kind"] in (DISK_FULL, STORAGE_AWAY):
+            return Verdict(f"its checkpoint was not taken ({failure['kind']})", wait_s=RETRY_PAUSES_S[1], storage=True)
         if failure["kind"] != OUT_OF_MEMORY:
             return Verdict(f"failed: {failure['kind']}", failure=failure)
         return self._more_memory(failure, share)

@@ -1,6 +1,6 @@
 """Whether a trial may be started now: there must be room for its checkpoints, and the record must be writable.
 
-A full disk or a database that is away pauses a search with a line that says so; it goes on by itself.
+A full disk, a storage or a database that is away pauses a search with a line that says so; it goes on by itself.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pyarrow import fs
 from pydantic import ByteSize
 
 from sctune.search.retention import CheckpointKeeper
-from sctune.trial.checkpoint import open_storage
+from sctune.trial.storage import open_storage, probe, reason
 
 CHECK_S = 5.0
 """Seconds between looks; a look lists the study's files, which takes a while on an object store."""
@@ -28,6 +28,7 @@ class DiskUse:
     """What a study takes and may take. folder: of the study; storage: URI of its checkpoints."""
 
     def __init__(self, folder: Path, storage: str) -> None:
+        self._storage = storage
         self._system, self._root = open_storage(storage)
         self._local = isinstance(self._system, fs.LocalFileSystem)
         self._folder = folder
@@ -51,6 +52,10 @@ class DiskUse:
         places = {str(self._folder), *([self._root] if self._local else [])}
         return {place: shutil.disk_usage(_existing(Path(place))).free for place in sorted(places)}
 
+    def probe(self) -> None:
+        """Raises OSError where the storage takes no file."""
+        probe(self._storage)
+
 
 class StartGate:
     """Called before each start; True: not now. As a context it looks again every CHECK_S seconds in its own thread.
@@ -71,6 +76,7 @@ class StartGate:
         self._use, self._keeper, self._max, self._concurrent = use, keeper, max_bytes, concurrent
         self._trouble, self._say = trouble, say
         self._disk: str | None = None
+        self._doubted = False
         self._told: str | None = None
         self._ended = threading.Event()
         self.stuck: str | None = None
@@ -95,16 +101,26 @@ class StartGate:
         if reason is not None and self._told is None:
             self._say(f"paused, no trial is started: {reason}")
         if reason is None and self._told is not None:
-            self._say("going on: there is room again and the record can be written")
+            self._say("going on: there is room again, and storage and record can be written")
         self._told = reason
         return reason is not None
 
+    def doubt(self) -> None:
+        """The storage took no checkpoint: start nothing until it takes a file again."""
+        self._doubted = True
+        self._disk = self._disk or "the study's storage took no checkpoint"
+
     def look(self) -> None:
         """See what there is now; the worst full runs give way to --max-disk here."""
+        doubted = self._doubted
         try:
-            self._disk = self._too_much() or self._no_room()
+            trouble = self._too_much() or self._no_room()
+            if trouble is None and doubted:
+                self._use.probe()
+                self._doubted = False
+            self._disk = trouble
         except OSError as problem:
-            self._disk = f"the study's storage does not answer: {problem}"
+            self._disk = f"the study's storage does not answer or refuses: {reason(problem)}"
 
     def _no_room(self) -> str | None:
         wanted = MARGIN + self._concurrent * self._use.largest_checkpoint()

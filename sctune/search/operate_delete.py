@@ -31,7 +31,7 @@ from sctune.tracking.server import (
     safe_uri,
     scrub,
 )
-from sctune.trial.checkpoint import open_storage
+from sctune.trial.storage import answering, open_storage
 from sctune.urls import STORAGE_VARIABLE, chosen
 
 if TYPE_CHECKING:
@@ -270,7 +270,8 @@ def _folder_bytes(folder: Path) -> int:
 
 def _storage_bytes(storage: str) -> int:
     system, root = open_storage(storage)
-    found = system.get_file_info(fs.FileSelector(f"{root}/{TRIALS}", allow_not_found=True, recursive=True))
+    with answering(storage):
+        found = system.get_file_info(fs.FileSelector(f"{root}/{TRIALS}", allow_not_found=True, recursive=True))
     return sum(info.size or 0 for info in found)
 
 

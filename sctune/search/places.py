@@ -8,12 +8,14 @@ import re
 from datetime import UTC, datetime
 from pathlib import Path
 
+from pyarrow import fs
+
 from sctune.errors import StudyError
 from sctune.paths import home
 from sctune.search.options import SearchOptions
 from sctune.search.study import Study, StudyManifest, list_studies, valid_name
 from sctune.tracking.server import check_tracking, local_database, resolve_tracking_uri
-from sctune.trial.checkpoint import open_storage
+from sctune.trial.storage import answering, open_storage, probe, reason
 
 MARK = "storage.json"
 """In the folder of a study's checkpoints: {"format_version", "study_id"}."""
@@ -37,7 +39,7 @@ def storage_uri(given: str | None, folder: Path) -> str:
         _refuse_secrets(given)
         place, mark, query = given.partition("?")
         uri = f"{place.rstrip('/')}/{folder.name}{mark}{query}"
-        open_storage(uri)
+        _check_taken(uri)
         return uri
     root = Path(given).expanduser().absolute()
     _check_writable(root, "--storage-path")
@@ -71,9 +73,10 @@ def mark_storage(manifest: StudyManifest) -> None:
     if manifest.storage_url is None:
         return
     system, root = open_storage(manifest.storage_path)
-    system.create_dir(root, recursive=True)
-    with system.open_output_stream(f"{root}/{MARK}") as stream:
-        stream.write(json.dumps({"format_version": 1, "study_id": manifest.study_id}).encode())
+    with answering(manifest.storage_path):
+        system.create_dir(root, recursive=True)
+        with system.open_output_stream(f"{root}/{MARK}") as stream:
+            stream.write(json.dumps({"format_version": 1, "study_id": manifest.study_id}).encode())
 
 
 def move(study: Study, storage_path: str | None, tracking_uri: str | None) -> None:
@@ -99,6 +102,22 @@ def _mark(path: str) -> str | None:
             return str(json.loads(stream.read())["study_id"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def _check_taken(uri: str) -> None:
+    """Raises StudyError where the storage in which a study's folder will be takes no file; leaves none."""
+    system, root = open_storage(uri)
+    if isinstance(system, fs.LocalFileSystem):
+        return _check_writable(Path(root).parent, "--storage-path")
+    place, mark, query = uri.partition("?")
+    try:
+        probe(f"{place.rpartition('/')[0]}{mark}{query}")
+    except OSError as problem:
+        raise StudyError(
+            f"--storage-path {uri}: it takes no file: {reason(problem)}; look at the bucket's name, the credentials "
+            "(~/.aws/credentials, AWS_PROFILE) and AWS_ENDPOINT_URL"
+        ) from None
+    return None
 
 
 def _check_writable(folder: Path, option: str) -> None:

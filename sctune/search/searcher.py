@@ -38,6 +38,8 @@ class Gate(Protocol):
     stuck: str | None
 
     def __call__(self) -> bool: ...
+    def doubt(self) -> None:
+        """The storage took no checkpoint: hold starts back until it takes a file."""
 
 
 class _Open:
@@ -45,6 +47,9 @@ class _Open:
 
     def __call__(self) -> bool:
         return False
+
+    def doubt(self) -> None:
+        pass
 
 
 OPEN = _Open()
@@ -191,6 +196,8 @@ class StudySearcher(Searcher):
         if verdict.failure is not None:
             self._tell(number, dict(verdict.failure), False, self._latest.get(number))
             return
+        if verdict.storage:
+            self._gate.doubt()
         if verdict.share is not None:
             self._shares[number] = verdict.share
             self.record.set_attrs(number, {"share": {"cpus": verdict.share.cpus, "gpus": verdict.share.gpus}})

@@ -8,15 +8,20 @@ from pyarrow import fs
 
 from sctune.search.truth import StoredTrial, compare_checkpoints
 from sctune.tracking.callback import PastTrial
-from sctune.trial.checkpoint import TrialStore, open_storage
+from sctune.trial.checkpoint import TrialStore
+from sctune.trial.storage import answering, open_storage
 
 
 def list_trials(storage: str) -> list[StoredTrial]:
-    """Every trial with files under a storage URI, by number; raises CheckpointError for one that cannot be used."""
+    """Every trial with files under a storage URI, by number; raises CheckpointError for one that cannot be used.
+
+    StorageError where it does not answer.
+    """
     system, root = open_storage(storage)
-    folders = system.get_file_info(fs.FileSelector(f"{root}/trials", allow_not_found=True))
-    numbers = sorted(int(info.base_name) for info in folders if info.base_name.isdecimal())
-    trials = [_stored(storage, number) for number in numbers]
+    with answering(storage):
+        folders = system.get_file_info(fs.FileSelector(f"{root}/trials", allow_not_found=True))
+        numbers = sorted(int(info.base_name) for info in folders if info.base_name.isdecimal())
+        trials = [_stored(storage, number) for number in numbers]
     return [trial for trial in trials if trial.epochs or trial.leftovers]
 
 

@@ -24,8 +24,9 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from sctune.errors import CheckpointError, NonFiniteError
+from sctune.errors import CheckpointError, NonFiniteError, StorageError
 from sctune.report import EpochReport
+from sctune.trial.storage import answering, open_storage, reason
 
 FORMAT = 1
 MANIFEST = "checkpoint.json"
@@ -90,6 +91,7 @@ class TrialStore:
     """Checkpoints of one trial under a storage URI (absolute path, file:// or s3://)."""
 
     def __init__(self, storage: str, number: int) -> None:
+        self.storage = storage
         self.system, root = open_storage(storage)
         self.root = f"{root}/trials/{number:05d}"
 
@@ -157,16 +159,20 @@ class TrialStore:
                 self._remove(info.path)
 
     def names(self) -> list[CheckpointName]:
-        """Complete checkpoints, the latest epoch last."""
+        """Complete checkpoints, the latest epoch last. Raises StorageError where they cannot be listed."""
         found = []
-        for info in self.system.get_file_info(fs.FileSelector(self.root, allow_not_found=True)):
-            match = re.fullmatch(r"epoch-([0-9]{4,9})-attempt-([0-9]{2,9})", info.base_name)
-            if match and self.system.get_file_info(f"{info.path}/{MANIFEST}").type == fs.FileType.File:
-                found.append(CheckpointName(int(match[1]), int(match[2])))
+        with answering(self.storage):
+            for info in self.system.get_file_info(fs.FileSelector(self.root, allow_not_found=True)):
+                match = re.fullmatch(r"epoch-([0-9]{4,9})-attempt-([0-9]{2,9})", info.base_name)
+                if match and self.system.get_file_info(f"{info.path}/{MANIFEST}").type == fs.FileType.File:
+                    found.append(CheckpointName(int(match[1]), int(match[2])))
         return sorted(found, key=lambda name: (name.epoch, name.attempt))
 
     def load(self, name: CheckpointName) -> Checkpoint:
-        """A checkpoint; raises CheckpointError for a damaged one or one of a newer sctune."""
+        """A checkpoint; raises CheckpointError for a damaged one or one of a newer sctune.
+
+        StorageError where an object store does not answer: the checkpoint may be whole.
+        """
         folder = f"{self.root}/{name.folder}"
         try:
             manifest = _read_manifest(self._read(f"{folder}/{MANIFEST}"))
@@ -176,15 +182,24 @@ class TrialStore:
             return Checkpoint(tasks, manifest.report, tuple(manifest.earlier))
         except CheckpointError as problem:
             raise CheckpointError(f"{folder}: {problem}") from None
-        except (OSError, SafetensorError, ValueError, NonFiniteError) as problem:
-            reason = " ".join(str(problem).split())[:300]
-            raise CheckpointError(f"cannot read the checkpoint {folder}: {reason}") from None
+        except OSError as problem:
+            away = not isinstance(self.system, fs.LocalFileSystem) and not isinstance(problem, FileNotFoundError)
+            kind = StorageError if away else CheckpointError
+            raise kind(f"cannot read the checkpoint {folder}: {reason(problem)}") from None
+        except (SafetensorError, ValueError, NonFiniteError) as problem:
+            why = " ".join(str(problem).split())[:300]
+            raise CheckpointError(f"cannot read the checkpoint {folder}: {why}") from None
 
     def load_latest(self) -> Checkpoint | None:
-        """The latest checkpoint that can be read, or None where there is none: a damaged one costs its epochs only."""
+        """The latest checkpoint that can be read, or None where there is none: a damaged one costs its epochs only.
+
+        Raises StorageError where the storage does not answer.
+        """
         for name in reversed(self.names()):
             try:
                 return self.load(name)
+            except StorageError:
+                raise
             except CheckpointError as problem:
                 _log.warning("%s; going on from an earlier one", problem)
         return None
@@ -217,17 +232,6 @@ class TrialStore:
     def _remove(self, folder: str) -> None:
         if self.system.get_file_info(folder).type == fs.FileType.Directory:
             self.system.delete_dir(folder)
-
-
-def open_storage(storage: str) -> tuple[fs.FileSystem, str]:
-    """File system and root path of a storage URI; raises CheckpointError for one that cannot be used."""
-    try:
-        system, root = fs.FileSystem.from_uri(storage)
-    except (OSError, ValueError) as problem:
-        raise CheckpointError(
-            f"--storage-path {storage!r} cannot be used ({problem}); give an absolute folder or s3://BUCKET/PATH"
-        ) from None
-    return system, root.rstrip("/")
 
 
 def _read_manifest(content: bytes) -> _Manifest:

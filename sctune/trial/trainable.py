@@ -7,7 +7,6 @@ itself, and Ray's own checkpointing and retries stay unused.
 from __future__ import annotations
 
 import dataclasses
-import errno
 import gc
 import logging
 import time
@@ -24,15 +23,19 @@ from ray import tune
 
 from sctune.config import Task, TrialConfig
 from sctune.data.split import split_for
-from sctune.errors import ClusterError, StoppedError
+from sctune.errors import ClusterError, StoppedError, StorageError
 from sctune.model.weights import file_sha256, resolve_weights
 from sctune.report import OBJECTIVE, EpochReport, merge_reports
 from sctune.train.trainer import Trainer
 from sctune.trial.checkpoint import TrialStore
 from sctune.trial.step_log import StepLog
 from sctune.trial.stop_flag import StopFlag
+from sctune.trial.storage import answering, reason
 
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+LAST_SAVE_S = 600.0
+"""How long a trial that has ended keeps its model in memory for a storage that does not take it."""
+
+SAVE_PAUSE_S = 5.0
 _MEMORY_MESSAGES = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 _log = logging.getLogger(__name__)
@@ -93,26 +96,17 @@ class SaliencyCutTrainable(tune.Trainable):
                 report = self.untold.popleft()
             else:
                 report = merge_reports({trainer.task.key: trainer.run_epoch() for trainer in self.trainers})
+            if trained:
+                self._save(report)
+                self.told.append(dataclasses.replace(report, scores={}).to_dict())
         except StoppedError:
             # the driver has stopped listening; the trial goes on from its checkpoint in the next launch
             self._drop()
             return {OBJECTIVE: float("nan"), "done": True}
+        except StorageError as problem:
+            return self._failure(problem.kind, problem)
         except Exception as problem:  # the trial's own fault: told with its traceback, and the actor lives on
             return self._failure("out of memory" if _is_out_of_memory(problem) else type(problem).__name__, problem)
-        if trained:
-            try:
-                self._checkpoint(report)
-            except OSError as problem:
-                # other trouble of the storage goes to Ray, and the driver starts the trial again
-                if problem.errno not in _NO_ROOM:
-                    raise
-                if report.last:
-                    # its model would be lost: the driver starts it again, from the last checkpoint, when there is room
-                    return self._failure("disk full", problem)
-                _log.warning(
-                    "no room for the checkpoint of trial %d at epoch %d: %s", self.number, report.epoch, problem
-                )
-            self.told.append(dataclasses.replace(report, scores={}).to_dict())
         return report.to_dict() | {
             "done": report.last,
             "node": self._node,
@@ -163,7 +157,8 @@ class SaliencyCutTrainable(tune.Trainable):
         self.store = TrialStore(self.spec.storage, self.number)
         if self.attempt == 1:
             # left over by a trial that took this number and whose driver was killed before it was recorded
-            self.store.clear()
+            with answering(self.spec.storage):
+                self.store.clear()
         saved = self.store.load_latest()
         if saved is not None:
             for trainer in trainers:
@@ -191,6 +186,32 @@ class SaliencyCutTrainable(tune.Trainable):
         if path is not None and wanted is not None and self._digests[path] != wanted:
             raise ClusterError(f"{path} differs from the driver's weights; copy the same file to every node")
         return path
+
+    def _save(self, report: EpochReport) -> None:
+        """The checkpoint of an epoch where one is due. The last one is the model, so it is tried for a while.
+
+        Raises StorageError where that is over: the driver starts the trial again, from the last checkpoint, when the
+        storage is back.
+        """
+        end = time.monotonic() + LAST_SAVE_S
+        while True:
+            try:
+                return self._checkpoint(report)
+            except OSError as problem:
+                _log.warning("no checkpoint of trial %d at epoch %d: %s", self.number, report.epoch, reason(problem))
+                if not report.last:
+                    return None
+                if time.monotonic() >= end:
+                    raise StorageError.of(problem) from None
+            self._wait(SAVE_PAUSE_S)
+
+    def _wait(self, seconds: float) -> None:
+        """Raises StoppedError as soon as the launch is being stopped."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            if self._should_stop():
+                raise StoppedError("stopped while it waited for the storage")
+            time.sleep(0.2)
 
     def _checkpoint(self, report: EpochReport) -> None:
         waited = time.monotonic() - self.saved_at

@@ -95,10 +95,12 @@ def test_shares_grow_and_come_to_an_end(cpus: float, gpus: float, node: float) -
         pytest.fail("no end")
 
 
-def test_a_full_disk_is_waited_for() -> None:
+@pytest.mark.parametrize("kind", ["disk full", "storage away"])
+def test_a_storage_that_takes_nothing_is_waited_for(kind: str) -> None:
     for _ in range(10):
-        verdict = faults().told(1, failure("disk full"), NODE)
+        verdict = faults().told(1, failure(kind), NODE)
         assert verdict.failure is None
+        assert verdict.storage
         assert verdict.wait_s > 0
 
 

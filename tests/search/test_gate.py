@@ -105,3 +105,30 @@ def test_storage_that_is_gone_holds_starts_back(study: Path, lines: list[str], m
     monkeypatch.setattr(gates.shutil, "disk_usage", broken)
     assert held_back(make_gate(study, lines))
     assert "Stale file handle" in lines[0]
+
+
+def test_a_storage_that_took_no_checkpoint_is_tried_before_the_next_start(
+    study: Path, lines: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = make_gate(study, lines)
+    assert not held_back(gate)
+    gate.doubt()
+    assert gate()
+    away = True
+
+    def probe(_storage: str) -> None:
+        if away:
+            raise OSError("AWS Error\nNETWORK_CONNECTION")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(gates, "probe", probe)
+        assert held_back(gate)
+        away = False
+        assert not held_back(gate)
+    gate.doubt()
+    assert not held_back(gate), "the real storage takes a file"
+    assert not list((study.parent / "store").glob(".sctune-probe*"))
+    assert lines[:2] == [
+        "paused, no trial is started: the study's storage took no checkpoint",
+        "going on: there is room again, and storage and record can be written",
+    ]

@@ -7,7 +7,8 @@ import torch
 
 from sctune.errors import CheckpointError
 from sctune.report import OBJECTIVE, EpochReport
-from sctune.trial.checkpoint import CheckpointName, TrialStore, open_storage
+from sctune.trial.checkpoint import CheckpointName, TrialStore
+from sctune.trial.storage import open_storage
 
 
 def state(value):

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import errno
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from sctune.config import Task, TrialConfig
 from sctune.data.split import split_for
+from sctune.errors import StoppedError
+from sctune.trial import trainable
 from sctune.trial.checkpoint import TrialStore
 from sctune.trial.trainable import SaliencyCutTrainable, TrialSpec
 
@@ -55,3 +61,60 @@ def test_a_first_attempt_takes_nothing_from_a_namesake(tiny: TrialConfig, tmp_pa
     stale.save(3, 1, {"other": ({}, {"epoch": 3})})
     assert make_trial(tiny, tmp_path, 1).step()["epoch"] == 1
     assert not stale.names()
+
+
+def broken(store: TrialStore, times: int, code: int = errno.EIO) -> Callable[..., Any]:
+    """A `save` that fails so many times."""
+    save, tries = store.save, []
+
+    def failing(*arguments: Any) -> Any:
+        tries.append(1)
+        if len(tries) <= times:
+            raise OSError(code, "the disk says no")
+        return save(*arguments)
+
+    return failing
+
+
+def test_a_trial_waits_with_its_model_for_a_storage_that_comes_back(
+    tiny: TrialConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainable, "SAVE_PAUSE_S", 0.01)
+    trial = make_trial(tiny, tmp_path, 1)
+    trial.step()
+    # the rung's checkpoint is given up, the last one is not
+    monkeypatch.setattr(trial.store, "save", broken(trial.store, 4))
+    told = [trial.step() for _ in range(EPOCHS - 1)]
+    assert [row["epoch"] for row in told] == [2, 3, 4]
+    assert told[-1]["done"] and "failure" not in told[-1]
+    assert [name.epoch for name in trial.store.names()] == [4]
+
+
+@pytest.mark.parametrize(("code", "kind"), [(errno.ENOSPC, "disk full"), (errno.EIO, "storage away")])
+def test_a_storage_that_stays_away_is_told_and_not_the_trials_fault(
+    code: int, kind: str, tiny: TrialConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainable, "LAST_SAVE_S", 0.0)
+    trial = make_trial(tiny, tmp_path, 1)
+    for _ in range(EPOCHS - 1):
+        trial.step()
+    monkeypatch.setattr(trial.store, "save", broken(trial.store, 9, code))
+    told = trial.step()
+    assert told["failure"]["kind"] == kind
+    assert "the disk says no" in told["failure"]["message"]
+    # the next attempt repeats one epoch
+    again = make_trial(tiny, tmp_path, 2)
+    assert [again.step()["epoch"] for _ in range(EPOCHS)] == [1, 2, 3, 4]
+    assert [name.epoch for name in again.store.names()] == [4]
+
+
+def test_a_trial_that_waits_for_its_storage_ends_with_the_launch(
+    tiny: TrialConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trial = make_trial(tiny, tmp_path, 1)
+    for _ in range(EPOCHS - 1):
+        trial.step()
+    monkeypatch.setattr(trial.store, "save", broken(trial.store, 9))
+    monkeypatch.setattr(trial, "_wait", lambda _: (_ for _ in ()).throw(StoppedError("stopped")))
+    told = trial.step()
+    assert told["done"] and "epoch" not in told and "failure" not in told

@@ -1,0 +1,110 @@
+"""Checkpoints in an object store over a real S3 interface, which may be away for a while."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from sctune.errors import CheckpointError, StorageError, StudyError
+from sctune.report import OBJECTIVE, EpochReport
+from sctune.search.gate import DiskUse
+from sctune.search.places import storage_uri
+from sctune.search.stored_trials import list_trials
+from sctune.trial.checkpoint import CheckpointName, TrialStore
+from tests.s3_server import BUCKET, S3Server
+
+TASKS = {"task": ({"model/w": torch.arange(12.0).reshape(3, 4)}, {"format_version": 1, "epoch": 1})}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    server = S3Server(tmp_path_factory.mktemp("s3"))
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def storage(server: S3Server, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> str:
+    for name, value in server.env.items():
+        monkeypatch.setenv(name, value)
+    return f"s3://{BUCKET}/{request.node.name}"
+
+
+def save(store: TrialStore, epoch: int, attempt: int = 1) -> CheckpointName:
+    return store.save(epoch, attempt, TASKS, EpochReport(epoch, 9, {OBJECTIVE: 0.5}, {"task": [0.1]}).to_dict())
+
+
+def test_a_trials_checkpoints_come_and_go(storage: str, server: S3Server) -> None:
+    store = TrialStore(storage, 3)
+    assert store.names() == [] and store.load_latest() is None and list_trials(storage) == []
+    for epoch in (1, 2, 3):
+        save(store, epoch)
+    assert [name.epoch for name in store.names()] == [2, 3]
+    loaded = store.load_latest()
+    assert loaded is not None and loaded.report is not None and loaded.report["epoch"] == 3
+    assert torch.equal(loaded.tasks["task"][0]["model/w"], TASKS["task"][0]["model/w"])
+    folder = f"{storage.removeprefix(f's3://{BUCKET}/')}/trials/00003"
+    files = [
+        f"{folder}/epoch-000{epoch}-attempt-01/{name}"
+        for epoch in (2, 3)
+        for name in ("checkpoint.json", "task-0.safetensors")
+    ]
+    assert [key for key in server.objects() if key.startswith(folder)] == files
+    (found,) = list_trials(storage)
+    assert (found.number, found.epochs, found.leftovers) == (3, (2, 3), ())
+    assert DiskUse(Path("/nowhere"), storage).largest_checkpoint() > 200
+    store.clear()
+    assert store.names() == [] and not [key for key in server.objects() if key.startswith(folder)]
+
+
+def test_without_its_last_file_a_checkpoint_is_none(storage: str) -> None:
+    store = TrialStore(storage, 0)
+    save(store, 1)
+    name = save(store, 2)
+    store.system.delete_file(f"{store.root}/{name.folder}/checkpoint.json")
+    assert [name.epoch for name in store.names()] == [1]
+    (found,) = list_trials(storage)
+    assert found.leftovers == (name.folder,)
+    store.system.delete_file(f"{store.root}/epoch-0001-attempt-01/task-0.safetensors")
+    with pytest.raises(CheckpointError, match="cannot read the checkpoint") as damaged:
+        store.load(CheckpointName(1, 1))
+    assert not isinstance(damaged.value, StorageError)
+    assert store.load_latest() is None
+
+
+def test_a_store_that_is_away_is_no_damaged_checkpoint(
+    storage: str, server: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = save(TrialStore(storage, 0), 1)
+    # nobody listens on port 1; the client tries for 6 s each time
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    store = TrialStore(storage, 0)
+    for call in (store.load_latest, lambda: store.load(name)):
+        with pytest.raises(StorageError, match="NETWORK_CONNECTION") as told:
+            call()
+        assert "\n" not in str(told.value)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
+    assert TrialStore(storage, 0).load_latest() is not None
+
+
+def test_a_checkpoint_waits_for_a_store_that_comes_back(storage: str, server: S3Server) -> None:
+    server.hold()
+    back = threading.Timer(2.0, server.release)
+    back.start()
+    store = TrialStore(storage, 0)
+    name = save(store, 1)
+    back.join()
+    assert store.names() == [name]
+
+
+@pytest.mark.usefixtures("storage")
+def test_a_place_that_takes_nothing_is_refused_before_a_search(tmp_path: Path, server: S3Server) -> None:
+    assert storage_uri(f"s3://{BUCKET}/fine/", tmp_path / "mine") == f"s3://{BUCKET}/fine/mine"
+    assert not [key for key in server.objects() if key.startswith("fine")]
+    with pytest.raises(StudyError, match="takes no file") as refused:
+        storage_uri("s3://no-such-bucket/x", tmp_path / "mine")
+    assert "\n" not in str(refused.value) and "--storage-path s3://no-such-bucket/x/mine" in str(refused.value)
