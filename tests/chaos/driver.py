@@ -45,12 +45,15 @@ POINTS = (*DRIVER_POINTS, *WORKER_POINTS)
 
 
 def send(number: int, driver: int, sent: str) -> None:
-    """The signal, and when it was sent."""
+    """The signal, and when it was sent; once, though both workers may reach the same count."""
     import os
     import time
 
-    with open(sent, "w") as file:
-        file.write(str(time.time()))
+    try:
+        with open(sent, "x") as file:
+            file.write(str(time.time()))
+    except FileExistsError:
+        return
     os.kill(driver, number)
 
 

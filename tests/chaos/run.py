@@ -167,6 +167,12 @@ def draw_count(point: str, draw: random.Random) -> int:
         return draw.randint(3, 20)
     if point in ("mid-epoch", "checkpoint half-written"):
         return draw.randint(2, 3 * SLOTS)
+    if point == "asked, not recorded":
+        # the first ones are asked for before anything runs
+        return draw.randint(SLOTS + 1, TRIALS)
+    if point == "in the journal, not in MLflow":
+        # the first request is the study's own
+        return draw.randint(2, 3)
     return draw.randint(1, 3)
 
 

@@ -1,4 +1,4 @@
-"""A search whose checkpoints lie in an object store: it is away for a while, the driver is killed, the search goes on."""
+"""A search whose checkpoints lie in an object store: it is away for a while, its driver is killed, it goes on."""
 
 from __future__ import annotations
 
