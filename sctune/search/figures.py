@@ -21,8 +21,9 @@ from sctune.model.detector import build_detector
 from sctune.paths import cache_folder
 from sctune.search.figure_files import GROUPS, Cloud, FigureReport, Sheet, publish
 from sctune.search.leaderboard import TrialRow, best_row, leaderboard
+from sctune.search.manifest import StudyManifest
 from sctune.search.plan import study_splits
-from sctune.search.study import Study, StudyManifest
+from sctune.search.study import Study
 from sctune.tracking.run_files import log_run_files
 from sctune.train.embedding import fitting_perplexity, silhouette, tsne
 from sctune.train.gallery import PseudoExample, pseudo_examples

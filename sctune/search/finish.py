@@ -21,11 +21,12 @@ from sctune.data.split import Split
 from sctune.errors import CheckpointError, SctuneError, TrackingError
 from sctune.search.check import check, study_state
 from sctune.search.delivery import BEST, FIGURES, WEIGHTS, register_best, write_model
+from sctune.search.manifest import StudyManifest
 from sctune.search.plan import selection_labels
 from sctune.search.replay import tracking_of
 from sctune.search.result import StudyResult, study_result
 from sctune.search.searcher import StudySearcher
-from sctune.search.study import Study, StudyManifest
+from sctune.search.study import Study
 from sctune.search.sync import mend, summary_tags
 from sctune.tracking import plots
 from sctune.tracking.callback import TrackingCallback

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
-import os
 import shutil
-import signal
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -34,6 +31,7 @@ from sctune.search.result import StudyResult, value_se
 from sctune.search.retention import CheckpointKeeper
 from sctune.search.scheduler import RuleScheduler, make_rule, refill
 from sctune.search.searcher import Observer, StudySearcher
+from sctune.search.signals import LeaveNow, Stop, stop_signals
 from sctune.search.space import Space
 from sctune.search.stored_trials import remove_strays
 from sctune.search.study import Study
@@ -42,7 +40,6 @@ from sctune.search.tune_registry import remembered_trainables
 from sctune.tracking.callback import TrackingCallback
 from sctune.tracking.writer import Writer
 from sctune.trial import trainable as trials_in_ray
-from sctune.trial.stop_flag import raise_flag
 
 _log = logging.getLogger(__name__)
 
@@ -120,7 +117,7 @@ class Launch:
         study.add_launch(_now())
         tracking.on_study_start()
         replay_owed(study, trials, writer)
-        with _stop_signals(searcher, _stop_key(study), self.seconds_left) as stop, stop_requests(study):
+        with stop_signals(searcher, _stop_key(study), self.seconds_left) as stop, stop_requests(study):
             with progress, trial_log, gate, _only_our_own_output():
                 tune_trials(study, self.space, self.splits, self.resources, searcher)
             keeper.close()
@@ -141,7 +138,7 @@ class Launch:
                 f"`sctune resume {self.study.name}` when the database is back"
             ) from None
 
-    def _finish(self, searcher: StudySearcher, tracking: TrackingCallback, writer: Writer, stop: _Stop) -> StudyResult:
+    def _finish(self, searcher: StudySearcher, tracking: TrackingCallback, writer: Writer, stop: Stop) -> StudyResult:
         def end(hasty: bool) -> StudyResult:
             seconds = time.monotonic() - self.started
             return finish(self.study, self.splits, searcher, tracking, writer, seconds, hasty)
@@ -149,7 +146,7 @@ class Launch:
         try:
             stop.finishing = True
             return replace(end(hasty=False), out_of_time=stop.out_of_time)
-        except _LeaveNow:
+        except LeaveNow:
             return end(hasty=True)
 
 
@@ -226,73 +223,6 @@ def _share_of(config: dict[str, Any]) -> tune.PlacementGroupFactory:
 
 def _trial_name(trial: Any) -> str:
     return f"trial-{trial.config.get('number', 0):05d}-{trial.trial_id}"
-
-
-class _LeaveNow(BaseException):
-    """A signal while the last pictures are made; no error, so that nobody on the way takes it for one."""
-
-
-@dataclass
-class _Stop:
-    """finishing: all trials are over; a signal then breaks off what is being made for people.
-
-    out_of_time: it was the time budget that ended the launch.
-    """
-
-    finishing: bool = False
-    out_of_time: bool = False
-
-
-@contextmanager
-def _stop_signals(searcher: StudySearcher, stop_key: str, budget_s: float | None) -> Iterator[_Stop]:
-    """SIGINT, SIGTERM and the end of the time budget stop the launch cleanly; a second signal ends it at once.
-
-    Tune ends its loop on SIGUSR1 (RAY_ENVIRONMENT keeps its hands off SIGINT), so the searcher can be told first.
-    Must be entered after ray.init, which replaces handlers.
-    """
-
-    state = _Stop()
-
-    def stop(_number: int, _frame: Any) -> None:
-        if searcher.stopping:
-            raise KeyboardInterrupt
-        searcher.record.hurry(5.0)
-        if state.finishing:
-            searcher.stopping = True
-            raise _LeaveNow
-        end_trials()
-
-    def out_of_time() -> None:
-        # only the trials have a budget
-        if not state.finishing and not searcher.stopping:
-            state.out_of_time = True
-            end_trials()
-
-    def end_trials() -> None:
-        searcher.stopping = True
-        # not here: a handler may run while Ray's client holds a lock
-        threading.Thread(target=raise_flag, args=(stop_key,), daemon=True).start()
-        os.kill(os.getpid(), signal.SIGUSR1)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield state
-        return
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
-    # until Tune has its own handler: the searcher then ends the launch by suggesting nothing
-    # and for good, since a late timer must not end the process
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    timer = threading.Timer(budget_s, out_of_time) if budget_s is not None else None
-    if timer is not None:
-        timer.daemon = True
-        timer.start()
-    try:
-        yield state
-    finally:
-        if timer is not None:
-            timer.cancel()
-        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextmanager

@@ -17,8 +17,9 @@ from typing import Any
 from sctune.errors import StudyError
 from sctune.search.database import DRIVER_ATTR, read_attrs, write_attrs
 from sctune.search.lock import is_free
+from sctune.search.manifest import Launch
 from sctune.search.operate_process import FORMAT_VERSION, driver_facts, is_running_here
-from sctune.search.study import DRIVER, Launch, Study, write_json
+from sctune.search.study import DRIVER, Study, write_json
 
 STOP = "stop"
 """File in the study's folder, and study attribute in the record, that asks the driver named in it to stop."""

@@ -12,8 +12,9 @@ from pyarrow import fs
 
 from sctune.errors import StudyError
 from sctune.paths import home
+from sctune.search.manifest import StudyManifest
 from sctune.search.options import SearchOptions
-from sctune.search.study import Study, StudyManifest, list_studies, valid_name
+from sctune.search.study import Study, list_studies, valid_name
 from sctune.tracking.server import check_tracking, local_database, resolve_tracking_uri
 from sctune.trial.storage import answering, open_storage, probe, reason
 

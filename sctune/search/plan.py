@@ -19,19 +19,13 @@ from sctune.model.weights import file_sha256, resolve_weights
 from sctune.paths import cache_folder, home, studies_folder
 from sctune.search.base import base_config, search_space
 from sctune.search.database import check_free, storage_url
+from sctune.search.manifest import DataSpec, ResourceSpec, SchedulerSpec, SelectionSpec, StudyManifest
 from sctune.search.options import SearchOptions
 from sctune.search.places import free_name, storage_uri
 from sctune.search.proxy_evidence import proxy_warning
 from sctune.search.sampler import LEARNS_FROM_FULL_RUNS, make_sampler
 from sctune.search.scheduler import make_rule
 from sctune.search.space import Space
-from sctune.search.study import (
-    DataSpec,
-    ResourceSpec,
-    SchedulerSpec,
-    SelectionSpec,
-    StudyManifest,
-)
 from sctune.tracking.server import check_tracking, resolve_tracking_uri
 from sctune.trial.trainable import package_versions
 from sctune.urls import STORAGE_VARIABLE, chosen

@@ -7,8 +7,9 @@ from datetime import datetime
 
 from optuna.trial import FrozenTrial
 
+from sctune.search.manifest import StudyManifest
 from sctune.search.record import reports_of
-from sctune.search.study import Study, StudyManifest
+from sctune.search.study import Study
 from sctune.tracking.callback import EventSink, PastTrial, StudyFacts, TrackingCallback
 from sctune.tracking.writer import Writer
 

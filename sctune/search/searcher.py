@@ -16,11 +16,11 @@ from ray.tune.search import Searcher
 
 from sctune.report import EPOCH, OBJECTIVE
 from sctune.search.faults import ENVIRONMENT_ERRORS, FIRST_FAILURES, Faults, Share, Verdict, WaitingTrials, common_cause
+from sctune.search.manifest import StudyManifest
 from sctune.search.proposer import Proposer
 from sctune.search.record import Record, reports_of
 from sctune.search.sampler import make_sampler
 from sctune.search.space import Space, Values
-from sctune.search.study import StudyManifest
 
 
 class Observer(Protocol):

@@ -1,4 +1,4 @@
-"""A study on disk: its folder, its manifest (what was asked for), its record (what happened) and its lock."""
+"""A study on disk: its folder with the manifest (what was asked for), its record (what happened) and its lock."""
 
 from __future__ import annotations
 
@@ -10,130 +10,24 @@ import signal
 import socket
 import sys
 import threading
-import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from datetime import datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-
-from sctune.config import Task, TrialConfig
 from sctune.errors import StudyError, nearest
 from sctune.search.database import MANIFEST_ATTR, RETRY_S, read_attrs, storage_url, stored_manifests, write_attrs
 from sctune.search.lock import DatabaseLock, database_lock, file_lock, now, running_error, watching
+from sctune.search.manifest import Launch, StudyManifest, manifest_of, read_manifest
 from sctune.search.operate_process import driver_facts
 from sctune.search.record import Record
-from sctune.search.space import Space
 from sctune.urls import STORAGE_VARIABLE, chosen, without_secrets
 
 MANIFEST = "study.json"
 DRIVER = "driver.json"
-FORMAT_VERSION = 1
 
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,79}")
-
-
-class Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-
-
-class SchedulerSpec(Frozen):
-    name: str
-    grace: int | None = None
-    factor: int = 3
-
-
-class SelectionSpec(Frozen):
-    mode: str
-    reason: str = ""
-
-
-class DataSpec(Frozen):
-    name: str
-    digest: str
-    counts: dict[str, int] = {}
-    licence: str | None = None
-    attribution: str | None = None
-
-
-class ResourceSpec(Frozen):
-    cpus: float = 1.0
-    gpus: float = 0.0
-    max_concurrent: int = 1
-    asked_concurrent: int | None = None
-
-
-class Launch(Frozen):
-    """One run of the driver; times are ISO 8601 in UTC; no end: it runs, or it was killed.
-
-    seen: its last sign of life, some seconds old at most. host: where it ran.
-    """
-
-    started: str
-    ended: str | None = None
-    reason: str | None = None
-    seen: str | None = None
-    host: str | None = None
-
-    @property
-    def seconds(self) -> float | None:
-        """How long it took, up to its last sign of life where it has no end; None where there is none."""
-        last = self.ended or self.seen
-        if last is None:
-            return None
-        return (datetime.fromisoformat(last) - datetime.fromisoformat(self.started)).total_seconds()
-
-
-class StudyManifest(Frozen):
-    """What was asked for; written once, and changed only by larger budgets, places that moved and the launches.
-
-    config: the base TrialConfig tree, with the space's `set:` and the command line merged.
-    storage_path: URI that all nodes see (checkpoints); storage_url: SQLAlchemy URL of the record, None: SQLite in
-    the study's folder. No URL here holds a password. checkpoint_interval: seconds. time_budget_s: over all launches.
-    splits: task key -> digest of its lists of files.
-    """
-
-    format_version: Literal[1] = 1
-    study_id: str = Field(default_factory=lambda: uuid.uuid4().hex)
-    name: str
-    created: str
-    space: dict[str, Any]
-    profile: str
-    config: dict[str, Any]
-    tasks: tuple[Task, ...] = Field(min_length=1, strict=False)
-    sampler: str
-    sampler_seed: int = Field(0, ge=0, lt=2**32)
-    scheduler: SchedulerSpec
-    trials: int = Field(ge=1)
-    selection: SelectionSpec
-    partition_seed: int = 0
-    splits: dict[str, str] = {}
-    folds: int = 2
-    data: DataSpec
-    storage_path: str
-    tracking_uri: str
-    storage_url: str | None = None
-    keep_best: int = 3
-    max_disk: int | None = None
-    checkpoint_interval: float = 60.0
-    time_budget_s: float | None = None
-    resources: ResourceSpec = ResourceSpec()
-    versions: dict[str, str] = {}
-    git_commit: str | None = None
-    launches: tuple[Launch, ...] = ()
-
-    def trial_config(self) -> TrialConfig:
-        return TrialConfig.load(self.config)
-
-    def build_space(self) -> Space:
-        return Space.from_dict(self.space, self.trial_config())
-
-    def config_of(self, params: Mapping[str, Any]) -> TrialConfig:
-        """The complete configuration of a trial, from its parameters as results show them (with `variant`)."""
-        return self.build_space().config(params)
 
 
 def valid_name(name: str) -> str:
@@ -201,7 +95,7 @@ class Study:
         path = root / valid_name(name) / MANIFEST
         given = None if storage is None else storage_url(storage)
         if path.is_file():
-            manifest = _read_manifest(path)
+            manifest = read_manifest(path)
             if manifest.storage_url is None and given is not None:
                 raise StudyError(f"study {name!r} in {root} keeps its record in its folder; leave out --storage")
             study = cls(path.parent, manifest, given)
@@ -217,7 +111,7 @@ class Study:
         found = stored_manifests(given)
         if name not in found:
             raise StudyError(f"no study {name!r} in {root} or in {without_secrets(given)}; {nearest(name, found)}")
-        manifest = _manifest_of(json.dumps(found[name]), f"the manifest of {name} in the database")
+        manifest = manifest_of(json.dumps(found[name]), f"the manifest of {name} in the database")
         if manifest.name != name:
             raise StudyError(f"the record at {without_secrets(given)} holds {manifest.name!r} under the name {name!r}")
         return cls(path.parent, manifest, given)
@@ -341,12 +235,12 @@ class Study:
         """The manifest as it stands now, from the database where it is kept there."""
         if self.storage is None:
             if self.is_here:
-                self.manifest = _read_manifest(self.folder / MANIFEST)
+                self.manifest = read_manifest(self.folder / MANIFEST)
             return
         stored = read_attrs(self.storage, self.name).get(MANIFEST_ATTR)
         if stored is None:  # begun by an sctune that kept it in the folder only
             return
-        manifest = _manifest_of(json.dumps(stored), f"the manifest of {self.name} in the database")
+        manifest = manifest_of(json.dumps(stored), f"the manifest of {self.name} in the database")
         if manifest.study_id != self.manifest.study_id:
             raise StudyError(
                 f"the record at {without_secrets(self.storage)} holds another study of the name {self.name!r} than "
@@ -386,14 +280,14 @@ def local_manifests(root: Path) -> list[StudyManifest]:
         try:
             manifests.append(Study.open(root, name).manifest)
         except StudyError:
-            manifests.append(_read_manifest(root / name / MANIFEST))
+            manifests.append(read_manifest(root / name / MANIFEST))
     return manifests
 
 
 def list_stored(url: str) -> list[StudyManifest]:
     """Manifests of the studies in a database, by name; StudyError where one cannot be read."""
     found = stored_manifests(storage_url(url))
-    return [_manifest_of(json.dumps(tree), f"the manifest of {name} in the database") for name, tree in found.items()]
+    return [manifest_of(json.dumps(tree), f"the manifest of {name} in the database") for name, tree in found.items()]
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -406,24 +300,3 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
         stream.flush()
         os.fsync(stream.fileno())
     os.replace(staged, path)
-
-
-def _read_manifest(path: Path) -> StudyManifest:
-    try:
-        return _manifest_of(path.read_text(encoding="utf-8"), str(path))
-    except (OSError, UnicodeDecodeError) as problem:
-        raise StudyError(f"{path} cannot be read: {problem}") from None
-
-
-def _manifest_of(text: str, where: str) -> StudyManifest:
-    try:
-        version = json.loads(text).get("format_version")
-        if version != FORMAT_VERSION:
-            raise StudyError(f"{where} has format_version {version!r}, this sctune reads {FORMAT_VERSION}; update it")
-        return StudyManifest.model_validate_json(text)
-    except ValidationError as problem:
-        first = problem.errors()[0]
-        place = ".".join(map(str, first["loc"]))
-        raise StudyError(f"{where} is damaged: {place}: {first['msg']}") from None
-    except (ValueError, AttributeError, RecursionError) as problem:
-        raise StudyError(f"{where} cannot be read: {problem}") from None

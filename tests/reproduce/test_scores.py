@@ -18,8 +18,9 @@ from sctune.reproduce.plan import ReproduceOptions, TablePlan, make_plan
 from sctune.reproduce.scores import PLAIN_ROWS, ScoreFolder, score_trial
 from sctune.reproduce.studies import StudyPlan
 from sctune.search.leaderboard import TrialRow
+from sctune.search.manifest import DataSpec, SchedulerSpec, SelectionSpec
 from sctune.search.space import Space
-from sctune.search.study import DataSpec, SchedulerSpec, SelectionSpec, Study
+from sctune.search.study import Study
 from sctune.train.single import score_test
 from sctune.train.trainer import Trainer
 from sctune.trial.checkpoint import TrialStore

@@ -14,10 +14,11 @@ from sctune.errors import ConfigError
 from sctune.report import EPOCH, OBJECTIVE
 from sctune.search.cluster import RAY_ENVIRONMENT
 from sctune.search.leaderboard import best_row, leaderboard
+from sctune.search.manifest import SchedulerSpec
 from sctune.search.sampler import SAMPLERS
 from sctune.search.scheduler import RuleScheduler, make_rule, refill
 from sctune.search.searcher import StudySearcher
-from sctune.search.study import SchedulerSpec, Study
+from sctune.search.study import Study
 from tests.builders import ANYWHERE, make_manifest, make_space
 
 EPOCHS = 3

@@ -15,8 +15,9 @@ from sctune.report import EpochReport
 from sctune.search import faults, launch
 from sctune.search.cluster import RAY_ENVIRONMENT, Resources
 from sctune.search.faults import Faults, Share
+from sctune.search.manifest import SchedulerSpec
 from sctune.search.searcher import StudySearcher
-from sctune.search.study import SchedulerSpec, Study
+from sctune.search.study import Study
 from sctune.trial import trainable
 from sctune.trial.checkpoint import TrialStore
 from tests.builders import make_manifest, make_space

@@ -23,8 +23,9 @@ from sctune.errors import CheckpointError, ConfigError, DataError, StudyError
 from sctune.report import merge_reports
 from sctune.search.figure_files import FigureReport
 from sctune.search.figures import FigureOptions, make_figures
+from sctune.search.manifest import DataSpec, SchedulerSpec, SelectionSpec
 from sctune.search.space import Space
-from sctune.search.study import DataSpec, SchedulerSpec, SelectionSpec, Study
+from sctune.search.study import Study
 from sctune.train.embedding import fitting_perplexity
 from sctune.train.trainer import Trainer
 from sctune.trial.checkpoint import TrialStore

@@ -19,9 +19,10 @@ from sctune.config import load_profile
 from sctune.errors import StudyError
 from sctune.report import OBJECTIVE
 from sctune.search.lock import DatabaseLock
+from sctune.search.manifest import DataSpec, SchedulerSpec
 from sctune.search.places import check_seen, mark_storage, move, storage_uri
 from sctune.search.space import load_space
-from sctune.search.study import DataSpec, SchedulerSpec, Study, list_stored, local_manifests, write_json
+from sctune.search.study import Study, list_stored, local_manifests, write_json
 from sctune.trial.trainable import package_versions
 from tests.builders import make_manifest
 

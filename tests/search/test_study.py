@@ -17,18 +17,10 @@ from sctune.config import Task, load_profile
 from sctune.errors import StudyError
 from sctune.report import OBJECTIVE
 from sctune.search.leaderboard import best_row, leaderboard
+from sctune.search.manifest import DataSpec, SchedulerSpec, SelectionSpec, StudyManifest
 from sctune.search.record import Record, reports_of
 from sctune.search.space import load_space
-from sctune.search.study import (
-    DataSpec,
-    SchedulerSpec,
-    SelectionSpec,
-    Study,
-    StudyManifest,
-    list_studies,
-    valid_name,
-    write_json,
-)
+from sctune.search.study import Study, list_studies, valid_name, write_json
 from tests import builders
 
 
