@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
 POLL_S = 1.0
+AGENTS_S = 60.0
+"""Seconds that the agents of a cluster's nodes may take to join after its start."""
 ALONE_S = 30.0
 """Seconds that a running job's study may take to show up here, once the job has said that it drives it."""
 
@@ -37,7 +39,7 @@ def submit(words: Sequence[str], address: str, root: Path, name: str, say: Say) 
     """
     client = connect_jobs(address)
     job = f"sctune-{name}-{uuid.uuid4().hex[:6]}"
-    _asked(address, lambda: client.submit_job(entrypoint=entrypoint(words), submission_id=job))
+    _asked(address, lambda: _submit(client, entrypoint(words), job))
     say([f"Ray job {job} is submitted"])
     spoken: float | None = None
     while True:
@@ -51,6 +53,19 @@ def submit(words: Sequence[str], address: str, root: Path, name: str, say: Say) 
             spoken = time.monotonic()
         if spoken is not None and time.monotonic() - spoken > ALONE_S:
             return job
+        time.sleep(POLL_S)
+
+
+def _submit(client: JobSubmissionClient, command: str, job: str) -> None:
+    """A head that has just started takes jobs only when its agents have joined, and says so until then."""
+    end = time.monotonic() + AGENTS_S
+    while True:
+        try:
+            client.submit_job(entrypoint=command, submission_id=job)
+            return
+        except RuntimeError as problem:
+            if "No available agent" not in str(problem) or time.monotonic() > end:
+                raise
         time.sleep(POLL_S)
 
 
