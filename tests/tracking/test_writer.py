@@ -281,3 +281,28 @@ def test_a_port_that_never_answers(tmp_path: Path) -> None:
     lines = (tmp_path / "j.jsonl").read_text().splitlines()
     assert len(lines) == 1001, "all of it is on disk although the server hangs"
     assert Counter(line[:19] for line in lines) == {'{"format_version": ': 1001}
+
+
+def test_small_requests_while_a_search_runs_and_large_ones_for_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+
+    class Slow:
+        incomplete, rejected, parent_run_id = False, 0, None
+
+        def apply(self, events: list[Any]) -> None:
+            sizes.append(len(events))
+            # it rests nine times as long
+            time.sleep(0.3)
+
+    monkeypatch.setattr("sctune.tracking.writer.Runs", lambda _uri: Slow())
+    writer = Writer("unused", tmp_path / "tracking.jsonl")
+    for step in range(1, 351):
+        writer.put(report(0, step))
+    while not sizes:
+        time.sleep(0.01)
+    assert writer.drain(20) == 0
+    writer.close()
+    assert sum(sizes) == 350
+    assert sizes[0] <= 100 < sizes[1]
