@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import subprocess
@@ -10,8 +11,6 @@ import time
 from pathlib import Path
 from urllib.error import URLError
 from urllib.request import Request, urlopen
-
-from tests.processes import end_group
 
 BUCKET = "bucket"
 SECRET = "canary-s3-90b1"
@@ -55,7 +54,7 @@ class S3Server:
         self._process.send_signal(signal.SIGCONT)
 
     def stop(self) -> None:
-        end_group(self._process.pid)
+        os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
 
     def _make_bucket(self) -> None:

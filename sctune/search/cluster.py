@@ -265,15 +265,16 @@ def check_nodes(storage: str, versions: Mapping[str, str]) -> None:
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    from sctune.trial.storage import open_storage
+    from sctune.trial.storage import answering, open_storage
 
     # beside the study's own folder, which must not exist yet
     system, root = open_storage(storage)
     parent = root.rpartition("/")[0]
-    system.create_dir(parent, recursive=True)
     marker = f"{parent}/.sctune-probe-{uuid.uuid4().hex}"
-    with system.open_output_stream(marker) as stream:
-        stream.write(b"sctune")
+    with answering(storage):
+        system.create_dir(parent, recursive=True)
+        with system.open_output_stream(marker) as stream:
+            stream.write(b"sctune")
     remote = ray.remote(num_cpus=0)(_inspect_node)
     nodes = [node for node in ray.nodes() if node["Alive"]]
     try:

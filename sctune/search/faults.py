@@ -23,6 +23,9 @@ ENVIRONMENT_ERRORS = ("ClusterError", "WeightsError")
 MAX_WORKER_LOSSES = 3
 """Times that a trial may take its worker down with it; lost nodes are not counted."""
 
+MAX_STORAGE_FAILURES = 5
+"""Times that the storage may fail one trial while it takes the driver's own files."""
+
 RETRY_PAUSES_S = (1.0, 5.0, 20.0)
 """Before the first, second and every later start of a trial whose worker was lost."""
 
@@ -59,6 +62,7 @@ class Verdict:
     """One of: failure (tell FAIL), wait_s (start again after so many seconds), share (park until that is free).
 
     reason: for people. storage: it was the checkpoints' storage; nothing is started before that takes files again.
+    abort: the launch must end, and why.
     """
 
     reason: str
@@ -66,6 +70,7 @@ class Verdict:
     wait_s: float = 0.0
     share: Share | None = None
     storage: bool = False
+    abort: str | None = None
 
 
 class Faults:
@@ -80,11 +85,12 @@ class Faults:
         self._node_is_alive = node_is_alive
         self._losses: Counter[int] = Counter()
         self._node_losses: Counter[int] = Counter()
+        self._away: Counter[int] = Counter()
 
     def told(self, number: int, failure: Mapping[str, str], share: Share) -> Verdict:
         """A trial told its own failure {"kind", "message", "traceback"} while it had `share`."""
         if failure["kind"] in (DISK_FULL, STORAGE_AWAY):
-            return Verdict(f"its checkpoint was not taken ({failure['kind']})", wait_s=RETRY_PAUSES_S[1], storage=True)
+            return self._storage_away(number, failure)
         if failure["kind"] != OUT_OF_MEMORY:
             return Verdict(f"failed: {failure['kind']}", failure=failure)
         return self._more_memory(failure, share)
@@ -102,6 +108,19 @@ class Faults:
             message = f"its worker was lost {self._losses[number]} times, the last time: {line}"
             return Verdict("failed: lost", failure={"kind": "lost", "message": message, "traceback": error})
         return Verdict(f"its worker was lost ({line})", wait_s=_pause(self._losses[number]))
+
+    def _storage_away(self, number: int, failure: Mapping[str, str]) -> Verdict:
+        self._away[number] += 1
+        why = f"its checkpoints were not taken ({failure['kind']})"
+        if self._away[number] < MAX_STORAGE_FAILURES:
+            return Verdict(why, wait_s=RETRY_PAUSES_S[1], storage=True)
+        # this machine could write each time before it was started again
+        times, where = self._away[number], failure.get("where", "its node")
+        abort = (
+            f"trial {number} could not keep its checkpoints {times} times, the last time on {where}: "
+            f"{failure['message']}; look at the storage there"
+        )
+        return Verdict(why, abort=abort)
 
     def _more_memory(self, failure: Mapping[str, str], share: Share) -> Verdict:
         more = share.larger(self._largest)

@@ -14,6 +14,7 @@ from types import TracebackType
 from pyarrow import fs
 from pydantic import ByteSize
 
+from sctune.errors import StorageError
 from sctune.search.retention import CheckpointKeeper
 from sctune.trial.storage import open_storage, probe, reason
 
@@ -28,7 +29,6 @@ class DiskUse:
     """What a study takes and may take. folder: of the study; storage: URI of its checkpoints."""
 
     def __init__(self, folder: Path, storage: str) -> None:
-        self._storage = storage
         self._system, self._root = open_storage(storage)
         self._local = isinstance(self._system, fs.LocalFileSystem)
         self._folder = folder
@@ -53,8 +53,8 @@ class DiskUse:
         return {place: shutil.disk_usage(_existing(Path(place))).free for place in sorted(places)}
 
     def probe(self) -> None:
-        """Raises OSError where the storage takes no file."""
-        probe(self._storage)
+        """Raises OSError where the storage takes no file where the checkpoints go."""
+        probe(self._system, f"{self._root}/trials")
 
 
 class StartGate:
@@ -76,7 +76,7 @@ class StartGate:
         self._use, self._keeper, self._max, self._concurrent = use, keeper, max_bytes, concurrent
         self._trouble, self._say = trouble, say
         self._disk: str | None = None
-        self._doubted = False
+        self._doubts = self._dispelled = 0
         self._told: str | None = None
         self._ended = threading.Event()
         self.stuck: str | None = None
@@ -96,30 +96,31 @@ class StartGate:
             self.look()
 
     def __call__(self) -> bool:
-        reason = self._trouble() or self._disk
+        doubted = "the study's storage took no checkpoint" if self._doubts > self._dispelled else None
+        why = self._trouble() or self._disk or doubted
         # figures in a reason change from look to look; told once, until it is over
-        if reason is not None and self._told is None:
-            self._say(f"paused, no trial is started: {reason}")
-        if reason is None and self._told is not None:
+        if why is not None and self._told is None:
+            self._say(f"paused, no trial is started: {why}")
+        if why is None and self._told is not None:
             self._say("going on: there is room again, and storage and record can be written")
-        self._told = reason
-        return reason is not None
+        self._told = why
+        return why is not None
 
     def doubt(self) -> None:
         """The storage took no checkpoint: start nothing until it takes a file again."""
-        self._doubted = True
-        self._disk = self._disk or "the study's storage took no checkpoint"
+        self._doubts += 1
 
     def look(self) -> None:
         """See what there is now; the worst full runs give way to --max-disk here."""
-        doubted = self._doubted
         try:
             trouble = self._too_much() or self._no_room()
-            if trouble is None and doubted:
+            doubts = self._doubts
+            if trouble is None and doubts > self._dispelled:
                 self._use.probe()
-                self._doubted = False
+                # one that came meanwhile stays
+                self._dispelled = doubts
             self._disk = trouble
-        except OSError as problem:
+        except (OSError, StorageError) as problem:
             self._disk = f"the study's storage does not answer or refuses: {reason(problem)}"
 
     def _no_room(self) -> str | None:

@@ -73,12 +73,12 @@ class Launch:
             study.end_launch(_now(), reason)
         except BaseException as problem:
             # the trials stay as the record has them; nothing may look as if it still ran
-            if not study.taken:
+            if study.launched and not study.taken:
                 tracking.on_study_end("FAILED", {"error": f"{type(problem).__name__}: {problem}"[:500]})
             # events wait for the record
             study.record.settle(3)
             writer.drain(3)
-            if study.manifest.launches and study.manifest.launches[-1].ended is None:
+            if study.launched:
                 study.end_launch(_now(), "stopped" if isinstance(problem, UnrecordedStopError) else "failed")
             raise
         finally:
@@ -103,7 +103,9 @@ class Launch:
             self.console or Console(stderr=True),
         )
         remove_strays(manifest.storage_path, [past_trial(trial) for trial in trials], manifest.keep_best)
-        keeper = CheckpointKeeper(manifest.storage_path, manifest.keep_best, trials)
+        keeper = CheckpointKeeper(
+            manifest.storage_path, manifest.keep_best, trials, study.record.then, lambda: study.taken
+        )
         faults = Faults(
             Share(self.resources.cpus, self.resources.gpus), largest_share(), lambda node: node in nodes_alive()
         )
@@ -120,10 +122,14 @@ class Launch:
         with stop_signals(searcher, _stop_key(study), self.seconds_left) as stop, stop_requests(study):
             with progress, trial_log, gate, _only_our_own_output():
                 tune_trials(study, self.space, self.splits, self.resources, searcher)
-            keeper.close()
             if searcher.bug is not None:
+                keeper.close()
                 raise searcher.bug
             self._flush(searcher)
+            # what it removes waits for the record
+            keeper.close()
+            if study.taken:
+                raise StudyError(study.lost or f"study {study.name!r} is being run by another driver")
             return searcher, self._finish(searcher, tracking, writer, stop)
 
     def _flush(self, searcher: StudySearcher) -> None:

@@ -5,18 +5,19 @@ from __future__ import annotations
 import json
 import os
 import re
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
 from pyarrow import fs
 
-from sctune.errors import StudyError
+from sctune.errors import StorageError, StudyError
 from sctune.paths import home
 from sctune.search.manifest import StudyManifest
 from sctune.search.options import SearchOptions
 from sctune.search.study import Study, list_studies, valid_name
 from sctune.tracking.server import check_tracking, local_database, resolve_tracking_uri
-from sctune.trial.storage import answering, open_storage, probe, reason
+from sctune.trial.storage import answering, open_storage, probe, reason, with_region
 
 MARK = "storage.json"
 """In the folder of a study's checkpoints: {"format_version", "study_id"}."""
@@ -38,10 +39,7 @@ def storage_uri(given: str | None, folder: Path) -> str:
         return str(folder)
     if "://" in given:
         _refuse_secrets(given)
-        place, mark, query = given.partition("?")
-        uri = f"{place.rstrip('/')}/{folder.name}{mark}{query}"
-        _check_taken(uri)
-        return uri
+        return _checked(given, folder.name)
     root = Path(given).expanduser().absolute()
     _check_writable(root, "--storage-path")
     return str(root / folder.name)
@@ -96,29 +94,36 @@ def move(study: Study, storage_path: str | None, tracking_uri: str | None) -> No
 
 
 def _mark(path: str) -> str | None:
-    """Id of the study whose checkpoints a folder is for, None where it is not seen or not marked."""
+    """Id of the study whose checkpoints a folder is for, None where it is not seen or not marked.
+
+    Raises StorageError where the storage does not answer.
+    """
+    system, root = open_storage(path)
     try:
-        system, root = open_storage(path)
-        with system.open_input_stream(f"{root}/{MARK}") as stream:
-            return str(json.loads(stream.read())["study_id"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+        with answering(path), suppress(FileNotFoundError, NotADirectoryError):
+            content = system.open_input_stream(f"{root}/{MARK}").readall()
+            return str(json.loads(content)["study_id"])
+    except (ValueError, KeyError, TypeError):
+        pass
+    return None
 
 
-def _check_taken(uri: str) -> None:
-    """Raises StudyError where the storage in which a study's folder will be takes no file; leaves none."""
-    system, root = open_storage(uri)
-    if isinstance(system, fs.LocalFileSystem):
-        return _check_writable(Path(root).parent, "--storage-path")
+def _checked(uri: str, name: str) -> str:
+    """The URI of a study's folder in a storage that takes files; StudyError for another one. Leaves no file."""
     place, mark, query = uri.partition("?")
     try:
-        probe(f"{place.rpartition('/')[0]}{mark}{query}")
-    except OSError as problem:
+        parent, mark, query = with_region(f"{place.rstrip('/')}{mark}{query}").partition("?")
+        system, root = open_storage(f"{parent}{mark}{query}")
+        if isinstance(system, fs.LocalFileSystem):
+            _check_writable(Path(root), "--storage-path")
+        else:
+            probe(system, root)
+    except (OSError, StorageError) as problem:
         raise StudyError(
             f"--storage-path {uri}: it takes no file: {reason(problem)}; look at the bucket's name, the credentials "
             "(~/.aws/credentials, AWS_PROFILE) and AWS_ENDPOINT_URL"
         ) from None
-    return None
+    return f"{parent}/{name}{mark}{query}"
 
 
 def _check_writable(folder: Path, option: str) -> None:

@@ -196,6 +196,9 @@ class StudySearcher(Searcher):
         if verdict.failure is not None:
             self._tell(number, dict(verdict.failure), False, self._latest.get(number))
             return
+        if verdict.abort is not None:
+            self.stopping, self.abort = True, verdict.abort
+            return
         if verdict.storage:
             self._gate.doubt()
         if verdict.share is not None:

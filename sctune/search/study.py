@@ -43,7 +43,7 @@ class Study:
     """A study in `root/name`; made by `create` or `open`.
 
     With a database record the manifest lies there, for machines that share nothing else, and the file in the folder is
-    a copy. lost: why this driver may not write any more, when another one got the study.
+    a copy. lost: why this driver may not write any more, when another one got the study. launched: it runs a launch.
     """
 
     def __init__(self, folder: Path, manifest: StudyManifest, storage: str | None = None) -> None:
@@ -53,7 +53,7 @@ class Study:
         self.storage = storage or manifest.storage_url
         self.lost: str | None = None
         self._fencing: int | None = None
-        self._launched = False
+        self.launched = False
         self._saving = threading.RLock()
 
     @classmethod
@@ -157,13 +157,13 @@ class Study:
         return self._change({"max_disk": max_disk})
 
     def add_launch(self, started: str) -> StudyManifest:
-        self._launched = True
+        self.launched = True
         launch = Launch(started=started, seen=started, host=socket.gethostname())
         return self._change({"launches": (*self.manifest.launches, launch)})
 
     def end_launch(self, ended: str, reason: str) -> StudyManifest:
         """Close the latest launch."""
-        self._launched = False
+        self.launched = False
         return self._change_launch({"ended": ended, "reason": reason})
 
     @contextmanager
@@ -222,7 +222,7 @@ class Study:
     def _beat(self) -> None:
         """A sign of life of the running launch; one that does not arrive does no harm."""
         with self._saving, suppress(StudyError, OSError):
-            if self._launched:
+            if self.launched:
                 self._change_launch({"seen": now()}, 0.0)
 
     def _lose(self, reason: str) -> None:

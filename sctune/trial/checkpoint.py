@@ -123,7 +123,11 @@ class TrialStore:
         if local:
             self._remove(final)
             self.system.move(target, final)
-        self._trim(name, KEPT if not last else 1)
+        try:
+            self._trim(name, KEPT if not last else 1)
+        except (OSError, StorageError) as problem:
+            # the checkpoint is there; the next one, or the end of the trial, removes what is too much
+            _log.warning("older checkpoints in %s were not removed: %s", self.root, reason(problem))
         return name
 
     def _write_all(
@@ -184,7 +188,7 @@ class TrialStore:
             raise CheckpointError(f"{folder}: {problem}") from None
         except OSError as problem:
             away = not isinstance(self.system, fs.LocalFileSystem) and not isinstance(problem, FileNotFoundError)
-            kind = StorageError if away else CheckpointError
+            kind: type[CheckpointError] = StorageError if away else CheckpointError
             raise kind(f"cannot read the checkpoint {folder}: {reason(problem)}") from None
         except (SafetensorError, ValueError, NonFiniteError) as problem:
             why = " ".join(str(problem).split())[:300]

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sctune.search.faults import (
+    MAX_STORAGE_FAILURES,
     MAX_WORKER_LOSSES,
     RETRY_PAUSES_S,
     Faults,
@@ -97,11 +98,16 @@ def test_shares_grow_and_come_to_an_end(cpus: float, gpus: float, node: float) -
 
 @pytest.mark.parametrize("kind", ["disk full", "storage away"])
 def test_a_storage_that_takes_nothing_is_waited_for(kind: str) -> None:
-    for _ in range(10):
-        verdict = faults().told(1, failure(kind), NODE)
-        assert verdict.failure is None
+    judge = faults()
+    for _ in range(MAX_STORAGE_FAILURES - 1):
+        verdict = judge.told(1, failure(kind), NODE)
+        assert verdict.failure is None and verdict.abort is None
         assert verdict.storage
         assert verdict.wait_s > 0
+    last = judge.told(1, failure(kind) | {"where": "node-3, process 7"}, NODE)
+    assert last.failure is None
+    assert last.abort is not None and "trial 1 could not keep" in last.abort and "node-3" in last.abort
+    assert judge.told(2, failure(kind), NODE).storage
 
 
 def test_who_waits_starts_in_order() -> None:

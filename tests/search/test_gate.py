@@ -116,7 +116,7 @@ def test_a_storage_that_took_no_checkpoint_is_tried_before_the_next_start(
     assert gate()
     away = True
 
-    def probe(_storage: str) -> None:
+    def probe(*_: object) -> None:
         if away:
             raise OSError("AWS Error\nNETWORK_CONNECTION")
 
@@ -126,9 +126,19 @@ def test_a_storage_that_took_no_checkpoint_is_tried_before_the_next_start(
         away = False
         assert not held_back(gate)
     gate.doubt()
+    assert gate()
     assert not held_back(gate), "the real storage takes a file"
     assert not list((study.parent / "store").glob(".sctune-probe*"))
     assert lines[:2] == [
         "paused, no trial is started: the study's storage took no checkpoint",
         "going on: there is room again, and storage and record can be written",
     ]
+
+
+def test_a_doubt_that_comes_during_a_look_stays(study: Path, lines: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    gate = make_gate(study, lines)
+    gate.doubt()
+    monkeypatch.setattr(gates, "probe", lambda *_: gate.doubt())
+    assert held_back(gate)
+    monkeypatch.undo()
+    assert not held_back(gate)

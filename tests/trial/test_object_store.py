@@ -14,7 +14,9 @@ from sctune.report import OBJECTIVE, EpochReport
 from sctune.search.gate import DiskUse
 from sctune.search.places import storage_uri
 from sctune.search.stored_trials import list_trials
+from sctune.trial import storage as storages
 from sctune.trial.checkpoint import CheckpointName, TrialStore
+from sctune.trial.storage import open_storage, with_region
 from tests.s3_server import BUCKET, S3Server
 
 TASKS = {"task": ({"model/w": torch.arange(12.0).reshape(3, 4)}, {"format_version": 1, "epoch": 1})}
@@ -107,4 +109,50 @@ def test_a_place_that_takes_nothing_is_refused_before_a_search(tmp_path: Path, s
     assert not [key for key in server.objects() if key.startswith("fine")]
     with pytest.raises(StudyError, match="takes no file") as refused:
         storage_uri("s3://no-such-bucket/x", tmp_path / "mine")
-    assert "\n" not in str(refused.value) and "--storage-path s3://no-such-bucket/x/mine" in str(refused.value)
+    assert "\n" not in str(refused.value) and "--storage-path s3://no-such-bucket/x: " in str(refused.value)
+
+
+def test_a_checkpoint_stands_where_older_ones_cannot_be_removed(
+    storage: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = TrialStore(storage, 0)
+    with monkeypatch.context() as patched:
+        patched.setattr(store, "_trim", lambda *_: (_ for _ in ()).throw(StorageError("away")))
+        name = save(store, 1)
+    assert store.names() == [name]
+    assert "older checkpoints" in caplog.text
+
+
+def test_the_region_is_asked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
+    asked: list[str] = []
+    monkeypatch.setattr(storages.fs, "resolve_s3_region", lambda bucket: asked.append(bucket) or "eu-north-1")
+    found = with_region("s3://parts/a%20b/c")
+    assert found == "s3://parts/a%20b/c?region=eu-north-1"
+    assert with_region(found) == found
+    assert with_region("/a/folder") == "/a/folder"
+    assert asked == ["parts"]
+    system, root = open_storage(found)
+    assert (system.region, root) == ("eu-north-1", "parts/a b/c")
+
+
+@pytest.mark.parametrize(
+    ("uri", "error", "text"),
+    [
+        ("s3://bucket/x?regoin=eu", CheckpointError, "unknown option 'regoin'"),
+        ("s3:///x", CheckpointError, "names no bucket"),
+        ("s3://bucket/x", StorageError, "does not answer"),
+    ],
+)
+def test_an_address_that_does_not_work(
+    uri: str, error: type[Exception], text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
+
+    def nobody(_bucket: str) -> str:
+        raise OSError("When resolving region for bucket:\nCouldn't resolve host name")
+
+    monkeypatch.setattr(storages.fs, "resolve_s3_region", nobody)
+    with pytest.raises(error, match=text) as told:
+        open_storage(uri)
+    assert isinstance(told.value, StorageError) == (error is StorageError) and "\n" not in str(told.value)
