@@ -60,8 +60,8 @@ class DiskUse:
 class StartGate:
     """Called before each start; True: not now. As a context it looks again every CHECK_S seconds in its own thread.
 
-    say: prints one line for people. trouble: why the record cannot be written at present, or None. stuck: why the
-    pause cannot end by itself.
+    say: prints one line for people, from any thread. trouble: why the record cannot be written at present, or None.
+    stuck: why the pause cannot end by itself.
     """
 
     def __init__(
@@ -78,6 +78,7 @@ class StartGate:
         self._disk: str | None = None
         self._doubts = self._dispelled = 0
         self._told: str | None = None
+        self._telling = threading.Lock()
         self._ended = threading.Event()
         self.stuck: str | None = None
 
@@ -94,16 +95,19 @@ class StartGate:
     def _watch(self) -> None:
         while not self._ended.wait(CHECK_S):
             self.look()
+            # told even while no trial is to be started: those that run may be waiting for room
+            self()
 
     def __call__(self) -> bool:
         doubted = "the study's storage took no checkpoint" if self._doubts > self._dispelled else None
         why = self._trouble() or self._disk or doubted
-        # figures in a reason change from look to look; told once, until it is over
-        if why is not None and self._told is None:
-            self._say(f"paused, no trial is started: {why}")
-        if why is None and self._told is not None:
-            self._say("going on: there is room again, and storage and record can be written")
-        self._told = why
+        with self._telling:
+            # figures in a reason change from look to look; told once, until it is over
+            if why is not None and self._told is None:
+                self._say(f"paused, no trial is started: {why}")
+            if why is None and self._told is not None:
+                self._say("going on: there is room again, and storage and record can be written")
+            self._told = why
         return why is not None
 
     def doubt(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import namedtuple
 from collections.abc import Callable
 from pathlib import Path
@@ -142,3 +143,18 @@ def test_a_doubt_that_comes_during_a_look_stays(study: Path, lines: list[str], m
     assert held_back(gate)
     monkeypatch.undo()
     assert not held_back(gate)
+
+
+def test_a_pause_is_told_while_nothing_is_to_be_started(
+    study: Path, lines: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = 10
+    monkeypatch.setattr(gates, "CHECK_S", 0.01)
+    monkeypatch.setattr(gates.shutil, "disk_usage", lambda _: Usage(10**10, 0, free))
+    with make_gate(study, lines):
+        while not lines:
+            time.sleep(0.01)
+        free = 10**9
+        while len(lines) < 2:
+            time.sleep(0.01)
+    assert [line.partition(":")[0] for line in lines] == ["paused, no trial is started", "going on"]
