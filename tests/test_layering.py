@@ -13,7 +13,9 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "sctune"
 FLOORS = (
     {"cli", "__main__"},
-    {"reproduce"},
+    {"pages"},
+    {"reproduce", "confirm"},
+    {"serve"},
     {"search", "deploy", "doctor"},
     {"tracking", "trial"},
     {"train"},

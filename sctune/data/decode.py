@@ -36,8 +36,28 @@ def decode_image(source: Path | bytes, size: int, resize: str = "stretch") -> Pi
     8-bit or uint16 values. resize: bilinear; `stretch` ignores the aspect, `crop` takes the central square, `pad`
     adds black. Raises CorruptImageError for damaged or oversized images, DataError for unreadable files.
     """
+    return decode_sized(source, size, resize)[0]
+
+
+def decode_sized(source: Path | bytes, size: int, resize: str = "stretch") -> tuple[Pixels, int, int]:
+    """As decode_image, with the image's own width and height in pixels."""
     with _reported(source):
-        return _square(_opened(source), size, resize)
+        image = _opened(source)
+        return _square(image, size, resize), image.width, image.height
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """Width and height in pixels as a file's header says, without decoding it; raises what decode_image does."""
+    with _reported(path):
+        if path.suffix.lower() == ".npy":
+            shape = npy_shape(path)
+            return shape[1], shape[0]
+        try:
+            with path.open("rb") as stream, Image.open(stream, formats=FORMATS) as image:
+                return image.width, image.height
+        except UnidentifiedImageError:
+            opened = _opened(path)  # named by another type, or damaged: told as decoding it would
+            return opened.width, opened.height
 
 
 def open_image(source: Path | bytes) -> Image.Image:

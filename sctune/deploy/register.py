@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import tempfile
 import warnings
-from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from sctune.config import TrialConfig
-from sctune.deploy.flavor import IMAGE_COLUMN, LOADER_MODULE, SCORE_COLUMN, write_model_folder
+from sctune.deploy.flavor import HEAT_COLUMN, HEAT_PARAM, IMAGE_COLUMN, LABEL_COLUMN, LOADER_MODULE, SCORE_COLUMN
+from sctune.deploy.model import ModelParts, write_model_folder
 from sctune.deploy.package import wheel_name
 from sctune.errors import TrackingError
 from sctune.model.weights import file_sha256
@@ -26,7 +26,10 @@ if TYPE_CHECKING:
 CANDIDATE = "candidate"
 _DIGEST_TAG = "sctune.weights_sha256"
 _DATA = "detector"
-_PACKAGES = ("mlflow", "torch", "torchvision", "numpy", "pandas", "pillow", "pydantic", "pyyaml", "safetensors")
+_PACKAGES = (
+    "mlflow", "torch", "torchvision", "numpy", "scipy", "pandas", "pillow", "pydantic", "pyyaml", "safetensors",
+    "matplotlib",
+)  # fmt: skip
 _LITE0 = "efficientnet-lite-pytorch"
 
 
@@ -44,18 +47,18 @@ def log_model_run(
     parent_run_id: str,
     config: TrialConfig,
     weights: Path,
-    meta: Mapping[str, Any],
+    parts: ModelParts,
     name: str,
     timeout_s: float = 120.0,
 ) -> Registered:
     """Log the model to the study's run, register it as `name` and point the alias `candidate` at it.
 
-    weights: the detector's whole state as safetensors. meta: study, trial, selection metrics, attribution, licence.
+    weights: the detector's whole state as safetensors. parts.meta: study, trial, selection metrics, licence.
     The same weights are registered once, however often this is called. Raises TrackingError with one line when
     MLflow refuses, or has not finished within `timeout_s` seconds.
     """
     try:
-        return run_bounded(lambda: _log(tracking_uri, parent_run_id, config, weights, meta, name), timeout_s)
+        return run_bounded(lambda: _log(tracking_uri, parent_run_id, config, weights, parts, name), timeout_s)
     except TimeoutError:
         raise TrackingError(
             f"the best model was not registered: {safe_uri(tracking_uri)} took longer than {timeout_s:.0f} s; "
@@ -91,16 +94,23 @@ def requirements(config: TrialConfig) -> list[str]:
     return [*lines, f"./data/{_DATA}/code/{wheel_name()}"]
 
 
-def save_model(folder: Path, config: TrialConfig, weights: Path, meta: Mapping[str, Any], ids: tuple[str, str]) -> None:
+def save_model(folder: Path, config: TrialConfig, weights: Path, parts: ModelParts, ids: tuple[str, str]) -> None:
     """Write the MLflow model into `folder`; ids: of the run and of the logged model."""
     configure_mlflow()
     import mlflow.pyfunc
     from mlflow.models import Model, ModelSignature
-    from mlflow.types import ColSpec, DataType, Schema
+    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 
     signature = ModelSignature(
         inputs=Schema([ColSpec(DataType.binary, IMAGE_COLUMN)]),
-        outputs=Schema([ColSpec(DataType.double, SCORE_COLUMN)]),
+        outputs=Schema(
+            [
+                ColSpec(DataType.double, SCORE_COLUMN),
+                ColSpec(DataType.string, LABEL_COLUMN, required=False),
+                ColSpec(DataType.string, HEAT_COLUMN, required=False),
+            ]
+        ),
+        params=ParamSchema([ParamSpec(HEAT_PARAM, DataType.boolean, False)]),
     )
     with tempfile.TemporaryDirectory() as staging, warnings.catch_warnings():
         # the signature is written by hand; an example would only be another image to license
@@ -108,20 +118,20 @@ def save_model(folder: Path, config: TrialConfig, weights: Path, meta: Mapping[s
         mlflow.pyfunc.save_model(
             path=str(folder),
             loader_module=LOADER_MODULE,
-            data_path=str(write_model_folder(Path(staging) / _DATA, config, weights, meta)),
+            data_path=str(write_model_folder(Path(staging) / _DATA, config, weights, parts)),
             # made here and not by log_model, which writes the absolute path of the store into the model
             mlflow_model=Model(run_id=ids[0], model_id=ids[1], model_uuid=ids[1]),
             pip_requirements=requirements(config),
             signature=signature,
-            metadata={"study": str(meta.get("study", "")), "trial": str(meta.get("trial", ""))},
+            metadata={"study": str(parts.meta.get("study", "")), "trial": str(parts.meta.get("trial", ""))},
         )
 
 
-def _log(uri: str, run_id: str, config: TrialConfig, weights: Path, meta: Mapping[str, Any], study: str) -> Registered:
+def _log(uri: str, run_id: str, config: TrialConfig, weights: Path, parts: ModelParts, study: str) -> Registered:
     client, name, digest = mlflow_client(uri), registered_name(study), file_sha256(weights)
     found = _registered_already(client, name, digest)
     created = found is None
-    number = found if found is not None else _register(client, run_id, config, weights, meta, name, digest)
+    number = found if found is not None else _register(client, run_id, config, weights, parts, name, digest)
     client.set_registered_model_alias(name, CANDIDATE, str(number))
     return Registered(name, number, f"models:/{name}@{CANDIDATE}", created)
 
@@ -131,12 +141,13 @@ def _register(
     run_id: str,
     config: TrialConfig,
     weights: Path,
-    meta: Mapping[str, Any],
+    parts: ModelParts,
     name: str,
     digest: str,
 ) -> int:
     from mlflow.entities import LoggedModelOutput
 
+    meta = parts.meta
     tags = {
         _DIGEST_TAG: digest,
         **{key: str(meta[key]) for key in ("study", "trial", "licence") if meta.get(key) is not None},
@@ -146,7 +157,7 @@ def _register(
     try:
         with tempfile.TemporaryDirectory() as staging:
             folder = Path(staging) / "model"
-            save_model(folder, config, weights, meta, (run_id, model.model_id))
+            save_model(folder, config, weights, parts, (run_id, model.model_id))
             client.log_model_artifacts(model.model_id, str(folder))
     except BaseException:
         client.finalize_logged_model(model.model_id, "FAILED")
@@ -159,7 +170,7 @@ def _register(
         source=model.artifact_location,
         run_id=run_id,
         tags=tags,
-        description=str(meta.get("attribution") or ""),
+        description=parts.card or str(meta.get("attribution") or ""),
         model_id=model.model_id,
     )
     return int(made.version)

@@ -21,6 +21,9 @@ from sctune.model.weights import resolve_weights
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
+ALIKE_BATCH = {"cpu": 1, "cuda": 32}
+"""Images of one pass where scores must not depend on what else is scored; on a CPU one by one is as fast as many."""
+
 
 def normalise(pixels: Tensor) -> Tensor:
     """Images [N, 3, H, W] in [0, 1] to ImageNet's mean and standard deviation."""
@@ -102,6 +105,10 @@ class Detector(nn.Module):
             references = self.reference_maps()
         return self._head_scores([self._features(level) for level in levels], offsets, references)
 
+    def features(self, images: Tensor) -> list[Tensor]:
+        """The backbone's maps [N, C, S, S] of normalised images [N, 3, H, W], one for each scale of the pyramid."""
+        return [self._features(level) for level in self._pyramid(images)]
+
     def reference_maps(self, images: Tensor | None = None) -> list[Tensor]:
         """Mean feature map [1, C, S, S] at each scale of references [R, 3, H, W], or of the stored ones."""
         if images is None:
@@ -119,6 +126,15 @@ class Detector(nn.Module):
         with self._scoring():
             maps = self.reference_maps() if self.needs_references else None
             return self._in_batches(images, batch_size, lambda batch: self.anomaly_score(batch, maps).double())
+
+    def score_alike(self, images: np.ndarray) -> np.ndarray:
+        """As `score_images`, in batches of one size, the last one filled up: the same image has the same score to the
+        last bit, whatever stands beside it. Sums of floats depend on the size of a batch, not on what is in it.
+        """
+        size = ALIKE_BATCH["cuda" if next(self.parameters()).is_cuda else "cpu"]
+        missing = -len(images) % size
+        filled = np.concatenate([images, np.zeros((missing, *images.shape[1:]), np.uint8)]) if missing else images
+        return self.score_images(filled, size)[: len(images)]
 
     def frozen_maps(self, images: np.ndarray, max_bytes: int, batch_size: int = 32) -> list[list[Tensor]] | None:
         """What the frozen blocks make of uint8 images [N, S, S, 3]: a list of batches, each with a map per scale.

@@ -14,12 +14,12 @@ from sctune.reproduce.cells import Cell, CellKey
 from sctune.reproduce.columns import Column, before_training
 from sctune.reproduce.plan import TablePlan, cell_name
 from sctune.reproduce.scores import ScoreFolder
-from sctune.reproduce.statistics import Scores
 from sctune.reproduce.studies import StudyPlan
 from sctune.reproduce.tables import Missing
 from sctune.search.leaderboard import TrialRow
 from sctune.search.stored import load_result
 from sctune.search.study import Study, list_studies
+from sctune.train.statistics import Scores
 
 _DAMAGE = (StudyError, StorageInternalError, SQLAlchemyError, ValueError, KeyError)
 """What a manifest or record that is no longer whole may end in."""

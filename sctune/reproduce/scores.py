@@ -18,12 +18,12 @@ from sctune.errors import CheckpointError, ConfigError, DataError, NonFiniteErro
 from sctune.reproduce.cells import Cell
 from sctune.reproduce.columns import Column
 from sctune.reproduce.files import replace_files
-from sctune.reproduce.statistics import Scores
 from sctune.reproduce.studies import StudyPlan
 from sctune.search.leaderboard import TrialRow
 from sctune.search.study import Study
 from sctune.train.evaluate import auroc
 from sctune.train.single import score_test
+from sctune.train.statistics import Scores
 from sctune.train.trainer import Trainer
 from sctune.trial.checkpoint import Checkpoint, TrialStore
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from sctune.deploy.model import ModelParts, read_parts
 from sctune.deploy.register import Registered, is_registered, log_model_run
 from sctune.errors import StudyError
 from sctune.search.study import Study, write_json
@@ -91,9 +92,12 @@ def register_best(study: Study, parent_run_id: str, timeout_s: float) -> Registe
         return None
     manifest, meta = study.manifest, model["meta"]
     config = manifest.config_of(meta["params"])
-    shown = {key: value for key, value in meta.items() if key != "params"}
-    weights = study.folder / BEST / WEIGHTS
-    return log_model_run(manifest.tracking_uri, parent_run_id, config, weights, shown, study.name, timeout_s)
+    folder = study.folder / BEST
+    if (folder / "meta.json").is_file():
+        parts = read_parts(folder)
+    else:  # finished by an earlier version
+        parts = ModelParts({key: value for key, value in meta.items() if key != "params"})
+    return log_model_run(manifest.tracking_uri, parent_run_id, config, folder / WEIGHTS, parts, study.name, timeout_s)
 
 
 def _listed(client: MlflowClient, run_id: str, folder: str) -> Iterator[str]:

@@ -18,6 +18,9 @@ from optuna.trial import FrozenTrial
 from safetensors.torch import save_file
 
 from sctune.data.split import Split
+from sctune.deploy.build import model_parts
+from sctune.deploy.card import CardFacts, model_card
+from sctune.deploy.model import ModelParts, write_parts
 from sctune.errors import CheckpointError, SctuneError, TrackingError
 from sctune.search.check import check, study_state
 from sctune.search.delivery import BEST, FIGURES, WEIGHTS, register_best, write_model
@@ -173,11 +176,30 @@ def _best_files(
         "selection_scores": scores,
         "licence": manifest.data.licence,
         "attribution": manifest.data.attribution,
-        "params": best.params,
     }
-    proof = write_model(study, meta)
+    parts = model_parts(trainer, meta)
+    write_parts(folder, replace(parts, card=_card(parts, trainer, study, result)))
+    proof = write_model(study, meta | {"params": best.params})
     tracking.on_artifact(best.number, folder, BEST, proof)
-    return []
+    return [] if parts.threshold is None else [parts.threshold.line()]
+
+
+def _card(parts: ModelParts, trainer: Trainer, study: Study, result: StudyResult) -> str:
+    manifest, best = study.manifest, result.best
+    assert best is not None and best.value is not None
+    noise = "" if result.noise is None else f" +- {result.noise:.4f} (standard error over the images)"
+    facts = CardFacts(
+        config=trainer.config,
+        data=manifest.data.model_dump(),
+        counts=trainer.split.summary(),
+        split={"split": trainer.split.digest, "partition seed": manifest.partition_seed},
+        results={f"AUROC on the selection images ({manifest.selection.mode})": f"{best.value:.4f}{noise}"},
+        extra=(
+            f"the best of {len(result.rows)} trials by that AUROC, which is therefore too high; `sctune confirm "
+            f"{study.name}` measures it anew",
+        ),
+    )
+    return model_card(parts, facts)
 
 
 def _best_model(study: Study, tracking: TrackingCallback, writer: Writer) -> list[str]:

@@ -20,14 +20,15 @@ from safetensors.torch import save_file
 
 from sctune.config import TrialConfig
 from sctune.data.decode import decode_image
-from sctune.deploy.flavor import ImageScorer, load_model_folder, write_model_folder
+from sctune.deploy.flavor import ImageScorer
+from sctune.deploy.model import ModelParts, load_model_folder, write_model_folder
 from sctune.deploy.package import build_wheel
 from sctune.deploy.register import log_model_run, registered_name, requirements
 from sctune.errors import CheckpointError, DataError, TrackingError
 from sctune.model.detector import Detector, build_detector
 from sctune.tracking.server import check_tracking, default_tracking_uri, find_experiment, mlflow_client
 
-META = {"study": "first", "trial": 0, "licence": "CC BY-NC-SA 4.0", "attribution": "Images: somebody"}
+META = ModelParts({"study": "first", "trial": 0, "licence": "CC BY-NC-SA 4.0", "attribution": "Images: somebody"})
 
 
 def png(seed: int, side: int = 80) -> bytes:
@@ -85,7 +86,7 @@ def expected(detector: Detector) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def scorer(config: TrialConfig, weights: Path, tmp_path_factory: pytest.TempPathFactory) -> ImageScorer:
-    return load_model_folder(write_model_folder(tmp_path_factory.mktemp("model"), config, weights, META))
+    return ImageScorer(load_model_folder(write_model_folder(tmp_path_factory.mktemp("model"), config, weights, META)))
 
 
 def test_every_form_of_input_gives_the_detectors_scores(scorer: ImageScorer, expected: np.ndarray) -> None:
@@ -104,7 +105,7 @@ def test_every_form_of_input_gives_the_detectors_scores(scorer: ImageScorer, exp
         np.testing.assert_allclose(scores, expected, atol=1e-6)
     np.testing.assert_allclose(scorer.predict(IMAGES[0])["score"], expected[:1], atol=1e-6)
     assert len(scorer.predict(pd.DataFrame({"image": []}))) == 0
-    assert (scorer.meta["threshold"], scorer.meta["trial"]) == (None, 0)
+    assert (scorer.model.threshold, scorer.meta["trial"]) == (None, 0)
 
 
 def test_a_request_longer_than_a_batch_keeps_its_order(scorer: ImageScorer, expected: np.ndarray) -> None:

@@ -19,7 +19,6 @@ from sctune.reproduce.columns import Column, table_columns
 from sctune.reproduce.paper import Number, paper_table
 from sctune.reproduce.pictures import _curves, _dots, picture
 from sctune.reproduce.results import Result, table_results
-from sctune.reproduce.statistics import Scores
 from sctune.reproduce.tables import (
     CSV_COLUMNS,
     DASH,
@@ -31,6 +30,7 @@ from sctune.reproduce.tables import (
     markdown,
     terminal_tables,
 )
+from sctune.train.statistics import Scores
 
 HEADER = Header("table2", "AUROC in the hard setting", "cpu", "profile cpu; seeds 42, 43", ("a note",), False)
 

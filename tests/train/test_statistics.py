@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
-from sctune.reproduce.statistics import Scores, bootstrap_interval, pooled_std, spread, weighted_auroc
+from sctune.train.statistics import Scores, bootstrap_interval, pooled_std, spread, weighted_auroc
 
 
 def make_scores(seed: int, normal: int, anomalous: int, shift: float, subset: str = "a", pool: str = "set") -> Scores:
@@ -129,7 +129,7 @@ def test_more_images_narrow_the_interval() -> None:
 def test_chunks_of_resamples_cover_them_all(monkeypatch: pytest.MonkeyPatch) -> None:
     runs = [make_scores(1, 30, 30, 1.0)]
     whole = bootstrap_interval(runs, 400)
-    monkeypatch.setattr("sctune.reproduce.statistics._CELLS_AT_ONCE", 700)
+    monkeypatch.setattr("sctune.train.statistics._CELLS_AT_ONCE", 700)
     parts = bootstrap_interval(runs, 400)
     assert parts == pytest.approx(whole, abs=0.2 * (whole[1] - whole[0]))
 
