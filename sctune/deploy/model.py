@@ -1,9 +1,9 @@
 """A trained model as people use it: images in; scores, labels and heat maps out.
 
 Its folder holds config.json (the configuration tree), weights.safetensors (the whole detector), meta.json (study,
-trial, selection metrics, licence, threshold, kind of heat map), calibration.json (scores and measures of its calibration
-images), data.json (digests of the images that it was made from), model_card.md, and the package as a wheel in code/.
-Nothing in it is pickled.
+trial, selection metrics, licence, threshold, kind of heat map), calibration.json (scores and measures of its
+calibration images), data.json (digests of the images that it was made from), model_card.md, and the package as a wheel
+in code/. Nothing in it is pickled.
 """
 
 from __future__ import annotations
