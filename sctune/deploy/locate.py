@@ -48,10 +48,18 @@ def open_model(where: str, tracking_uri: str | None = None, device: str = "auto"
     tracking_uri: of the registry, None for the local store (or SCTUNE_TRACKING_URI). Raises TrackingError for a
     registry that does not answer or does not hold it, CheckpointError for a folder that is none or damaged.
     """
+    with model_folder(where, tracking_uri) as folder:
+        return load_model_folder(folder, device)
+
+
+@contextmanager
+def model_folder(where: str, tracking_uri: str | None = None) -> Iterator[Path]:
+    """The folder that `load_model_folder` reads, for this block; arguments and errors of `open_model`."""
     if not where.startswith("models:"):
-        return load_model_folder(_own_folder(Path(where).expanduser().absolute()), device)
+        yield _own_folder(Path(where).expanduser().absolute())
+        return
     with fetched(find_version(where, tracking_uri)) as folder:
-        return load_model_folder(_own_folder(folder), device)
+        yield _own_folder(folder)
 
 
 def find_version(where: str, tracking_uri: str | None = None) -> Address:

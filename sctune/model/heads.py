@@ -17,6 +17,8 @@ from sctune.model.patches import random_offsets, scoring_signs
 HIDDEN = 256
 CHUNK_ELEMENTS = 2**25
 """Elements of the largest intermediate of exact scoring (128 MiB in fp32)."""
+EXPORT_BATCH = 32
+"""Images of a batch for which an exported program keeps to that."""
 
 
 class NormalHead(nn.Module):
@@ -143,22 +145,29 @@ class PatchResidualHead(nn.Module):
         The convolution is linear and zero-padded per patch, so that of a residual is the signed sum of
         those of its patches; batch norm in eval mode is an affine map per channel.
         """
-        side, patch = features.shape[-1], self._patch(features.shape[-1])
+        # not len(), which would fix the batch of an exported program
+        count, side, patch = features.shape[0], features.shape[-1], self._patch(features.shape[-1])
         sets = scoring_signs(side, patch, self.place, self.patch_count, self.evaluation).to(features)
         blocks = [features[:, :, r : r + patch, c : c + patch] for r, c in patch_offsets(side, patch, self.place)]
         scale, shift = self._folded_norm()
         stacked = torch.stack(blocks).flatten(0, 1)
         responses = nn.functional.conv2d(stacked, self._convolution().weight, padding=1)
-        responses = responses.unflatten(0, (len(blocks), len(features))).flatten(3)  # [O, N, C, cells]
+        responses = responses.unflatten(0, (len(blocks), count)).flatten(3)  # [O, N, C, cells]
         responses = (responses * scale[:, None]).flatten(1)
-        total, bias = features.new_zeros(len(features)), self.scoring.bias
+        total, bias = features.new_zeros(count), self.scoring.bias
         assert bias is not None
-        chunk = max(1, CHUNK_ELEMENTS // responses.shape[1])
+        chunk = max(1, CHUNK_ELEMENTS // self._elements(features, patch))
         for part in sets.split(chunk):
-            mixed = (part @ responses).view(len(part), len(features), -1, patch * patch)
+            mixed = (part @ responses).view(len(part), count, -1, patch * patch)
             cells = torch.einsum("tncp,c->tnp", torch.relu(mixed + shift[:, None]), self.scoring.weight.flatten())
             total = total + top_k_mean((cells + bias).abs(), self.top_k).sum(dim=0)
         return total / len(sets)
+
+    @staticmethod
+    def _elements(features: Tensor, patch: int) -> int:
+        """Values of one signed set: of the batch, or of EXPORT_BATCH images in an exported program, which has any."""
+        images = EXPORT_BATCH if torch.compiler.is_exporting() else features.shape[0]
+        return images * features.shape[1] * patch * patch
 
     def _convolution(self) -> nn.Conv2d:
         layer = self.conv[0]
