@@ -11,7 +11,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from sctune import __version__
-from sctune.cli import figures, machine, operate, reproduce, search, studies, sync, train, weights
+from sctune.cli import confirm, figures, machine, operate, predict, reproduce, search, studies, sync, train, weights
 from sctune.cli.data import data_app
 from sctune.cli.hide import hide_passwords
 from sctune.cli.output import messages
@@ -34,9 +34,11 @@ app.command(epilog="Example: sctune delete STUDY --yes")(operate.delete)
 app.command("list")(studies.list_command)
 app.command()(studies.spaces)
 app.command()(studies.best)
+app.command(epilog="Example: sctune confirm STUDY --top 3 --n-seeds 5")(confirm.confirm)
 app.command()(train.train)
 app.command()(machine.ui)
 app.command()(machine.doctor)
+app.command(epilog="Example: sctune predict images/ --model models:/NAME@champion --out scores.csv")(predict.predict)
 app.command(epilog="Example: sctune reproduce table1 --dataset elpv")(reproduce.reproduce)
 app.command(epilog="Example: sctune figures STUDY")(figures.figures)
 app.command(epilog="Example: sctune augmentations --data elpv --out kinds.png")(figures.augmentations)

@@ -38,19 +38,8 @@ def run_search(
     SctuneError with one line for bad input (nothing is left behind), AllTrialsFailedError when no trial succeeded.
     """
     started = time.monotonic()
-    from sctune.search.launch import Launch
-    from sctune.search.operate_launch import run_launch
-    from sctune.search.places import mark_storage
-    from sctune.search.study import Study
-
     with planned(options) as (plan, resources):
-        if on_plan is not None:
-            on_plan(plan, resources)
-        study = Study.create(plan.study_root, plan.manifest)
-        with study.lock():
-            mark_storage(study.manifest)
-            budget_s = options.time_budget_s
-            return run_launch(Launch(study, plan.space, plan.splits, resources, budget_s, console, started), notify)
+        return _first_launch(plan, resources, on_plan, options.time_budget_s, console, started, notify)
 
 
 @contextmanager
@@ -69,14 +58,56 @@ def planned(options: SearchOptions) -> Iterator[tuple[Plan, Resources]]:
             import ray
 
             plan = make_plan(options, has_gpu=ray.cluster_resources().get("GPU", 0) > 0)
-        yield _with_resources(replace(plan, warnings=(*plan.warnings, *warnings)), options)
+        plan = replace(plan, warnings=(*plan.warnings, *warnings))
+        yield _with_resources(plan, options.address, options.gpus_per_trial, options.max_concurrent)
 
 
-def _with_resources(plan: Plan, options: SearchOptions) -> tuple[Plan, Resources]:
+def run_plan(
+    plan: Plan,
+    *,
+    address: str | None = None,
+    max_concurrent: int | None = None,
+    console: Console | None = None,
+    on_plan: PlanHook | None = None,
+) -> StudyResult:
+    """Run a plan that was made without the options of a search (`sctune confirm`); as `run_search`."""
+    started = time.monotonic()
+    with session(address) as warnings:
+        gpus = plan.manifest.resources.gpus or None
+        plan = replace(plan, warnings=(*plan.warnings, *warnings))
+        plan, resources = _with_resources(plan, address, gpus, max_concurrent)
+        return _first_launch(plan, resources, on_plan, None, console, started, ())
+
+
+def _first_launch(
+    plan: Plan,
+    resources: Resources,
+    on_plan: PlanHook | None,
+    budget_s: float | None,
+    console: Console | None,
+    started: float,
+    notify: Sequence[str],
+) -> StudyResult:
+    from sctune.search.launch import Launch
+    from sctune.search.operate_launch import run_launch
+    from sctune.search.places import mark_storage
+    from sctune.search.study import Study
+
+    if on_plan is not None:
+        on_plan(plan, resources)
+    study = Study.create(plan.study_root, plan.manifest)
+    with study.lock():
+        mark_storage(study.manifest)
+        return run_launch(Launch(study, plan.space, plan.splits, resources, budget_s, console, started), notify)
+
+
+def _with_resources(
+    plan: Plan, address: str | None, gpus: float | None, max_concurrent: int | None
+) -> tuple[Plan, Resources]:
     wanted = plan.manifest.resources
-    growing = options.address is not None
-    resources = plan_resources(wanted.cpus, options.gpus_per_trial, options.max_concurrent, growing)
-    if options.address is not None or resources.nodes > 1:
+    growing = address is not None
+    resources = plan_resources(wanted.cpus, gpus, max_concurrent, growing)
+    if growing or resources.nodes > 1:
         check_nodes(plan.manifest.storage_path, plan.manifest.versions)
     spec = wanted.model_copy(
         update={"cpus": resources.cpus, "gpus": resources.gpus, "max_concurrent": resources.concurrent}

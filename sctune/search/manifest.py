@@ -75,7 +75,7 @@ class StudyManifest(Frozen):
     config: the base TrialConfig tree, with the space's `set:` and the command line merged.
     storage_path: URI that all nodes see (checkpoints); storage_url: SQLAlchemy URL of the record, None: SQLite in
     the study's folder. No URL here holds a password. checkpoint_interval: seconds. time_budget_s: over all launches.
-    splits: task key -> digest of its lists of files.
+    splits: task key -> digest of its lists of files. confirms: id of the study whose best trials this one trains anew.
     """
 
     format_version: Literal[1] = 1
@@ -106,6 +106,7 @@ class StudyManifest(Frozen):
     versions: dict[str, str] = {}
     git_commit: str | None = None
     launches: tuple[Launch, ...] = ()
+    confirms: str | None = None
 
     def trial_config(self) -> TrialConfig:
         return TrialConfig.load(self.config)

@@ -52,7 +52,7 @@ def score_test(trainer: Trainer) -> list[tuple[str, int, float]]:
         paths = developed
     cached = cache.array(split.root, paths, data.image_size, data.resize, data.skip_corrupt)
     files = [file for file in split.test if file.path in cached.index]
-    scores = trainer.detector.score_images(cached.array[[cached.index[file.path] for file in files]])
+    scores = trainer.detector.score_alike(cached.array[[cached.index[file.path] for file in files]])
     return [(file.path, file.label, float(score)) for file, score in zip(files, scores, strict=True)]
 
 

@@ -1,0 +1,46 @@
+"""`sctune confirm`: from the best trials of a search to numbers that can be trusted."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from sctune.cli import options as opt
+from sctune.cli.output import emit, messages, say
+from sctune.paths import studies_folder
+
+
+def confirm(
+    study: opt.StudyName,
+    top: Annotated[int, typer.Option(min=1, help="Best full runs that are trained again.")] = 3,
+    n_seeds: Annotated[int, typer.Option(min=1, help="Fresh seeds for each of them.")] = 5,
+    false_alarm_rate: Annotated[float, typer.Option(help="Wanted share of normal images called anomalous.")] = 0.01,
+    again: Annotated[
+        bool, typer.Option("--again", help="Once more, on other seeds: one more look at the test.")
+    ] = False,
+    address: opt.Address = None,
+    max_concurrent: opt.MaxConcurrent = None,
+    study_root: opt.StudyRoot = None,
+    storage: opt.StoredAt = None,
+    as_json: opt.AsJson = False,
+) -> None:
+    """Train the best again on fresh seeds, beside the paper's default; then open the test images, once."""
+    from sctune.confirm.results import confirmation_lines
+    from sctune.confirm.run import ConfirmOptions, run_confirm
+
+    root = (study_root or studies_folder()).expanduser().absolute()
+    options = ConfirmOptions(top, n_seeds, false_alarm_rate, again, address, max_concurrent)
+    outcome = run_confirm(root, study, options, say, messages, storage)
+    say([f"warning: {line}" for line in outcome.warnings])
+    if outcome.confirmation is None:
+        say([f"stopped; go on with the same command: sctune confirm {study} --top {top} --n-seeds {n_seeds}"])
+        raise typer.Exit(3)
+    times = "once" if outcome.looks == 1 else f"{outcome.looks} times"
+    lines = [
+        *confirmation_lines(outcome.confirmation),
+        f"the test images of this study have been looked at {times}",
+        f"next: sctune deploy {study}",
+    ]
+    document = {**outcome.confirmation.model_dump(mode="json"), "looks": outcome.looks}
+    emit(document if as_json else None, lines)

@@ -1,0 +1,92 @@
+"""Which configurations are trained again: the best full runs of a search, and the paper's default beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sctune.config import FIXED_FIELDS, TrialConfig
+from sctune.errors import ConfigError, StudyError
+from sctune.search.leaderboard import TrialRow
+from sctune.search.manifest import StudyManifest
+from sctune.search.space import Space
+
+REFERENCE = "reference"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """fields: dotted name -> value over the study's base; trial, value: of the search, None for the reference."""
+
+    name: str
+    fields: dict[str, Any]
+    trial: int | None = None
+    value: float | None = None
+
+
+def best_candidates(manifest: StudyManifest, rows: Sequence[TrialRow], top: int) -> list[Candidate]:
+    """The `top` best full runs with configurations of their own, best first.
+
+    Raises StudyError where there is none, or where the study selects on its test images: nothing would be left that
+    no choice was made by.
+    """
+    if manifest.selection.mode == "test":
+        raise StudyError(
+            f"study {manifest.name} selects on its test images (--selection test), so that nothing unseen is left to "
+            "confirm on; search with another --selection, or see `sctune reproduce`"
+        )
+    space = manifest.build_space()
+    found: dict[str, Candidate] = {}
+    for row in rows:
+        if row.state == "COMPLETE" and row.value is not None and len(found) < top:
+            fields = space.assignments(row.params)
+            candidate = Candidate(f"trial-{row.number}", dict(fields), row.number, row.value)
+            found.setdefault(_identity(space, fields), candidate)
+    if not found:
+        raise StudyError(
+            f"study {manifest.name} has no full run to confirm; go on with `sctune resume {manifest.name}`"
+        )
+    return list(found.values())
+
+
+def reference(manifest: StudyManifest, candidates: Sequence[Candidate]) -> tuple[Candidate | None, list[str]]:
+    """The paper's default: its values for all that the space decides, in the study's own budget; and notes for people.
+
+    Where these do not go together on the study's images, what the space fixes stays as it is. None where one of the
+    candidates is that configuration already.
+    """
+    space = manifest.build_space()
+    varied = {*space.by_name, *space.variant_fields} - {"variant"}
+    decided = [name for name in space.base.flat() if name in varied | set(space.fixed) and name not in FIXED_FIELDS]
+    paper = TrialConfig().flat()
+    notes = []
+    for names in (decided, [name for name in decided if name in varied]):
+        fields = {name: paper[name] for name in names}
+        try:
+            space.base.override(fields)
+        except ConfigError as problem:
+            notes = [f"the reference keeps what the space fixes: {problem}"]
+            continue
+        same = [one.name for one in candidates if _identity(space, one.fields) == _identity(space, fields)]
+        if same:
+            return None, [f"the paper's default is among the candidates: {same[0]}"]
+        return Candidate(REFERENCE, fields), notes
+    return None, ["no reference: the paper's default values do not go together on these images"]
+
+
+def variant_space(manifest: StudyManifest, chosen: Sequence[Candidate]) -> Space:
+    """A grid over the chosen configurations, each under its name."""
+    tree = {
+        "format_version": 1,
+        "name": f"{manifest.space.get('name', 'space')}-confirm",
+        "description": f"The best of study {manifest.name}, and the paper's default, on fresh seeds",
+        # a field that one of them sets is set by all: the base's value is no default here
+        "variants": {one.name: dict(one.fields) for one in chosen},
+    }
+    base = manifest.trial_config().override({"data.selection": manifest.selection.mode})
+    return Space.from_dict(tree, base)
+
+
+def _identity(space: Space, fields: Mapping[str, Any]) -> str:
+    return repr(space.base.override(fields).flat())

@@ -1,0 +1,70 @@
+"""The order of the candidates on the selection objective over fresh seeds, from the confirmation's record."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+
+from sctune.config import Task
+from sctune.confirm.candidates import Candidate
+from sctune.confirm.results import Ranked
+from sctune.errors import AllTrialsFailedError
+from sctune.report import OBJECTIVE
+from sctune.search.leaderboard import TrialRow, leaderboard
+from sctune.search.record import Record, reports_of
+from sctune.search.study import Study
+from sctune.train.statistics import spread
+
+
+def rank(trained: Study, candidates: Sequence[Candidate]) -> tuple[dict[str, TrialRow], list[Ranked]]:
+    """Row of each configuration's trial, and the ranking on the selection objective, best first."""
+    with closing(Record(trained.record_url, trained.name)) as record:
+        trials = record.load()
+    rows = {str(row.params["variant"]): row for row in leaderboard(trials)}
+    metrics = {trial.number: list(reports_of(trial).values()) for trial in trials}
+    ranking = []
+    for one in candidates:
+        row = rows.get(one.name)
+        if row is None or row.state != "COMPLETE":
+            continue
+        seeds = _by_seed(trained.manifest.tasks, task_values(trained, metrics[row.number][-1]["metrics"]))
+        values = list(seeds.values())
+        std = spread([values]).trials
+        ranking.append(
+            Ranked(
+                name=one.name,
+                trial=one.trial,
+                fields=one.fields,
+                mean=sum(values) / len(values),
+                std=std,
+                seeds=seeds,
+                search_value=one.value,
+            )
+        )
+    if not ranking:
+        raise AllTrialsFailedError(
+            f"none of the configurations could be trained again; see `sctune logs {trained.name}`"
+        )
+    # the earlier candidate of equals: the search had it before the other
+    return rows, sorted(ranking, key=lambda one: -one.mean)
+
+
+def task_values(study: Study, metrics: Mapping[str, float]) -> dict[str, float]:
+    """Task key -> objective, from a trial's last report."""
+    tasks = study.manifest.tasks
+    if len(tasks) == 1:
+        return {tasks[0].key: metrics[OBJECTIVE]}
+    return {task.key: metrics[f"{OBJECTIVE}/{task.key}"] for task in tasks}
+
+
+def _by_seed(tasks: Sequence[Task], values: Mapping[str, float]) -> dict[int, float]:
+    seeds = dict.fromkeys(task.seed for task in tasks)
+    parts = {seed: [values[task.key] for task in tasks if task.seed == seed] for seed in seeds}
+    return {seed: sum(found) / len(found) for seed, found in parts.items()}
+
+
+def final_values(trained: Study, row: TrialRow) -> dict[str, float]:
+    """Task key -> objective of a configuration's last epoch."""
+    with closing(Record(trained.record_url, trained.name)) as record:
+        reports = {trial.number: reports_of(trial) for trial in record.load()}
+    return task_values(trained, list(reports[row.number].values())[-1]["metrics"])

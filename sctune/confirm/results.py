@@ -1,0 +1,204 @@
+"""What a confirmation found, kept in the study's folder as confirm/confirmation.json."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from sctune.errors import StudyError
+from sctune.search.study import Study, write_json
+
+FORMAT_VERSION = 1
+FOLDER = "confirm"
+FILE = "confirmation.json"
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Ranked(_Frozen):
+    """One configuration on the fresh seeds, on the selection objective. std: population, None for one seed.
+
+    trial, search_value: of the search, None for the reference.
+    """
+
+    name: str
+    trial: int | None
+    fields: dict[str, Any]
+    mean: float
+    std: float | None
+    seeds: dict[int, float]
+    search_value: float | None
+
+
+class Interval(_Frozen):
+    """A mean over the seeds with its 95 % interval (train/statistics.seeded_interval); std: population.
+
+    p: of a difference, two-sided.
+    """
+
+    value: float
+    low: float
+    high: float
+    std: float | None
+    seeds: dict[int, float]
+    p: float | None = None
+
+
+class Share(_Frozen):
+    """count of total, with the exact 95 % interval of the share."""
+
+    count: int
+    total: int
+    low: float
+    high: float
+
+    @property
+    def value(self) -> float:
+        return self.count / self.total
+
+    def __str__(self) -> str:
+        percent = [f"{100 * part:.1f}" for part in (self.value, self.low, self.high)]
+        return f"{self.count} of {self.total} ({percent[0]} %, {percent[1]} to {percent[2]})"
+
+
+class ChosenModel(_Frozen):
+    """The trained model of the winner that `sctune deploy` takes for a category and class: the seed that selected best.
+
+    task: its key in the confirmation's study; subset: category and class, empty where there is one only; scores: file
+    of its test scores below the confirmation's folder.
+    """
+
+    task: str
+    subset: str
+    seed: int
+    selection: float
+    test_auroc: float
+    threshold: dict[str, Any] | None
+    escapes: Share | None
+    false_alarms: Share | None
+    scores: str
+
+
+class Tested(_Frozen):
+    """The one look at the test images. images: normal and anomalous; reference: of what the winner is compared with,
+    whose name is `against`; optimism: selection minus test.
+
+    optimism_search: of the search's own value for the tested trial; optimism_confirm: of the winner's mean over seeds.
+    """
+
+    opened: str
+    images: tuple[int, int]
+    winner: Interval
+    reference: Interval | None
+    difference: Interval | None
+    against: str | None
+    subset_std: float | None
+    pooled_std: float | None
+    optimism_search: float
+    optimism_confirm: float
+    models: tuple[ChosenModel, ...]
+
+
+class Confirmation(_Frozen):
+    """ranking: best first on the selection objective; the first is the winner, written down before the test was opened.
+
+    reference: name of the paper's default in the ranking, None where there is none.
+    """
+
+    format_version: Literal[1] = 1
+    study: str
+    study_id: str
+    confirm_study: str
+    written: str
+    mode: str
+    seeds: tuple[int, ...]
+    ranking: tuple[Ranked, ...]
+    reference: str | None
+    false_alarm_rate: float
+    notes: tuple[str, ...] = ()
+    test: Tested | None = None
+
+    @property
+    def winner(self) -> Ranked:
+        return self.ranking[0]
+
+
+def confirm_folder(study: Study) -> Path:
+    return study.folder / FOLDER
+
+
+def read_confirmation(study: Study) -> Confirmation | None:
+    """The latest confirmation of a study, None where there is none; its `test` is None until the test was opened.
+
+    Raises StudyError for a damaged file, one of a newer sctune, and one of another study under this name.
+    """
+    path = confirm_folder(study) / FILE
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as problem:
+        raise StudyError(f"{path} cannot be read: {problem}") from None
+    version = content.get("format_version") if isinstance(content, dict) else None
+    if version != FORMAT_VERSION:
+        raise StudyError(f"{path} has format_version {version!r}, this sctune reads {FORMAT_VERSION}; update it")
+    try:
+        found = Confirmation.model_validate(content)
+    except ValidationError as problem:
+        first = problem.errors()[0]
+        raise StudyError(f"{path} is damaged: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    if found.study_id != study.manifest.study_id:
+        raise StudyError(f"{path} is of another study of the name {study.name}; remove {path.parent}")
+    return found
+
+
+def write_confirmation(study: Study, confirmation: Confirmation) -> Path:
+    """Keep it: the whole file or none."""
+    path = confirm_folder(study) / FILE
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, confirmation.model_dump(mode="json"))
+    return path
+
+
+def confirmation_lines(found: Confirmation) -> list[str]:
+    """What it says, in words."""
+    seeds = ", ".join(map(str, found.seeds))
+    lines = [f"confirmed on seeds {seeds} (study {found.confirm_study}), selection by {found.mode}:"]
+    for place, one in enumerate(found.ranking, 1):
+        std = "" if one.std is None else f" +- {one.std:.4f} over seeds"
+        search = "" if one.search_value is None else f"; the search saw {one.search_value:.4f}"
+        lines.append(f"  {place}. {one.name}: selection AUROC {one.mean:.4f}{std}{search}")
+    lines.append(f"winner: {found.winner.name}")
+    return lines if found.test is None else [*lines, *_test_lines(found, found.test)]
+
+
+def _test_lines(found: Confirmation, test: Tested) -> list[str]:
+    normal, anomalous = test.images
+    lines = [f"test, looked at once ({normal} normal, {anomalous} anomalous images), which decided nothing:"]
+    lines.append(f"  {found.winner.name}: AUROC {_interval(test.winner)}")
+    if test.reference is not None:
+        lines.append(f"  {test.against}: AUROC {_interval(test.reference)}")
+    if test.difference is not None:
+        gap = test.difference
+        verdict = "told apart" if gap.low > 0 or gap.high < 0 else "not told apart"
+        lines.append(
+            f"  paired difference {gap.value:+.4f} ({gap.low:+.4f} to {gap.high:+.4f}), p {gap.p:.3f}: {verdict}"
+        )
+    lines.append(f"  selection optimism of the search: {test.optimism_search:+.4f} (its value minus the test)")
+    lines.append(f"  selection optimism on fresh seeds: {test.optimism_confirm:+.4f}")
+    for model in test.models:
+        of = f" of {model.subset}" if model.subset else ""
+        lines.append(f"model to deploy{of}: seed {model.seed}, test AUROC {model.test_auroc:.4f}")
+        if model.escapes is not None and model.false_alarms is not None:
+            lines.append(f"  at its threshold: escapes {model.escapes}; false alarms {model.false_alarms}")
+    return lines
+
+
+def _interval(found: Interval) -> str:
+    std = "" if found.std is None else f", std over seeds {found.std:.4f}"
+    return f"{found.value:.4f} ({found.low:.4f} to {found.high:.4f}{std})"

@@ -1,0 +1,198 @@
+"""`sctune confirm`: train the best again on fresh seeds, rank them, write the winner down, and open the test once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from rich.console import Console
+
+from sctune.confirm.candidates import Candidate, best_candidates, reference
+from sctune.confirm.plan import confirm_name, confirm_plan, fresh_seeds
+from sctune.confirm.ranking import final_values, rank
+from sctune.confirm.results import Confirmation, confirm_folder, read_confirmation, write_confirmation
+from sctune.confirm.scoring import score_models
+from sctune.confirm.tested import tested
+from sctune.errors import StudyError
+from sctune.search.leaderboard import TrialRow, leaderboard
+from sctune.search.ledger import add_look, looks, show_looks
+from sctune.search.plan import study_splits
+from sctune.search.record import Record
+from sctune.search.study import Study, list_studies
+
+Say = Callable[[list[str]], None]
+
+
+@dataclass(frozen=True)
+class ConfirmOptions:
+    """top: full runs that are trained again; n_seeds: fresh seeds; false_alarm_rate: wanted at the threshold.
+
+    again: begin a new confirmation, on seeds that no earlier one used, where one is complete.
+    """
+
+    top: int = 3
+    n_seeds: int = 5
+    false_alarm_rate: float = 0.01
+    again: bool = False
+    address: str | None = None
+    max_concurrent: int | None = None
+
+
+@dataclass(frozen=True)
+class ConfirmOutcome:
+    """stopped: interrupted; the same command goes on. looks: how often the test images were looked at by now."""
+
+    confirmation: Confirmation | None
+    looks: int
+    stopped: bool = False
+    warnings: tuple[str, ...] = ()
+
+
+def run_confirm(
+    study_root: Path,
+    name: str,
+    options: ConfirmOptions,
+    say: Say,
+    console: Console | None = None,
+    storage: str | None = None,
+) -> ConfirmOutcome:
+    """Confirm a study, or go on with a confirmation that was interrupted; a complete one is read and not repeated.
+
+    Raises StudyError for a study without full runs, one that is running, or whose test images decided already;
+    AllTrialsFailedError where no configuration could be trained again.
+    """
+    study = Study.open(study_root, name, storage)
+    if study.manifest.confirms is not None:
+        raise StudyError(f"{name} is itself a confirmation; give the study that it confirms")
+    known = read_confirmation(study)
+    if known is not None and known.test is not None and not options.again:
+        say([f"study {name} is confirmed already; --again trains on other seeds, and looks at the test images again"])
+        return ConfirmOutcome(known, len(looks(study)))
+    candidates, notes = _candidates(study, options)
+    say(notes)
+    trained = _train(study, candidates, options, say, console, known)
+    if trained is None:
+        return ConfirmOutcome(None, len(looks(study)), stopped=True)
+    rows, ranking = rank(trained, candidates)
+    found = Confirmation(
+        study=study.name,
+        study_id=study.manifest.study_id,
+        confirm_study=trained.name,
+        written=_now(),
+        mode=trained.manifest.selection.mode,
+        seeds=tuple(dict.fromkeys(task.seed for task in trained.manifest.tasks)),
+        ranking=tuple(ranking),
+        reference=next((one.name for one in candidates if one.trial is None), None),
+        false_alarm_rate=options.false_alarm_rate,
+        notes=tuple(notes),
+    )
+    # the choice is made, and on disk, before any test image is read
+    write_confirmation(study, found)
+    return _open_test(study, trained, found, rows, say)
+
+
+def _candidates(study: Study, options: ConfirmOptions) -> tuple[list[Candidate], list[str]]:
+    with closing(Record(study.record_url, study.name)) as record:
+        rows = leaderboard(record.load())
+    chosen = best_candidates(study.manifest, rows, options.top)
+    default, notes = reference(study.manifest, chosen)
+    if any(row.state in ("RUNNING", "WAITING") for row in rows):
+        notes.append(f"study {study.name} has unfinished trials; those that are complete are confirmed")
+    return [*chosen, *([default] if default is not None else [])], notes
+
+
+def _train(
+    study: Study,
+    candidates: Sequence[Candidate],
+    options: ConfirmOptions,
+    say: Say,
+    console: Console | None,
+    known: Confirmation | None,
+) -> Study | None:
+    """The confirmation's study, complete; None where it was stopped."""
+    from sctune.search.driver import resume, run_plan
+    from sctune.search.dryrun import plan_lines
+
+    root = study.folder.parent
+    earlier = [Study.open(root, one) for one in list_studies(root)]
+    mine = [one for one in earlier if one.manifest.confirms == study.manifest.study_id]
+    begun = None if known is not None and known.test is not None else _begun(mine, candidates, options)
+    if begun is not None:
+        if _unfinished(begun):
+            say([f"going on with {begun.name}"])
+            result = resume(
+                begun.name,
+                study_root=root,
+                address=options.address,
+                max_concurrent=options.max_concurrent,
+                storage=study.storage,
+                console=console,
+            )
+            return None if result.stopped else Study.open(root, begun.name, study.storage)
+        return begun
+    used = [task.seed for one in (study, *mine) for task in one.manifest.tasks]
+    name = confirm_name(study.name, len(mine) + 1)
+    plan = confirm_plan(study, name, candidates, fresh_seeds(used, options.n_seeds))
+    result = run_plan(
+        plan,
+        address=options.address,
+        max_concurrent=options.max_concurrent or study.manifest.resources.asked_concurrent,
+        console=console,
+        on_plan=lambda made, resources: say(plan_lines(made, resources)),
+    )
+    return None if result.stopped else Study.open(root, name, study.storage)
+
+
+def _begun(mine: Sequence[Study], candidates: Sequence[Candidate], options: ConfirmOptions) -> Study | None:
+    """The latest confirmation that was begun with the same candidates; StudyError where it had others."""
+    if not mine:
+        return None
+    latest = max(mine, key=lambda one: one.manifest.created)
+    wanted = {one.name: one.fields for one in candidates}
+    seeds = len({task.seed for task in latest.manifest.tasks})
+    if latest.manifest.space.get("variants") == wanted and seeds == options.n_seeds:
+        return latest
+    names = ", ".join(latest.manifest.space.get("variants", {}))
+    raise StudyError(
+        f"{latest.name} was begun with {names} on {seeds} seeds and did not reach the test; give the same --top and "
+        f"--n-seeds to go on with it, or remove it with `sctune delete {latest.name}`"
+    )
+
+
+def _unfinished(study: Study) -> bool:
+    with closing(Record(study.record_url, study.name)) as record:
+        trials = record.load()
+    return len([trial for trial in trials if trial.state.is_finished()]) < study.manifest.trials
+
+
+def _open_test(
+    study: Study, trained: Study, found: Confirmation, rows: dict[str, TrialRow], say: Say
+) -> ConfirmOutcome:
+    winner = found.winner.name
+    # where the paper's default won, the best candidate of the search is what it is compared with
+    others = [one.name for one in found.ranking if one.name != winner]
+    against = found.reference if found.reference in others else next(iter(others), None)
+    splits = study_splits(trained.manifest)
+    images = {(str(split.root), file.path): file.label for split in splits.values() for file in split.test}
+    models = len(trained.manifest.tasks) * (2 if against else 1)
+    command = f"confirm ({trained.name})"
+    ledger = looks(study)
+    if not any(look.command == command for look in ledger):  # else interrupted while it looked
+        ledger = add_look(study, command, len(images), models)
+    say([f"the winner is {winner}, and it is written down; opening the test images ({len(images)}) now"])
+    folder = confirm_folder(study) / trained.name
+    first = score_models(trained, winner, rows[winner], splits, folder, say)
+    second = score_models(trained, against, rows[against], splits, folder, say) if against else []
+    values = final_values(trained, rows[winner])
+    test = tested(found, against, first, second, list(images.values()), values)
+    done = found.model_copy(update={"test": test})
+    write_confirmation(study, done)
+    warnings = show_looks(study, ledger)
+    return ConfirmOutcome(done, len(ledger), warnings=tuple(warnings))
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

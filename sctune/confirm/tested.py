@@ -1,0 +1,88 @@
+"""What the test images say: means over seeds with intervals, the paired difference, optimism, the model to deploy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+
+from sctune.confirm.results import ChosenModel, Confirmation, Interval, Share, Tested
+from sctune.confirm.scoring import TaskScores, subset_of
+from sctune.train.evaluate import auroc
+from sctune.train.statistics import Estimate, Scores, seeded_difference, seeded_interval, spread
+from sctune.train.threshold import Rate, conformal_threshold, escape_rate, false_alarm_rate
+
+
+def tested(
+    found: Confirmation,
+    against: str | None,
+    first: Sequence[TaskScores],
+    second: Sequence[TaskScores],
+    labels: Sequence[int],
+    values: Mapping[str, float],
+) -> Tested:
+    """Sum up the test scores of the winner (first) and of what it is compared with (second).
+
+    labels: of the distinct test images; values: task key -> the winner's selection objective.
+    """
+    runs, others = [one.scores for one in first], [one.scores for one in second]
+    result = seeded_interval(runs)
+    stds = spread(_table(runs))
+    # what the search promised, of the trial that was tested: where the reference won, of the best candidate
+    searched = next(one for one in found.ranking if one.name in (found.winner.name, against) and one.trial is not None)
+    means = {found.winner.name: result, **({against: seeded_interval(others)} if against and others else {})}
+    assert searched.search_value is not None
+    return Tested(
+        opened=datetime.now(UTC).isoformat(timespec="seconds"),
+        images=(list(labels).count(0), list(labels).count(1)),
+        winner=_interval(result),
+        reference=_interval(means[against]) if against in means else None,
+        difference=_interval(seeded_difference(runs, others)) if others else None,
+        against=against,
+        subset_std=stds.subsets,
+        pooled_std=stds.pooled,
+        optimism_search=searched.search_value - means[searched.name].value,
+        optimism_confirm=found.winner.mean - result.value,
+        models=tuple(_models(found, first, values)),
+    )
+
+
+def _table(runs: Sequence[Scores]) -> list[list[float]]:
+    """AUROC of each model: a row for each subset."""
+    subsets: dict[str, list[float]] = {}
+    for run in runs:
+        subsets.setdefault(run.subset, []).append(auroc(run.labels, run.scores))
+    return list(subsets.values())
+
+
+def _models(found: Confirmation, scored: Sequence[TaskScores], values: Mapping[str, float]) -> list[ChosenModel]:
+    """For each category and class the seed that selected best; the test has no say in it."""
+    models = []
+    for subset in dict.fromkeys(subset_of(one.task) for one in scored):
+        mine = [one for one in scored if subset_of(one.task) == subset]
+        best = max(mine, key=lambda one: values[one.task.key])
+        models.append(_chosen(best, subset, values[best.task.key], found.false_alarm_rate, found.confirm_study))
+    return models
+
+
+def _chosen(one: TaskScores, subset: str, selection: float, wanted: float, folder: str) -> ChosenModel:
+    labels, scores = one.scores.labels, one.scores.scores
+    threshold = conformal_threshold(one.calibration, wanted) if one.calibration else None
+    return ChosenModel(
+        task=one.task.key,
+        subset=subset,
+        seed=one.task.seed,
+        selection=selection,
+        test_auroc=auroc(labels, scores),
+        threshold=None if threshold is None else threshold.to_dict(),
+        escapes=None if threshold is None else _share(escape_rate(labels, scores, threshold.value)),
+        false_alarms=None if threshold is None else _share(false_alarm_rate(labels, scores, threshold.value)),
+        scores=f"{folder}/{one.file}",
+    )
+
+
+def _share(found: Rate) -> Share:
+    return Share(count=found.count, total=found.total, low=found.low, high=found.high)
+
+
+def _interval(found: Estimate) -> Interval:
+    return Interval(value=found.value, low=found.low, high=found.high, std=found.std, seeds=found.seeds, p=found.p)
