@@ -30,7 +30,8 @@ from sctune.search.replay import tracking_of
 from sctune.search.result import StudyResult, study_result
 from sctune.search.searcher import StudySearcher
 from sctune.search.study import Study
-from sctune.search.sync import mend, summary_tags
+from sctune.search.summary import summary
+from sctune.search.sync import mend
 from sctune.tracking import plots
 from sctune.tracking.callback import TrackingCallback
 from sctune.tracking.leaderboard import leaderboard_csv, leaderboard_markdown, optuna_plots
@@ -78,9 +79,10 @@ def finish(
         tracking.on_artifact(None, figures, "study")
     if result.best is not None and not stopped:
         notes += _tried("best model", lambda: _best_files(study, splits, result, labels, tracking))
-    tags = {**summary_tags(trials), "epochs_saved": f"{result.saved_share:.3f}"}
+    told = summary(study, trials, result.noise)
+    told["tags"]["epochs_saved"] = f"{result.saved_share:.3f}"
     failed = searcher.hopeless is not None or (bool(result.rows) and all(row.state == "FAIL" for row in result.rows))
-    tracking.on_study_end("FAILED" if failed else "KILLED" if stopped else "FINISHED", tags)
+    tracking.on_study_end("FAILED" if failed else "KILLED" if stopped else "FINISHED", **told)
     study.record.flush()  # events wait for it
     # a server that was away before is not waited for long
     patience = STOPPED_DRAIN_S if stopped else DRAIN_S if writer.last_error is None else AWAY_DRAIN_S

@@ -12,10 +12,10 @@ from optuna.trial import FrozenTrial
 from sctune.errors import SctuneError, StorageError, TrackingError
 from sctune.search.check import check, study_state
 from sctune.search.delivery import deliveries, register_best
-from sctune.search.leaderboard import best_row, leaderboard
 from sctune.search.replay import past_trial, replay, tracking_of
 from sctune.search.stored_trials import remove_strays
 from sctune.search.study import Study
+from sctune.search.summary import best_noise, summary
 from sctune.search.truth import Agreement, Difference, StudyState, study_status
 from sctune.tracking.callback import TrackingCallback
 from sctune.tracking.server import run_bounded
@@ -179,12 +179,5 @@ def mend(
             tracking.on_artifact(delivery.trial, delivery.folder, delivery.inside)
     if ours:
         # children that were opened again are closed with their study
-        tracking.on_study_end(study_status(state)[0], summary_tags(trials))
+        tracking.on_study_end(study_status(state)[0], **summary(study, trials, best_noise(study, trials)))
     return any(one.repair == "sync" and one.kind != "checkpoint" for one in differences)
-
-
-def summary_tags(trials: Sequence[FrozenTrial]) -> dict[str, str]:
-    """Tags of the study's run: how many trials there are, and the best."""
-    best = best_row(leaderboard(trials))
-    tags = {"trials": str(len(trials))}
-    return tags if best is None else tags | {"best_trial": str(best.number), "best_value": repr(best.value)}

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from sctune.report import OBJECTIVE
 from sctune.tracking.callback import PastTrial
-from sctune.tracking.events import as_key, as_texts, shown_param
+from sctune.tracking.events import SHORT_OBJECTIVE, as_key, as_texts, shown_metrics, shown_param
 from sctune.tracking.runs import RUN_STATUS
 from sctune.tracking.stored import Point, StoredRun
 
@@ -52,7 +52,8 @@ class Expected:
 
     @property
     def n_points(self) -> int:
-        return sum(len(curve) for curve in self.points.values())
+        """Points that the record holds; the objective's second name is none of its own."""
+        return sum(len(curve) for name, curve in self.points.items() if name != SHORT_OBJECTIVE)
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ def expected_run(past: PastTrial, shown: Mapping[str, Any]) -> Expected:
     """The run that a recorded trial must have; shown: all parameters that the tracking logs of it."""
     points: dict[str, dict[int, tuple[float, int]]] = {}
     for epoch, report in past.reports.items():
-        for name, value in report["metrics"].items():
+        for name, value in shown_metrics(report["metrics"]).items():
             points.setdefault(as_key(name), {})[epoch] = (float(value), int(report["time"]))
     params = {name: shown_param(name, text) for name, text in as_texts(shown).items()}
     value = None if past.value is None else repr(float(past.value))

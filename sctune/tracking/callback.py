@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from sctune.report import EPOCH, OBJECTIVE
-from sctune.tracking.events import Event, file_digest
+from sctune.tracking.events import SHORT_PARAM, Event, file_digest
 
 
 class EventSink(Protocol):
@@ -160,10 +160,14 @@ class TrackingCallback:
         with self._timed():
             self._put("tags", number, _now_ms(), {"tags": dict(tags)})
 
-    def on_study_end(self, status: str, tags: Mapping[str, str]) -> None:
-        """The launch is over; status FINISHED, KILLED (stopped, can be resumed) or FAILED."""
+    def on_study_end(self, status: str, tags: Mapping[str, str], points: Sequence[tuple[int, float, int]] = ()) -> None:
+        """The launch is over; status FINISHED, KILLED (stopped, can be resumed) or FAILED.
+
+        points: (step, best value so far, time in ms) for the chart of the study's own run.
+        """
+        content = {"status": status, "tags": {"state": status, **tags}, "points": [list(point) for point in points]}
         with self._timed():
-            self._put("study_end", None, _now_ms(), {"status": status, "tags": {"state": status, **tags}})
+            self._put("study_end", None, _now_ms(), content)
 
     def _put(self, kind: str, number: int | None, time_ms: int, content: Event) -> None:
         self._sink.put({"kind": kind, "study": self._facts.study_id, "trial": number, "time": time_ms, **content})
@@ -187,9 +191,16 @@ class TrackingCallback:
 
 
 def short_names(params: Mapping[str, Any]) -> dict[str, Any]:
-    """The varied parameters by their last name part, which reads better in tables; clashes keep the dotted name."""
+    """The varied parameters by their last name part, which reads better in tables; clashes keep the dotted name.
+
+    They begin with `_`, so that MLflow, which sorts by name, shows them before the fifty that nobody varied.
+    """
     leaves = Counter(name.rpartition(".")[2] for name in params)
-    return {leaf: value for name, value in params.items() if leaves[leaf := name.rpartition(".")[2]] == 1}
+    return {
+        f"{SHORT_PARAM}{leaf if leaves[leaf] == 1 else name}": value
+        for name, value in params.items()
+        for leaf in [name.rpartition(".")[2]]
+    }
 
 
 def _end_tags(state: str, value: float | None, stop_reason: object) -> dict[str, str]:

@@ -6,7 +6,8 @@ Events are plain dictionaries with `kind`, `study` (id), `time` (ms since 1970) 
     trial_start  params, tags, resumed             the child run
     report       step, metrics                     `time` is that of the first time this epoch was reported
     trial_end    status, tags, error               status COMPLETE, PRUNED or FAIL; error: a traceback
-    study_end    status, tags                      status FINISHED, KILLED or FAILED
+    study_end    status, tags, points              status FINISHED, KILLED or FAILED; points: [[step, value, time]] of
+                                                   the best value so far, for the study's own chart
     artifact     path, artifact_path, proof        a file or a folder that stays until it is delivered; proof: {path,
                                                    sha256} of a file that changes when the folder gets other content
     tags         tags
@@ -24,6 +25,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from sctune.report import OBJECTIVE
+
 Event: TypeAlias = dict[str, Any]
 
 _REQUIRED = {
@@ -38,6 +41,13 @@ _REQUIRED = {
     "adopt": ("run", "time"),
 }
 
+SHORT_OBJECTIVE = "AUROC"
+"""The objective once more, under a name that MLflow's pages list first: their charts begin with the first metric."""
+SHORT_PARAM = "_"
+"""Starts the short names of the varied parameters, for the same reason."""
+NOTE = "mlflow.note.content"
+"""MLflow's tag with a description in Markdown."""
+
 MAX_PARAM_LENGTH = 6000
 """MLflow cuts longer values."""
 
@@ -49,6 +59,12 @@ def well_formed(event: Mapping[str, Any]) -> bool:
         return False
     metrics = event.get("metrics", {})
     return isinstance(metrics, Mapping) and all(isinstance(value, int | float) for value in metrics.values())
+
+
+def shown_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
+    """All metrics of an epoch as its run holds them."""
+    first = {SHORT_OBJECTIVE: metrics[OBJECTIVE]} if OBJECTIVE in metrics else {}
+    return {**first, **metrics}
 
 
 def as_texts(values: Mapping[str, Any]) -> dict[str, str]:

@@ -10,19 +10,24 @@ import logging
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sctune.report import OBJECTIVE
 from sctune.tracking.events import (
     MAX_PARAM_LENGTH,
+    NOTE,
+    SHORT_OBJECTIVE,
     as_key,
     as_texts,
     file_digest,
     identity_tags,
+    shown_metrics,
     shown_param,
     well_formed,
 )
+from sctune.tracking.note import linked
 from sctune.tracking.sending import Entry, RunGoneError, Sender
 from sctune.tracking.server import (
     PARENT_TAG,
@@ -136,7 +141,8 @@ class Runs:
         if first != time:
             return  # an epoch repeated after a resume: its first point stays
         batch.steps[step] = time
-        batch.metrics += [Metric(as_key(name), float(value), time, step) for name, value in event["metrics"].items()]
+        metrics = shown_metrics(event["metrics"])
+        batch.metrics += [Metric(as_key(name), float(value), time, step) for name, value in metrics.items()]
 
     def _tags(self, key: Key, event: Mapping[str, Any]) -> None:
         self._run_id(key, event["time"])
@@ -145,6 +151,7 @@ class Runs:
     def _end(self, key: Key, event: Mapping[str, Any]) -> None:
         run_id = self._run_id(key, event["time"])
         self._tags(key, event)
+        self._summary(key, event)
         self._flush(key)
         if event.get("error"):
             self._text(run_id, event["error"], "failure.txt")
@@ -152,6 +159,21 @@ class Runs:
             self._end_children(key[0], event["time"])
         status = RUN_STATUS.get(event["status"], event["status"])
         self._sender.call("ending a run", self._client.set_terminated, run_id, status, int(event["time"]))
+
+    def _summary(self, key: Key, event: Mapping[str, Any]) -> None:
+        """The chart of the study's own run, and the links in its note: only here the ids of runs are known."""
+        from mlflow.entities import Metric
+
+        batch = self._batch(key)
+        batch.metrics += [
+            Metric(SHORT_OBJECTIVE, float(value), int(time), int(step)) for step, value, time in event.get("points", ())
+        ]
+        if key[1] is None and NOTE in batch.tags:
+            batch.tags[NOTE] = linked(batch.tags[NOTE], self._homes[key[0]], partial(self._known, key[0]))
+
+    def _known(self, study: str, trial: int) -> str | None:
+        found = self._list(study).get(trial, [])
+        return self._ids.get((study, trial), found[0] if found else None)
 
     def _end_children(self, study: str, time: int) -> None:
         """No child says RUNNING after its study has stopped; a resumed trial says so again."""

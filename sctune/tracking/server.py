@@ -33,6 +33,19 @@ ROLE_TAG = "sctune.role"
 PARENT_TAG = "mlflow.parentRunId"
 _PERMANENT = frozenset({400, 413, 501})
 
+EXPERIMENT_TAGS = {
+    # without it MLflow guesses, and shows pages about language models
+    "mlflow.experimentKind": "custom_model_development",
+    "mlflow.note.content": (
+        "Searches by sctune: each top-level run is a study, the runs nested in it are its trials, with the varied "
+        "parameters first (`_name`) and the objective as `AUROC`. The description of a study's run has its best trials "
+        "and links to their charts.\n\n"
+        "In the search box: `tags.study = 'NAME'` (one study), `tags.state = 'COMPLETE'` (or PRUNED, FAIL), "
+        "`tags.stop_reason LIKE 'stopped by asha%'`, `metrics.AUROC > 0.8`."
+    ),
+}
+"""Of the experiment that is made for the studies; one that is there already keeps its own."""
+
 Result = TypeVar("Result")
 
 
@@ -132,7 +145,7 @@ def find_experiment(client: MlflowClient, uri: str) -> str:
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
         try:
-            return str(client.create_experiment(name, artifact_location(uri)))
+            return str(client.create_experiment(name, artifact_location(uri), EXPERIMENT_TAGS))
         except MlflowException:
             # another process may have made it in between
             experiment = client.get_experiment_by_name(name)

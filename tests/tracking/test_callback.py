@@ -59,8 +59,8 @@ def test_a_child_run_shows_the_merged_configuration_and_the_facts() -> None:
     observer, events = callback()
     observer.on_start(0, {"augment.threshold": 0.3, "model.patch_count": 5}, attempt=2)
     params, tags = events[0]["params"], events[0]["tags"]
-    assert (params["threshold"], params["augment.threshold"]) == (0.3, 0.3)
-    assert (params["patch_count"], params["model.patch_count"]) == (5, 5)
+    assert (params["_threshold"], params["augment.threshold"]) == (0.3, 0.3)
+    assert (params["_patch_count"], params["model.patch_count"]) == (5, 5)
     assert set(TrialConfig().flat()) < set(params)
     assert params["optim.lr"] == TrialConfig().optim.lr
     assert (tags["data_digest"], tags["seed"], tags["version.torch"]) == ("d1", "42", "2.14.1")
@@ -75,8 +75,8 @@ def test_a_child_run_of_a_variant_shows_the_variant_and_the_fields_that_it_sets(
     observer.on_start(0, {"variant": "dra", "optim.lr": 0.01}, attempt=1)
     params = sink.events[0]["params"]
     assert {name: params[name] for name in TrialConfig().flat()} == TrialConfig().flat() | fields | {"optim.lr": 0.01}
-    assert set(params) - set(TrialConfig().flat()) == {"variant", "lr"}
-    assert (params["variant"], params["lr"]) == ("dra", 0.01)
+    assert set(params) - set(TrialConfig().flat()) == {"variant", "_variant", "_lr"}
+    assert (params["variant"], params["_lr"]) == ("dra", 0.01)
 
 
 def test_a_point_carries_the_time_it_is_given_and_all_metrics() -> None:
@@ -87,7 +87,7 @@ def test_a_point_carries_the_time_it_is_given_and_all_metrics() -> None:
 
 
 def test_short_names_that_clash_stay_dotted() -> None:
-    assert short_names({"a.size": 1, "b.size": 2, "c.lr": 3}) == {"lr": 3}
+    assert short_names({"a.size": 1, "b.size": 2, "c.lr": 3}) == {"_lr": 3, "_a.size": 1, "_b.size": 2}
 
 
 def test_the_time_spent_is_measured() -> None:
