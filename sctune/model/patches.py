@@ -52,10 +52,12 @@ def scoring_signs(side: int, patch: int, place: str, patch_count: int, mode: str
     for every image, epoch, trial and machine.
     """
     positions = len(patch_offsets(side, patch, place))
-    if mode == "exact" and signed_set_count(positions, patch_count) <= EXACT_LIMIT:
-        return _all_sets(positions, patch_count)
-    key = f"{side}:{patch_count}:{place}:{patch}"
-    return _even_sets(positions, patch_count, key)
+    # kept for later calls, of which some need gradients: what inference mode makes could not take part in these
+    with torch.inference_mode(False):
+        if mode == "exact" and signed_set_count(positions, patch_count) <= EXACT_LIMIT:
+            return _all_sets(positions, patch_count)
+        key = f"{side}:{patch_count}:{place}:{patch}"
+        return _even_sets(positions, patch_count, key)
 
 
 def _all_sets(positions: int, patch_count: int) -> Tensor:

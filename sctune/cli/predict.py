@@ -1,0 +1,113 @@
+"""The commands on files of images: `sctune predict`, `evaluate`, `monitor` and `recalibrate`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sctune.cli import options as opt
+from sctune.cli.output import emit, messages, say
+from sctune.errors import ConfigError
+
+if TYPE_CHECKING:
+    from sctune.deploy.model import Model
+    from sctune.serve.predict import Progress
+    from sctune.serve.table import Counts
+
+Where = Annotated[str, typer.Option("--model", help="models:/NAME@champion, models:/NAME/VERSION or a folder.")]
+Registry = Annotated[str | None, typer.Option("--tracking-uri", help="Store of the registry; default: the local one.")]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+GivenThreshold = Annotated[float | None, typer.Option("--threshold", help="Scores above it are anomalous.")]
+Wanted = Annotated[
+    float | None, typer.Option("--false-alarm-rate", help="Decide at the threshold for this rate, between 0 and 1.")
+]
+
+
+def predict(
+    paths: Annotated[list[str], typer.Argument(help="Images and folders of images, with what is below.")],
+    model: Where,
+    out: Annotated[Path | None, typer.Option(help="FILE.csv or FILE.jsonl; default: CSV on stdout.")] = None,
+    heat_maps: Annotated[Path | None, typer.Option(help="Folder for a heat map (PNG) of each image.")] = None,
+    threshold: GivenThreshold = None,
+    false_alarm_rate: Wanted = None,
+    tracking_uri: Registry = None,
+    device: Device = "auto",
+    as_json: opt.AsJson = False,
+) -> None:
+    """Score images: a row for each, also for a file that is none. The same command again goes on where it ended."""
+    from sctune.serve.inputs import list_inputs
+    from sctune.serve.models import opened
+    from sctune.serve.predict import predict_to_file
+    from sctune.serve.stopping import stop_asked
+    from sctune.serve.table import check_name
+
+    if out is not None:
+        out = out.expanduser().absolute()
+        check_name(out)
+    elif as_json:
+        raise ConfigError("--json without --out: the rows go to stdout then; give --out")
+    folder = None if heat_maps is None else heat_maps.expanduser().absolute()
+    images = list_inputs(paths)
+    chosen = opened(model, tracking_uri, device, threshold, false_alarm_rate)
+    if out is None:
+        _to_stdout(chosen, images, folder)
+        return
+    with _bar() as told, stop_asked() as asked:
+        done = predict_to_file(chosen, images, out, folder, told, asked)
+    counts = done.counts
+    document = {"model": chosen.name, "out": str(out), "images": counts.rows, "anomalous": counts.anomalous}
+    document |= {"normal": counts.normal, "failed": counts.failed, "earlier": done.earlier}
+    say([_counted(counts, f"{out}"), *([f"{done.earlier} rows were there already"] if done.earlier else [])])
+    emit(document if as_json else None, [])
+
+
+def _to_stdout(model: Model, images: list[str], heat_maps: Path | None) -> None:
+    from sctune.serve.predict import Progress, identity_of, predicted_rows
+    from sctune.serve.stopping import StoppedPredictionError, stop_asked
+    from sctune.serve.table import Counts, csv_lines
+
+    columns, counts = identity_of(model, heat_maps is not None).columns, Counts()
+    try:
+        print(",".join(columns), flush=True)
+        with _bar(shown=not sys.stdout.isatty()) as told, stop_asked() as asked:
+            for rows in predicted_rows(model, images, heat_maps):
+                print(csv_lines(rows, columns), end="", flush=True)
+                for row in rows:
+                    counts.add(row)
+                told(Progress(counts.rows, len(images)))
+                if asked.is_set() and counts.rows < len(images):
+                    raise StoppedPredictionError(
+                        f"stopped after {counts.rows} of {len(images)} images; with --out FILE.csv the same command "
+                        "could go on"
+                    )
+    except BrokenPipeError:  # whoever reads has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return
+    say([_counted(counts, "stdout")])
+
+
+def _counted(counts: Counts, place: str) -> str:
+    labelled = f"{counts.anomalous} anomalous, {counts.normal} normal"
+    without = counts.rows - counts.anomalous - counts.normal - counts.failed
+    words = [labelled if counts.anomalous + counts.normal else f"{without} scored, no threshold to label them by"]
+    if counts.failed:
+        words.append(f"{counts.failed} failed, see their column error")
+    return f"{counts.rows} images in {place}: {', '.join(words)}"
+
+
+@contextmanager
+def _bar(shown: bool = True) -> Iterator[Callable[[Progress], None]]:
+    """A progress bar on stderr, where that is a terminal."""
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    columns = (TextColumn("images"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Bar(*columns, console=messages, disable=not (shown and messages.is_terminal)) as bar:
+        task = bar.add_task("images", total=None)
+        yield lambda progress: bar.update(task, completed=progress.done, total=progress.total)
