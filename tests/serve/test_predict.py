@@ -1,0 +1,375 @@
+"""`sctune predict`: every file a row, scores of the model to the last bit, an interruption loses nothing."""
+
+from __future__ import annotations
+
+import csv
+import gc
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import tracemalloc
+from pathlib import Path
+from threading import Event
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sctune.cli import main
+from sctune.deploy.model import Model, load_model_folder
+from sctune.errors import ConfigError, DataError, NonFiniteError, SctuneError
+from sctune.model.patches import scoring_signs
+from sctune.serve import inputs
+from sctune.serve.inputs import AHEAD, CHUNK, list_inputs, shown
+from sctune.serve.models import opened, score_digest
+from sctune.serve.predict import Progress, heat_map_name, predict_to_file, predicted_rows
+from sctune.serve.stopping import StoppedPredictionError, stop_asked
+from sctune.serve.table import COLUMNS, read_identity, read_table, side_file
+from tests.models import noise_png, small_config, write_small_model
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_small_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def model(model_folder: Path) -> Model:
+    return load_model_folder(model_folder)
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """Forty images in two folders, the same names in both, and files that are none."""
+    for number in range(40):
+        place = tmp_path / "images" / ("left" if number % 2 else "right")
+        place.mkdir(parents=True, exist_ok=True)
+        (place / f"{number // 2:02d}.png").write_bytes(noise_png(number, spot=number % 3 == 0))
+    (tmp_path / "images/left/broken.png").write_bytes(noise_png(99)[:200])
+    (tmp_path / "images/left/notes.txt").write_text("no image")
+    (tmp_path / "images/left/.hidden.png").write_bytes(noise_png(98))
+    return tmp_path / "images"
+
+
+def expected_scores(model: Model, paths: list[str]) -> list[float]:
+    """Each image by itself, backwards: nothing of how the command batches them."""
+    return [float(model.score([model.prepare(Path(path)).pixels])[0]) for path in reversed(paths)][::-1]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
+def test_rows_are_those_of_the_model(model: Model, images: Path, tmp_path: Path, suffix: str) -> None:
+    paths = list_inputs([str(images)])
+    out = tmp_path / f"out{suffix}"
+    done = predict_to_file(model, paths, out)
+    rows = list(read_table(out))
+    assert [row["path"] for row in rows] == sorted(map(str, images.glob("*/[!.]*.png")))
+    good = [row for row in rows if row["error"] is None]
+    assert [row["score"] for row in good] == expected_scores(model, [row["path"] for row in good])
+    assert [row["label"] for row in good] == model.labels([row["score"] for row in good])
+    assert model.threshold is not None and {row["threshold"] for row in rows} == {model.threshold.value}
+    first = np.asarray(Image.open(good[0]["path"]).resize((64, 64), Image.Resampling.BILINEAR), np.float64)
+    assert good[0]["brightness"] == pytest.approx(first.mean())
+    assert good[0]["contrast"] == pytest.approx(first.std())
+    assert (good[0]["width"], good[0]["height"]) == (80, 80)
+    (bad,) = [row for row in rows if row["error"] is not None]
+    assert bad["path"].endswith("left/broken.png") and "cannot be decoded" in bad["error"]
+    assert [bad[name] for name in ("score", "label", "width")] == [None, None, None]
+    anomalous = sum(row["label"] == "anomalous" for row in good)
+    counts = done.counts
+    assert (counts.rows, counts.failed, counts.anomalous, counts.normal) == (41, 1, anomalous, 40 - anomalous)
+    assert 0 < anomalous < 40
+
+
+def test_a_stopped_prediction_goes_on_to_the_same_file(model: Model, images: Path, tmp_path: Path) -> None:
+    paths = list_inputs([str(images)])
+    whole, parted = tmp_path / "whole.csv", tmp_path / "parted.csv"
+    predict_to_file(model, paths, whole)
+    seen: list[Progress] = []
+    asked = Event()
+    asked.set()
+    for _ in range(2):
+        with pytest.raises(StoppedPredictionError, match="the same command goes on") as caught:
+            predict_to_file(model, paths, parted, told=seen.append, asked=asked)
+        assert caught.value.exit_code == 3
+    assert seen == [Progress(done, 41) for done in (0, CHUNK, CHUNK, 2 * CHUNK)]
+    # a process that was killed while it wrote
+    with parted.open("a") as stream:
+        stream.write(f"{paths[2 * CHUNK]},0.5,norm")
+    done = predict_to_file(model, paths, parted)
+    assert (done.earlier, done.counts.rows, done.counts.failed) == (2 * CHUNK, 41, 1)
+    assert parted.read_bytes() == whole.read_bytes()
+    again = predict_to_file(model, paths, parted)
+    assert again.earlier == 41 and parted.read_bytes() == whole.read_bytes()
+    assert again.counts == done.counts
+
+
+@pytest.mark.parametrize("kept", [0, 5, 30])
+def test_a_file_cut_off_anywhere_is_mended(model: Model, images: Path, tmp_path: Path, kept: int) -> None:
+    paths, out = list_inputs([str(images / "right")]), tmp_path / "out.csv"
+    predict_to_file(model, paths, out)
+    content = out.read_bytes()
+    out.write_bytes(content[: kept * len(content) // 40])
+    predict_to_file(model, paths, out)
+    assert out.read_bytes() == content
+
+
+def test_an_image_that_came_later_is_added_at_the_end(model: Model, images: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.csv"
+    predict_to_file(model, list_inputs([str(images / "right")]), out)
+    (images / "right/-first.png").write_bytes(noise_png(7))
+    predict_to_file(model, list_inputs([str(images / "right")]), out)
+    rows = list(read_table(out))
+    assert len(rows) == 21 and rows[-1]["path"].endswith("-first.png")
+
+
+def test_a_file_of_something_else_is_refused(model: Model, model_folder: Path, images: Path, tmp_path: Path) -> None:
+    paths, out = list_inputs([str(images / "right")]), tmp_path / "out.csv"
+    predict_to_file(model, paths, out)
+    before = out.read_bytes()
+    other = load_model_folder(write_small_model(tmp_path / "other", small_config(seed=3)))
+    with pytest.raises(DataError, match="scores of another model"):
+        predict_to_file(other, paths, out)
+    with pytest.raises(DataError, match=r"made with the threshold .*, not 0\.25; give another --out"):
+        predict_to_file(opened(str(model_folder), threshold=0.25), paths, out)
+    with pytest.raises(DataError, match="made without --heat-maps"):
+        predict_to_file(model, paths, out, tmp_path / "maps")
+    assert out.read_bytes() == before and read_identity(out) is not None
+    side_file(out).write_text("{")
+    with pytest.raises(DataError, match="cannot read"):
+        predict_to_file(model, paths, out)
+    side_file(out).unlink()
+    with pytest.raises(DataError, match="nothing beside it says what model"):
+        predict_to_file(model, paths, out)
+    assert out.read_bytes() == before
+    with pytest.raises(DataError, match=r"ends in \.csv or \.jsonl"):
+        predict_to_file(model, paths, tmp_path / "out.txt")
+
+
+def test_two_commands_do_not_write_one_file(model: Model, images: Path, tmp_path: Path) -> None:
+    paths, out = list_inputs([str(images / "right")]), tmp_path / "out.csv"
+
+    def second(_: Progress) -> None:
+        with pytest.raises(DataError, match="another command is writing"):
+            predict_to_file(model, paths, out)
+
+    assert predict_to_file(model, paths, out, told=second).counts.rows == 20
+
+
+def test_heat_maps_have_names_of_their_own(model: Model, images: Path, tmp_path: Path) -> None:
+    scoring_signs.cache_clear()  # as in a new process, where a score is the first thing that is asked for
+    out, maps = tmp_path / "out.csv", tmp_path / "maps"
+    predict_to_file(model, list_inputs([str(images)]), out, maps)
+    rows = list(read_table(out))
+    assert tuple(rows[0]) == (*COLUMNS, "heat_map")
+    names = [row["heat_map"] for row in rows if row["error"] is None]
+    assert len(set(names)) == 40 and sorted(names) == sorted(path.name for path in maps.iterdir())
+    for row in rows:
+        assert row["heat_map"] == (heat_map_name(row["path"]) if row["error"] is None else None)
+    plain, drawn = (np.asarray(Image.open(path), int) for path in (rows[0]["path"], maps / names[0]))
+    assert drawn.shape == (64, 64, 3) and plain.std() > 0
+    # only what is hot is coloured
+    assert (np.ptp(drawn, axis=-1) > 20).any() and (np.ptp(drawn, axis=-1) < 20).any()
+
+
+def test_long_and_odd_names(model: Model, tmp_path: Path) -> None:
+    folder = tmp_path / "odd"
+    folder.mkdir()
+    names = [b'a\nb,".png', b"\xff\xfe.png", ("ü" * 120 + ".png").encode()]
+    for name in names:
+        Path(os.fsdecode(bytes(folder) + b"/" + name)).write_bytes(noise_png(1))
+    os.mkfifo(folder / "pipe.png")
+    (folder / "link.png").symlink_to(folder / "nowhere.png")
+    out = tmp_path / "out.csv"
+    done = predict_to_file(model, list_inputs([str(folder)]), out, tmp_path / "maps")
+    rows = {row["path"]: row for row in read_table(out)}
+    assert (len(rows), done.counts.failed) == (5, 2)
+    assert rows[f"{folder}/pipe.png"]["error"] == f"{folder}/pipe.png is no regular file"
+    assert "No such file" in rows[f"{folder}/link.png"]["error"]
+    assert rows[f'{folder}/a\\nb,".png']["score"] == rows[f"{folder}/\\udcff\\udcfe.png"]["score"]
+    assert len(out.read_text().splitlines()) == 6, "a row is a line"
+    assert predict_to_file(model, list_inputs([str(folder)]), out, tmp_path / "maps").earlier == 5
+
+
+def test_inputs_are_listed_once_in_one_order(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    both = list_inputs([str(images)])
+    assert list_inputs([str(images / "right"), f"{images}/left/", str(images / "right" / "03.png")]) == both
+    monkeypatch.chdir(images)
+    assert list_inputs(["right"])[0] == "right/00.png"
+    assert list_inputs(["left/notes.txt"]) == ["left/notes.txt"], "a file that is named is tried"
+    with pytest.raises(DataError, match="there is no file or folder nowhere"):
+        list_inputs(["right", "nowhere"])
+    (images / "empty").mkdir()
+    with pytest.raises(DataError, match="no images in empty"):
+        list_inputs(["empty"])
+    assert shown("übung 1.png") == "übung 1.png"
+
+
+def test_a_score_that_is_no_number_costs_only_its_own_row(
+    model: Model, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A real model gives such a score for no image, so the detector is made to."""
+    paths = list_inputs([str(images / "right")])
+    real, victim = model.detector.score_alike, model.prepare(Path(paths[4])).pixels
+
+    def broken(batch: np.ndarray) -> np.ndarray:
+        return np.where([(image == victim).all() for image in batch], np.nan, real(batch))
+
+    monkeypatch.setattr(model.detector, "score_alike", broken)
+    with pytest.raises(NonFiniteError):
+        model.score([victim])
+    rows = [row for chunk in predicted_rows(model, paths) for row in chunk]
+    assert [number for number, row in enumerate(rows) if row["error"]] == [4]
+    assert rows[4]["score"] is None and all(rows[number]["score"] is not None for number in range(20) if number != 4)
+
+
+def test_memory_does_not_grow_with_the_number_of_images(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picture = tmp_path / "one.png"
+    picture.write_bytes(noise_png(1, side=16))
+    monkeypatch.setattr(model.detector, "score_alike", lambda batch: batch.mean(axis=(1, 2, 3)))  # seconds, not minutes
+    alive = []
+
+    def walk(count: int) -> int:
+        tracemalloc.start()
+        for number, _ in enumerate(predicted_rows(model, (str(picture) for _ in range(count)))):
+            if number == count // CHUNK - 1:
+                gc.collect()
+                alive.append(sum(type(one) is inputs.Prepared for one in gc.get_objects()))
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return peak
+
+    walk(64)
+    small, large = walk(500), walk(3000)
+    assert large < small + 400_000, f"{small} bytes for 500 images, {large} for 3000"
+    assert 0 < max(alive) <= AHEAD + 2 * CHUNK
+
+
+def test_overrides_of_the_threshold(model: Model, model_folder: Path, tmp_path: Path) -> None:
+    assert model.parts.calibration is not None
+    looser = opened(str(model_folder), wanted=0.5)
+    assert looser.threshold is not None and looser.threshold.wanted == 0.5
+    assert sum(score > looser.threshold.value for score in model.parts.calibration.scores) == 19, "the 21st of 40"
+    assert opened(str(model_folder), threshold=0.5).labels([0.4, 0.5, 0.6]) == ["normal", "normal", "anomalous"]
+    assert score_digest(looser) == score_digest(model)
+    bare = write_small_model(tmp_path / "bare", calibrated=0)
+    with pytest.raises(ConfigError, match="keeps no calibration images"):
+        opened(str(bare), wanted=0.1)
+    with pytest.raises(ConfigError, match="give one of them"):
+        opened(str(model_folder), threshold=1.0, wanted=0.1)
+    with pytest.raises(ConfigError, match="finite"):
+        opened(str(model_folder), threshold=float("nan"))
+
+
+def test_without_a_threshold_there_are_scores_only(tmp_path: Path, images: Path) -> None:
+    bare = load_model_folder(write_small_model(tmp_path / "bare", calibrated=0))
+    out = tmp_path / "out.csv"
+    predict_to_file(bare, list_inputs([str(images / "right")]), out)
+    rows = list(read_table(out))
+    assert {(row["label"], row["threshold"]) for row in rows} == {(None, None)}
+    assert all(isinstance(row["score"], float) for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("path,label\na.png,0\n", "has no column 'score'"),
+        ("", "has no column 'path'"),
+        ("path,score\na.png,high\n", "line 2: no row"),
+        ("path,score\na.png,1\nb.png\n", "line 3: no row"),
+        ("path,score\na.png,1,2\n", "line 2: no row"),
+        ("path,score\n,1\n", "line 2: no row"),
+    ],
+)
+def test_a_table_of_something_else_is_named(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "t.csv").write_text(text)
+    with pytest.raises(DataError, match=message):
+        list(read_table(tmp_path / "t.csv"))
+
+
+def run(*words: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "sctune", *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=100)
+
+
+def test_the_command_writes_csv_to_stdout(model: Model, model_folder: Path, images: Path) -> None:
+    done = run("predict", "left", "--model", model_folder, cwd=images)
+    assert done.returncode == 0, done.stderr
+    rows = list(csv.DictReader(done.stdout.splitlines()))
+    assert [row["path"] for row in rows][:2] == ["left/00.png", "left/01.png"]
+    paths = [str(images / row["path"]) for row in rows if not row["error"]]
+    assert [float(row["score"]) for row in rows if not row["error"]] == expected_scores(model, paths)
+    assert "21 images in stdout" in done.stderr and "1 failed" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_signal_ends_the_command_and_the_same_one_goes_on(model: Model, model_folder: Path, tmp_path: Path) -> None:
+    folder, out = tmp_path / "many", tmp_path / "out.csv"
+    folder.mkdir()
+    for number in range(30):
+        (folder / f"{number:02d}.png").write_bytes(noise_png(number))
+    for number in range(30, 1200):
+        (folder / f"{number:04d}.png").symlink_to(folder / f"{number % 30:02d}.png")
+    words = ["predict", str(folder), "--model", str(model_folder), "--out", str(out), "--json"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "sctune", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    end = time.monotonic() + 60
+    while not (out.exists() and out.read_bytes().count(b"\n") > CHUNK) and time.monotonic() < end:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    _, messages = process.communicate(timeout=60)
+    assert process.returncode == 3, messages
+    assert "of 1200 images; the same command goes on behind the rows in" in messages
+    assert "Traceback" not in messages
+    there = list(read_table(out))
+    assert 0 < len(there) < 1200
+    for path in list(folder.iterdir()):
+        if path.is_symlink() and int(path.stem) >= len(there) + 40:
+            path.unlink()
+    again = run(*words)
+    assert again.returncode == 0, again.stderr
+    rows = list(read_table(out))
+    assert rows[: len(there)] == there and [row["path"] for row in rows] == list_inputs([str(folder)])
+    assert json.loads(again.stdout)["earlier"] == len(there)
+    assert [row["score"] for row in rows[:30]] == expected_scores(model, [row["path"] for row in rows[:30]])
+
+
+def test_a_second_signal_ends_it_at_once() -> None:
+    with pytest.raises(KeyboardInterrupt), stop_asked() as asked:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert asked.wait(5)
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(5)
+    assert issubclass(StoppedPredictionError, SctuneError)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["images", "--out", "o.txt"], "ends in .csv or .jsonl"),
+        (["nowhere"], "there is no file or folder nowhere"),
+        (["images", "--json"], "--json without --out"),
+        (["images", "--threshold", "1", "--false-alarm-rate", "0.1"], "give one of them"),
+        (["images", "--out", "images/left/00.png/o.csv"], "cannot write"),
+    ],
+)
+def test_bad_input_is_one_line(
+    model_folder: Path,
+    images: Path,
+    words: list[str],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(images.parent)
+    monkeypatch.setattr(sys, "argv", ["sctune", "predict", *words, "--model", str(model_folder)])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert caught.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
