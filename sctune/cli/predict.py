@@ -67,6 +67,40 @@ def predict(
     emit(document if as_json else None, [])
 
 
+def evaluate(
+    model: Annotated[str, typer.Argument(help="models:/NAME@champion, models:/NAME/VERSION or a folder.")],
+    data: Annotated[str, typer.Argument(help="elpv, a folder (MVTec layout or ok/ + nok/) or a CSV file.")],
+    category: Annotated[str | None, typer.Option(help="Sub-folder of the data, as in MVTec AD.")] = None,
+    threshold: GivenThreshold = None,
+    false_alarm_rate: Wanted = None,
+    unseen_only: Annotated[
+        bool, typer.Option("--unseen-only", help="Leave out images that the model was made from.")
+    ] = False,
+    out: Annotated[Path | None, typer.Option(help="New folder for metrics, scores and pictures.")] = None,
+    tracking_uri: Registry = None,
+    device: Device = "auto",
+    as_json: opt.AsJson = False,
+) -> None:
+    """Measure a model on labelled images: AUROC, escapes, false alarms, and pictures of the worst mistakes."""
+    from sctune.serve.evaluate import evaluate as measure
+    from sctune.serve.evaluate import open_labelled
+    from sctune.serve.models import opened
+    from sctune.serve.predict import Progress
+    from sctune.serve.results import evaluation_lines, refuse_folder, write_evaluation
+
+    folder = None if out is None else out.expanduser().absolute()
+    if folder is not None:
+        refuse_folder(folder)
+    images = open_labelled(data, category)
+    chosen = opened(model, tracking_uri, device, threshold, false_alarm_rate)
+    with _bar() as told:
+        found = measure(chosen, images, unseen_only, lambda done, total: told(Progress(done, total)))
+    say([f"warning: {line}" for line in found.warnings])
+    files = [] if folder is None else write_evaluation(found, folder)
+    document = {**found.metrics, "warnings": list(found.warnings), "files": list(map(str, files))}
+    emit(document if as_json else None, [*evaluation_lines(found), *map(str, files)])
+
+
 def _to_stdout(model: Model, images: list[str], heat_maps: Path | None) -> None:
     from sctune.serve.predict import Progress, identity_of, predicted_rows
     from sctune.serve.stopping import StoppedPredictionError, stop_asked

@@ -57,26 +57,30 @@ def roc_points(labels: Array, scores: Array) -> tuple[Array, Array]:
     return np.append(0.0, false), np.append(0.0, true)
 
 
-def roc_curve(labels: Array, scores: Array, path: Path) -> Path:
+def roc_curve(labels: Array, scores: Array, path: Path, title: str = "Selection split") -> Path:
     """ROC curve of labels [N] (0 normal, 1 anomalous) and scores [N], with its area."""
     false, true = roc_points(np.asarray(labels), np.asarray(scores, dtype=float))
     figure, axes = _axes(4.6, 4.4)
     axes.plot(false, true, color="#2166ac", label=f"AUROC {np.trapezoid(true, false):.3f}")
     axes.plot([0, 1], [0, 1], color="0.7", linestyle="--", linewidth=1)
-    axes.set(xlabel="false positive rate", ylabel="true positive rate", aspect="equal", title="Selection split")
+    axes.set(xlabel="false positive rate", ylabel="true positive rate", aspect="equal", title=title)
     axes.legend(loc="lower right")
     return _save(figure, path)
 
 
-def score_histogram(labels: Array, scores: Array, path: Path) -> Path:
-    """Anomaly scores [N] of normal and anomalous images (labels [N], 0 and 1) on common bins."""
+def score_histogram(
+    labels: Array, scores: Array, path: Path, title: str = "Selection split", threshold: float | None = None
+) -> Path:
+    """Anomaly scores [N] of normal and anomalous images (labels [N], 0 and 1) on common bins, and the threshold."""
     labels, scores = np.asarray(labels).astype(bool), np.asarray(scores, dtype=float)
     figure, axes = _axes(5.6, 3.6)
     edges = np.histogram_bin_edges(scores, bins=min(40, max(8, len(scores) // 4)))
     for flag, name, colour in ((False, "normal", "#4393c3"), (True, "anomalous", "#d6604d")):
         chosen = scores[labels == flag]
         axes.hist(chosen, bins=edges.tolist(), alpha=0.6, color=colour, label=f"{name} ({len(chosen)})")
-    axes.set(xlabel="anomaly score", ylabel="images", title="Selection split")
+    if threshold is not None:
+        axes.axvline(threshold, color="0.2", linestyle="--", linewidth=1, label=f"threshold {threshold:.3f}")
+    axes.set(xlabel="anomaly score", ylabel="images", title=title)
     axes.legend()
     return _save(figure, path)
 

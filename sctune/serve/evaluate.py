@@ -1,0 +1,177 @@
+"""`sctune evaluate`: a model against images whose labels are known."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sctune.data.catalog import DataSet, ImageFile, open_dataset
+from sctune.data.decode import decode_image
+from sctune.data.images import THREADS, file_digest
+from sctune.deploy.model import Model
+from sctune.errors import DataError
+from sctune.serve.inputs import scored
+from sctune.serve.measure import measures, per_kind
+from sctune.train.heatmap import aupro, heat_maps
+
+FORMAT_VERSION = 1
+MOST_MASKS = 128
+"""Images whose masks the heat maps are measured by, spread evenly over those that have one."""
+SCORES = ("path", "label", "kind", "score", "predicted", "in_development", "error")
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One image of the data: what it is, its score or its error, and whether the model may have learned from it."""
+
+    file: ImageFile
+    score: float | None
+    error: str | None
+    in_development: bool
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """metrics: the document of metrics.json; rows: of all images that were scored or failed, sorted by path."""
+
+    model: Model
+    data: DataSet
+    metrics: dict[str, Any]
+    rows: tuple[Judged, ...]
+    warnings: tuple[str, ...]
+
+
+def open_labelled(source: str, category: str | None = None) -> DataSet:
+    """As `open_dataset`, but refuses a table of predictions, whose labels are a model's own."""
+    path = Path(source).expanduser()
+    if path.suffix.lower() == ".csv" and path.is_file():
+        with path.open(encoding="utf-8-sig", errors="replace") as stream:
+            header = {name.strip().lower() for name in stream.readline().split(",")}
+        if {"score", "threshold"} <= header:
+            raise DataError(
+                f"{source} is a table of `sctune predict`: its labels are the model's own; give a CSV file with the "
+                "columns path and label as a person set them"
+            )
+    return open_dataset(source, category)
+
+
+def evaluate(
+    model: Model, data: DataSet, unseen_only: bool = False, told: Callable[[int, int], None] = lambda done, total: None
+) -> Evaluation:
+    """Score all images and measure; told: images done and their total.
+
+    unseen_only: without those that training, selection or calibration of the model could read. Raises DataError where
+    no image is left, or none can be read.
+    """
+    known = set(model.parts.development)
+    in_development = _among(data, known)
+    files = [file for file in data.files if not (unseen_only and in_development[file.path])]
+    if unseen_only and not known:
+        raise DataError("--unseen-only: this model does not say which images it was made from; leave the option out")
+    if not files:
+        raise DataError(f"all {len(data.files)} images of {data.name} were used to make this model; give others")
+    rows: list[Judged] = []
+    for chunk in scored(model, (str(data.root / file.path) for file in files)):
+        for one in chunk:
+            file = files[len(rows)]
+            rows.append(Judged(file, one.score, one.error, in_development[file.path]))
+        told(len(rows), len(files))
+    good = [row for row in rows if row.score is not None]
+    if not good:
+        raise DataError(f"none of the {len(rows)} images of {data.name} can be scored; the first: {rows[0].error}")
+    metrics = _metrics(model, data, good, unseen_only)
+    metrics |= {"failed": len(rows) - len(good), "in_development": sum(row.in_development for row in good)}
+    return Evaluation(model, data, metrics, tuple(rows), tuple(_warnings(model, rows, data)))
+
+
+def write_scores(evaluation: Evaluation, path: Path) -> Path:
+    """One row per image."""
+    with path.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(SCORES)
+        for row in evaluation.rows:
+            predicted = "" if row.score is None else evaluation.model.labels(row.score)[0]
+            named = ("normal", "anomalous")[row.file.label]
+            seen = str(row.in_development).lower()
+            writer.writerow((row.file.path, named, row.file.kind, row.score, predicted, seen, row.error))
+    return path
+
+
+def write_metrics(evaluation: Evaluation, path: Path) -> Path:
+    path.write_text(json.dumps(evaluation.metrics, indent=1) + "\n", encoding="utf-8")
+    return path
+
+
+def _metrics(model: Model, data: DataSet, good: Sequence[Judged], unseen_only: bool) -> dict[str, Any]:
+    labels, scores = [row.file.label for row in good], [float(row.score or 0.0) for row in good]
+    threshold = None if model.threshold is None else model.threshold.value
+    return {
+        "format_version": FORMAT_VERSION,
+        "model": model.name,
+        "data": data.name,
+        "licence": data.licence,
+        "unseen_only": unseen_only,
+        **measures(labels, scores, threshold),
+        "kinds": per_kind(labels, scores, [row.file.kind for row in good], threshold),
+        "heat_map": _heat_map(model, data, good),
+    }
+
+
+def _among(data: DataSet, known: set[str]) -> dict[str, bool]:
+    """Path -> whether the file's content is one of the model's development images."""
+    if not known:
+        return {file.path: False for file in data.files}
+
+    def is_known(file: ImageFile) -> bool:
+        try:
+            return file_digest(data.root / file.path) in known
+        except DataError:  # told when it is scored
+            return False
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        return dict(zip((file.path for file in data.files), pool.map(is_known, data.files), strict=True))
+
+
+def _heat_map(model: Model, data: DataSet, good: Sequence[Judged]) -> dict[str, Any] | None:
+    """How well the heat maps fit the masks of anomalous images; None where there is no mask."""
+    masked = [row.file for row in good if row.file.label == 1 and row.file.mask is not None]
+    if not masked:
+        return None
+    rows = np.unique(np.linspace(0, len(masked) - 1, min(MOST_MASKS, len(masked))).round().astype(int))
+    chosen = [masked[row] for row in rows]
+    size, resize = model.config.data.image_size, model.config.data.resize
+    masks = np.stack([decode_image(data.root / str(file.mask), size, resize).max(axis=-1) > 127 for file in chosen])
+    images = np.stack([model.prepare(data.root / file.path).pixels for file in chosen])
+    maps = heat_maps(model.detector, images, model.heat_map_kind)
+    try:
+        value = aupro(masks, maps)
+    except DataError:  # masks that mark nothing at this size
+        return None
+    return {"kind": model.heat_map_kind, "aupro": value, "images": len(chosen), "with_masks": len(masked)}
+
+
+def _warnings(model: Model, rows: Sequence[Judged], data: DataSet) -> list[str]:
+    failed = [row for row in rows if row.error is not None]
+    seen = sum(row.in_development for row in rows)
+    lines = []
+    if seen:
+        lines.append(
+            f"{seen} of {len(rows)} images were there when this model was trained, selected or calibrated: these "
+            "numbers are too good; --unseen-only leaves those images out"
+        )
+    if not model.parts.development:
+        lines.append("this model does not say which images it was made from; if some are among these, the numbers lie")
+    if failed:
+        lines.append(f"{len(failed)} of {len(rows)} images could not be scored; the first: {failed[0].error}")
+    if model.threshold is None:
+        lines.append("this model has no threshold; give --threshold for F1, escapes and false alarms")
+    if not any(row.file.label for row in rows):
+        lines.append(f"{data.name} has no anomalous images here: only false alarms can be counted")
+    return lines
