@@ -25,6 +25,7 @@ from sctune.fields import (
     ModelConfig,
     OptimConfig,
     RuntimeConfig,
+    ScoreConfig,
     Section,
     SelectionMode,
     Setting,
@@ -45,6 +46,7 @@ __all__ = [
     "ModelConfig",
     "OptimConfig",
     "RuntimeConfig",
+    "ScoreConfig",
     "SearchDefaults",
     "Section",
     "SelectionMode",
@@ -69,6 +71,7 @@ class TrialConfig(Section):
     data: DataConfig = DataConfig()
     augment: AugmentConfig = AugmentConfig()
     model: ModelConfig = ModelConfig()
+    score: ScoreConfig = ScoreConfig()
     loss: LossConfig = LossConfig()
     optim: OptimConfig = OptimConfig()
     budget: BudgetConfig = BudgetConfig()

@@ -126,6 +126,18 @@ class ModelConfig(Section):
     top_k: float = Field(0.1, gt=0, le=1, description="share of the highest cells that make a score (paper: 10 %)")
 
 
+class ScoreConfig(Section):
+    """How a trained detector scores; nothing here changes its training (`sctune rescore` tries it on a checkpoint)."""
+
+    normal: float = Field(1.0, ge=0, le=10, description="weight of the normal head, beside 1 for the anomaly head")
+    seen: float = Field(1.0, ge=0, le=10, description="weight of the seen head (DRA), beside 1 for the latent head")
+    pseudo: float = Field(1.0, ge=0, le=10, description="weight of the pseudo head (DRA), beside 1 for the latent head")
+    full_scale: float = Field(0.5, ge=0, le=1, description="share of the full-size scale; the half-size one has the rest")
+    top_k: float | None = Field(
+        None, gt=0, le=1, description="share of the highest cells when scoring; none: model.top_k, as in training"
+    )
+
+
 class LossConfig(Section):
     margin: float = Field(5.0, gt=0, description="deviation margin a in standard deviations (paper eq. 2: 5)")
     prior: Literal["exact", "sampled"] = Field(

@@ -1,6 +1,7 @@
 """The command line: parse, make paths absolute, call, print. Errors become one line and an exit code.
 
-Exit codes: 0 done, 1 bug (with its traceback), 2 bad input, 3 stopped and resumable, 4 all trials failed.
+Exit codes: 0 done, 1 bug (with its traceback) or an alarm of `sctune monitor`, 2 bad input, 3 stopped and resumable,
+4 all trials failed.
 """
 
 from __future__ import annotations
@@ -11,7 +12,22 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from sctune import __version__
-from sctune.cli import confirm, figures, machine, operate, predict, reproduce, search, studies, sync, train, weights
+from sctune.cli import (
+    confirm,
+    deploy,
+    figures,
+    machine,
+    operate,
+    pages,
+    predict,
+    reproduce,
+    search,
+    serve,
+    studies,
+    sync,
+    train,
+    weights,
+)
 from sctune.cli.data import data_app
 from sctune.cli.hide import hide_passwords
 from sctune.cli.output import messages
@@ -35,13 +51,24 @@ app.command("list")(studies.list_command)
 app.command()(studies.spaces)
 app.command()(studies.best)
 app.command(epilog="Example: sctune confirm STUDY --top 3 --n-seeds 5")(confirm.confirm)
+app.command(epilog="Example: sctune rescore STUDY --trial 3")(confirm.rescore)
+app.command(epilog="Example: sctune deploy STUDY --accept-licence")(deploy.deploy)
+app.command(epilog="Example: sctune rollback NAME")(deploy.rollback)
 app.command()(train.train)
 app.command()(machine.ui)
 app.command()(machine.doctor)
 app.command(epilog="Example: sctune predict images/ --model models:/NAME@champion --out scores.csv")(predict.predict)
+app.command(epilog="Example: sctune evaluate models:/NAME@champion DATA --out results")(predict.evaluate)
+app.command(epilog="Example: sctune monitor scores.csv --model models:/NAME@champion")(predict.monitor)
+app.command(epilog="Example: sctune recalibrate good/ --model models:/NAME@champion --register")(predict.recalibrate)
+app.command(epilog="Example: sctune serve --model models:/NAME@champion")(serve.serve)
+app.command(epilog="Example: sctune export STUDY --format onnx --out model.onnx")(serve.export)
 app.command(epilog="Example: sctune reproduce table1 --dataset elpv")(reproduce.reproduce)
 app.command(epilog="Example: sctune figures STUDY")(figures.figures)
 app.command(epilog="Example: sctune augmentations --data elpv --out kinds.png")(figures.augmentations)
+app.command(epilog="Example: sctune compare STUDY OTHER")(pages.compare)
+app.command(epilog="Example: sctune diff STUDY 3 7")(pages.diff)
+app.command(epilog="Example: sctune report STUDY --out report.html")(pages.report)
 app.command("import-weights")(weights.import_weights)
 app.add_typer(machine.cache_app, name="cache")
 app.add_typer(data_app, name="data")

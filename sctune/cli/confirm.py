@@ -19,6 +19,7 @@ def confirm(
     again: Annotated[
         bool, typer.Option("--again", help="Once more, on other seeds: one more look at the test.")
     ] = False,
+    rescored: Annotated[bool, typer.Option("--rescored", help="Also with what `sctune rescore` found better.")] = False,
     address: opt.Address = None,
     max_concurrent: opt.MaxConcurrent = None,
     study_root: opt.StudyRoot = None,
@@ -30,7 +31,7 @@ def confirm(
     from sctune.confirm.run import ConfirmOptions, run_confirm
 
     root = (study_root or studies_folder()).expanduser().absolute()
-    options = ConfirmOptions(top, n_seeds, false_alarm_rate, again, address, max_concurrent)
+    options = ConfirmOptions(top, n_seeds, false_alarm_rate, again, rescored, address, max_concurrent)
     outcome = run_confirm(root, study, options, say, messages, storage)
     say([f"warning: {line}" for line in outcome.warnings])
     if outcome.confirmation is None:
@@ -44,3 +45,19 @@ def confirm(
     ]
     document = {**outcome.confirmation.model_dump(mode="json"), "looks": outcome.looks}
     emit(document if as_json else None, lines)
+
+
+def rescore(
+    study: opt.StudyName,
+    trial: Annotated[int | None, typer.Option(min=0, help="Trial number; default: the best.")] = None,
+    study_root: opt.StudyRoot = None,
+    storage: opt.StoredAt = None,
+    as_json: opt.AsJson = False,
+) -> None:
+    """Try other ways to score with a trained trial (top-K share, patches, weights of heads and scales), untrained."""
+    from sctune.confirm.rescore import rescored_lines, run_rescore
+
+    root = (study_root or studies_folder()).expanduser().absolute()
+    found = run_rescore(root, study, trial, say, storage)
+    say([f"warning: {line}" for line in found.warnings])
+    emit(found.to_dict() if as_json else None, [*rescored_lines(found), *found.files])

@@ -13,6 +13,7 @@ from rich.console import Console
 from sctune.confirm.candidates import Candidate, best_candidates, reference
 from sctune.confirm.plan import confirm_name, confirm_plan, fresh_seeds
 from sctune.confirm.ranking import final_values, rank
+from sctune.confirm.rescore import better_variant
 from sctune.confirm.results import Confirmation, confirm_folder, read_confirmation, write_confirmation
 from sctune.confirm.scoring import score_models
 from sctune.confirm.tested import tested
@@ -30,13 +31,15 @@ Say = Callable[[list[str]], None]
 class ConfirmOptions:
     """top: full runs that are trained again; n_seeds: fresh seeds; false_alarm_rate: wanted at the threshold.
 
-    again: begin a new confirmation, on seeds that no earlier one used, where one is complete.
+    again: begin a new confirmation, on seeds that no earlier one used, where one is complete. rescored: beside each
+    trial, also with the better way to score that `sctune rescore` found.
     """
 
     top: int = 3
     n_seeds: int = 5
     false_alarm_rate: float = 0.01
     again: bool = False
+    rescored: bool = False
     address: str | None = None
     max_concurrent: int | None = None
 
@@ -98,10 +101,22 @@ def _candidates(study: Study, options: ConfirmOptions) -> tuple[list[Candidate],
     with closing(Record(study.record_url, study.name)) as record:
         rows = leaderboard(record.load())
     chosen = best_candidates(study.manifest, rows, options.top)
+    if options.rescored:
+        chosen += _rescored(study, chosen)
     default, notes = reference(study.manifest, chosen)
     if any(row.state in ("RUNNING", "WAITING") for row in rows):
         notes.append(f"study {study.name} has unfinished trials; those that are complete are confirmed")
     return [*chosen, *([default] if default is not None else [])], notes
+
+
+def _rescored(study: Study, chosen: Sequence[Candidate]) -> list[Candidate]:
+    found = [(one, better_variant(study, one.trial)) for one in chosen if one.trial is not None]
+    # the search never saw such a score
+    return [
+        Candidate(f"{one.name}-rescored", one.fields | values, one.trial, one.value)
+        for one, values in found
+        if values is not None
+    ]
 
 
 def _train(

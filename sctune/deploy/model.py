@@ -66,6 +66,11 @@ class Model:
         return self.parts.meta
 
     @property
+    def development(self) -> frozenset[str]:
+        """SHA-256 of every image that training, selection or calibration could read; empty where it is not known."""
+        return frozenset(self.parts.development)
+
+    @property
     def name(self) -> str:
         """Study and trial, for people."""
         return f"{self.meta.get('study', 'a model')}, trial {self.meta.get('trial', '?')}"

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from sctune.config import ModelConfig, RuntimeConfig, TrialConfig
+from sctune.config import ModelConfig, RuntimeConfig, ScoreConfig, TrialConfig
 from sctune.geometry import feature_side, scale_sizes
 from sctune.model.backbone import Backbone, build_backbone
 from sctune.model.heads import LatentResidualHead, NormalHead, PatchResidualHead, PlainHead
@@ -118,8 +118,10 @@ class Detector(nn.Module):
         return [self._features(level).mean(dim=0, keepdim=True) for level in self._pyramid(images)]
 
     def anomaly_score(self, images: Tensor, references: list[Tensor] | None = None) -> Tensor:
-        """One score [N] per normalised image; higher is more anomalous."""
-        return combine(self(images, references=references), self.roles)
+        """One score [N] per normalised image, as `config.score` weighs heads and scales; higher is more anomalous."""
+        if self.needs_references and references is None:
+            references = self.reference_maps()
+        return self.score_features(self.features(images), references)
 
     def score_images(self, images: np.ndarray, batch_size: int = 32) -> np.ndarray:
         """Scores [N] (float64) of uint8 images [N, S, S, 3], in eval mode; the mode is put back."""
@@ -158,7 +160,7 @@ class Detector(nn.Module):
             parts = []
             for levels in maps:
                 features = [self._after_frozen(level) for level in levels]
-                parts.append(combine(self._head_scores(features, None, references), self.roles).double())
+                parts.append(self.score_features(features, references).double())
             return torch.cat(parts).cpu().numpy()
 
     def embed(self, images: np.ndarray, batch_size: int = 32) -> np.ndarray:
@@ -196,25 +198,48 @@ class Detector(nn.Module):
             features = self.backbone.after_frozen(maps)
         return features.float()
 
-    def _head_scores(
-        self, features: list[Tensor], offsets: list[Tensor] | None, references: list[Tensor] | None
-    ) -> dict[str, Tensor]:
-        """Mean over the scales of each head's scores [N]."""
+    def score_features(self, features: list[Tensor], references: list[Tensor] | None) -> Tensor:
+        """Anomaly scores [N] from the backbone's maps as `features` gives them, weighed as `config.score` says."""
+        return self.weigh(self.scale_scores(features, None, references, self.config.score.top_k), self.config.score)
+
+    def weigh(self, scales: dict[str, list[Tensor]], score: ScoreConfig) -> Tensor:
+        """Anomaly scores [N] from each head's scores at each scale."""
+        weights = {"normal": score.normal, "seen": score.seen, "pseudo": score.pseudo}
+        return combine(_over_scales(scales, score.full_scale), self.roles, weights)
+
+    def scale_scores(
+        self,
+        features: list[Tensor],
+        offsets: list[Tensor] | None,
+        references: list[Tensor] | None,
+        top_k: float | None = None,
+    ) -> dict[str, list[Tensor]]:
+        """Scores [N] of each head at each scale; top_k: another share of the highest cells than in training."""
         scores: dict[str, list[Tensor]] = {name: [] for name in self.roles}
         for scale, level in enumerate(features):
             place = None if offsets is None else offsets[scale]
             reference = None if references is None else references[scale]
             for name in self.roles:
-                scores[name].append(self._head_score(self.head(name), level, place, reference))
-        return {name: torch.stack(parts).mean(dim=0) for name, parts in scores.items()}
+                scores[name].append(self._head_score(self.head(name), level, place, reference, top_k))
+        return scores
+
+    def _head_scores(
+        self, features: list[Tensor], offsets: list[Tensor] | None, references: list[Tensor] | None
+    ) -> dict[str, Tensor]:
+        """Mean over the scales of each head's scores [N]."""
+        return _over_scales(self.scale_scores(features, offsets, references))
 
     @staticmethod
-    def _head_score(head: nn.Module, features: Tensor, offsets: Tensor | None, reference: Tensor | None) -> Tensor:
+    def _head_score(
+        head: nn.Module, features: Tensor, offsets: Tensor | None, reference: Tensor | None, top_k: float | None
+    ) -> Tensor:
+        if isinstance(head, NormalHead):
+            return head(features)
         if isinstance(head, PatchResidualHead):
-            return head(features, offsets)
+            return head(features, offsets, top_k)
         if isinstance(head, LatentResidualHead):
-            return head(features, reference)
-        return head(features)
+            return head(features, reference, top_k)
+        return head(features, top_k)
 
     def _pyramid(self, images: Tensor) -> list[Tensor]:
         model = self.config.model
@@ -227,6 +252,13 @@ class Detector(nn.Module):
                 )
             )
         return levels
+
+
+def _over_scales(scales: dict[str, list[Tensor]], share: float = 0.5) -> dict[str, Tensor]:
+    """Each head's scores [N]: the mean over the scales, or that with `share` for the first of two."""
+    if share == 0.5 or any(len(parts) == 1 for parts in scales.values()):
+        return {name: torch.stack(parts).mean(dim=0) for name, parts in scales.items()}
+    return {name: share * full + (1 - share) * half for name, (full, half) in scales.items()}
 
 
 def _build_head(name: str, model: ModelConfig, channels: int) -> nn.Module:

@@ -51,8 +51,9 @@ class PlainHead(nn.Module):
         self.top_k = top_k
         self.scoring = nn.Conv2d(in_channels, 1, kernel_size=1)
 
-    def forward(self, features: Tensor) -> Tensor:
-        return top_k_mean(self.scoring(features).abs().flatten(1), self.top_k)
+    def forward(self, features: Tensor, top_k: float | None = None) -> Tensor:
+        """Scores [N]. top_k: another share of the highest cells than in training."""
+        return top_k_mean(self.scoring(features).abs().flatten(1), top_k or self.top_k)
 
 
 class LatentResidualHead(nn.Module):
@@ -64,9 +65,9 @@ class LatentResidualHead(nn.Module):
         self.conv = residual_block(in_channels)
         self.scoring = nn.Conv2d(in_channels, 1, kernel_size=1)
 
-    def forward(self, features: Tensor, reference: Tensor) -> Tensor:
-        """Scores [N]. reference: mean feature map [1, C, S, S] of the reference images."""
-        return top_k_mean(self.scoring(self.conv(reference - features)).abs().flatten(1), self.top_k)
+    def forward(self, features: Tensor, reference: Tensor, top_k: float | None = None) -> Tensor:
+        """Scores [N]. reference: mean feature map [1, C, S, S] of the reference images; top_k: as in PlainHead."""
+        return top_k_mean(self.scoring(self.conv(reference - features)).abs().flatten(1), top_k or self.top_k)
 
 
 def residual_block(channels: int) -> nn.Sequential:
@@ -108,15 +109,24 @@ class PatchResidualHead(nn.Module):
         draws = batch if self.per_sample else 1
         return random_offsets(side, self._patch(side), self.place, self.patch_count, draws, generator)
 
-    def forward(self, features: Tensor, offsets: Tensor | list[tuple[int, int]] | None = None) -> Tensor:
-        """Scores [N]. offsets: P pairs (row, column) for all, or [1 or N, P, 2]; none: drawn or averaged."""
+    def forward(
+        self,
+        features: Tensor,
+        offsets: Tensor | list[tuple[int, int]] | None = None,
+        top_k: float | None = None,
+    ) -> Tensor:
+        """Scores [N]. offsets: P pairs (row, column) for all, or [1 or N, P, 2]; none: drawn or averaged.
+
+        top_k: as in PlainHead.
+        """
+        share = top_k or self.top_k
         if offsets is None and not self.training and self.evaluation != "random":
-            return self._averaged(features)
+            return self._averaged(features, share)
         if offsets is None:
             offsets = self.draw_offsets(features.shape[-1], len(features))
         places = torch.as_tensor(offsets)
         residual = self._residual(features, places[None] if places.dim() == 2 else places)
-        return top_k_mean(self.scoring(self.conv(residual)).abs().flatten(1), self.top_k)
+        return top_k_mean(self.scoring(self.conv(residual)).abs().flatten(1), share)
 
     def _patch(self, side: int) -> int:
         return patch_side(side, self.patch_count, self.patch_size)
@@ -139,7 +149,7 @@ class PatchResidualHead(nn.Module):
         sample = torch.arange(len(features), device=features.device)
         return [windows[sample, :, place[:, 0], place[:, 1]] for place in offsets.unbind(1)]
 
-    def _averaged(self, features: Tensor) -> Tensor:
+    def _averaged(self, features: Tensor, share: float) -> Tensor:
         """Mean score over the signed sets of positions; the convolution runs once per position.
 
         The convolution is linear and zero-padded per patch, so that of a residual is the signed sum of
@@ -160,7 +170,7 @@ class PatchResidualHead(nn.Module):
         for part in sets.split(chunk):
             mixed = (part @ responses).view(len(part), count, -1, patch * patch)
             cells = torch.einsum("tncp,c->tnp", torch.relu(mixed + shift[:, None]), self.scoring.weight.flatten())
-            total = total + top_k_mean((cells + bias).abs(), self.top_k).sum(dim=0)
+            total = total + top_k_mean((cells + bias).abs(), share).sum(dim=0)
         return total / len(sets)
 
     @staticmethod

@@ -50,9 +50,15 @@ def head_roles(config: TrialConfig) -> dict[str, Role]:
     return {name: role for name, role in HEADS[config.model.heads].items() if occurring & set(role.positive)}
 
 
-def combine(scores: Mapping[str, Tensor], roles: Mapping[str, Role]) -> Tensor:
-    """Anomaly score [N]: the heads' scores, the normal head's subtracted (METHODS 1.1, 3.1)."""
-    return torch.stack([role.sign * scores[name] for name, role in roles.items()]).sum(dim=0)
+def combine(
+    scores: Mapping[str, Tensor], roles: Mapping[str, Role], weights: Mapping[str, float] | None = None
+) -> Tensor:
+    """Anomaly score [N]: the heads' scores, the normal head's subtracted (METHODS 1.1, 3.1).
+
+    weights: of heads that do not count once.
+    """
+    held = weights or {}
+    return torch.stack([role.sign * held.get(name, 1.0) * scores[name] for name, role in roles.items()]).sum(dim=0)
 
 
 def head_losses(

@@ -153,6 +153,8 @@ def resume(
         check_seen(study)
         splits = study_splits(study.manifest)
         _warn_about_tracking(study, console)
+        if more_trials:
+            _warn_about_looks(study, console)
         budget_s = time_budget_s or study.manifest.time_budget_s
         seconds_left = _budget_left(study, budget_s)
         with session(address) as warnings:
@@ -182,6 +184,15 @@ def _warn_about_tracking(study: Study, console: Console | None) -> None:
     except TrackingError as problem:
         text = f"{problem}; the study goes on, and `sctune sync {study.name}` sends later what is owed"
         (console or Console(stderr=True)).print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _warn_about_looks(study: Study, console: Console | None) -> None:
+    """Who has seen the test numbers and searches on may choose by them, if only by when to stop."""
+    from sctune.search.ledger import ledger_line, looks
+
+    rows = looks(study)
+    if rows:
+        _tell([f"{ledger_line(rows)}; what is searched from here on is no longer blind to them"], console)
 
 
 def _check_versions(study: Study) -> None:

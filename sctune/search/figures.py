@@ -21,6 +21,7 @@ from sctune.model.detector import build_detector
 from sctune.paths import cache_folder
 from sctune.search.figure_files import GROUPS, Cloud, FigureReport, Sheet, publish
 from sctune.search.leaderboard import TrialRow, best_row, leaderboard
+from sctune.search.ledger import add_look, show_looks
 from sctune.search.manifest import StudyManifest
 from sctune.search.plan import study_splits
 from sctune.search.study import Study
@@ -70,8 +71,11 @@ def make_figures(study_root: Path, name: str, options: FigureOptions, say: Say) 
     study = Study.open(study_root, name)
     manifest = study.manifest
     chosen = choose_trial(study, options)
+    ledger = None
     if options.test:
         say(["test pool opened: the unseen anomalies are images that no choice may be made by"])
+        files = figure_files(chosen.split, manifest.trial_config().data.setting, options.limit, 0, test=True)
+        ledger = add_look(study, "figures --test", len(files["unseen"]), 1, decided="nothing (pictures)")
     trainer = Trainer(manifest.config_of(chosen.row.params), chosen.task, split=chosen.split)
     trainer.load_state(*chosen.saved.tasks[chosen.task.key])
     examples = pseudo_examples(trainer, options.limit)
@@ -97,6 +101,7 @@ def make_figures(study_root: Path, name: str, options: FigureOptions, say: Say) 
     files = publish(options.out or study.folder / "figures", sheet)
     runs = [chosen.row.number, *([None] if chosen.best else [])]
     trouble = log_run_files(manifest.tracking_uri, manifest.study_id, runs, files, "figures")
+    trouble += show_looks(study, ledger) if ledger else []
     return report.finished(files, trouble)
 
 

@@ -28,6 +28,10 @@ NEEDS: dict[str, When] = {
     # batches have normal slots only where no anomaly is seen
     "data.balance": (("data.setting", ("general", "hard")),),
     "model.pyramid_interpolation": (("model.n_scales", (2,)),),
+    "score.full_scale": (("model.n_scales", (2,)),),
+    # DevNet has one head, which nothing is weighed against
+    "score.normal": (("model.heads", ("two_head_patch", "two_head_latent", "four_head")),),
+    **{f"score.{name}": (("model.heads", ("four_head",)),) for name in ("seen", "pseudo")},
 }
 """Field -> conditions under which it matters."""
 

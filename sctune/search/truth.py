@@ -104,6 +104,10 @@ def expected_run(past: PastTrial, shown: Mapping[str, Any]) -> Expected:
     return Expected(past.number, params, points, past.state, value)
 
 
+RESCORED = "rescore"
+"""Role of a run that shows how a checkpoint scores in other ways; it is no trial."""
+
+
 def compare_runs(expected: Sequence[Expected], runs: Sequence[StoredRun], study: StudyState) -> list[Difference]:
     """Where the runs in MLflow differ from the record."""
     parents = [run for run in runs if run.role == "study"]
@@ -111,7 +115,7 @@ def compare_runs(expected: Sequence[Expected], runs: Sequence[StoredRun], study:
     found: list[Difference] = []
     known = {one.number for one in expected}
     for run in runs:
-        if run.role == "study":
+        if run.role in ("study", RESCORED):
             continue
         if run.trial in known:
             by_trial.setdefault(run.trial, []).append(run)

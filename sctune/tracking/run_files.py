@@ -34,7 +34,7 @@ def log_run_files(
     Makes no run and no store: what is not there is a warning, and so is a server that does not take the files
     within `limit_s` seconds. what: begins a warning.
     """
-    return _warned(uri, f"{what} not in MLflow", lambda: _log(uri, study_id, trials, files, folder), limit_s)
+    return warned(uri, f"{what} not in MLflow", lambda: _log(uri, study_id, trials, files, folder), limit_s)
 
 
 def tag_study_run(uri: str, study_id: str, tags: Mapping[str, str], limit_s: float = LIMIT_S) -> list[str]:
@@ -47,10 +47,11 @@ def tag_study_run(uri: str, study_id: str, tags: Mapping[str, str], limit_s: flo
                 client.set_tag(run_id, name, value)
         return missing
 
-    return _warned(uri, "the tags are not in MLflow", work, limit_s)
+    return warned(uri, "the tags are not in MLflow", work, limit_s)
 
 
-def _warned(uri: str, failed: str, work: Callable[[], list[str]], limit_s: float) -> list[str]:
+def warned(uri: str, failed: str, work: Callable[[], list[str]], limit_s: float) -> list[str]:
+    """What `work` gives as reasons, as warnings that begin with `failed`; so is every trouble with MLflow."""
     database = local_database(uri)
     if database is not None and not database.is_file():
         return [f"{failed}: its store {database} is gone"]

@@ -20,7 +20,7 @@ from sctune.geometry import patch_offsets, patch_side
 from sctune.model.detector import Detector, normalise, to_pixels
 from sctune.model.heads import LatentResidualHead, PatchResidualHead, PlainHead
 from sctune.model.patches import scoring_signs
-from sctune.model.roles import NORMAL_HEAD, combine
+from sctune.model.roles import NORMAL_HEAD
 
 Kind = Literal["gradient", "score"]
 KINDS: tuple[Kind, ...] = ("gradient", "score")
@@ -66,9 +66,7 @@ def _gradients(detector: Detector, images: Tensor) -> Tensor:
         with torch.enable_grad():
             inputs = images.detach().requires_grad_()
             references = detector.reference_maps() if detector.needs_references else None
-            (gradient,) = torch.autograd.grad(
-                combine(detector(inputs, references=references), detector.roles).sum(), inputs
-            )
+            (gradient,) = torch.autograd.grad(detector.anomaly_score(inputs, references).sum(), inputs)
     finally:
         for weight in weights:
             weight.requires_grad_(True)

@@ -210,9 +210,12 @@ class Trainer:
 
 
 def _comparable(meta: Mapping[str, object]) -> dict[str, str]:
-    """Each value as JSON, which is how it was stored; which device trained it does not matter."""
+    """Each value as JSON, which is how it was stored; which device trained it does not matter, nor how it scores."""
     content = json.loads(json.dumps(meta))
     config = content.get("config")
-    if isinstance(config, dict) and isinstance(config.get("runtime"), dict):
-        config["runtime"].pop("device", None)
+    if isinstance(config, dict):
+        config.pop("score", None)
+        for section, field in (("runtime", "device"), ("model", "patch_evaluation")):
+            if isinstance(config.get(section), dict):
+                config[section].pop(field, None)
     return {name: json.dumps(value, sort_keys=True) for name, value in content.items()}

@@ -46,6 +46,11 @@ CHANGED = {
     "model.patch_evaluation": "random",
     "model.top_k": 0.5,
     "model.pyramid_interpolation": "bilinear",
+    "score.normal": 0.5,
+    "score.seen": 0.5,
+    "score.pseudo": 0.5,
+    "score.full_scale": 0.8,
+    "score.top_k": 0.5,
     "loss.margin": 3.0,
     "loss.prior": "sampled",
     "optim.lr": 1e-3,
@@ -74,6 +79,9 @@ NEEDS = {
     "model.reference_count": {"model.heads": "two_head_latent"},
     "model.reference_source": {"model.heads": "two_head_latent", "augment.kind": "cutmix"},
     "model.patch_place": {"model.patch_count": 2},
+    "score.full_scale": {"model.n_scales": 2, "data.image_size": 128},
+    "score.seen": {"model.heads": "four_head"},
+    "score.pseudo": {"model.heads": "four_head"},
 }
 
 SHOWN_ELSEWHERE = {

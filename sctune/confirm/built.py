@@ -1,0 +1,106 @@
+"""The confirmed model, taken from the confirmation's checkpoints, with everything that its folder tells about it."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from dataclasses import dataclass, replace
+
+from sctune.confirm.results import ChosenModel, Confirmation, Tested, confirm_folder
+from sctune.confirm.scoring import read_scores, trained_model
+from sctune.deploy.build import model_parts
+from sctune.deploy.card import CardFacts, model_card
+from sctune.deploy.model import Model, ModelParts
+from sctune.deploy.speed import Speed, measure
+from sctune.search.leaderboard import leaderboard
+from sctune.search.plan import study_splits
+from sctune.search.record import Record
+from sctune.search.study import Study
+from sctune.train.threshold import escape_rate, false_alarm_rate
+from sctune.train.trainer import Trainer
+
+HELD_OUT_IMAGES = 32
+"""Images that parity and speed are measured with."""
+
+
+@dataclass(frozen=True)
+class Built:
+    """The confirmed model as it is registered. images: encoded held-out images for parity and speed."""
+
+    study: Study
+    trainer: Trainer
+    parts: ModelParts
+    images: tuple[bytes, ...]
+
+
+def build(study: Study, found: Confirmation, test: Tested, chosen: ChosenModel, rule: float | str) -> Built:
+    """Everything about the model that the confirmation chose; rule: as in deploy/build.model_parts."""
+    trained = Study.open(study.folder.parent, found.confirm_study, study.storage)
+    with closing(Record(trained.record_url, trained.name)) as record:
+        rows = {str(row.params["variant"]): row for row in leaderboard(record.load())}
+    task = next(task for task in trained.manifest.tasks if task.key == chosen.task)
+    split = study_splits(trained.manifest)[task.key]
+    trainer = trained_model(trained, rows[found.winner.name], task, split)
+    manifest = study.manifest
+    meta = {
+        "study": study.name,
+        "trial": found.winner.trial if found.winner.trial is not None else found.winner.name,
+        "confirm_study": trained.name,
+        "task": task.key,
+        "seed": task.seed,
+        "selection_auroc": chosen.selection,
+        "test_auroc": chosen.test_auroc,
+        "test_auroc_seeds": test.winner.model_dump(),
+        "licence": manifest.data.licence,
+        "attribution": manifest.data.attribution,
+    }
+    parts = model_parts(trainer, meta, rule)
+    files = [split.root / path for path in trainer.selection.paths[:HELD_OUT_IMAGES]]
+    images = tuple(file.read_bytes() for file in files)
+    speed = measure(Model(trainer.detector, trainer.config, parts), images)
+    card = model_card(parts, _facts(study, found, test, chosen, trainer, parts, speed))
+    return Built(study, trainer, replace(parts, card=card), images)
+
+
+def _facts(
+    study: Study,
+    found: Confirmation,
+    test: Tested,
+    chosen: ChosenModel,
+    trainer: Trainer,
+    parts: ModelParts,
+    speed: Speed,
+) -> CardFacts:
+    manifest, mean = study.manifest, test.winner
+    normal, anomalous = test.images
+    results = {
+        "test AUROC of this model": f"{chosen.test_auroc:.4f} ({normal} normal, {anomalous} anomalous images)",
+        f"test AUROC over {len(mean.seeds)} seeds": f"{mean.value:.4f} (95 %: {mean.low:.4f} to {mean.high:.4f})",
+        "selection AUROC of this model": f"{chosen.selection:.4f}, by which its seed was chosen",
+    }
+    results |= _rates(study, chosen, parts)
+    if test.difference is not None:
+        gap = test.difference
+        results[f"against {test.against}"] = f"{gap.value:+.4f} ({gap.low:+.4f} to {gap.high:+.4f}), paired"
+    return CardFacts(
+        config=trainer.config,
+        data=manifest.data.model_dump(),
+        counts=trainer.split.summary(),
+        split={"split": trainer.split.digest, "partition seed": manifest.partition_seed},
+        results=results,
+        extra=(
+            f"{found.winner.name} of study {study.name}: best of {len(found.ranking)} configurations on seeds "
+            f"{', '.join(map(str, found.seeds))}, by the selection images ({found.mode}); the test decided nothing",
+        ),
+        speed=speed.line(),
+    )
+
+
+def _rates(study: Study, chosen: ChosenModel, parts: ModelParts) -> dict[str, str]:
+    """Escapes and false alarms of the test images at the threshold, from the scores of the one look."""
+    if parts.threshold is None:
+        return {}
+    _, labels, scores = read_scores(confirm_folder(study) / chosen.scores)
+    return {
+        "escapes in the test": str(escape_rate(labels, scores, parts.threshold.value)),
+        "false alarms in the test": str(false_alarm_rate(labels, scores, parts.threshold.value)),
+    }

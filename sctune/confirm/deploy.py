@@ -1,0 +1,224 @@
+"""`sctune deploy`: the confirmed model into the registry, and to its place in service where the gate lets it."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.torch import save_file
+
+from sctune.confirm.built import Built, build
+from sctune.confirm.gate import (
+    LATENCY_MS,
+    Step,
+    acceptance_step,
+    export_form,
+    latency_step,
+    licence_step,
+    parity_step,
+    unseen,
+)
+from sctune.confirm.results import ChosenModel, read_confirmation
+from sctune.data.catalog import open_dataset
+from sctune.deploy.flavor import IMAGE_COLUMN, SCORE_COLUMN
+from sctune.deploy.locate import Address, fetched, open_model
+from sctune.deploy.model import Model
+from sctune.deploy.register import Registered, log_model_run, registered_name
+from sctune.deploy.registry import CHAMPION, Move, aliased, promote
+from sctune.deploy.speed import measure
+from sctune.errors import StudyError, TrackingError, nearest
+from sctune.search.ledger import add_look, show_looks
+from sctune.search.study import Study
+from sctune.tracking.run_files import tag_study_run
+from sctune.tracking.server import check_tracking, find_parent_run, mlflow_client, safe_uri, scrub
+from sctune.train.threshold import DEFAULT_RATE
+
+Say = Callable[[list[str]], None]
+
+GATE_TAG = "sctune.gate"
+
+
+@dataclass(frozen=True)
+class DeployOptions:
+    """name: of the registered model, None for that of the data; alias: what is moved; category: of several models.
+
+    rule: wanted false-alarm rate, or best-f1; acceptance: labelled images that neither model has seen, None for the
+    study's test images; force: a reason, moves the alias although a step failed.
+    """
+
+    name: str | None = None
+    alias: str = CHAMPION
+    category: str | None = None
+    rule: float | str = DEFAULT_RATE
+    acceptance: str | None = None
+    accept_licence: bool = False
+    max_latency_ms: float = LATENCY_MS
+    force: str | None = None
+
+
+@dataclass(frozen=True)
+class DeployOutcome:
+    """move: of the alias, None where the gate held it."""
+
+    model: Registered
+    steps: tuple[Step, ...]
+    move: Move | None
+    forced: bool
+    threshold: str
+    warnings: tuple[str, ...]
+
+    @property
+    def failed(self) -> list[Step]:
+        return [step for step in self.steps if not step.passed]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON document of `--json`."""
+        return {
+            "model": {"name": self.model.name, "version": self.model.version},
+            "promoted": self.move is not None,
+            "forced": self.forced,
+            "alias": None if self.move is None else self.move.to_dict(),
+            "steps": [step.to_dict() for step in self.steps],
+            "warnings": list(self.warnings),
+        }
+
+
+def run_deploy(
+    study_root: Path, name: str, options: DeployOptions, say: Say, storage: str | None = None
+) -> DeployOutcome:
+    """Register the model that a study's confirmation chose, and move the alias where every step of the gate passes.
+
+    Raises StudyError for a study that is not confirmed, TrackingError where the registry does not answer.
+    """
+    study = Study.open(study_root, name, storage)
+    found = read_confirmation(study)
+    if found is None or found.test is None:
+        raise StudyError(f"study {name} is not confirmed; run `sctune confirm {name}` first")
+    uri = study.manifest.tracking_uri
+    check_tracking(uri)
+    chosen = _chosen(found.test.models, options.category)
+    built = build(study, found, found.test, chosen, options.rule)
+    model_name = registered_name(options.name or _default_name(study, chosen))
+    client = mlflow_client(uri)
+    serving = aliased(client, model_name, options.alias)
+    with tempfile.TemporaryDirectory(prefix="sctune-deploy-") as scratch:
+        model = _register(study, built, model_name, Path(scratch))
+        say([f"registered models:/{model.name}/{model.version}"])
+        with fetched(Address(uri, model.name, model.version)) as folder:
+            loaded = open_model(str(folder), device="cpu")
+            speed = measure(open_model(str(folder), device="auto"), built.images)
+            steps = [
+                licence_step(study.manifest.data.licence, options.accept_licence),
+                _parity(built, loaded, folder, Path(scratch)),
+                latency_step(speed, options.max_latency_ms),
+            ]
+        champion, warnings = None, []
+        if serving is not None and serving != model.version:
+            champion = open_model(f"models:/{model.name}/{serving}", uri)
+        acceptance, told = _acceptance(study, built, loaded, champion, options)
+        steps.append(acceptance)
+        warnings += told
+    return _finish(study, model, steps, options, loaded, warnings)
+
+
+def _finish(
+    study: Study,
+    model: Registered,
+    steps: Sequence[Step],
+    options: DeployOptions,
+    loaded: Model,
+    warnings: Sequence[str],
+) -> DeployOutcome:
+    uri = study.manifest.tracking_uri
+    client = mlflow_client(uri)
+    failed = [step.name for step in steps if not step.passed]
+    forced = bool(failed) and options.force is not None
+    move = None
+    try:
+        text = json.dumps([step.to_dict() for step in steps])
+        client.set_model_version_tag(model.name, str(model.version), GATE_TAG, text[:4900])
+        if not failed or forced:
+            reason = f"forced ({', '.join(failed)}): {options.force}" if forced else "the gate passed"
+            move = promote(client, model.name, model.version, reason, options.alias)
+    except Exception as problem:  # whatever MLflow raises: the alias is where it was, or where it belongs
+        raise TrackingError(f"the registry at {safe_uri(uri)} refused: {scrub(problem, uri)}; deploy again") from None
+    more: list[str] = []
+    if move is not None:
+        tags = {"deployed": f"models:/{model.name}/{model.version}", "deployed_as": options.alias}
+        more = tag_study_run(uri, study.manifest.study_id, tags)
+    threshold = "no threshold" if loaded.threshold is None else loaded.threshold.line()
+    return DeployOutcome(model, tuple(steps), move, forced, threshold, (*warnings, *more))
+
+
+def _chosen(models: Sequence[ChosenModel], category: str | None) -> ChosenModel:
+    subsets = {model.subset: model for model in models}
+    if category is None:
+        if len(models) > 1:
+            raise StudyError(f"the study has a model for each of {', '.join(subsets)}; choose one with --category")
+        return models[0]
+    if category not in subsets:
+        raise StudyError(f"--category {category!r}: no model of it; {nearest(category, subsets)}")
+    return subsets[category]
+
+
+def _default_name(study: Study, chosen: ChosenModel) -> str:
+    """All studies of the same images compete for one place."""
+    name = study.manifest.data.name
+    return name if not chosen.subset or name.endswith(f"/{chosen.subset}") else f"{name}-{chosen.subset}"
+
+
+def _register(study: Study, built: Built, name: str, scratch: Path) -> Registered:
+    manifest = study.manifest
+    weights = scratch / "weights.safetensors"
+    state = built.trainer.detector.state_dict()
+    save_file({key: value.cpu().contiguous() for key, value in state.items()}, weights)
+    try:
+        run = find_parent_run(manifest.tracking_uri, manifest.study_id)
+    except Exception as problem:  # whatever MLflow raises
+        uri = manifest.tracking_uri
+        raise TrackingError(f"cannot read the runs at {safe_uri(uri)}: {scrub(problem, uri)}") from None
+    if run is None:
+        raise TrackingError(
+            f"MLflow has no run of study {study.name}, which the model belongs to; `sctune sync {study.name}` makes it"
+        )
+    return log_model_run(manifest.tracking_uri, run, built.trainer.config, weights, built.parts, name)
+
+
+def _parity(built: Built, loaded: Model, folder: Path, scratch: Path) -> Step:
+    """The trainer's model, the one that MLflow loads, and the exported one, on the same images."""
+    import mlflow.pyfunc
+    import pandas as pd
+
+    if loaded.config.model.patch_evaluation == "random":
+        return Step("parity", False, "model.patch_evaluation=random gives another score each time; search with exact")
+    pixels = np.stack([loaded.prepare(image).pixels for image in built.images])
+    trained = built.trainer.detector.score_alike(pixels)
+    flavour = mlflow.pyfunc.load_model(str(folder)).predict(pd.DataFrame({IMAGE_COLUMN: list(built.images)}))
+    forms = {"loaded by MLflow": flavour[SCORE_COLUMN].to_numpy(), "loaded": loaded.score(pixels)}
+    name, scores = export_form(loaded, pixels, scratch / "export")
+    threshold = None if loaded.threshold is None else loaded.threshold.value
+    return parity_step(trained, {**forms, name: scores}, threshold)
+
+
+def _acceptance(
+    study: Study, built: Built, loaded: Model, champion: Model | None, options: DeployOptions
+) -> tuple[Step, list[str]]:
+    if champion is None:
+        return Step("acceptance", True, f"there is no {options.alias} yet to be compared with"), []
+    warnings: list[str] = []
+    if options.acceptance is not None:
+        data = open_dataset(options.acceptance)
+        files, root, source = [(file.path, file.label) for file in data.files], data.root, options.acceptance
+    else:
+        split = built.trainer.split
+        files, root = [(file.path, file.label) for file in split.test], split.root
+        source = f"the test images of {study.name}"
+        ledger = add_look(study, "deploy", len(files), 2, decided="whether the model takes the champion's place")
+        warnings += show_looks(study, ledger)
+    images = unseen(source, root, files, [loaded, champion])
+    return acceptance_step(loaded, champion, images), warnings

@@ -1,0 +1,186 @@
+"""`sctune rescore`: how a trained trial would score in other ways, on the selection images, without training."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from sctune.confirm.scoring import trained_model
+from sctune.errors import StudyError
+from sctune.report import OBJECTIVE
+from sctune.search.leaderboard import TrialRow, best_row, leaderboard
+from sctune.search.manifest import StudyManifest
+from sctune.search.plan import selection_labels, study_splits
+from sctune.search.record import Record
+from sctune.search.result import compare
+from sctune.search.study import Study
+from sctune.search.truth import RESCORED
+from sctune.tracking.rescored import log_rescored
+from sctune.train.rescore import Variant, rescored, score_variants
+
+Say = Callable[[list[str]], None]
+
+FORMAT_VERSION = 1
+FOLDER = "rescore"
+WITH_ERROR = 20
+"""Best variants whose difference from the trained way gets a standard error."""
+
+
+@dataclass(frozen=True)
+class ScoredVariant:
+    """value: selection objective, mean over the tasks. difference, error: from the trained way, paired."""
+
+    values: Variant
+    value: float
+    difference: float
+    error: float | None = None
+
+    @property
+    def clear(self) -> bool:
+        return self.error is not None and abs(self.difference) >= 2 * self.error > 0
+
+
+@dataclass(frozen=True)
+class Rescored:
+    """trained: as the trial scored; variants: best first, the trained way left out."""
+
+    study: str
+    trial: int
+    trained: ScoredVariant
+    variants: tuple[ScoredVariant, ...]
+    files: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON document of `--json`, and of the file."""
+        return {"format_version": FORMAT_VERSION, **asdict(self)}
+
+
+def run_rescore(study_root: Path, name: str, trial: int | None, say: Say, storage: str | None = None) -> Rescored:
+    """Score a trial's checkpoint in every way that makes sense, write the table and show it in MLflow.
+
+    trial: None for the best. Raises StudyError for one that does not exist, CheckpointError where it has no checkpoint.
+    """
+    study = Study.open(study_root, name, storage)
+    manifest = study.manifest
+    row = _row(study, trial)
+    splits = study_splits(manifest)
+    labels = selection_labels(manifest, splits)
+    variants = score_variants(manifest.config_of(row.params))
+    say([f"trial {row.number}: {len(variants)} ways to score, on the selection images of {len(splits)} task(s)"])
+    totals = [0.0] * len(variants)
+    scores: list[dict[str, list[float]]] = [{} for _ in variants]
+    for task in manifest.tasks:
+        trainer = trained_model(study, row, task, splits[task.key])
+        for number, (value, raw) in enumerate(rescored(trainer, variants)):
+            totals[number] += value / len(manifest.tasks)
+            scores[number] |= {f"{task.key}:{part}" if part else task.key: one for part, one in raw.items()}
+    order = sorted(_distinct(scores), key=lambda number: -totals[number])
+    found = [ScoredVariant(variants[number], totals[number], totals[number] - totals[0]) for number in order]
+    numbered = dict(enumerate(scores))
+    for place, number in enumerate(order[:WITH_ERROR]):
+        found[place] = replace(found[place], error=compare(number, 0, numbered, labels).error)
+    report = Rescored(study.name, row.number, ScoredVariant(variants[0], totals[0], 0.0), tuple(found))
+    files = _write(study, report)
+    warnings = log_rescored(
+        manifest.tracking_uri,
+        manifest.study_id,
+        RESCORED,
+        row.number,
+        [totals[0], *(one.value for one in found)],
+        files,
+    )
+    return replace(report, files=tuple(map(str, files)), warnings=tuple(warnings))
+
+
+def _distinct(scores: list[dict[str, list[float]]]) -> list[int]:
+    """Numbers of the variants whose scores no earlier one has: few cells give many shares of them the same top."""
+    seen = {repr(scores[0])}
+    kept = []
+    for number, one in enumerate(scores[1:], 1):
+        text = repr(one)
+        if text not in seen:
+            seen.add(text)
+            kept.append(number)
+    return kept
+
+
+def better_variant(study: Study, trial: int) -> Variant | None:
+    """The best stored way to score a trial that is told apart from the trained one; None where there is none.
+
+    Raises StudyError where the trial was not rescored.
+    """
+    path = study.folder / FOLDER / f"trial-{trial:04d}.json"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content["format_version"] != FORMAT_VERSION:
+            raise ValueError(f"format_version {content['format_version']}")
+        rows = [ScoredVariant(**row) for row in content["variants"]]
+    except FileNotFoundError:
+        raise StudyError(f"trial {trial} was not rescored; run `sctune rescore {study.name} --trial {trial}`") from None
+    except (OSError, ValueError, KeyError, TypeError) as problem:
+        raise StudyError(f"{path} cannot be read: {problem}; run `sctune rescore {study.name}` again") from None
+    best = rows[0] if rows else None
+    return best.values if best is not None and best.clear and best.difference > 0 else None
+
+
+def rescored_lines(found: Rescored, shown: int = 10) -> list[str]:
+    """The best ways, in words."""
+    lines = [f"as trained: {OBJECTIVE} {found.trained.value:.4f}  ({_text(found.trained.values)})"]
+    for one in found.variants[:shown]:
+        error = "" if one.error is None else f" +- {one.error:.4f}"
+        lines.append(f"  {one.value:.4f}  {one.difference:+.4f}{error}{' *' if one.clear else ''}  {_text(one.values)}")
+    clear = sum(one.clear for one in found.variants)
+    lines.append(
+        f"* differs by more than two paired standard errors ({clear} of the best {min(WITH_ERROR, len(found.variants))} "
+        f"do); {len(found.variants)} ways were tried on the same images, so the best of them is flattered: "
+        f"`sctune confirm {found.study} --rescored` tries it on fresh seeds"
+    )
+    return lines
+
+
+def _row(study: Study, trial: int | None) -> TrialRow:
+    with closing(Record(study.record_url, study.name)) as record:
+        rows = leaderboard(record.load())
+    _refuse_test(study.manifest)
+    row = best_row(rows) if trial is None else next((row for row in rows if row.number == trial), None)
+    if row is None and trial is None:
+        raise StudyError(f"study {study.name} has no full run yet; go on with `sctune resume {study.name}`")
+    if row is None:
+        numbers = ", ".join(str(number) for number in sorted(row.number for row in rows)) or "none"
+        raise StudyError(f"study {study.name} has no trial {trial}; its trials: {numbers}")
+    return row
+
+
+def _refuse_test(manifest: StudyManifest) -> None:
+    if manifest.selection.mode == "test":
+        raise StudyError(
+            f"study {manifest.name} selects on its test images; choosing how to score by them would decide by the test"
+        )
+
+
+def _write(study: Study, report: Rescored) -> list[Path]:
+    folder = study.folder / FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    table, document = (folder / f"trial-{report.trial:04d}.{suffix}" for suffix in ("csv", "json"))
+    names = list(report.trained.values)
+    rows = [(*(one.values[name] for name in names), one.value, one.difference, one.error) for one in
+            (report.trained, *report.variants)]  # fmt: skip
+    for path in (table, document):
+        staged = path.with_name(f".{path.name}.new")
+        with staged.open("w", newline="", encoding="utf-8") as stream:
+            if path is table:
+                csv.writer(stream).writerows([(*names, OBJECTIVE, "difference", "standard_error"), *rows])
+            else:
+                json.dump(report.to_dict(), stream, indent=1)
+        staged.replace(path)
+    return [table, document]
+
+
+def _text(values: Variant) -> str:
+    return ", ".join(f"{name.rpartition('.')[2]}={value}" for name, value in values.items())
