@@ -148,26 +148,26 @@ def _check_pixels(width: int, height: int) -> None:
         raise CorruptImageError(f"{width} x {height} pixels; at most {PIXEL_LIMIT // 10**6} million are read")
 
 
-def _from_16_bit(values: NDArray[np.generic]) -> Pixels:
-    numbers = values.astype(np.int64)
-    if numbers.min() < 0 or numbers.max() > 65535:
-        raise CorruptImageError(f"values from {numbers.min()} to {numbers.max()}; 8 or 16 bits are needed")
-    return (numbers // 257).astype(np.uint8)
+def _from_16_bit(values: NDArray[Any]) -> Pixels:
+    # never copied to a wider type: at the limit of pixels each byte of a value is 64 MB
+    low, high = int(values.min()), int(values.max())
+    if low < 0 or high > 65535:
+        raise CorruptImageError(f"values from {low} to {high}; 8 or 16 bits are needed")
+    return (values // 257).astype(np.uint8)
 
 
-def _from_numbers(values: NDArray[np.generic]) -> Pixels:
+def _from_numbers(values: NDArray[Any]) -> Pixels:
     """8-bit values in an array of any type."""
     if values.dtype == np.uint8:
         return values.astype(np.uint8)
     if values.dtype == np.bool_:
         return values.astype(np.uint8) * np.uint8(255)
-    numbers = values.astype(np.float64)
-    low, high = float(numbers.min()), float(numbers.max())
+    low, high = float(values.min()), float(values.max())
     if not (low >= 0 and high <= 255):
         raise CorruptImageError(f"values from {low:g} to {high:g}; 8-bit values, 0 to 255, are needed")
-    if high <= 1 and not np.array_equal(numbers, np.rint(numbers)):
+    if high <= 1 and not np.array_equal(values, np.rint(values)):
         raise CorruptImageError(f"values from {low:g} to {high:g}; multiply by 255 to get 8-bit values")
-    return numbers.astype(np.uint8)
+    return values.astype(np.uint8)
 
 
 def _square(image: Image.Image, size: int, resize: str) -> Pixels:

@@ -18,7 +18,7 @@ from sctune.errors import DataError, NonFiniteError
 from sctune.serve.limits import Limits, RequestError
 
 DECODERS = 2
-"""Images that are unfolded at a time: one that is allowed may take some hundred megabytes while it is."""
+"""Images that are unfolded at a time: the largest that is allowed takes up to 800 MB while it is (floats)."""
 GATHER_S = 0.003
 """How long a batch waits for more images once it has one."""
 

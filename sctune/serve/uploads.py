@@ -71,7 +71,7 @@ async def _of_form(headers: Headers, body: bytes, limits: Limits) -> list[Upload
     except (ValueError, LookupError) as problem:  # a charset that is none, a header that is no text
         raise RequestError(400, f"the form cannot be read: {shown(str(problem))[:_NAME]}") from None
     files = [value for _, value in form.multi_items() if isinstance(value, UploadFile)]
-    return [Upload(shown(file.filename or "")[:_NAME], await file.read()) for file in files]
+    return [Upload(_plain(file.filename or ""), await file.read()) for file in files]
 
 
 def _of_json(body: bytes, limits: Limits) -> list[Upload]:
@@ -97,6 +97,12 @@ def _of_text(name: str, text: Any) -> Upload:
         return Upload(name, base64.b64decode(text, validate=True))
     except (binascii.Error, ValueError):
         return Upload(name, b"", "the text is not base64; send an image file's bytes as base64")
+
+
+def _plain(name: str) -> str:
+    """A file's name without what steers a terminal or turns the direction of writing around."""
+    letters = (letter if letter.isprintable() else ascii(letter)[1:-1] for letter in name[:_NAME])
+    return "".join(letters)[:_NAME]
 
 
 def too_many(limits: Limits) -> RequestError:
