@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from sctune.serve.predict import Progress
     from sctune.serve.table import Counts
 
+ALARM = 1
+"""Exit code of `sctune monitor` for an alarm."""
+
 Where = Annotated[str, typer.Option("--model", help="models:/NAME@champion, models:/NAME/VERSION or a folder.")]
 Registry = Annotated[str | None, typer.Option("--tracking-uri", help="Store of the registry; default: the local one.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
@@ -99,6 +102,69 @@ def evaluate(
     files = [] if folder is None else write_evaluation(found, folder)
     document = {**found.metrics, "warnings": list(found.warnings), "files": list(map(str, files))}
     emit(document if as_json else None, [*evaluation_lines(found), *map(str, files)])
+
+
+def monitor(
+    places: Annotated[list[str], typer.Argument(help="A table of `sctune predict`, or images and folders of images.")],
+    model: Where,
+    tracking_uri: Registry = None,
+    device: Device = "auto",
+    as_json: opt.AsJson = False,
+) -> None:
+    """Compare new images with the calibration images: scores, light, size, share of alarms. Exit code 1: an alarm."""
+    from sctune.serve.inputs import list_inputs
+    from sctune.serve.models import opened
+    from sctune.serve.monitor import monitor as watch
+    from sctune.serve.monitor import monitor_lines, rows_of_table
+    from sctune.serve.predict import Progress, predicted_rows
+    from sctune.serve.table import SUFFIXES, Row
+
+    table = Path(places[0]).expanduser()
+    is_table = len(places) == 1 and table.suffix.lower() in SUFFIXES and not table.is_dir()
+    images = [] if is_table else list_inputs(places)
+    chosen = opened(model, tracking_uri, device)
+    rows: list[Row] = []
+    if is_table:
+        rows += rows_of_table(chosen, table)
+    else:
+        with _bar() as told:
+            for chunk in predicted_rows(chosen, images):
+                rows += chunk
+                told(Progress(len(rows), len(images)))
+    found = watch(chosen, rows)
+    emit(found.to_dict() if as_json else None, monitor_lines(found))
+    if found.alarm:
+        raise typer.Exit(ALARM)
+
+
+def recalibrate(
+    places: Annotated[list[str], typer.Argument(help="Images and folders of images, all of them good.")],
+    model: Where,
+    false_alarm_rate: Annotated[
+        float | None, typer.Option("--false-alarm-rate", help="Between 0 and 1; default: as the threshold until now.")
+    ] = None,
+    register: Annotated[
+        bool, typer.Option("--register", help="As a new version of the same registered model, alias candidate.")
+    ] = False,
+    promote: Annotated[bool, typer.Option("--promote", help="Register it, and make it the champion.")] = False,
+    out: Annotated[Path | None, typer.Option(help="New folder for the model with its new threshold.")] = None,
+    tracking_uri: Registry = None,
+    device: Device = "auto",
+    as_json: opt.AsJson = False,
+) -> None:
+    """Set the threshold anew by new good images, without training; a registered model gets a new version."""
+    from sctune.serve.inputs import list_inputs
+    from sctune.serve.predict import Progress
+    from sctune.serve.recalibrate import Wish, outcome_lines, run_recalibration
+
+    folder = None if out is None else out.expanduser().absolute()
+    wish = Wish(false_alarm_rate, folder, register or promote, promote, tracking_uri, device)
+    images = list_inputs(places)
+    with _bar() as told:
+        outcome = run_recalibration(
+            model, images, ", ".join(places), wish, lambda done, total: told(Progress(done, total))
+        )
+    emit(outcome.to_dict() if as_json else None, outcome_lines(outcome))
 
 
 def _to_stdout(model: Model, images: list[str], heat_maps: Path | None) -> None:

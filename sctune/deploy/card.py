@@ -10,6 +10,7 @@ from sctune.config import TrialConfig
 from sctune.deploy.model import ModelParts
 
 NON_COMMERCIAL = ("-nc", "non-commercial", "noncommercial")
+_DECISION = "Decision"
 LIMITS = (
     "It has seen one kind of object under one camera: other parts, other light, another distance make other scores. "
     "Watch it with `sctune monitor`, and set the threshold anew with `sctune recalibrate` when normal images change.",
@@ -51,7 +52,7 @@ def model_card(parts: ModelParts, facts: CardFacts) -> str:
         f"Model of study {meta.get('study', '?')}, trial {meta.get('trial', '?')}": _purpose(config),
         "Results": [f"{name}: {text}" for name, text in facts.results.items()] or ["none were measured yet"],
         "How it was chosen": list(facts.extra),
-        "Decision": _decision(parts),
+        _DECISION: _decision(parts),
         "Where the anomaly is": [_heat(parts.heat_map)],
         "Data": _data(facts),
         "Speed": [facts.speed] if facts.speed else [],
@@ -63,6 +64,16 @@ def model_card(parts: ModelParts, facts: CardFacts) -> str:
         if lines:
             blocks.append(f"{'#' if level == 0 else '##'} {title}\n\n" + "\n".join(f"- {line}" for line in lines))
     return "\n\n".join(blocks) + "\n"
+
+
+def card_with_decision(card: str, parts: ModelParts, notes: Sequence[str]) -> str:
+    """A card whose section on the decision tells the threshold of these parts, and the notes."""
+    blocks = card.rstrip("\n").split("\n\n## ")
+    lines = "\n".join(f"- {line}" for line in (*_decision(parts), *notes))
+    section = f"{_DECISION}\n\n{lines}"
+    if not any(block.startswith(f"{_DECISION}\n") for block in blocks):
+        return "\n\n## ".join([*blocks, section]) + "\n"
+    return "\n\n## ".join(section if block.startswith(f"{_DECISION}\n") else block for block in blocks) + "\n"
 
 
 def _purpose(config: TrialConfig) -> list[str]:

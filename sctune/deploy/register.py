@@ -6,8 +6,10 @@ model file names no folder of this machine.
 
 from __future__ import annotations
 
+import json
 import tempfile
 import warnings
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 
 CANDIDATE = "candidate"
 _DIGEST_TAG = "sctune.weights_sha256"
+_THRESHOLD_TAG = "sctune.threshold"
 _DATA = "detector"
 _PACKAGES = (
     "mlflow", "torch", "torchvision", "numpy", "scipy", "pandas", "pillow", "pydantic", "pyyaml", "safetensors",
@@ -50,30 +53,28 @@ def log_model_run(
     parts: ModelParts,
     name: str,
     timeout_s: float = 120.0,
+    again: str = "`sctune sync` tries again",
 ) -> Registered:
     """Log the model to the study's run, register it as `name` and point the alias `candidate` at it.
 
     weights: the detector's whole state as safetensors. parts.meta: study, trial, selection metrics, licence.
-    The same weights are registered once, however often this is called. Raises TrackingError with one line when
-    MLflow refuses, or has not finished within `timeout_s` seconds.
+    The same weights with the same threshold are registered once, however often this is called. Raises TrackingError
+    with one line, which ends with `again`, when MLflow refuses, or has not finished within `timeout_s` seconds.
     """
     try:
         return run_bounded(lambda: _log(tracking_uri, parent_run_id, config, weights, parts, name), timeout_s)
     except TimeoutError:
         raise TrackingError(
-            f"the best model was not registered: {safe_uri(tracking_uri)} took longer than {timeout_s:.0f} s; "
-            "`sctune sync` tries again"
+            f"the best model was not registered: {safe_uri(tracking_uri)} took longer than {timeout_s:.0f} s; {again}"
         ) from None
     except Exception as problem:  # whatever MLflow raises: the study itself is complete without it
-        raise TrackingError(
-            f"the best model was not registered: {scrub(problem, tracking_uri)}; `sctune sync` tries again"
-        ) from None
+        raise TrackingError(f"the best model was not registered: {scrub(problem, tracking_uri)}; {again}") from None
 
 
 def is_registered(tracking_uri: str, name: str, weights: Path) -> bool:
-    """Whether these weights are a version of the registered model `name`; raises MLflow's errors."""
-    digest = file_sha256(weights)
-    return _registered_already(mlflow_client(tracking_uri), registered_name(name), digest) is not None
+    """Whether these weights are a version of the registered model `name`, at any threshold; raises MLflow's errors."""
+    wanted = {_DIGEST_TAG: file_sha256(weights)}
+    return _registered_already(mlflow_client(tracking_uri), registered_name(name), wanted) is not None
 
 
 def registered_name(study: str) -> str:
@@ -128,10 +129,11 @@ def save_model(folder: Path, config: TrialConfig, weights: Path, parts: ModelPar
 
 
 def _log(uri: str, run_id: str, config: TrialConfig, weights: Path, parts: ModelParts, study: str) -> Registered:
-    client, name, digest = mlflow_client(uri), registered_name(study), file_sha256(weights)
-    found = _registered_already(client, name, digest)
+    client, name = mlflow_client(uri), registered_name(study)
+    same = {_DIGEST_TAG: file_sha256(weights), _THRESHOLD_TAG: _threshold_tag(parts)}
+    found = _registered_already(client, name, same)
     created = found is None
-    number = found if found is not None else _register(client, run_id, config, weights, parts, name, digest)
+    number = found if found is not None else _register(client, run_id, config, weights, parts, name, same)
     client.set_registered_model_alias(name, CANDIDATE, str(number))
     return Registered(name, number, f"models:/{name}@{CANDIDATE}", created)
 
@@ -143,13 +145,13 @@ def _register(
     weights: Path,
     parts: ModelParts,
     name: str,
-    digest: str,
+    same: Mapping[str, str],
 ) -> int:
     from mlflow.entities import LoggedModelOutput
 
     meta = parts.meta
     tags = {
-        _DIGEST_TAG: digest,
+        **same,
         **{key: str(meta[key]) for key in ("study", "trial", "licence") if meta.get(key) is not None},
     }
     experiment = client.get_run(run_id).info.experiment_id
@@ -176,9 +178,15 @@ def _register(
     return int(made.version)
 
 
-def _registered_already(client: MlflowClient, name: str, digest: str) -> int | None:
+def _threshold_tag(parts: ModelParts) -> str:
+    """What tells a recalibrated model from the one with the same weights."""
+    return "none" if parts.threshold is None else json.dumps(parts.threshold.to_dict(), sort_keys=True)
+
+
+def _registered_already(client: MlflowClient, name: str, wanted: Mapping[str, str]) -> int | None:
     for found in client.search_model_versions(f"name = '{name}'"):
-        if found.tags.get(_DIGEST_TAG) == digest:
+        # versions of earlier sctunes have no threshold, and no tag that says so
+        if wanted.items() <= {_THRESHOLD_TAG: "none", **found.tags}.items():
             return int(found.version)
     return None
 

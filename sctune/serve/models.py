@@ -49,7 +49,9 @@ def with_threshold(model: Model, threshold: Threshold) -> Model:
 
 def score_digest(model: Model) -> str:
     """SHA-256 of all that decides a score: the configuration and the weights, whatever device they are on."""
-    digest = hashlib.sha256(json.dumps(model.config.model_dump(), sort_keys=True, default=str).encode())
+    # without defaults, so that a field which a later sctune adds changes nothing
+    settings = model.config.model_dump(exclude_defaults=True)
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
     for name, value in sorted(model.detector.state_dict().items()):
         array = value.detach().cpu().contiguous().numpy()
         digest.update(f"{name} {array.dtype} {array.shape}".encode())

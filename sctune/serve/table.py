@@ -37,6 +37,10 @@ class Identity:
     threshold: float | None
     columns: tuple[str, ...] = COLUMNS
 
+    @property
+    def text(self) -> str:
+        return f"{self.model}, digest {self.weights[:8]}"
+
     def to_dict(self) -> dict[str, Any]:
         return {
             "format_version": FORMAT_VERSION,
@@ -208,7 +212,7 @@ def refuse_other(path: Path, identity: Identity) -> None:
         )
     way_out = f"give another --out, or remove it and {side_file(path).name}"
     if found.weights != identity.weights:
-        raise DataError(f"{path} holds scores of another model ({found.model}, not {identity.model}); {way_out}")
+        raise DataError(f"{path} holds scores of another model ({found.text}; not {identity.text}); {way_out}")
     if found.threshold != identity.threshold:
         raise DataError(f"{path} was made with the threshold {found.threshold}, not {identity.threshold}; {way_out}")
     if found.columns != identity.columns:
