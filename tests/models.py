@@ -53,6 +53,9 @@ def small_detector(config: TrialConfig) -> Detector:
         if isinstance(module, torch.nn.BatchNorm2d):
             module.momentum = None  # a plain mean over what it sees
     generator, side = torch.Generator().manual_seed(0), config.data.image_size
+    if detector.needs_references:
+        shape = (config.model.reference_count, side, side, 3)
+        detector.set_references(np.random.default_rng(1).integers(90, 150, shape, np.uint8))
     with torch.no_grad():
         for _ in range(3):
             detector(torch.randn(8, 3, side, side, generator=generator))

@@ -209,7 +209,7 @@ def _acceptance(
     study: Study, built: Built, loaded: Model, champion: Model | None, options: DeployOptions
 ) -> tuple[Step, list[str]]:
     if champion is None:
-        return Step("acceptance", True, f"there is no {options.alias} yet to be compared with"), []
+        return Step("acceptance", True, f"there is no other {options.alias} to be compared with"), []
     warnings: list[str] = []
     if options.acceptance is not None:
         data = open_dataset(options.acceptance)

@@ -136,10 +136,11 @@ def rescored_lines(found: Rescored, shown: int = 10) -> list[str]:
         error = "" if one.error is None else f" +- {one.error:.4f}"
         lines.append(f"  {one.value:.4f}  {one.difference:+.4f}{error}{' *' if one.clear else ''}  {_text(one.values)}")
     clear = sum(one.clear for one in found.variants)
+    measured = min(WITH_ERROR, len(found.variants))
     lines.append(
-        f"* differs by more than two paired standard errors ({clear} of the best {min(WITH_ERROR, len(found.variants))} "
-        f"do); {len(found.variants)} ways were tried on the same images, so the best of them is flattered: "
-        f"`sctune confirm {found.study} --rescored` tries it on fresh seeds"
+        f"* differs by more than two paired standard errors ({clear} of the best {measured} do); "
+        f"{len(found.variants)} other ways were tried on the same images, so the best of them is flattered: `sctune "
+        f"confirm {found.study} --rescored` tries it on fresh seeds"
     )
     return lines
 

@@ -8,7 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
-from sctune.train.statistics import Scores, bootstrap_interval, pooled_std, spread, weighted_auroc
+from sctune.train.statistics import (
+    Scores,
+    bootstrap_interval,
+    pooled_std,
+    seeded_difference,
+    seeded_interval,
+    spread,
+    weighted_auroc,
+)
 
 
 def make_scores(seed: int, normal: int, anomalous: int, shift: float, subset: str = "a", pool: str = "set") -> Scores:
@@ -140,3 +148,76 @@ def test_few_images_of_a_class_still_give_an_interval() -> None:
     second = Scores("set", "a", first.paths[:-2], first.labels[:-2], first.scores[:-2])
     low, high = bootstrap_interval([first, second])
     assert 0 <= low <= high <= 1
+
+
+def of_seeds(shifts: dict[int, float], start: int = 0) -> list[Scores]:
+    """A run for each seed, on the same 30 images; the seed's own draw of the scores."""
+    runs = []
+    for seed, shift in shifts.items():
+        run = make_scores(start + seed, 18, 12, shift)
+        runs.append(Scores(run.pool, run.subset, run.paths, run.labels, run.scores, seed))
+    return runs
+
+
+def test_one_seed_has_the_interval_of_its_images() -> None:
+    (run,) = of_seeds({1: 0.8})
+    found = seeded_interval([run])
+    assert (found.low, found.high) == bootstrap_interval([run])
+    assert found.value == pytest.approx(roc_auc_score(run.labels, run.scores))
+    assert (found.std, found.p) == (None, None)
+
+
+def test_seeds_are_the_outer_level() -> None:
+    """Seeds that differ widen the interval beyond that of the images; seeds that agree do not."""
+    apart, alike = of_seeds({1: 0.0, 2: 3.0, 3: 0.2, 4: 2.5}), of_seeds({1: 1.0})
+    wide = seeded_interval(apart)
+    images_only = bootstrap_interval(apart)
+    assert wide.high - wide.low > 1.5 * (images_only[1] - images_only[0])
+    same = [Scores(r.pool, r.subset, r.paths, r.labels, r.scores, seed) for seed, r in enumerate(alike * 4)]
+    narrow, single = seeded_interval(same), bootstrap_interval(alike)
+    assert (narrow.low, narrow.high) == pytest.approx(single)
+    values = [roc_auc_score(run.labels, run.scores) for run in apart]
+    assert wide.value == pytest.approx(np.mean(values)) and wide.std == pytest.approx(np.std(values))
+    assert list(wide.seeds) == [1, 2, 3, 4] and list(wide.seeds.values()) == pytest.approx(values)
+
+
+def plain_auroc(normal: np.ndarray, anomalous: np.ndarray) -> float:
+    above = anomalous[:, None] - normal[None]
+    return float(((above > 0) + 0.5 * (above == 0)).mean())
+
+
+def test_nested_interval_is_that_of_a_plain_loop() -> None:
+    """A second implementation with other random numbers: the same distribution."""
+    runs = of_seeds({1: 0.3, 2: 1.2, 3: 0.8})
+    random = np.random.default_rng(11)
+    labels = runs[0].labels
+    normal, anomalous = np.flatnonzero(labels == 0), np.flatnonzero(labels == 1)
+    means = []
+    for _ in range(3000):
+        rows = np.r_[random.choice(normal, len(normal)), random.choice(anomalous, len(anomalous))]
+        drawn = [runs[seed] for seed in random.integers(3, size=3)]
+        means.append(np.mean([plain_auroc(run.scores[rows][:18], run.scores[rows][18:]) for run in drawn]))
+    found = seeded_interval(runs, resamples=4000)
+    assert (found.low, found.high) == pytest.approx(tuple(np.percentile(means, [2.5, 97.5])), abs=0.02)
+
+
+def test_a_difference_is_paired_and_turns_its_sign() -> None:
+    better, worse = of_seeds({1: 2.0, 2: 1.8, 3: 2.2}), of_seeds({1: 0.2, 2: 0.1, 3: 0.4})
+    there, back = seeded_difference(better, worse), seeded_difference(worse, better)
+    assert there.value == pytest.approx(-back.value) and there.low == pytest.approx(-back.high)
+    assert there.low > 0 and there.p == pytest.approx(2 / 2000)
+    # noise that both share cancels: a constant added to all scores changes no order
+    shifted = [Scores(r.pool, r.subset, r.paths, r.labels, r.scores + 5, r.seed) for r in better]
+    none = seeded_difference(better, shifted)
+    assert (none.value, none.low, none.high, none.p) == (0.0, 0.0, 0.0, 1.0)
+    with pytest.raises(ValueError, match="same seeds"):
+        seeded_difference(better, worse[::-1])
+
+
+def test_folds_and_categories_count_once_each() -> None:
+    """Two folds of one category together weigh as much as the other category's one model."""
+    parts = [
+        make_scores(seed, 10, 8, shift, subset) for seed, shift, subset in ((1, 0.5, "a"), (2, 2.0, "a"), (3, 1, "b"))
+    ]
+    first, second, other = (roc_auc_score(run.labels, run.scores) for run in parts)
+    assert seeded_interval(parts).value == pytest.approx(((first + second) / 2 + other) / 2)
