@@ -97,8 +97,8 @@ class TrackingCallback:
             self._put("trial_start", number, _now_ms(), content)
 
     def shown_params(self, params: Mapping[str, Any]) -> dict[str, Any]:
-        """All parameters of a trial's run: the whole configuration, what was sampled, and short names for tables."""
-        return {**self._facts.base, **self._assignments(params), **params, **short_names(params)}
+        """All parameters of a trial's run: short names of what was sampled, then the whole configuration."""
+        return {**short_names(params), **self._facts.base, **self._assignments(params), **params}
 
     def on_report(self, number: int, report: Mapping[str, Any], timestamp_ms: int) -> None:
         """An epoch's report (EpochReport.to_dict); timestamp_ms: when this epoch was first reported."""

@@ -23,24 +23,23 @@ def study_note(name: str, rows: Sequence[Row], noise: float | None, facts: Seque
     ranked = leaderboard(rows)
     ended = [row for row in ranked if row.value is not None and row.state in ("COMPLETE", "PRUNED")]
     counts = {state: sum(row.state == state for row in rows) for state in dict.fromkeys(row.state for row in ranked)}
-    lines = [f"### {_plain(name)}", ""]
+    lines = ["No full run yet.", ""]
     if ended and ended[0].state == "COMPLETE":
-        best = ended[0]
         spread = "" if noise is None else f" &pm; {noise:.4f} (standard error over the scored images)"
-        lines += [f"**Best: trial {best.number}, {_plain(OBJECTIVE)} {best.value:.4f}**{spread}", ""]
-    else:
-        lines += ["No full run yet.", ""]
-    lines += [f"- {_plain(what)}: {_plain(text)}" for what, text in facts]
-    lines += ["- trials: " + (", ".join(f"{count} {state}" for state, count in counts.items()) or "none"), ""]
+        best = f"trial {ended[0].number}, {_plain(OBJECTIVE)} {ended[0].value:.4f}"
+        lines = [f"**Best: {best}**{spread}", ""]
     if ended:
+        # first, since the page folds a long description
         compared = [row.number for row in ended[:MOST_COMPARED]]
         lines += [
-            f"[Compare {'these' if len(compared) < len(ended) else 'the'} {len(compared)} trials]({{compare:"
+            f"[Compare {'the best' if len(compared) < len(ended) else 'the'} {len(compared)} trials]({{compare:"
             f"{','.join(map(str, compared))}}}): parallel coordinates, scatter and contour plots",
             "",
             *_table(ended[:TOP]),
             "",
         ]
+    lines += [f"- {_plain(what)}: {_plain(text)}" for what, text in facts]
+    lines += ["- trials: " + (", ".join(f"{count} {state}" for state, count in counts.items()) or "none"), ""]
     lines += [
         "```",
         f"sctune status {name}          # all trials, and what can be told apart",

@@ -1,0 +1,120 @@
+"""The commands that repeat a study, made from its manifest."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Iterable
+from typing import Any
+
+from sctune.config import TASK_FIELDS, TrialConfig, parse_assignments, read_yaml, search_defaults
+from sctune.errors import SctuneError
+from sctune.search.base import base_config
+from sctune.search.manifest import StudyManifest
+from sctune.search.options import SearchOptions
+from sctune.search.space import shipped_spaces
+
+SPACE_FILE = "space.yaml"
+"""What a space that does not come with sctune is to be saved as."""
+
+
+def search_words(manifest: StudyManifest, name: str) -> list[str]:
+    """`sctune search` with the options that make the same study under another name; each word as it is typed.
+
+    Places (study root, storage, tracking) are left out: they are this machine's.
+    """
+    space = str(manifest.space.get("name")) if is_shipped(manifest) else SPACE_FILE
+    words = ["sctune", "search", "--space", space, "--name", name, "--profile", manifest.profile]
+    for option, value in _data(manifest) + _tasks(manifest) + _search(manifest):
+        words += [option] if value is None else [option, str(value)]
+    for field, value in changed_fields(manifest).items():
+        words += ["--set", f"{field}={_written(value)}"]
+    return words
+
+
+def command(words: Iterable[str]) -> str:
+    """One line for a shell."""
+    return shlex.join(words)
+
+
+def is_shipped(manifest: StudyManifest) -> bool:
+    """Whether the study's space is one that comes with this sctune, unchanged."""
+    path = shipped_spaces().get(str(manifest.space.get("name")))
+    if path is None:
+        return False
+    content = read_yaml(path)
+    return {**content, "format_version": 1} == {**manifest.space, "format_version": 1}
+
+
+def changed_fields(manifest: StudyManifest) -> dict[str, Any]:
+    """Fields of the base configuration that profile, options and space do not give, with their values."""
+    config = manifest.trial_config()
+    found, asked = config.flat(), _expected(manifest).flat()
+    own = {*TASK_FIELDS, "data.partition_seed", "data.selection", "data.skip_corrupt", "data.n_anomalies"}
+    return {name: value for name, value in found.items() if name not in own and asked[name] != value}
+
+
+def _expected(manifest: StudyManifest) -> TrialConfig:
+    data = manifest.trial_config().data
+    options = SearchOptions(
+        setting=data.setting,
+        known_classes=() if data.known_class is None else (data.known_class,),
+        selection=data.selection,
+        n_anomalies=data.n_anomalies,
+    )
+    base = base_config(options, manifest.profile)
+    try:
+        return base.override(manifest.space.get("set", {}))
+    except SctuneError:  # only together with what the command line set
+        return base
+
+
+def _data(manifest: StudyManifest) -> list[tuple[str, Any]]:
+    data = manifest.trial_config().data
+    source = data.source
+    if source.startswith("normal=") and ";anomalous=" in source:
+        normal, _, anomalous = source.removeprefix("normal=").partition(";anomalous=")
+        found: list[tuple[str, Any]] = [("--normal", normal), ("--anomalous", anomalous)]
+    else:
+        found = [("--data", source)]
+    found += [("--category", name) for name in dict.fromkeys(task.category for task in manifest.tasks) if name]
+    return found + ([("--skip-corrupt", None)] if data.skip_corrupt else [])
+
+
+def _tasks(manifest: StudyManifest) -> list[tuple[str, Any]]:
+    data = manifest.trial_config().data
+    found: list[tuple[str, Any]] = [("--setting", data.setting)]
+    found += [("--known-class", name) for name in dict.fromkeys(task.known_class for task in manifest.tasks) if name]
+    if data.setting != "anomaly-free":
+        found.append(("--n-anomalies", data.n_anomalies))
+    seeds = ",".join(str(seed) for seed in dict.fromkeys(task.seed for task in manifest.tasks))
+    return [
+        *found,
+        ("--seeds", seeds),
+        ("--selection", data.selection),
+        ("--partition-seed", manifest.partition_seed),
+    ]
+
+
+def _search(manifest: StudyManifest) -> list[tuple[str, Any]]:
+    defaults, resources = search_defaults(manifest.profile), manifest.resources
+    found: list[tuple[str, Any]] = [
+        ("--trials", manifest.trials),
+        ("--sampler", manifest.sampler),
+        ("--sampler-seed", manifest.sampler_seed),
+        ("--scheduler", manifest.scheduler.name),
+    ]
+    if resources.gpus:
+        found.append(("--gpus-per-trial", f"{resources.gpus:g}"))
+    if resources.cpus != defaults.cpus_per_trial:
+        found.append(("--cpus-per-trial", f"{resources.cpus:g}"))
+    # how many run at a time decides which results a sampler has seen when it proposes
+    return [*found, ("--max-concurrent", resources.max_concurrent)]
+
+
+def _written(value: Any) -> str:
+    """A value as `--set` reads it back."""
+    if isinstance(value, str):
+        plain = parse_assignments([f"k={value}"])["k"] if value and "\n" not in value else None
+        return value if plain == value and isinstance(plain, str) else json.dumps(value)
+    return json.dumps(value)

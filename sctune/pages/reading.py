@@ -1,0 +1,144 @@
+"""A study as the pages show it: what was asked for, what happened, what it cost. Nothing here writes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from optuna.trial import FrozenTrial
+
+from sctune.errors import DataError
+from sctune.report import OBJECTIVE
+from sctune.search.leaderboard import TrialRow
+from sctune.search.manifest import StudyManifest
+from sctune.search.operate import Launches, running_driver
+from sctune.search.plan import selection_labels, study_splits
+from sctune.search.record import reports_of
+from sctune.search.result import StudyResult, study_result
+from sctune.search.study import Study
+from sctune.tracking.server import safe_uri
+
+STATES = ("COMPLETE", "PRUNED", "FAIL", "RUNNING", "WAITING")
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Hours of cores and GPUs that training and scoring took, and what early stopping saved of them.
+
+    saved_*: epochs that stopped trials did not run, at their own seconds per epoch; saved_share: of the epochs of all
+    ended trials (StudyResult.saved_share). epochs: run in all.
+    """
+
+    core_hours: float
+    gpu_hours: float
+    saved_core_hours: float
+    saved_gpu_hours: float
+    saved_share: float
+    epochs: int
+
+    @property
+    def unit(self) -> str:
+        """What is counted for people: GPU-hours where GPUs were used, else core-hours."""
+        return "GPU-hours" if self.gpu_hours else "core-hours"
+
+    @property
+    def hours(self) -> float:
+        return self.gpu_hours or self.core_hours
+
+    @property
+    def saved_hours(self) -> float:
+        return self.saved_gpu_hours if self.gpu_hours else self.saved_core_hours
+
+
+@dataclass(frozen=True)
+class StudyView:
+    """labels: task key -> labels of the scored images, None where the data are gone."""
+
+    study: Study
+    trials: tuple[FrozenTrial, ...]
+    result: StudyResult
+    labels: Mapping[str, Sequence[int]] | None
+    launches: Launches
+    cost: Cost
+
+    @property
+    def manifest(self) -> StudyManifest:
+        return self.study.manifest
+
+    @property
+    def name(self) -> str:
+        return self.study.name
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Trials by state, those states that occur."""
+        found = {state: sum(row.state == state for row in self.result.rows) for state in STATES}
+        return {state: count for state, count in found.items() if count}
+
+    def scores(self, number: int) -> Mapping[str, Sequence[float]]:
+        """Task key -> scores of the selection images at the trial's last epoch; empty where there are none."""
+        trial = next(trial for trial in self.trials if trial.number == number)
+        scores: Mapping[str, Sequence[float]] = trial.user_attrs.get("scores", {})
+        return scores
+
+
+def view_study(root: Path, name: str, storage: str | None = None) -> StudyView:
+    """A study as it stands now, run by a driver or not. storage: URL of the record of one that another machine began.
+
+    Raises StudyError for a missing study; where the data are gone there are no standard errors, and a note says so.
+    """
+    study = Study.open(root, name, storage)
+    driver = running_driver(study)
+    notes: list[str] = []
+    labels = None
+    try:
+        labels = selection_labels(study.manifest, study_splits(study.manifest))
+    except DataError as problem:
+        notes.append(f"no standard errors: {problem}")
+    try:
+        trials = tuple(study.record.load())
+    finally:
+        study.record.close()
+    seconds = sum(launch.seconds or 0.0 for launch in study.manifest.launches)
+    uri = safe_uri(study.manifest.tracking_uri)
+    result = study_result(study, trials, labels, seconds, tracking_uri=uri, notes=notes)
+    launches = Launches(study.manifest.launches, driver)
+    return StudyView(study, trials, result, labels, launches, cost_of(study.manifest, trials, result.saved_share))
+
+
+def cost_of(manifest: StudyManifest, trials: Sequence[FrozenTrial], saved_share: float) -> Cost:
+    """What the reports' own seconds come to with a trial's share of the machine."""
+    epochs = manifest.trial_config().budget.epochs
+    spent = saved = 0.0
+    run = 0
+    for trial in trials:
+        seconds = [float(report["metrics"].get("seconds", 0.0)) for report in reports_of(trial).values()]
+        spent += sum(seconds)
+        run += len(seconds)
+        if trial.state.name == "PRUNED" and seconds:
+            saved += max(0, epochs - len(seconds)) * sum(seconds) / len(seconds)
+    cores, gpus = manifest.resources.cpus / 3600, manifest.resources.gpus / 3600
+    return Cost(cores * spent, gpus * spent, cores * saved, gpus * saved, saved_share, run)
+
+
+def ranked(view: StudyView) -> list[TrialRow]:
+    """Full runs, best first."""
+    full = [row for row in view.result.rows if row.state == "COMPLETE" and row.value is not None]
+    return sorted(full, key=lambda row: (-(row.value or 0.0), row.number))
+
+
+def figure(value: Any) -> str:
+    """A value of the configuration for people: numbers to six digits."""
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def value_text(value: float | None, noise: float | None) -> str:
+    """0.6771 +- 0.0785; a dash where there is no value."""
+    if value is None:
+        return "-"
+    return f"{value:.4f}" if noise is None else f"{value:.4f} +- {noise:.4f}"
+
+
+__all__ = ["OBJECTIVE", "Cost", "StudyView", "cost_of", "figure", "ranked", "value_text", "view_study"]

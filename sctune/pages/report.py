@@ -1,0 +1,153 @@
+"""`sctune report`: one study as one page that needs no network; most of it can be read without JavaScript."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from sctune.pages import sections
+from sctune.pages.confirmed import confirm_section, looks_section
+from sctune.pages.figures import Drawing, study_drawings
+from sctune.pages.files import replaced
+from sctune.pages.html import Html, joined, missing, picture, safe, script_json, section, tag
+from sctune.pages.reading import StudyView, view_study
+from sctune.tracking.plots import search_picture
+
+FORMAT_VERSION = 1
+
+DRAW = """
+document.querySelectorAll("script.figure").forEach(function (source) {
+  var place = document.getElementById("plot-" + source.dataset.name);
+  var figure = JSON.parse(source.textContent);
+  Plotly.newPlot(place, figure.data, figure.layout, {responsive: true, displaylogo: false});
+});
+window.addEventListener("beforeprint", function () {
+  document.querySelectorAll(".plot").forEach(function (place) { Plotly.Plots.resize(place); });
+});
+"""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was written. left_out: part -> why it could not be made."""
+
+    study: str
+    path: Path
+    size: int
+    left_out: dict[str, str]
+    warnings: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON document of `--json`."""
+        return {
+            "format_version": FORMAT_VERSION,
+            "study": self.study,
+            "path": str(self.path),
+            "bytes": self.size,
+            "left_out": self.left_out,
+            "warnings": list(self.warnings),
+        }
+
+
+def write_report(root: Path, name: str, path: Path, storage: str | None = None) -> Report:
+    """Write the report of a study as it stands; the file is replaced at once.
+
+    storage: URL of the record of a study that another machine began. Raises StudyError for a missing study,
+    ConfigError where the file cannot be written. What cannot be shown says why in its place.
+    """
+    view = view_study(root, name, storage)
+    drawings = study_drawings(view.manifest, view.trials, view.result.rows)
+    text = page(view, drawings, datetime.now(UTC).isoformat(timespec="seconds"))
+    replaced(path.parent, {path.name: lambda staged: _write(staged, text)}, "--out")
+    left_out = {one.name: one.reason for one in drawings if one.reason is not None}
+    return Report(view.name, path, path.stat().st_size, left_out, view.result.notes)
+
+
+def page(view: StudyView, drawings: Sequence[Drawing], made: str) -> str:
+    """The whole document; made: when, for its foot."""
+    from plotly.offline import get_plotlyjs
+
+    drawn = {one.name: one for one in drawings}
+    parts: list[tuple[str, str, Html]] = [
+        ("summary", "Summary", joined([sections.summary(view), _static(view)])),
+        ("history", "History", _figure(drawn["history"])),
+        ("rungs", "Rungs", sections.rung_table(view)),
+        ("curves", "Learning curves", _figure(drawn["curves"])),
+        ("importance", "Parameter importance", _figure(drawn["importance"])),
+        ("slice", "Slice", _figure(drawn["slice"])),
+        ("contour", "Contour", _figure(drawn["contour"])),
+        ("parallel", "Parallel coordinates", _figure(drawn["parallel"])),
+        ("leaderboard", "Leaderboard", sections.leaderboard_table(view)),
+        ("confirm", "Confirmation", confirm_section(view.study)),
+        ("looks", "Looks at the test images", looks_section(view.study)),
+        ("gallery", "Gallery", sections.gallery(view)),
+        ("cost", "Cost", sections.cost(view)),
+        ("repeat", "Repeat it", sections.repeat(view)),
+        ("setup", "What was asked for", sections.setup(view)),
+    ]
+    links = [Html(f'<a href="#{anchor}">{safe(title)}</a>') for anchor, title, _ in parts]
+    body = [
+        sections.header(view),
+        tag("nav", *links),
+        *(section(anchor, title, content) for anchor, title, content in parts),
+        tag("p", f"Made by sctune at {made}.", kind="soft"),
+    ]
+    any_drawn = any(one.json is not None for one in drawings)
+    scripts = [Html(f"<script>{get_plotlyjs()}</script>"), Html(f"<script>{DRAW}</script>")] if any_drawn else []
+    css = files("sctune.pages").joinpath("report.css").read_text(encoding="utf-8")
+    head = [
+        Html('<meta charset="utf-8">'),
+        # nothing is fetched, whatever stands in the page
+        Html(
+            '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data: blob:; '
+            "style-src 'unsafe-inline'; script-src 'unsafe-inline'; font-src data:\">"
+        ),
+        Html('<meta name="viewport" content="width=device-width, initial-scale=1">'),
+        Html('<link rel="icon" href="data:,">'),
+        tag("title", f"sctune: study {view.name}"),
+        Html(f"<style>{css}</style>"),
+    ]
+    main = tag("main", joined(body))
+    return (
+        f'<!doctype html>\n<html lang="en"><head>{joined(head)}</head>\n<body>{main}\n{joined(scripts)}</body></html>\n'
+    )
+
+
+def _figure(one: Drawing) -> Html:
+    if one.json is None:
+        return missing(one.reason)
+    return joined(
+        [
+            Html(f'<div class="plot" id="plot-{one.name}" style="height:{one.height}px"></div>'),
+            Html(f'<script type="application/json" class="figure" data-name="{one.name}">'),
+            script_json(_checked(one.json)),
+            Html("</script>"),
+            Html("<noscript>"),
+            missing("this figure needs JavaScript; the summary has a still one"),
+            Html("</noscript>"),
+        ]
+    )
+
+
+def _checked(text: str) -> str:
+    # one line, and nothing that JSON.parse refuses
+    return json.dumps(json.loads(text), allow_nan=False)
+
+
+def _static(view: StudyView) -> Html:
+    """Values and curves as a picture, for paper and for browsers without JavaScript."""
+    if not view.result.rows:
+        return missing("the study has no trial yet")
+    with tempfile.TemporaryDirectory() as folder:
+        made = search_picture(view.result.rows, Path(folder) / "search.png")
+        return picture(made, "Value of each trial, and all learning curves.", "Value of each trial and learning curves")
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
