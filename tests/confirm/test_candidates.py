@@ -1,0 +1,105 @@
+"""What is trained again: the best full runs, each configuration once, and the paper's default."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sctune.config import TrialConfig, load_profile
+from sctune.confirm.candidates import best_candidates, reference, variant_space
+from sctune.confirm.plan import confirm_name, fresh_seeds, sibling
+from sctune.errors import StudyError
+from sctune.search.leaderboard import TrialRow
+from sctune.search.manifest import SelectionSpec, StudyManifest
+from tests.builders import ANYWHERE, FLAT, make_manifest, make_space
+
+
+def row(number: int, value: float | None, state: str = "COMPLETE", **params: Any) -> TrialRow:
+    named = {name.replace("__", "."): value for name, value in params.items()}
+    return TrialRow(number, state, named, {1: value or 0.0}, value, None, None, None)
+
+
+@pytest.fixture
+def manifest(tmp_path: Path) -> StudyManifest:
+    return make_manifest(make_space(tmp_path, parameters=FLAT, set=ANYWHERE))
+
+
+ROWS = [
+    row(5, 0.9, augment__threshold=0.3, model__patch_count=3),
+    row(2, 0.8, augment__threshold=0.3, model__patch_count=3),
+    row(1, 0.7, augment__threshold=0.6, model__patch_count=2),
+    row(3, 0.95, "PRUNED", augment__threshold=0.5, model__patch_count=2),
+    row(4, None, "FAIL", augment__threshold=0.7, model__patch_count=2),
+]
+
+
+def test_full_runs_only_and_each_configuration_once(manifest: StudyManifest) -> None:
+    found = best_candidates(manifest, ROWS, 3)
+    assert [(one.name, one.trial, one.value) for one in found] == [("trial-5", 5, 0.9), ("trial-1", 1, 0.7)]
+    assert found[0].fields == {"augment.threshold": 0.3, "model.patch_count": 3}
+    assert [one.trial for one in best_candidates(manifest, ROWS, 1)] == [5]
+
+
+def test_nothing_to_confirm(manifest: StudyManifest) -> None:
+    with pytest.raises(StudyError, match="no full run to confirm"):
+        best_candidates(manifest, ROWS[3:], 3)
+    looked = manifest.model_copy(update={"selection": SelectionSpec(mode="test")})
+    with pytest.raises(StudyError, match="selects on its test images"):
+        best_candidates(looked, ROWS, 3)
+
+
+def test_the_reference_is_the_papers_where_it_can_be(manifest: StudyManifest) -> None:
+    default, notes = reference(manifest, best_candidates(manifest, ROWS, 3))
+    paper = TrialConfig()
+    assert default is not None and (default.name, default.trial) == ("reference", None)
+    # on 160 px at stride 16 the paper's four patches on the diagonal fit
+    assert default.fields == {
+        "augment.threshold": paper.augment.threshold,
+        "model.patch_count": paper.model.patch_count,
+        "model.patch_place": "diag",
+    }
+    assert notes == []
+
+
+def test_what_the_space_fixes_stays_where_the_papers_does_not_fit(tmp_path: Path) -> None:
+    # the maps of 64 px hold three positions on the diagonal
+    varied = {"augment.threshold": FLAT["augment.threshold"]}
+    manifest = make_manifest(make_space(tmp_path, load_profile("smoke"), parameters=varied, set=ANYWHERE))
+    default, notes = reference(manifest, [])
+    assert default is not None and set(default.fields) == {"augment.threshold"}
+    assert len(notes) == 1 and "keeps what the space fixes" in notes[0]
+
+
+def test_a_candidate_that_is_the_papers_needs_no_reference(tmp_path: Path) -> None:
+    manifest = make_manifest(make_space(tmp_path, parameters={"augment.threshold": FLAT["augment.threshold"]}))
+    chosen = best_candidates(manifest, [row(7, 0.8, augment__threshold=0.4)], 1)
+    default, notes = reference(manifest, chosen)
+    assert default is None and "among the candidates: trial-7" in notes[0]
+
+
+def test_each_variant_is_the_trials_configuration(manifest: StudyManifest) -> None:
+    chosen = best_candidates(manifest, ROWS, 3)
+    default, _ = reference(manifest, chosen)
+    assert default is not None
+    space = variant_space(manifest, [*chosen, default])
+    assert space.size() == 3 and space.is_grid
+    for one, params in zip(chosen, ({"augment.threshold": 0.3, "model.patch_count": 3}, ROWS[2].params), strict=True):
+        ours, theirs = space.config({"variant": one.name}).flat(), manifest.config_of(params).flat()
+        changed = {name for name in ours if ours[name] != theirs[name]}
+        assert changed <= {"data.selection"}
+    assert space.config({"variant": "reference"}).model.patch_place == "diag"
+    assert space.base.data.selection == manifest.selection.mode
+
+
+def test_seeds_are_new() -> None:
+    assert fresh_seeds([42], 3) == (1001, 1002, 1003)
+    assert fresh_seeds([1001, 1003, 7], 3) == (1002, 1004, 1005)
+
+
+def test_names_and_places() -> None:
+    assert confirm_name("s", 1) == "s-confirm" and confirm_name("s", 3) == "s-confirm-3"
+    assert len(confirm_name("x" * 80, 2)) == 80
+    assert sibling("/a/b/study", "s-confirm") == "/a/b/s-confirm"
+    assert sibling("s3://bucket/x/study?region=eu", "n") == "s3://bucket/x/n?region=eu"
