@@ -121,9 +121,10 @@ def monitor(model: Model, rows: Iterable[Row]) -> Watched:
     good = [row for row in every if row["score"] is not None]
     if not good:
         raise DataError(f"none of {len(every)} images has a score; there is nothing to compare")
-    lacking = [name for name in (*COMPARED, "width", "height") if any(row[name] is None for row in good)]
-    if lacking:
-        raise DataError(f"{good[0]['path']} and others have no {lacking[0]}; give a table of `sctune predict`")
+    for row in good:
+        lacking = [name for name in (*COMPARED, "width", "height") if row[name] is None]
+        if lacking:
+            raise DataError(f"{row['path']} has a score and no {lacking[0]}; give a table of `sctune predict`")
     scores = [row["score"] for row in good]
     return Watched(
         model=model.name,
@@ -199,7 +200,7 @@ def monitor_lines(found: Watched) -> list[str]:
             f"{_mark(rates.alarm)} called anomalous: {rates.above}; {rates.source} at most {100 * rates.promised:.2g} %"
         )
     if found.failed:
-        lines.append(f"   {found.failed} images have no score and were left out")
+        lines.append(f"   without a score, and left out: {found.failed}")
     return [*lines, *advice(found)]
 
 

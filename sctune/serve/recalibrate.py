@@ -201,9 +201,9 @@ def outcome_lines(outcome: Outcome) -> list[str]:
     if made.above_old is not None:
         lines.append(f"above the threshold until now: {made.above_old} of these images")
     if made.failed:
-        lines.append(f"{made.failed} images could not be scored and were left out")
+        lines.append(f"left out, since they could not be scored: {made.failed}")
     if made.known:
-        lines.append(f"{made.known} images were left out: the model was made from them, and scores them too low")
+        lines.append(f"left out, since the model was made from them and scores them too low: {made.known}")
     if outcome.folder is not None:
         lines.append(f"written: {outcome.folder}")
     if registered is not None:
