@@ -46,7 +46,7 @@ def predict(
     """Score images: a row for each, also for a file that is none. The same command again goes on where it ended."""
     from sctune.serve.inputs import list_inputs
     from sctune.serve.models import opened
-    from sctune.serve.predict import predict_to_file
+    from sctune.serve.predict import predict_to_file, refuse_inside
     from sctune.serve.stopping import stop_asked
     from sctune.serve.table import check_name
 
@@ -56,6 +56,8 @@ def predict(
     elif as_json:
         raise ConfigError("--json without --out: the rows go to stdout then; give --out")
     folder = None if heat_maps is None else heat_maps.expanduser().absolute()
+    if folder is not None:
+        refuse_inside(folder, paths)
     images = list_inputs(paths)
     chosen = opened(model, tracking_uri, device, threshold, false_alarm_rate)
     if out is None:
@@ -96,7 +98,7 @@ def evaluate(
         refuse_folder(folder)
     images = open_labelled(data, category)
     chosen = opened(model, tracking_uri, device, threshold, false_alarm_rate)
-    with _bar() as told:
+    with _whole(), _bar() as told:
         found = measure(chosen, images, unseen_only, lambda done, total: told(Progress(done, total)))
     say([f"warning: {line}" for line in found.warnings])
     files = [] if folder is None else write_evaluation(found, folder)
@@ -127,7 +129,7 @@ def monitor(
     if is_table:
         rows += rows_of_table(chosen, table)
     else:
-        with _bar() as told:
+        with _whole(), _bar() as told:
             for chunk in predicted_rows(chosen, images):
                 rows += chunk
                 told(Progress(len(rows), len(images)))
@@ -160,7 +162,7 @@ def recalibrate(
     folder = None if out is None else out.expanduser().absolute()
     wish = Wish(false_alarm_rate, folder, register or promote, promote, tracking_uri, device)
     images = list_inputs(places)
-    with _bar() as told:
+    with _whole(), _bar() as told:
         outcome = run_recalibration(
             model, images, ", ".join(places), wish, lambda done, total: told(Progress(done, total))
         )
@@ -199,6 +201,17 @@ def _counted(counts: Counts, place: str) -> str:
     if counts.failed:
         words.append(f"{counts.failed} failed, see their column error")
     return f"{counts.rows} images in {place}: {', '.join(words)}"
+
+
+@contextmanager
+def _whole() -> Iterator[None]:
+    """What is interrupted in the block ends with one line: nothing of it is kept."""
+    from sctune.serve.stopping import StoppedPredictionError
+
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise StoppedPredictionError("stopped; nothing was written, the same command begins anew") from None
 
 
 @contextmanager

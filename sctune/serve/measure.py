@@ -101,12 +101,19 @@ def _f1(found: int, escaped: int, alarms: int, passed: int) -> dict[str, float] 
 def _ap_se(truth: np.ndarray, values: np.ndarray) -> float:
     draws = np.random.default_rng(0)
     normal, anomalous = values[truth == 0], values[truth == 1]
-    labels = np.r_[np.zeros(len(normal), int), np.ones(len(anomalous), int)]
     found = [
-        average_precision(labels, np.r_[draws.choice(normal, len(normal)), draws.choice(anomalous, len(anomalous))])
-        for _ in range(RESAMPLES)
+        _precision(draws.choice(normal, len(normal)), draws.choice(anomalous, len(anomalous))) for _ in range(RESAMPLES)
     ]
     return float(np.std(found, ddof=1))
+
+
+def _precision(normal: np.ndarray, anomalous: np.ndarray) -> float:
+    """Average precision of the scores of both classes; a twentieth of scikit-learn's time, which resampling needs."""
+    thresholds, counts = np.unique(anomalous, return_counts=True)
+    hits = len(anomalous) - np.searchsorted(np.sort(anomalous), thresholds, side="left")
+    alarms = len(normal) - np.searchsorted(np.sort(normal), thresholds, side="left")
+    # recall grows only where an anomaly is, by one step for each distinct score
+    return float((counts * hits / (hits + alarms)).sum() / len(anomalous))
 
 
 def _number(value: float, se: float) -> dict[str, float]:

@@ -11,6 +11,7 @@ from threading import Event
 from typing import Any
 
 from sctune.deploy.model import Model, heat_map_png
+from sctune.errors import ConfigError
 from sctune.serve.inputs import Scored, scored, shown
 from sctune.serve.models import score_digest
 from sctune.serve.stopping import StoppedPredictionError
@@ -64,6 +65,14 @@ def predict_to_file(
                     f"stopped after {there} of {len(paths)} images; the same command goes on behind the rows in {out}"
                 )
         return Predicted(table.counts, earlier, len(paths))
+
+
+def refuse_inside(folder: Path, places: Sequence[str]) -> None:
+    """Raises ConfigError for a folder of heat maps below one of images: the next run would score them too."""
+    for place in places:
+        above = Path(place).expanduser().absolute()
+        if folder.is_relative_to(above):
+            raise ConfigError(f"--heat-maps {folder} lies in {above}, whose images are scored; give a folder elsewhere")
 
 
 def predicted_rows(model: Model, paths: Iterable[str], heat_maps: Path | None = None) -> Iterator[list[Row]]:

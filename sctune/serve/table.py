@@ -174,8 +174,10 @@ def appending(path: Path, identity: Identity) -> Iterator[Table]:
     with stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             raise DataError(f"another command is writing {path}; wait for it, or give another --out") from None
+        except OSError:  # a network file system without locks
+            pass
         stream.seek(0)
         table = Table(path, stream, identity)
         _write_identity(path, identity)

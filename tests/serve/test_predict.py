@@ -354,6 +354,10 @@ def test_a_second_signal_ends_it_at_once() -> None:
         (["images", "--out", "o.txt"], "ends in .csv or .jsonl"),
         (["nowhere"], "there is no file or folder nowhere"),
         (["images", "--json"], "--json without --out"),
+        (
+            ["images", "--out", "o.csv", "--heat-maps", "images/maps"],
+            "whose images are scored; give a folder elsewhere",
+        ),
         (["images", "--threshold", "1", "--false-alarm-rate", "0.1"], "give one of them"),
         (["images", "--out", "images/left/00.png/o.csv"], "cannot write"),
     ],
