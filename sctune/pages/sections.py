@@ -115,7 +115,7 @@ def leaderboard_table(view: StudyView) -> Html:
         )
         for place, row in enumerate(rows, 1)
     ]
-    return table(head, cells)
+    return table(head, cells, kind="trials")
 
 
 def gallery(view: StudyView) -> Html:

@@ -1,0 +1,310 @@
+"""`sctune report` in a headless Chromium: whole without a network, safe whatever people named, and honest."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from optuna.trial import TrialState
+from PIL import Image
+from typer.testing import CliRunner
+
+from sctune.cli import app
+from sctune.config import TrialConfig
+from sctune.errors import ConfigError, StudyError
+from sctune.pages.commands import changed_fields, is_shipped, search_words
+from sctune.pages.report import write_report
+from sctune.pages.rungs import rungs
+from sctune.search.delivery import WEIGHTS, write_model
+from sctune.search.leaderboard import leaderboard
+from sctune.search.manifest import DataSpec, SelectionSpec
+from sctune.search.options import SearchOptions
+from sctune.search.plan import make_plan
+from sctune.search.study import Study
+from tests.pages.studies import drawn_scores, make_study, record_trial
+
+CHROMIUM = Path("/usr/bin/chromium")
+PARTS = (
+    "summary", "history", "rungs", "curves", "importance", "slice", "contour", "parallel", "leaderboard", "confirm",
+    "looks", "gallery", "cost", "repeat", "setup",
+)  # fmt: skip
+FIGURES = ("history", "curves", "importance", "slice", "contour", "parallel")
+EVIL = "</script><script>window.hit = 1</script><img src=x onerror='window.hit = 1'>&amp;\"'"
+
+
+class Browser:
+    """A page that remembers what went wrong and what it asked the network for."""
+
+    def __init__(self, page: Any) -> None:
+        self.page, self.errors, self.requests = page, [], []
+        page.on("console", lambda line: self.errors.append(line.text) if line.type in ("error", "warning") else None)
+        page.on("pageerror", lambda problem: self.errors.append(str(problem)))
+        page.on("request", lambda request: self.requests.append(request.url))
+
+    def open(self, path: Path) -> Any:
+        self.errors.clear()
+        self.requests.clear()
+        self.page.goto(path.as_uri())
+        self.page.wait_for_load_state("load")
+        return self.page
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    if not CHROMIUM.is_file():
+        pytest.skip(f"no {CHROMIUM}; apt-get install chromium")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def browser(chromium: Any) -> Iterator[Browser]:
+    page = chromium.new_page(viewport={"width": 1200, "height": 900})
+    yield Browser(page)
+    page.close()
+
+
+def filled(study: Study, full: int = 4) -> Study:
+    for number in range(full + 2):
+        state = TrialState.COMPLETE if number < full else TrialState.PRUNED
+        params = {"augment.threshold": 0.2 + number / 10, "optim.lr": 10 ** (-4 + number / 4)}
+        scores = drawn_scores(study, 0.5 + number / 3, number)
+        record_trial(study, number, state, params, 2 if number < full else 1, scores)
+    return study
+
+
+def written(study: Study) -> Path:
+    path = study.folder.parent / f"{study.name}.html"
+    write_report(study.folder.parent, study.name, path)
+    return path
+
+
+def add_pictures(study: Study, trial: int) -> None:
+    best = study.folder / "best"
+    best.mkdir()
+    for name in ("pseudo_anomalies.png", "roc.png", "scores.png"):
+        Image.fromarray(np.full((20, 30, 3), 90, np.uint8)).save(best / name)
+    (best / WEIGHTS).write_bytes(b"weights")
+    write_model(study, {"trial": trial})
+
+
+def test_the_whole_page_opens_without_errors_and_without_a_network(
+    tmp_path: Path, tiny: TrialConfig, browser: Browser
+) -> None:
+    study = filled(make_study(tmp_path, tiny))
+    add_pictures(study, 3)
+    (study.folder / "figures").mkdir()
+    Image.fromarray(np.zeros((9, 9), np.uint8)).save(study.folder / "figures" / "trial-0003-gallery.png")
+    Image.fromarray(np.zeros((9, 9), np.uint8)).save(study.folder / "figures" / "trial-0003-test-gallery.png")
+    path = written(study)
+    page = browser.open(path)
+    for name in FIGURES:
+        page.wait_for_selector(f"#plot-{name} .main-svg")
+    assert browser.errors == []
+    assert [url for url in browser.requests if not url.startswith(("data:", "blob:"))] == [path.as_uri()]
+    assert page.eval_on_selector_all("section", "all => all.map(one => one.id)") == list(PARTS)
+    assert page.locator("#leaderboard tbody tr").count() == 6
+    # three of the best trial, one by `sctune figures`; none with test images
+    assert page.locator("#gallery img").count() == 4
+    assert page.eval_on_selector_all("img", "all => all.every(one => one.naturalWidth > 0)")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 1200
+    text = path.read_text(encoding="utf-8")
+    assert 'src="http' not in text and "Stripes by nobody" in page.inner_text("#gallery")
+    assert "not distinguishable" in page.inner_text("#summary")
+
+
+def test_it_can_be_read_without_javascript(tmp_path: Path, tiny: TrialConfig, chromium: Any) -> None:
+    path = written(filled(make_study(tmp_path, tiny)))
+    context = chromium.new_context(java_script_enabled=False)
+    page = context.new_page()
+    page.goto(path.as_uri())
+    assert page.locator("#summary img").count() == 1
+    assert page.locator("noscript .missing").count() == len(FIGURES)
+    assert "core-hours" in page.inner_text("#cost") and "sctune search" in page.inner_text("#repeat")
+    context.close()
+
+
+def test_nothing_that_people_named_becomes_part_of_the_page(
+    tmp_path: Path, tiny: TrialConfig, browser: Browser
+) -> None:
+    space = {
+        "name": EVIL,
+        "description": EVIL,
+        "parameters": {"optim.lr": {"type": "float", "low": 1e-5, "high": 1e-2}},
+        "variants": {"evil": {"augment.kind": "saliencycut"}, "plain": {"augment.kind": "cutmix"}},
+    }
+    data = DataSpec(name=EVIL, digest=EVIL, licence=EVIL, attribution=EVIL)
+    chosen = SelectionSpec(mode="extra", reason=EVIL)
+    study = make_study(tmp_path, tiny, space=space, data=data, selection=chosen, versions={EVIL: EVIL})
+    for number, variant in enumerate(("evil", "plain", "evil")):
+        params = {"variant": variant, "optim.lr": 1e-3 + number / 1000}
+        record_trial(study, number, TrialState.COMPLETE, params, 2, drawn_scores(study, 1.0, number))
+    failure = {"kind": EVIL, "message": EVIL, "traceback": EVIL}
+    record_trial(study, 3, TrialState.FAIL, {"variant": "evil", "optim.lr": 5e-3}, 1, failure=failure)
+    add_pictures(study, 2)
+    page = browser.open(written(study))
+    page.wait_for_selector("#plot-parallel .main-svg")
+    page.wait_for_selector("#plot-slice .main-svg")
+    assert page.evaluate("window.hit") is None
+    assert browser.errors == []
+    assert page.locator("img[src=x]").count() == 0 and page.locator("script").count() == 2 + 6
+    assert EVIL in page.inner_text("#leaderboard")
+    assert EVIL in page.inner_text("#summary"), "the failure is told word by word"
+
+
+def empty(study: Study) -> None:
+    pass
+
+
+def single(study: Study) -> None:
+    record_trial(study, 0, TrialState.COMPLETE, {"augment.threshold": 0.3, "optim.lr": 1e-3}, 2, drawn_scores(study, 1))
+
+
+def pruned(study: Study) -> None:
+    for number in range(3):
+        params = {"augment.threshold": 0.3 + number / 10, "optim.lr": 1e-3}
+        record_trial(study, number, TrialState.PRUNED, params, 1, drawn_scores(study, number, number))
+
+
+def failed(study: Study) -> None:
+    failure = {"kind": "NonFiniteError", "message": "loss is nan", "traceback": "..."}
+    for number in range(2):
+        params = {"augment.threshold": 0.3 + number / 10, "optim.lr": 1e-3}
+        record_trial(study, number, TrialState.FAIL, params, number, failure=failure)
+
+
+def unfinished(study: Study) -> None:
+    record_trial(study, 0, TrialState.RUNNING, {"augment.threshold": 0.3, "optim.lr": 1e-3}, 1, drawn_scores(study, 1))
+
+
+CASES: dict[str, tuple[Callable[[Study], None], set[str], str]] = {
+    "empty": (empty, set(FIGURES), "no trial has run to the end"),
+    "single": (single, {"importance", "contour"}, "the only full run"),
+    "pruned": (pruned, set(FIGURES) - {"curves"}, "no trial has run to the end"),
+    "failed": (failed, set(FIGURES) - {"curves"}, "every trial failed"),
+    "unfinished": (unfinished, set(FIGURES) - {"curves"}, "no trial has run to the end"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_cannot_be_shown_says_why(case: str, tmp_path: Path, tiny: TrialConfig, browser: Browser) -> None:
+    fill, left_out, text = CASES[case]
+    study = make_study(tmp_path, tiny)
+    fill(study)
+    made = write_report(tmp_path, study.name, tmp_path / "r.html")
+    assert set(made.left_out) == left_out and all(made.left_out.values())
+    page = browser.open(made.path)
+    for name in set(FIGURES) - left_out:
+        page.wait_for_selector(f"#plot-{name} .main-svg")
+    assert browser.errors == []
+    for name in left_out:
+        assert page.inner_text(f"#{name} .missing").startswith("Not shown: ")
+    assert text in page.inner_text("#summary")
+    assert "has not been confirmed" in page.inner_text("#confirm")
+    assert "0 looks" in page.inner_text("#looks")
+
+
+def test_rungs_count_who_came_how_far(tmp_path: Path, tiny: TrialConfig) -> None:
+    study = make_study(tmp_path, tiny.override({"budget.epochs": 6}))
+    reached = {0: 6, 1: 1, 2: 2, 3: 4, 4: 1, 5: 3}
+    for number, epochs in reached.items():
+        state = TrialState.COMPLETE if epochs == 6 else TrialState.FAIL if number == 5 else TrialState.PRUNED
+        params = {"augment.threshold": 0.2 + number / 10, "optim.lr": 1e-3}
+        record_trial(study, number, state, params, epochs, failure={} if state is TrialState.FAIL else None)
+    found = rungs(study.manifest, leaderboard(study.record.load()))
+    assert [(one.epoch, one.reached, one.stopped) for one in found] == [
+        (1, 6, (1, 4)), (2, 4, (2,)), (4, 2, (3,)), (6, 1, ()),
+    ]  # fmt: skip
+
+
+def test_the_file_is_replaced_at_once_or_not_at_all(tmp_path: Path, tiny: TrialConfig) -> None:
+    study = make_study(tmp_path / "studies", tiny)
+    path = tmp_path / "out" / "r.html"
+    path.parent.mkdir()
+    path.write_text("before")
+    with pytest.raises(StudyError):
+        write_report(tmp_path / "studies", "none", path)
+    assert path.read_text() == "before"
+    write_report(tmp_path / "studies", study.name, path)
+    assert path.read_text(encoding="utf-8").startswith("<!doctype html>")
+    assert [one.name for one in path.parent.iterdir()] == ["r.html"]
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="cannot write to"):
+        write_report(tmp_path / "studies", study.name, tmp_path / "file" / "r.html")
+    words = ["report", study.name, "--out", "r.txt", "--study-root", str(tmp_path / "studies")]
+    with pytest.raises(ConfigError, match=r"ends in \.html"):
+        CliRunner().invoke(app, words, catch_exceptions=False)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--space", "threshold_patch", "--trials", "7", "--seeds", "3,4", "--set", "budget.epochs=3"],
+        pytest.param(
+            ["--space", "full", "--setting", "anomaly-free", "--sampler", "random", "--scheduler", "none"],
+            marks=pytest.mark.slow,
+        ),
+        ["--space", "OWN", "--set", "optim.lr=0.01", "--set", "model.weights=random", "--partition-seed", "2"],
+        pytest.param(
+            ["--space", "threshold_patch", "--method", "saliencycut", "--n-anomalies", "all", "--selection", "seen"],
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            ["--space", "threshold_patch", "--setting", "hard", "--known-class", "spot", "--skip-corrupt"],
+            marks=pytest.mark.slow,
+        ),
+    ],
+    ids=["seeds", "anomaly-free", "own-space", "method", "hard"],
+)
+def test_the_printed_command_makes_the_same_study(
+    words: list[str], tmp_path: Path, image_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = tmp_path / "space.yaml"
+    own.write_text("name: own\nparameters:\n  augment.threshold: {type: float, low: 0.1, high: 0.9}\n")
+    monkeypatch.chdir(tmp_path)
+    words = [str(own) if word == "OWN" else word for word in words]
+    asked = ["search", "--profile", "smoke", "--data", str(image_folder), *words]
+    first = planned(asked, monkeypatch)
+    printed = search_words(first, "again")
+    assert printed[0] == "sctune"
+    again = planned(printed[1:], monkeypatch)
+    same = ("config", "tasks", "space", "sampler", "sampler_seed", "scheduler", "trials", "selection", "profile",
+            "partition_seed", "splits")  # fmt: skip
+    for field in same:
+        assert getattr(again, field) == getattr(first, field), field
+    assert is_shipped(first) == (words[1] != str(own))
+    assert "model.patch_place" not in changed_fields(first), "the space sets it"
+
+
+def planned(words: list[str], monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The manifest of what a command line asks for; nothing is started."""
+    asked: list[SearchOptions] = []
+
+    class StoppedError(Exception):
+        pass
+
+    def take(options: SearchOptions) -> None:
+        asked.append(options)
+        raise StoppedError
+
+    monkeypatch.setattr("sctune.search.dryrun.dry_run", take)
+    with pytest.raises(StoppedError):
+        CliRunner().invoke(app, [*words, "--dry-run"], catch_exceptions=False)
+    manifest = make_plan(asked[0], has_gpu=False).manifest
+    resources = manifest.resources.model_copy(update={"max_concurrent": 2, "asked_concurrent": None})
+    return manifest.model_copy(update={"resources": resources})
+
+
+def test_a_command_with_strange_words_is_quoted(tmp_path: Path, tiny: TrialConfig) -> None:
+    from sctune.pages.commands import command
+
+    line = command(search_words(make_study(tmp_path, tiny).manifest, "a b"))
+    assert "--name 'a b'" in line and re.match(r"sctune search --space space\.yaml ", line)
