@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 from sctune.deploy.locate import model_folder, open_model
@@ -71,26 +73,32 @@ def serve_on_ray(asked: Asked, cluster: str, replicas: int, told: Callable[[str]
             files = packed(folder)
     prepare_environment()
     import ray
+    from ray import serve
 
     connect(None if own else cluster)
     try:
-        for warning in exposure(None if own else cluster):
-            told(warning)
-        _run(asked, access, address, files, replicas)
-        told(line(model, address, url(asked.host, asked.port), access))
+        # after connecting, which sets handlers of its own; Serve's processes outlive a driver that is killed
         with stop_asked() as asked_to_stop:
-            asked_to_stop.wait()
+            for warning in exposure(None if own else cluster):
+                told(warning)
+            _deploy(asked, access, address, files, replicas)
+            try:
+                if _is_running(asked_to_stop):
+                    told(line(model, address, url(asked.host, asked.port), access))
+                    asked_to_stop.wait()
+            finally:
+                serve.shutdown()
     finally:
-        _take_away(own)
         ray.shutdown()
 
 
-def _run(asked: Asked, access: Access, address: str, files: Mapping[str, bytes], replicas: int) -> None:
+def _deploy(asked: Asked, access: Access, address: str, files: Mapping[str, bytes], replicas: int) -> None:
     import ray
     from ray import serve
 
     gpu = _fitting(replicas, asked.device)
-    if _serves_already():
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    if serve.status().proxies:
         raise ClusterError(
             "Ray Serve runs on this cluster already, with a port of its own; end it with `serve shutdown`, or serve "
             "with --address local or without --address"
@@ -105,24 +113,24 @@ def _run(asked: Asked, access: Access, address: str, files: Mapping[str, bytes],
         graceful_shutdown_timeout_s=GRACE_S,
         logging_config=quiet,
     )(serve.ingress()(Replica))
-    device = "cuda" if gpu else "cpu"
-    bound = deployment.bind([ray.put(dict(files))], address, asked.limits, access, device)
-    handle = serve.run(bound, name=APPLICATION, route_prefix="/", blocking=False, _blocking=False)
-    _wait_until_running()
-    del handle
+    bound = deployment.bind([ray.put(dict(files))], address, asked.limits, access, "cuda" if gpu else "cpu")
+    # waited for below, where a signal is seen
+    serve.run_many([serve.RunTarget(bound, APPLICATION, route_prefix="/")], wait_for_applications_running=False)
 
 
-def _wait_until_running() -> None:
+def _is_running(asked_to_stop: Event) -> bool:
+    """Waits until all replicas answer; False where a stop was asked for before. Raises ClusterError."""
     from ray import serve
 
     end = time.monotonic() + START_S
     while time.monotonic() < end:
         state = serve.status().applications[APPLICATION]
         if state.status == "RUNNING":
-            return
+            return True
         if state.status == "DEPLOY_FAILED":
             raise ClusterError(f"the replicas did not start: {' '.join(state.message.split())[-400:]}")
-        time.sleep(_POLL_S)
+        if asked_to_stop.wait(_POLL_S):
+            return False
     raise ClusterError(f"the replicas did not start within {START_S:.0f} s; see that the nodes have free CPUs and GPUs")
 
 
@@ -139,19 +147,3 @@ def _fitting(replicas: int, device: str) -> bool:
             f"CPUs and {gpus:g} GPUs; give fewer"
         )
     return wanted or (device == "auto" and gpus >= replicas)
-
-
-def _serves_already() -> bool:
-    from ray import serve
-
-    return bool(serve.status().proxies)
-
-
-def _take_away(own: bool) -> None:
-    import ray
-    from ray import serve
-
-    if ray.is_initialized():
-        with_ours = APPLICATION in serve.status().applications
-        if own or with_ours:
-            serve.shutdown()

@@ -98,6 +98,7 @@ def test_every_form_of_input_gives_the_detectors_scores(scorer: ImageScorer, exp
         IMAGES,
         np.array(IMAGES, dtype=object),
         np.array(texts, dtype=object)[:, None],
+        {"image": np.array([text.encode() for text in texts])},  # what MLflow's server makes of `inputs`
     ]
     for form in forms:
         scores = scorer.predict(form)["score"]

@@ -30,7 +30,10 @@ class Answer(NamedTuple):
 class HttpServer:
     """Started in `folder` (its SCTUNE_HOME and its log) and ended with the block; words: of the command line."""
 
-    def __init__(self, folder: Path, *words: object, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, folder: Path, *words: object, environment: Mapping[str, str] | None = None, patience: float = 100
+    ) -> None:
+        self._patience = patience
         self.log = folder / "serve.log"
         command = [sys.executable, "-m", "sctune", "serve", *map(str, words)]
         if "--port" not in command:
@@ -43,7 +46,7 @@ class HttpServer:
             self.process = subprocess.Popen(
                 self._command, env=self._env, stdout=log, stderr=log, start_new_session=True
             )
-        end = time.monotonic() + 100
+        end = time.monotonic() + self._patience
         while (found := re.search(r"at http://(\[?[\w.:]+?\]?):(\d+)[ ,]", self.text)) is None:
             if self.process.poll() is not None or time.monotonic() > end:
                 end_group(self.process.pid)
@@ -86,7 +89,7 @@ class HttpServer:
     def stop(self, number: int = signal.SIGTERM) -> int:
         """The exit code after a signal."""
         self.process.send_signal(number)
-        return self.process.wait(timeout=60)
+        return self.process.wait(timeout=100)
 
     def peak_bytes(self) -> int:
         """The most memory that the process has had so far."""
