@@ -79,7 +79,6 @@ def compare_studies(root: Path, names: Sequence[str], storage: str | None = None
 def differences(first: StudyView, other: StudyView) -> list[str]:
     """Why the values of two studies are not of the same thing, a line each."""
     a, b = first.manifest, other.manifest
-    epochs = [m.trial_config().budget.epochs for m in (a, b)]
     facts: list[tuple[str, object, object]] = [
         ("data digest", f"{a.data.name} {a.data.digest[:12]}", f"{b.data.name} {b.data.digest[:12]}"),
         ("selection mode", a.selection.mode, b.selection.mode),
@@ -87,7 +86,7 @@ def differences(first: StudyView, other: StudyView) -> list[str]:
         ("tasks", ", ".join(t.key for t in a.tasks), ", ".join(t.key for t in b.tasks)),
         ("scored images", sorted(a.splits.items()), sorted(b.splits.items())),
         ("profile", a.profile, b.profile),
-        ("epochs", *epochs),
+        ("epochs", a.trial_config().budget.epochs, b.trial_config().budget.epochs),
     ]
     found = [(name, x, y) for name, x, y in facts if x != y]
     if any(name != "scored images" for name, _, _ in found):

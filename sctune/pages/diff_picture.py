@@ -77,9 +77,9 @@ def diff_picture(rows: Sequence[Row], facts: Facts, path: Path, attribution: str
     shown = f", {len(rows)} shown" if 0 < len(rows) < flips else ""
     title = f"study {facts.study}, task {facts.task}: trial {facts.trials[0]} and trial {facts.trials[1]}"
     figure.suptitle(f"{title}\n{what}{shown}", fontsize=10)
-    head, body = figure.subfigures(2, 1, height_ratios=[table, grid])
-    _changes(head.subplots(), changes, facts)
-    cells = body.subplots(max(1, len(rows)), 5, squeeze=False)
+    parts: Any = figure.subfigures(2, 1, height_ratios=[table, grid])
+    _changes(parts[0].subplots(), changes, facts)
+    cells = parts[1].subplots(max(1, len(rows)), 5, squeeze=False)
     for axes in cells.flat:
         axes.set_axis_off()
     for line, row in zip(cells, rows, strict=False):

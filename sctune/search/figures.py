@@ -74,8 +74,8 @@ def make_figures(study_root: Path, name: str, options: FigureOptions, say: Say) 
     ledger = None
     if options.test:
         say(["test pool opened: the unseen anomalies are images that no choice may be made by"])
-        files = figure_files(chosen.split, manifest.trial_config().data.setting, options.limit, 0, test=True)
-        ledger = add_look(study, "figures --test", len(files["unseen"]), 1, decided="nothing (pictures)")
+        opened = figure_files(chosen.split, manifest.trial_config().data.setting, options.limit, 0, test=True)
+        ledger = add_look(study, "figures --test", len(opened["unseen"]), 1, decided="nothing (pictures)")
     trainer = Trainer(manifest.config_of(chosen.row.params), chosen.task, split=chosen.split)
     trainer.load_state(*chosen.saved.tasks[chosen.task.key])
     examples = pseudo_examples(trainer, options.limit)

@@ -97,8 +97,8 @@ def expected_run(past: PastTrial, shown: Mapping[str, Any]) -> Expected:
     """The run that a recorded trial must have; shown: all parameters that the tracking logs of it."""
     points: dict[str, dict[int, tuple[float, int]]] = {}
     for epoch, report in past.reports.items():
-        for name, value in shown_metrics(report["metrics"]).items():
-            points.setdefault(as_key(name), {})[epoch] = (float(value), int(report["time"]))
+        for name, number in shown_metrics(report["metrics"]).items():
+            points.setdefault(as_key(name), {})[epoch] = (float(number), int(report["time"]))
     params = {name: shown_param(name, text) for name, text in as_texts(shown).items()}
     value = None if past.value is None else repr(float(past.value))
     return Expected(past.number, params, points, past.state, value)
