@@ -246,7 +246,7 @@ def _save_onnx(program: Any, file: Path, facts: Mapping[str, Any]) -> Path:
 
 
 def _onnx_runner(file: Path) -> Any:
-    import onnxruntime
+    import onnxruntime  # type: ignore[import-untyped,unused-ignore]
     import torch
 
     options = onnxruntime.SessionOptions()
