@@ -132,7 +132,9 @@ class ScoreConfig(Section):
     normal: float = Field(1.0, ge=0, le=10, description="weight of the normal head, beside 1 for the anomaly head")
     seen: float = Field(1.0, ge=0, le=10, description="weight of the seen head (DRA), beside 1 for the latent head")
     pseudo: float = Field(1.0, ge=0, le=10, description="weight of the pseudo head (DRA), beside 1 for the latent head")
-    full_scale: float = Field(0.5, ge=0, le=1, description="share of the full-size scale; the half-size one has the rest")
+    full_scale: float = Field(
+        0.5, ge=0, le=1, description="share of the full-size scale; the half-size one has the rest"
+    )
     top_k: float | None = Field(
         None, gt=0, le=1, description="share of the highest cells when scoring; none: model.top_k, as in training"
     )
