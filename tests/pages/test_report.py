@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,12 +16,14 @@ from typer.testing import CliRunner
 
 from sctune.cli import app
 from sctune.config import TrialConfig
+from sctune.confirm.results import Confirmation, Tested, write_confirmation
 from sctune.errors import ConfigError, StudyError
 from sctune.pages.commands import changed_fields, is_shipped, search_words
 from sctune.pages.report import write_report
 from sctune.pages.rungs import rungs
 from sctune.search.delivery import WEIGHTS, write_model
 from sctune.search.leaderboard import leaderboard
+from sctune.search.ledger import add_look
 from sctune.search.manifest import DataSpec, SelectionSpec
 from sctune.search.options import SearchOptions
 from sctune.search.plan import make_plan
@@ -210,6 +213,59 @@ def test_what_cannot_be_shown_says_why(case: str, tmp_path: Path, tiny: TrialCon
     assert text in page.inner_text("#summary")
     assert "has not been confirmed" in page.inner_text("#confirm")
     assert "0 looks" in page.inner_text("#looks")
+
+
+def test_a_confirmation_and_the_looks_are_told(tmp_path: Path, tiny: TrialConfig) -> None:
+    study = filled(make_study(tmp_path, tiny))
+    ranking = [
+        {
+            "name": EVIL,
+            "trial": 3,
+            "fields": {"optim.lr": 0.001},
+            "mean": 0.8123,
+            "std": 0.01,
+            "seeds": {1: 0.8, 2: 0.82},
+            "search_value": 0.9,
+        }
+    ]
+    span = {"value": 0.7777, "low": 0.7, "high": 0.85, "std": 0.02, "seeds": {1: 0.77, 2: 0.78}}
+    test = {
+        "opened": "2026-01-02",
+        "images": (40, 50),
+        "winner": span,
+        "reference": None,
+        "difference": None,
+        "against": None,
+        "subset_std": None,
+        "pooled_std": None,
+        "optimism_search": 0.1223,
+        "optimism_confirm": 0.03,
+        "models": (),
+    }
+    found = Confirmation.model_validate(
+        {
+            "study": study.name,
+            "study_id": study.manifest.study_id,
+            "confirm_study": "small-confirm",
+            "written": "2026-01-01",
+            "mode": "extra",
+            "seeds": (1, 2),
+            "ranking": ranking,
+            "reference": None,
+            "false_alarm_rate": 0.01,
+            "notes": (EVIL,),
+            "test": None,
+        }
+    )
+    write_confirmation(study, found)
+    assert "have not been opened by the confirmation" in written(study).read_text(encoding="utf-8")
+    write_confirmation(study, found.model_copy(update={"test": Tested.model_validate(test)}))
+    add_look(study, f"confirm {EVIL}", 90, 2)
+    add_look(study, "figures --test", 20, 1)
+    text = written(study).read_text(encoding="utf-8")
+    for told in ("0.8123", "0.7777 (95 % interval 0.7000 to 0.8500", "+0.1223", "looked at 2 times", "40 normal, 50"):
+        assert told in text, told
+    assert EVIL not in text and html.escape(EVIL) in text
 
 
 def test_rungs_count_who_came_how_far(tmp_path: Path, tiny: TrialConfig) -> None:
