@@ -255,6 +255,7 @@ def test_programs_and_its_own_page_are_answered(server: HttpServer, headers: dic
     assert server.request("GET", "/", headers=link).status == 200
 
 
+@pytest.mark.slow
 def test_a_host_that_others_reach_needs_a_token(folder: Path, tmp_path: Path) -> None:
     """Refused before anything listens."""
     command = [sys.executable, "-m", "sctune", "serve", "--model", str(folder), "--port", "0"]
@@ -286,6 +287,7 @@ def test_rules_of_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         find_token("127.0.0.1", tmp_path / "none")
 
 
+@pytest.mark.slow
 def test_with_a_token_only_who_has_it_is_answered(folder: Path, tmp_path: Path) -> None:
     token = "secret-token-77f1c5"
     file = tmp_path / "token"

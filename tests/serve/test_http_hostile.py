@@ -114,6 +114,7 @@ def float_tiff(side: int) -> bytes:
     return stream.getvalue()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["8-bit", "16-bit", "float"])
 def test_the_largest_image_that_is_allowed_unfolds_within_bounds(server: HttpServer, kind: str) -> None:
     """64 million pixels in a small file, four at a time: two are unfolded at once."""

@@ -6,6 +6,7 @@ import asyncio
 from pathlib import Path
 
 import aiohttp
+import pytest
 
 from sctune.deploy.model import load_model_folder
 from tests.models import noise_png, write_small_model
@@ -44,6 +45,8 @@ async def ask_all(url: str, images: list[bytes]) -> list[list[float]]:
         return await asyncio.gather(*asked)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_five_hundred_at_once(tmp_path: Path) -> None:
     folder = write_small_model(tmp_path / "model")
     images = [noise_png(seed, spot=seed % 3 == 0) for seed in range(KINDS)]

@@ -19,7 +19,10 @@ from tests.serve.http_server import HttpServer
 CHROMIUM = Path("/usr/bin/chromium")
 TOKEN = "a-token-for-the-page"
 
-pytestmark = pytest.mark.skipif(not CHROMIUM.is_file(), reason=f"no {CHROMIUM}; apt-get install chromium")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not CHROMIUM.is_file(), reason=f"no {CHROMIUM}; apt-get install chromium"),
+]
 
 DROP = """([name, text]) => {
   const bytes = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));

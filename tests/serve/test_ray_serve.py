@@ -38,6 +38,7 @@ def test_a_packed_folder_is_the_same_model(tmp_path: Path) -> None:
     assert again.score(pixels).tolist() == model.score(pixels).tolist() and again.threshold == model.threshold
 
 
+@pytest.mark.slow
 def test_what_cannot_be_is_told_in_one_line(tmp_path: Path) -> None:
     folder = write_small_model(tmp_path / "model")
     with pytest.raises(ConfigError, match="add --address local"):
