@@ -246,6 +246,7 @@ def scores_table(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(stream))
 
 
+@pytest.mark.slow
 def test_a_second_look_is_counted_and_a_champion_compared(
     sctune: Any, study: Study, deployed: dict[str, Any], image_folder: Path
 ) -> None:
