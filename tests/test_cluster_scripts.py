@@ -21,7 +21,8 @@ STAND_INS = {
     "hostname": "echo 10.0.0.1",
     "srun": 'while [[ $1 == -* ]]; do [[ $1 == -w ]] && shift; shift; done; exec "$@"',
     "ray": 'echo "ray $* token=${#RAY_AUTH_TOKEN} mode=$RAY_AUTH_MODE" >> "$LOG"\n'
-    "case $1 in status) printf ' 1 node_a\\n 1 node_b\\n 1 node_c\\n';; start) exec sleep 60;; esac",
+    # as many nodes as have started
+    "case $1 in status) sed -n 's/^ray start.*/ 1 node_x/p' \"$LOG\";; start) exec sleep 60;; esac",
     "sctune": 'trap "exit 3" TERM; echo "sctune $*" >> "$LOG"; [ -z "$HOLD" ] && exit 4; sleep 30 & wait $!',
 }
 

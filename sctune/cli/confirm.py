@@ -35,7 +35,8 @@ def confirm(
     outcome = run_confirm(root, study, options, say, messages, storage)
     say([f"warning: {line}" for line in outcome.warnings])
     if outcome.confirmation is None:
-        say([f"stopped; go on with the same command: sctune confirm {study} --top {top} --n-seeds {n_seeds}"])
+        more = "".join([" --again" if again else "", " --rescored" if rescored else ""])
+        say([f"stopped; go on with the same command: sctune confirm {study} --top {top} --n-seeds {n_seeds}{more}"])
         raise typer.Exit(3)
     times = "once" if outcome.looks == 1 else f"{outcome.looks} times"
     lines = [

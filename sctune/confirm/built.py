@@ -54,11 +54,19 @@ def build(study: Study, found: Confirmation, test: Tested, chosen: ChosenModel, 
         "attribution": manifest.data.attribution,
     }
     parts = model_parts(trainer, meta, rule)
-    files = [split.root / path for path in trainer.selection.paths[:HELD_OUT_IMAGES]]
-    images = tuple(file.read_bytes() for file in files)
+    images = tuple((split.root / path).read_bytes() for path in _of_both_classes(trainer))
     speed = measure(Model(trainer.detector, trainer.config, parts), images)
     card = model_card(parts, _facts(study, found, test, chosen, trainer, parts, speed))
     return Built(study, trainer, replace(parts, card=card), images)
+
+
+def _of_both_classes(trainer: Trainer) -> list[str]:
+    """Held-out images, as many of each class as there are, up to half of the number each."""
+    paths, labels = trainer.selection.paths, trainer.selection.labels
+    chosen = [[path for path, of in zip(paths, labels, strict=True) if of == label] for label in (0, 1)]
+    half = HELD_OUT_IMAGES // 2
+    normal, anomalous = chosen[0][: HELD_OUT_IMAGES - min(half, len(chosen[1]))], chosen[1][:half]
+    return [*normal, *anomalous]
 
 
 def _facts(
@@ -75,7 +83,7 @@ def _facts(
     results = {
         "test AUROC of this model": f"{chosen.test_auroc:.4f} ({normal} normal, {anomalous} anomalous images)",
         f"test AUROC over {len(mean.seeds)} seeds": f"{mean.value:.4f} (95 %: {mean.low:.4f} to {mean.high:.4f})",
-        "selection AUROC of this model": f"{chosen.selection:.4f}, by which its seed was chosen",
+        f"{_objective(found)} of this model": f"{chosen.selection:.4f}, by which its seed was chosen",
     }
     results |= _rates(study, chosen, parts)
     if test.difference is not None:
@@ -95,11 +103,18 @@ def _facts(
     )
 
 
+def _objective(found: Confirmation) -> str:
+    return "proxy objective (pseudo anomalies)" if found.mode == "proxy" else "selection AUROC"
+
+
 def _rates(study: Study, chosen: ChosenModel, parts: ModelParts) -> dict[str, str]:
     """Escapes and false alarms of the test images at the threshold, from the scores of the one look."""
     if parts.threshold is None:
         return {}
-    _, labels, scores = read_scores(confirm_folder(study) / chosen.scores)
+    file = confirm_folder(study) / chosen.scores
+    if not file.is_file():  # confirmed on another machine
+        return {}
+    _, labels, scores = read_scores(file)
     return {
         "escapes in the test": str(escape_rate(labels, scores, parts.threshold.value)),
         "false alarms in the test": str(false_alarm_rate(labels, scores, parts.threshold.value)),

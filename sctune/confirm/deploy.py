@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,14 +25,15 @@ from sctune.confirm.gate import (
     unseen,
 )
 from sctune.confirm.results import ChosenModel, read_confirmation
-from sctune.data.catalog import open_dataset
+from sctune.data.catalog import DataSet, open_dataset
+from sctune.data.images import file_digest
 from sctune.deploy.flavor import IMAGE_COLUMN, SCORE_COLUMN
 from sctune.deploy.locate import Address, fetched, open_model
 from sctune.deploy.model import Model
 from sctune.deploy.register import Registered, log_model_run, registered_name
 from sctune.deploy.registry import CHAMPION, Move, aliased, promote
 from sctune.deploy.speed import measure
-from sctune.errors import StudyError, TrackingError, nearest
+from sctune.errors import SctuneError, StudyError, TrackingError, nearest
 from sctune.search.ledger import add_look, show_looks
 from sctune.search.study import Study
 from sctune.tracking.run_files import tag_study_run
@@ -39,6 +41,8 @@ from sctune.tracking.server import check_tracking, find_parent_run, mlflow_clien
 from sctune.train.threshold import DEFAULT_RATE
 
 Say = Callable[[list[str]], None]
+
+_log = logging.getLogger(__name__)
 
 GATE_TAG = "sctune.gate"
 
@@ -102,8 +106,9 @@ def run_deploy(
     uri = study.manifest.tracking_uri
     check_tracking(uri)
     chosen = _chosen(found.test.models, options.category)
+    given = None if options.acceptance is None else open_dataset(options.acceptance)
     built = build(study, found, found.test, chosen, options.rule)
-    model_name = registered_name(options.name or _default_name(study, chosen))
+    model_name = registered_name(options.name or _default_name(built))
     client = mlflow_client(uri)
     serving = aliased(client, model_name, options.alias)
     with tempfile.TemporaryDirectory(prefix="sctune-deploy-") as scratch:
@@ -117,12 +122,13 @@ def run_deploy(
                 _parity(built, loaded, folder, Path(scratch)),
                 latency_step(speed, options.max_latency_ms),
             ]
-        champion, warnings = None, []
-        if serving is not None and serving != model.version:
-            champion = open_model(f"models:/{model.name}/{serving}", uri)
-        acceptance, told = _acceptance(study, built, loaded, champion, options)
+        other = None if serving == model.version else serving
+        acceptance, warnings = _acceptance(built, loaded, model.name, other, options, given)
         steps.append(acceptance)
-        warnings += told
+        now = aliased(client, model.name, options.alias)
+        if now != serving:
+            detail = f"{options.alias} moved from {serving} to {now} meanwhile; deploy again"
+            steps.append(Step("unchanged", False, detail))
     return _finish(study, model, steps, options, loaded, warnings)
 
 
@@ -166,10 +172,11 @@ def _chosen(models: Sequence[ChosenModel], category: str | None) -> ChosenModel:
     return subsets[category]
 
 
-def _default_name(study: Study, chosen: ChosenModel) -> str:
-    """All studies of the same images compete for one place."""
-    name = study.manifest.data.name
-    return name if not chosen.subset or name.endswith(f"/{chosen.subset}") else f"{name}-{chosen.subset}"
+def _default_name(built: Built) -> str:
+    """Of the images: all studies of the same ones compete for one place."""
+    task, group = built.trainer.task, built.trainer.config.data.group
+    name = open_dataset(task.source, task.category, group).name
+    return f"{name}-{task.known_class}" if task.known_class else name
 
 
 def _register(study: Study, built: Built, name: str, scratch: Path) -> Registered:
@@ -200,25 +207,37 @@ def _parity(built: Built, loaded: Model, folder: Path, scratch: Path) -> Step:
     trained = built.trainer.detector.score_alike(pixels)
     flavour = mlflow.pyfunc.load_model(str(folder)).predict(pd.DataFrame({IMAGE_COLUMN: list(built.images)}))
     forms = {"loaded by MLflow": flavour[SCORE_COLUMN].to_numpy(), "loaded": loaded.score(pixels)}
-    name, scores = export_form(loaded, pixels, scratch / "export")
+    try:
+        name, scores = export_form(loaded, pixels, scratch / "export")
+    except Exception as problem:  # whatever the exporters raise: the gate tells it, and nothing moves
+        _log.warning("the model could not be exported", exc_info=not isinstance(problem, SctuneError))
+        return Step("parity", False, f"it cannot be exported: {' '.join(str(problem).split())[:300]}")
     threshold = None if loaded.threshold is None else loaded.threshold.value
     return parity_step(trained, {**forms, name: scores}, threshold)
 
 
 def _acceptance(
-    study: Study, built: Built, loaded: Model, champion: Model | None, options: DeployOptions
+    built: Built, loaded: Model, name: str, champion: int | None, options: DeployOptions, given: DataSet | None
 ) -> tuple[Step, list[str]]:
+    """The step, and warnings; champion: version that serves, None where there is no other one."""
     if champion is None:
         return Step("acceptance", True, f"there is no other {options.alias} to be compared with"), []
-    warnings: list[str] = []
-    if options.acceptance is not None:
-        data = open_dataset(options.acceptance)
-        files, root, source = [(file.path, file.label) for file in data.files], data.root, options.acceptance
-    else:
-        split = built.trainer.split
+    study, split = built.study, built.trainer.split
+    try:
+        serving = open_model(f"models:/{name}/{champion}", study.manifest.tracking_uri)
+    except SctuneError as problem:
+        return Step("acceptance", False, f"the {options.alias} cannot be read, so nothing is compared: {problem}"), []
+    if given is None:
         files, root = [(file.path, file.label) for file in split.test], split.root
         source = f"the test images of {study.name}"
-        ledger = add_look(study, "deploy", len(files), 2, decided="whether the model takes the champion's place")
+    else:
+        files, root, source = [(file.path, file.label) for file in given.files], given.root, str(options.acceptance)
+    images = unseen(source, root, files, [loaded, serving])
+    # also where --acceptance names the study's own images
+    tests = {file_digest(split.root / file.path) for file in split.test}
+    looked = sum(file_digest(path) in tests for path in images.paths)
+    warnings: list[str] = []
+    if looked:
+        ledger = add_look(study, "deploy", looked, 2, decided="whether the model takes the champion's place")
         warnings += show_looks(study, ledger)
-    images = unseen(source, root, files, [loaded, champion])
-    return acceptance_step(loaded, champion, images), warnings
+    return acceptance_step(loaded, serving, images), warnings

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from sctune.data.catalog import NOT_STATED
 from sctune.data.images import file_digest
-from sctune.deploy.card import is_non_commercial
+from sctune.deploy.card import is_non_commercial, is_unclear
 from sctune.deploy.export import Kind, exported_scores
 from sctune.deploy.model import Model
 from sctune.deploy.speed import Speed
@@ -53,10 +54,13 @@ class Acceptance:
 
 
 def licence_step(licence: str | None, accepted: bool) -> Step:
-    """Whether a model of these data may be used as it is going to be."""
-    text = licence or "not stated"
-    if not is_non_commercial(licence):
-        return Step("licence", True, text)
+    """Whether a model of these data may be used as it is going to be; images of one's own state no licence."""
+    text = licence or NOT_STATED
+    if not (is_non_commercial(licence) or is_unclear(licence)):
+        return Step("licence", True, "not stated: images of your own" if text == NOT_STATED else text)
+    if is_unclear(licence) and not is_non_commercial(licence) and not accepted:
+        return Step("licence", False, f"{text}: nobody says that the images may be used commercially; --accept-licence "
+                    "says that you may use them as you are going to")  # fmt: skip
     if accepted:
         return Step("licence", True, f"{text}: accepted, for non-commercial use")
     return Step("licence", False, f"{text} forbids commercial use of what is made from the data; --accept-licence says "
@@ -72,15 +76,16 @@ def latency_step(speed: Speed, limit_ms: float) -> Step:
 
 def parity_step(trained: np.ndarray, forms: dict[str, np.ndarray], threshold: float | None) -> Step:
     """Whether all forms of a model give the trainer's scores [N]; no label may flip at the threshold."""
-    worst, flips = 0.0, 0
+    holds = bool(np.isfinite(trained).all())
     parts = []
     for name, scores in forms.items():
         difference = float(np.abs(scores - trained).max())
         flipped = 0 if threshold is None else int(((scores > threshold) != (trained > threshold)).sum())
-        worst, flips = max(worst, difference), flips + flipped
+        # a score that is no number is above nothing and flips nothing
+        holds = holds and bool(np.isfinite(scores).all()) and difference <= PARITY_LIMIT and not flipped
         parts.append(f"{name} {difference:.1e}, {flipped} flipped")
     detail = f"largest difference from the trainer's scores on {len(trained)} images: {'; '.join(parts)}"
-    return Step("parity", bool(worst <= PARITY_LIMIT and flips == 0), f"{detail} (at most {PARITY_LIMIT:g}, none)")
+    return Step("parity", holds, f"{detail} (at most {PARITY_LIMIT:g}, none)")
 
 
 def export_form(model: Model, pixels: np.ndarray, folder: Path) -> tuple[str, np.ndarray]:
@@ -126,6 +131,11 @@ def _compared(candidate: Model, champion: Model, images: Acceptance) -> Step:
             raise DataError(f"the {name} has no threshold, so its escapes cannot be compared")
         if not model.development:
             raise DataError(f"the {name} does not say which images it was made from; deploy it anew")
+    if not candidate.development & champion.development:
+        raise DataError(
+            "the champion was made from other images altogether, and may be of another product: give this model "
+            "another place with --name, or promote it with --force"
+        )
     ours, theirs = _scores(candidate, images), _scores(champion, images)
     gap = seeded_difference([ours], [theirs])
     assert candidate.threshold is not None and champion.threshold is not None

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 
-from sctune.config import Task
+from sctune.config import Task, TrialConfig
 from sctune.confirm.candidates import Candidate, variant_space
 from sctune.data.split import Split, split_for
 from sctune.errors import DataError, StudyError
@@ -29,6 +30,9 @@ def fresh_seeds(used: Iterable[int], count: int) -> tuple[int, ...]:
 def confirm_name(study: str, number: int) -> str:
     """Name of a study's confirmation; number: 1 for the first."""
     suffix = "-confirm" if number == 1 else f"-confirm-{number}"
+    if len(study) + len(suffix) > 80:
+        # two long names that differ at their ends must not meet
+        suffix = f"-{hashlib.sha256(study.encode()).hexdigest()[:6]}{suffix}"
     return valid_name(f"{study[: 80 - len(suffix)]}{suffix}")
 
 
@@ -49,13 +53,14 @@ def confirm_plan(study: Study, name: str, chosen: Sequence[Candidate], seeds: Se
     space = variant_space(manifest, chosen)
     splits: dict[str, Split] = {}
     tasks: list[Task] = []
+    notes: list[str] = []
     for task in _seedless(manifest.tasks):
         for seed in seeds:
-            part = task.model_copy(update={"seed": seed})
-            split = split_for(space.base.for_task(part), part)
-            _check_pools(part, split, before)
-            tasks.append(part)
-            splits[part.key] = split
+            for part, split in _seeded(task, seed, space.base, manifest.folds):
+                _check_test(part, split)
+                notes += _check_pools(part, split, before, manifest.tasks)
+                tasks.append(part)
+                splits[part.key] = split
     changes = {
         "study_id": StudyManifest.model_fields["study_id"].get_default(call_default_factory=True),
         "name": name,
@@ -76,7 +81,7 @@ def confirm_plan(study: Study, name: str, chosen: Sequence[Candidate], seeds: Se
         "confirms": manifest.study_id,
     }
     made = manifest.model_copy(update=changes)
-    lines = tuple(dict.fromkeys(line for split in splits.values() for line in split.warnings))
+    lines = tuple(dict.fromkeys([*notes, *(line for split in splits.values() for line in split.warnings)]))
     return Plan(made, space, splits, root, (), lines)
 
 
@@ -87,17 +92,54 @@ def sibling(storage_path: str, name: str) -> str:
 
 
 def _seedless(tasks: Iterable[Task]) -> list[Task]:
-    """The tasks, one for all their seeds."""
-    return list({task.model_copy(update={"seed": 0}).key: task for task in tasks}.values())
+    """The tasks, one for all their seeds and folds."""
+    return list({_subject(task): task for task in tasks}.values())
 
 
-def _check_pools(task: Task, split: Split, before: dict[str, Split]) -> None:
-    """A new seed must never read a test image of the search, nor test on one that the search has read."""
-    tests = {(str(old.root), file.path) for old in before.values() for file in old.test}
-    read = {(str(old.root), file.path) for old in before.values() for file in old.development}
+def _subject(task: Task) -> tuple[str, str | None, str, str | None]:
+    return task.source, task.category, task.setting, task.known_class
+
+
+def _seeded(task: Task, seed: int, config: TrialConfig, folds: int) -> Iterator[tuple[Task, Split]]:
+    """A task on another seed, with its split; in mode `seen` one for each fold that this seed's anomalies give."""
+    whole = task.model_copy(update={"seed": seed, "fold": None, "folds": folds if task.folds else None})
+    split = split_for(config.for_task(whole), whole)
+    if not split.folds:
+        plain = whole.model_copy(update={"folds": None})
+        yield plain, split_for(config.for_task(plain), plain)
+    for fold in range(split.folds):
+        part = whole.model_copy(update={"fold": fold, "folds": split.folds})
+        yield part, split_for(config.for_task(part), part)
+
+
+def _check_test(task: Task, split: Split) -> None:
+    """Before anything is trained: without both classes a test says nothing."""
+    if {file.label for file in split.test} != {0, 1}:
+        lacking = "anomalous" if not any(file.label for file in split.test) else "normal"
+        raise StudyError(
+            f"task {task.key} has no {lacking} test image, so that nothing can be confirmed; add some, or serve the "
+            "search's own model (models:/STUDY@candidate), whose numbers are those of the search"
+        )
+
+
+def _check_pools(task: Task, split: Split, before: dict[str, Split], tasks: Sequence[Task]) -> list[str]:
+    """A new seed must never read a test image of the search's same task, nor test on one that it has read.
+
+    Gives a note where other tasks of the study have read them, as classes of the hard setting do.
+    """
     root = str(split.root)
+    same = [before[other.key] for other in tasks if _subject(other) == _subject(task)]
+    tests = {(str(old.root), file.path) for old in same for file in old.test}
+    read = {(str(old.root), file.path) for old in same for file in old.development}
     mixed = [file.path for file in split.development if (root, file.path) in tests]
-    # categories of one data set may lie below one another's folder, so only the same task's lists can clash
     mixed += [file.path for file in split.test if (root, file.path) in read]
     if mixed:
         raise DataError(f"task {task.key}: {mixed[0]} would change between development and test pool")
+    others = {(str(old.root), file.path) for old in before.values() for file in old.development}
+    shared = sum((root, file.path) in others for file in split.test)
+    if not shared:
+        return []
+    return [
+        f"{shared} test images of {task.category or ''}{task.known_class or ''} are development images of the study's "
+        "other tasks, by which the configuration was chosen too: its test numbers are somewhat too good"
+    ]

@@ -16,16 +16,21 @@ from sctune.search.study import Study
 from sctune.train.statistics import spread
 
 
-def rank(trained: Study, candidates: Sequence[Candidate]) -> tuple[dict[str, TrialRow], list[Ranked]]:
-    """Row of each configuration's trial, and the ranking on the selection objective, best first."""
+def rank(trained: Study, candidates: Sequence[Candidate]) -> tuple[dict[str, TrialRow], list[Ranked], list[str]]:
+    """Row of each configuration's trial, the ranking on the selection objective, best first, and notes about the rest.
+
+    Raises AllTrialsFailedError where no candidate of the search is left: a look is not spent on the reference alone.
+    """
     with closing(Record(trained.record_url, trained.name)) as record:
         trials = record.load()
     rows = {str(row.params["variant"]): row for row in leaderboard(trials)}
     metrics = {trial.number: list(reports_of(trial).values()) for trial in trials}
-    ranking = []
+    ranking, failed = [], []
     for one in candidates:
         row = rows.get(one.name)
         if row is None or row.state != "COMPLETE":
+            why = row.failure["message"] if row is not None and row.failure else "it was not trained"
+            failed.append(f"{one.name} could not be trained again and is not ranked: {why}")
             continue
         seeds = _by_seed(trained.manifest.tasks, task_values(trained, metrics[row.number][-1]["metrics"]))
         values = list(seeds.values())
@@ -41,12 +46,12 @@ def rank(trained: Study, candidates: Sequence[Candidate]) -> tuple[dict[str, Tri
                 search_value=one.value,
             )
         )
-    if not ranking:
+    if all(one.trial is None for one in ranking):
         raise AllTrialsFailedError(
-            f"none of the configurations could be trained again; see `sctune logs {trained.name}`"
+            f"none of the search's trials could be trained again; see `sctune logs {trained.name}`"
         )
     # the earlier candidate of equals: the search had it before the other
-    return rows, sorted(ranking, key=lambda one: -one.mean)
+    return rows, sorted(ranking, key=lambda one: -one.mean), failed
 
 
 def task_values(study: Study, metrics: Mapping[str, float]) -> dict[str, float]:

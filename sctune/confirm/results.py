@@ -9,11 +9,14 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from sctune.errors import StudyError
+from sctune.search.database import read_attrs, write_attrs
 from sctune.search.study import Study, write_json
 
 FORMAT_VERSION = 1
 FOLDER = "confirm"
 FILE = "confirmation.json"
+ATTR = "sctune:confirmation"
+"""Of a study in a database."""
 
 
 class _Frozen(BaseModel):
@@ -99,8 +102,8 @@ class Tested(_Frozen):
     against: str | None
     subset_std: float | None
     pooled_std: float | None
-    optimism_search: float
-    optimism_confirm: float
+    optimism_search: float | None
+    optimism_confirm: float | None
     models: tuple[ChosenModel, ...]
 
 
@@ -135,13 +138,17 @@ def confirm_folder(study: Study) -> Path:
 def read_confirmation(study: Study) -> Confirmation | None:
     """The latest confirmation of a study, None where there is none; its `test` is None until the test was opened.
 
+    A study with a database record keeps it there as well, for other machines.
+
     Raises StudyError for a damaged file, one of a newer sctune, and one of another study under this name.
     """
     path = confirm_folder(study) / FILE
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        return None
+        content = None if study.storage is None else read_attrs(study.storage, study.name).get(ATTR)
+        if content is None:
+            return None
     except (OSError, ValueError) as problem:
         raise StudyError(f"{path} cannot be read: {problem}") from None
     version = content.get("format_version") if isinstance(content, dict) else None
@@ -161,18 +168,22 @@ def write_confirmation(study: Study, confirmation: Confirmation) -> Path:
     """Keep it: the whole file or none."""
     path = confirm_folder(study) / FILE
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, confirmation.model_dump(mode="json"))
+    content = confirmation.model_dump(mode="json")
+    if study.storage is not None:
+        write_attrs(study.storage, study.name, {ATTR: content})
+    write_json(path, content)
     return path
 
 
 def confirmation_lines(found: Confirmation) -> list[str]:
     """What it says, in words."""
     seeds = ", ".join(map(str, found.seeds))
+    what = "proxy objective" if found.mode == "proxy" else "selection AUROC"
     lines = [f"confirmed on seeds {seeds} (study {found.confirm_study}), selection by {found.mode}:"]
     for place, one in enumerate(found.ranking, 1):
         std = "" if one.std is None else f" +- {one.std:.4f} over seeds"
         search = "" if one.search_value is None else f"; the search saw {one.search_value:.4f}"
-        lines.append(f"  {place}. {one.name}: selection AUROC {one.mean:.4f}{std}{search}")
+        lines.append(f"  {place}. {one.name}: {what} {one.mean:.4f}{std}{search}")
     lines.append(f"winner: {found.winner.name}")
     return lines if found.test is None else [*lines, *_test_lines(found, found.test)]
 
@@ -189,8 +200,10 @@ def _test_lines(found: Confirmation, test: Tested) -> list[str]:
         lines.append(
             f"  paired difference {gap.value:+.4f} ({gap.low:+.4f} to {gap.high:+.4f}), p {gap.p:.3f}: {verdict}"
         )
-    lines.append(f"  selection optimism of the search: {test.optimism_search:+.4f} (its value minus the test)")
-    lines.append(f"  selection optimism on fresh seeds: {test.optimism_confirm:+.4f}")
+    if test.optimism_search is not None:
+        lines.append(f"  selection optimism of the search: {test.optimism_search:+.4f} (its value minus the test)")
+    if test.optimism_confirm is not None:
+        lines.append(f"  selection optimism on fresh seeds: {test.optimism_confirm:+.4f}")
     for model in test.models:
         of = f" of {model.subset}" if model.subset else ""
         lines.append(f"model to deploy{of}: seed {model.seed}, test AUROC {model.test_auroc:.4f}")

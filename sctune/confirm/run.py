@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,18 +12,20 @@ from pathlib import Path
 from rich.console import Console
 
 from sctune.confirm.candidates import Candidate, best_candidates, reference
+from sctune.confirm.outcome import tested
 from sctune.confirm.plan import confirm_name, confirm_plan, fresh_seeds
 from sctune.confirm.ranking import final_values, rank
 from sctune.confirm.rescore import better_variant
 from sctune.confirm.results import Confirmation, confirm_folder, read_confirmation, write_confirmation
 from sctune.confirm.scoring import score_models
-from sctune.confirm.tested import tested
 from sctune.errors import StudyError
+from sctune.search.database import stored_manifests
 from sctune.search.leaderboard import TrialRow, leaderboard
 from sctune.search.ledger import add_look, looks, show_looks
 from sctune.search.plan import study_splits
 from sctune.search.record import Record
 from sctune.search.study import Study, list_studies
+from sctune.train.threshold import check_rate
 
 Say = Callable[[list[str]], None]
 
@@ -67,6 +70,7 @@ def run_confirm(
     Raises StudyError for a study without full runs, one that is running, or whose test images decided already;
     AllTrialsFailedError where no configuration could be trained again.
     """
+    check_rate(options.false_alarm_rate)
     study = Study.open(study_root, name, storage)
     if study.manifest.confirms is not None:
         raise StudyError(f"{name} is itself a confirmation; give the study that it confirms")
@@ -79,7 +83,8 @@ def run_confirm(
     trained = _train(study, candidates, options, say, console, known)
     if trained is None:
         return ConfirmOutcome(None, len(looks(study)), stopped=True)
-    rows, ranking = rank(trained, candidates)
+    rows, ranking, failed = rank(trained, candidates)
+    say(failed)
     found = Confirmation(
         study=study.name,
         study_id=study.manifest.study_id,
@@ -90,7 +95,7 @@ def run_confirm(
         ranking=tuple(ranking),
         reference=next((one.name for one in candidates if one.trial is None), None),
         false_alarm_rate=options.false_alarm_rate,
-        notes=tuple(notes),
+        notes=(*notes, *failed),
     )
     # the choice is made, and on disk, before any test image is read
     write_confirmation(study, found)
@@ -111,9 +116,9 @@ def _candidates(study: Study, options: ConfirmOptions) -> tuple[list[Candidate],
 
 def _rescored(study: Study, chosen: Sequence[Candidate]) -> list[Candidate]:
     found = [(one, better_variant(study, one.trial)) for one in chosen if one.trial is not None]
-    # the search never saw such a score
+    # the search never saw a score of this kind
     return [
-        Candidate(f"{one.name}-rescored", one.fields | values, one.trial, one.value)
+        Candidate(f"{one.name}-rescored", one.fields | values, one.trial, None)
         for one, values in found
         if values is not None
     ]
@@ -132,9 +137,10 @@ def _train(
     from sctune.search.dryrun import plan_lines
 
     root = study.folder.parent
-    earlier = [Study.open(root, one) for one in list_studies(root)]
-    mine = [one for one in earlier if one.manifest.confirms == study.manifest.study_id]
-    begun = None if known is not None and known.test is not None else _begun(mine, candidates, options)
+    mine = _confirmations(study)
+    done = known if known is not None and known.test is not None else None
+    later = [one for one in mine if done is None or one.manifest.created > done.written]
+    begun = _begun(later, candidates, options)
     if begun is not None:
         if _unfinished(begun):
             say([f"going on with {begun.name}"])
@@ -149,7 +155,8 @@ def _train(
             return None if result.stopped else Study.open(root, begun.name, study.storage)
         return begun
     used = [task.seed for one in (study, *mine) for task in one.manifest.tasks]
-    name = confirm_name(study.name, len(mine) + 1)
+    used += known.seeds if known is not None else ()
+    name = _free_name(study, mine)
     plan = confirm_plan(study, name, candidates, fresh_seeds(used, options.n_seeds))
     result = run_plan(
         plan,
@@ -159,6 +166,26 @@ def _train(
         on_plan=lambda made, resources: say(plan_lines(made, resources)),
     )
     return None if result.stopped else Study.open(root, name, study.storage)
+
+
+def _confirmations(study: Study) -> list[Study]:
+    """The confirmations of a study that are here or in its database; others that cannot be read are not its own."""
+    root, found = study.folder.parent, []
+    names = set(list_studies(root)) | set(stored_manifests(study.storage) if study.storage else ())
+    for name in sorted(names):
+        with suppress(StudyError):
+            one = Study.open(root, name, study.storage if not (root / name).is_dir() else None)
+            if one.manifest.confirms == study.manifest.study_id:
+                found.append(one)
+    return found
+
+
+def _free_name(study: Study, mine: Sequence[Study]) -> str:
+    """The next name that neither a study nor a look in the ledger has."""
+    taken = {*list_studies(study.folder.parent), *(one.name for one in mine)}
+    looked = " ".join(look.command for look in looks(study))
+    names = (confirm_name(study.name, number) for number in itertools.count(1))
+    return next(name for name in names if name not in taken and f"({name})" not in looked)
 
 
 def _begun(mine: Sequence[Study], candidates: Sequence[Candidate], options: ConfirmOptions) -> Study | None:
@@ -172,8 +199,8 @@ def _begun(mine: Sequence[Study], candidates: Sequence[Candidate], options: Conf
         return latest
     names = ", ".join(latest.manifest.space.get("variants", {}))
     raise StudyError(
-        f"{latest.name} was begun with {names} on {seeds} seeds and did not reach the test; give the same --top and "
-        f"--n-seeds to go on with it, or remove it with `sctune delete {latest.name}`"
+        f"{latest.name} was begun with {names} on {seeds} seeds and is not complete; give the same options to go on "
+        f"with it, or remove it with `sctune delete {latest.name}`"
     )
 
 

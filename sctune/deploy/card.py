@@ -9,7 +9,8 @@ from typing import Any
 from sctune.config import TrialConfig
 from sctune.deploy.model import ModelParts
 
-NON_COMMERCIAL = ("-nc", "non-commercial", "noncommercial")
+NON_COMMERCIAL = ("-nc", "non-commercial", "noncommercial", "not-for-commercial", "research", "academic")
+UNCLEAR = ("unclear", "unknown")
 _DECISION = "Decision"
 LIMITS = (
     "It has seen one kind of object under one camera: other parts, other light, another distance make other scores. "
@@ -43,6 +44,11 @@ def is_non_commercial(licence: str | None) -> bool:
     """Whether a licence's text forbids commercial use."""
     text = (licence or "").lower().replace(" ", "-")
     return any(word in text for word in NON_COMMERCIAL)
+
+
+def is_unclear(licence: str | None) -> bool:
+    """Whether a licence's text says that nobody knows what is allowed."""
+    return any(word in (licence or "").lower() for word in UNCLEAR)
 
 
 def model_card(parts: ModelParts, facts: CardFacts) -> str:

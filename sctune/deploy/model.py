@@ -157,7 +157,7 @@ def read_parts(folder: Path) -> ModelParts:
     meta.pop("format_version")
     threshold, heat_map = meta.pop("threshold", None), meta.pop("heat_map", None)
     # models of earlier versions have no such file
-    known = _read(folder / "data.json")["development"] if (folder / "data.json").is_file() else []
+    known = _read(folder / "data.json").get("development", []) if (folder / "data.json").is_file() else []
     card = folder / CARD
     try:
         return ModelParts(

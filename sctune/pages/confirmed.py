@@ -74,8 +74,10 @@ def _test(found: Confirmation) -> Html:
         apart = test.difference.low > 0 or test.difference.high < 0
         told = f"{_interval(test.difference, sign=True)}, {'told apart' if apart else 'not told apart'}"
         rows.append(("paired difference", told))
-    rows.append(("selection optimism of the search", f"{test.optimism_search:+.4f} (its value minus the test)"))
-    rows.append(("selection optimism on fresh seeds", f"{test.optimism_confirm:+.4f}"))
+    if test.optimism_search is not None:
+        rows.append(("selection optimism of the search", f"{test.optimism_search:+.4f} (its value minus the test)"))
+    if test.optimism_confirm is not None:
+        rows.append(("selection optimism on fresh seeds", f"{test.optimism_confirm:+.4f}"))
     for model in test.models:
         rows.append(
             (

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
+from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from sctune.errors import StudyError
@@ -47,6 +48,12 @@ def looks(study: Study) -> list[Look]:
 
 def add_look(study: Study, command: str, images: int, models: int, decided: str = "nothing") -> list[Look]:
     """Count a look, before the images are read; gives the whole ledger. Raises StudyError where it cannot be kept."""
+    study.folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(study.folder / "ledger.lock"):
+        return _add(study, command, images, models, decided)
+
+
+def _add(study: Study, command: str, images: int, models: int, decided: str) -> list[Look]:
     before = looks(study)
     record = Record(study.record_url, study.name)
     try:

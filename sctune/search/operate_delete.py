@@ -23,6 +23,7 @@ from sctune.search.database import NoRecordError, read_attrs
 from sctune.search.record import Record
 from sctune.search.study import DRIVER, MANIFEST, Study, valid_name
 from sctune.tracking.server import (
+    ROLE_TAG,
     STUDY_TAG,
     check_tracking,
     find_experiment,
@@ -167,10 +168,12 @@ def _find(client: MlflowClient, study: Study) -> tuple[tuple[str, ...], tuple[st
     manifest = study.manifest
     experiment, token = find_experiment(client, manifest.tracking_uri), None
     runs: list[str] = []
+    parents: list[str] = []
     while True:
         condition = f"tags.`{STUDY_TAG}` = '{manifest.study_id}'"
         page = client.search_runs([experiment], condition, max_results=1000, page_token=token)
         runs += [run.info.run_id for run in page]
+        parents += [run.info.run_id for run in page if run.data.tags.get(ROLE_TAG) == "study"]
         token = page.token
         if not token:
             break
@@ -186,6 +189,12 @@ def _find(client: MlflowClient, study: Study) -> tuple[tuple[str, ...], tuple[st
             versions.append(str(version.version))
     if versions or kept:
         kept.append(f"registered model {name} is kept")
+    for parent in parents:
+        # what `sctune deploy` registered under the name of the data may serve, or be gone back to
+        for version in client.search_model_versions(f"run_id = '{parent}'"):
+            if version.name != name:
+                kept.append(f"model {version.name} version {version.version} was deployed: it and its run are kept")
+                needed.add(parent)
     return tuple(run for run in runs if run not in needed), tuple(versions), tuple(kept)
 
 

@@ -19,6 +19,8 @@ from sctune.serve.limits import Limits, RequestError
 JSON_KEY = "images"
 FORM, JSON, RAW = "multipart/form-data", "application/json", "application/octet-stream"
 ACCEPTED = f"send {FORM} with files, {JSON} with {JSON_KEY} as base64, or one image as {RAW} or image/*"
+_MORE = 16
+"""Commas and brackets that a document may have beside those of its list of images."""
 _NAME = 200
 """Letters of a file's name that come back in the answer; it is used for nothing else."""
 
@@ -76,6 +78,11 @@ async def _of_form(headers: Headers, body: bytes, limits: Limits) -> list[Upload
 
 def _of_json(body: bytes, limits: Limits) -> list[Upload]:
     wanted = f'write {{"{JSON_KEY}": [BASE64, ...]}}'
+    # base64 has no commas and brackets: a small body could unfold to gigabytes before its images are counted
+    if body.count(b",") > limits.max_images + _MORE:
+        raise too_many(limits)
+    if body.count(b"{") + body.count(b"[") > _MORE:
+        raise RequestError(422, f"the document is nested; {wanted}")
     try:
         document = json.loads(body)
     except (ValueError, RecursionError):

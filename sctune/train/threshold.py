@@ -110,14 +110,19 @@ class Threshold:
         )
 
 
+def check_rate(wanted: float) -> None:
+    """Raises ConfigError for a false-alarm rate outside (0, 1)."""
+    if not 0 < wanted < 1:
+        raise ConfigError(f"a false-alarm rate of {wanted:g}: it must lie between 0 and 1, for example 0.01")
+
+
 def conformal_threshold(scores: ArrayLike, wanted: float = DEFAULT_RATE) -> Threshold:
     """Split-conformal quantile of the scores [N] of normal images that took part in no fit.
 
     With k = ceil((n + 1)(1 - wanted)), the k-th lowest score. Where n is too small for that, the highest score, which
     reaches 1 / (n + 1). Raises ConfigError for a rate outside (0, 1), DataError for no scores, NonFiniteError.
     """
-    if not 0 < wanted < 1:
-        raise ConfigError(f"a false-alarm rate of {wanted:g}: it must lie between 0 and 1, for example 0.01")
+    check_rate(wanted)
     ordered = np.sort(_finite(scores))
     count = len(ordered)
     if count == 0:

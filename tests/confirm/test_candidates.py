@@ -100,6 +100,7 @@ def test_seeds_are_new() -> None:
 
 def test_names_and_places() -> None:
     assert confirm_name("s", 1) == "s-confirm" and confirm_name("s", 3) == "s-confirm-3"
-    assert len(confirm_name("x" * 80, 2)) == 80
+    long = {confirm_name("x" * 79 + end, 2) for end in "ab"}
+    assert len(long) == 2 and all(len(name) == 80 for name in long)
     assert sibling("/a/b/study", "s-confirm") == "/a/b/s-confirm"
     assert sibling("s3://bucket/x/study?region=eu", "n") == "s3://bucket/x/n?region=eu"

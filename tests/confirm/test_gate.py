@@ -59,7 +59,7 @@ class Backwards(Model):
 def test_licences() -> None:
     assert licence_step("CC BY 4.0", accepted=False).passed
     assert licence_step(None, accepted=False).passed
-    for licence in ("CC BY-NC-SA 4.0", "free for non-commercial use", "CC BY NC 2.0"):
+    for licence in ("CC BY-NC-SA 4.0", "free for non-commercial use", "CC BY NC 2.0", "research only", "unclear"):
         refused = licence_step(licence, accepted=False)
         assert not refused.passed and "--accept-licence" in refused.detail
         assert licence_step(licence, accepted=True).passed
@@ -80,6 +80,12 @@ def test_parity() -> None:
     # a difference within the limit that turns a label over
     flipped = parity_step(trained, {"loaded": trained + 5e-5}, 0.50002)
     assert not flipped.passed and "loaded 5.0e-05, 1 flipped" in flipped.detail
+
+
+def test_a_score_that_is_no_number_is_no_parity() -> None:
+    trained = np.array([0.1, 0.9])
+    assert not parity_step(trained, {"exported": np.array([np.nan, 0.9])}, 0.5).passed
+    assert not parity_step(np.array([np.nan, 0.9]), {"exported": np.array([np.nan, 0.9])}, 0.5).passed
 
 
 def test_parity_with_a_real_export(model: Model, tmp_path: Path) -> None:
@@ -115,6 +121,12 @@ def test_more_escapes_are_refused(model: Model, images: Acceptance) -> None:
     step = acceptance_step(blind, model, images)
     assert not step.passed and "difference +0.0000" in step.detail and "escapes 20 of 20" in step.detail
     assert acceptance_step(model, blind, images).passed
+
+
+def test_another_products_champion_is_not_replaced(model: Model, images: Acceptance) -> None:
+    stranger = changed(model, development=["f" * 64])
+    step = acceptance_step(model, stranger, images)
+    assert not step.passed and "may be of another product" in step.detail
 
 
 def test_too_little_to_compare_with(model: Model, images: Acceptance) -> None:

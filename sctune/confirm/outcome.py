@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
-from sctune.confirm.results import ChosenModel, Confirmation, Interval, Share, Tested
+from sctune.confirm.results import ChosenModel, Confirmation, Interval, Ranked, Share, Tested
 from sctune.confirm.scoring import TaskScores, subset_of
 from sctune.train.evaluate import auroc
 from sctune.train.statistics import Estimate, Scores, seeded_difference, seeded_interval, spread
@@ -28,9 +28,10 @@ def tested(
     result = seeded_interval(runs)
     stds = spread(_table(runs))
     # what the search promised, of the trial that was tested: where the reference won, of the best candidate
-    searched = next(one for one in found.ranking if one.name in (found.winner.name, against) and one.trial is not None)
+    names = (found.winner.name, against)
+    searched = next((one for one in found.ranking if one.name in names and one.search_value is not None), None)
+    proxy = found.mode == "proxy"  # pseudo anomalies promise nothing about real ones
     means = {found.winner.name: result, **({against: seeded_interval(others)} if against and others else {})}
-    assert searched.search_value is not None
     return Tested(
         opened=datetime.now(UTC).isoformat(timespec="seconds"),
         images=(list(labels).count(0), list(labels).count(1)),
@@ -40,8 +41,8 @@ def tested(
         against=against,
         subset_std=stds.subsets,
         pooled_std=stds.pooled,
-        optimism_search=searched.search_value - means[searched.name].value,
-        optimism_confirm=found.winner.mean - result.value,
+        optimism_search=None if searched is None or proxy else _optimism(searched, means[searched.name]),
+        optimism_confirm=None if proxy else found.winner.mean - result.value,
         models=tuple(_models(found, first, values)),
     )
 
@@ -55,13 +56,22 @@ def _table(runs: Sequence[Scores]) -> list[list[float]]:
 
 
 def _models(found: Confirmation, scored: Sequence[TaskScores], values: Mapping[str, float]) -> list[ChosenModel]:
-    """For each category and class the seed that selected best; the test has no say in it."""
+    """For each category and class the seed that selected best (mean over its folds); the test has no say in it."""
     models = []
     for subset in dict.fromkeys(subset_of(one.task) for one in scored):
-        mine = [one for one in scored if subset_of(one.task) == subset]
-        best = max(mine, key=lambda one: values[one.task.key])
-        models.append(_chosen(best, subset, values[best.task.key], found.false_alarm_rate, found.confirm_study))
+        seeds: dict[int, list[TaskScores]] = {}
+        for one in scored:
+            if subset_of(one.task) == subset:
+                seeds.setdefault(one.task.seed, []).append(one)
+        means = {seed: sum(values[one.task.key] for one in folds) / len(folds) for seed, folds in seeds.items()}
+        best = max(means, key=lambda seed: means[seed])
+        # each fold selects by anomalies of its own, so that their values cannot be compared
+        models.append(_chosen(seeds[best][0], subset, means[best], found.false_alarm_rate, found.confirm_study))
     return models
+
+
+def _optimism(searched: Ranked, tested: Estimate) -> float | None:
+    return None if searched.search_value is None else searched.search_value - tested.value
 
 
 def _chosen(one: TaskScores, subset: str, selection: float, wanted: float, folder: str) -> ChosenModel:
