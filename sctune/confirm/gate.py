@@ -18,7 +18,7 @@ from sctune.deploy.speed import Speed
 from sctune.errors import DataError, SctuneError
 from sctune.train.evaluate import auroc
 from sctune.train.statistics import Scores, seeded_difference
-from sctune.train.threshold import escape_rate
+from sctune.train.threshold import escape_rate, false_alarm_rate
 
 PARITY_LIMIT = 1e-4
 """Largest difference of a score between the trainer, the loaded model and the exported one."""
@@ -146,7 +146,8 @@ def _compared(candidate: Model, champion: Model, images: Acceptance) -> Step:
         f"on {images.source} ({counts[0]} normal, {counts[1]} anomalous images that neither has seen) AUROC "
         f"{auroc(labels, ours.scores):.4f} against the champion's {auroc(labels, theirs.scores):.4f}, difference "
         f"{gap.value:+.4f} ({gap.low:+.4f} to {gap.high:+.4f}; must be above -{AUROC_MARGIN:g}); escapes {escapes} "
-        f"against {before}"
+        f"against {before}; false alarms {false_alarm_rate(labels, ours.scores, candidate.threshold.value)} against "
+        f"{false_alarm_rate(labels, theirs.scores, champion.threshold.value)}"
     )
     return Step("acceptance", passed, detail)
 
