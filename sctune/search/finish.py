@@ -225,7 +225,8 @@ def _best_model(study: Study, tracking: TrackingCallback, writer: Writer) -> lis
 def _pictures(trainer: Trainer, labels: list[int], folder: Path, attribution: str | None) -> dict[str, float]:
     """ROC curve, score histogram, gallery, scores and configuration; gives the score of each selection image."""
     folder.mkdir(exist_ok=True)
-    scores = trainer.detector.score_images(trainer.selection.images)
+    # as the registered model will score them, one by one
+    scores = trainer.detector.score_alike(trainer.selection.images)
     if any(labels):
         plots.roc_curve(np.array(labels), scores, folder / "roc.png")
     plots.score_histogram(np.array(labels), scores, folder / "scores.png")
