@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 from sctune.confirm.results import ChosenModel, Confirmation, Tested, confirm_folder
 from sctune.confirm.scoring import read_scores, trained_model
@@ -49,7 +49,7 @@ def build(study: Study, found: Confirmation, test: Tested, chosen: ChosenModel, 
         "seed": task.seed,
         "selection_auroc": chosen.selection,
         "test_auroc": chosen.test_auroc,
-        "test_auroc_seeds": test.winner.model_dump(),
+        "test_auroc_seeds": asdict(test.winner),
         "licence": manifest.data.licence,
         "attribution": manifest.data.attribution,
     }

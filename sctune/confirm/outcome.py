@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
-from sctune.confirm.results import ChosenModel, Confirmation, Interval, Ranked, Share, Tested
+from sctune.confirm.results import ChosenModel, Confirmation, Ranked, Tested
 from sctune.confirm.scoring import TaskScores, subset_of
 from sctune.train.evaluate import auroc
 from sctune.train.statistics import Estimate, Scores, seeded_difference, seeded_interval, spread
-from sctune.train.threshold import Rate, conformal_threshold, escape_rate, false_alarm_rate
+from sctune.train.threshold import conformal_threshold, escape_rate, false_alarm_rate
 
 
 def tested(
@@ -35,9 +35,9 @@ def tested(
     return Tested(
         opened=datetime.now(UTC).isoformat(timespec="seconds"),
         images=(list(labels).count(0), list(labels).count(1)),
-        winner=_interval(result),
-        reference=_interval(means[against]) if against in means else None,
-        difference=_interval(seeded_difference(runs, others)) if others else None,
+        winner=result,
+        reference=means[against] if against and others else None,
+        difference=seeded_difference(runs, others) if others else None,
         against=against,
         subset_std=stds.subsets,
         pooled_std=stds.pooled,
@@ -84,15 +84,7 @@ def _chosen(one: TaskScores, subset: str, selection: float, wanted: float, folde
         selection=selection,
         test_auroc=auroc(labels, scores),
         threshold=None if threshold is None else threshold.to_dict(),
-        escapes=None if threshold is None else _share(escape_rate(labels, scores, threshold.value)),
-        false_alarms=None if threshold is None else _share(false_alarm_rate(labels, scores, threshold.value)),
+        escapes=None if threshold is None else escape_rate(labels, scores, threshold.value),
+        false_alarms=None if threshold is None else false_alarm_rate(labels, scores, threshold.value),
         scores=f"{folder}/{one.file}",
     )
-
-
-def _share(found: Rate) -> Share:
-    return Share(count=found.count, total=found.total, low=found.low, high=found.high)
-
-
-def _interval(found: Estimate) -> Interval:
-    return Interval(value=found.value, low=found.low, high=found.high, std=found.std, seeds=found.seeds, p=found.p)

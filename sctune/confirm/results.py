@@ -11,6 +11,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from sctune.errors import StudyError
 from sctune.search.database import read_attrs, write_attrs
 from sctune.search.study import Study, write_json
+from sctune.train.statistics import Estimate
+from sctune.train.threshold import Rate
 
 FORMAT_VERSION = 1
 FOLDER = "confirm"
@@ -38,37 +40,6 @@ class Ranked(_Frozen):
     search_value: float | None
 
 
-class Interval(_Frozen):
-    """A mean over the seeds with its 95 % interval (train/statistics.seeded_interval); std: population.
-
-    p: of a difference, two-sided.
-    """
-
-    value: float
-    low: float
-    high: float
-    std: float | None
-    seeds: dict[int, float]
-    p: float | None = None
-
-
-class Share(_Frozen):
-    """count of total, with the exact 95 % interval of the share."""
-
-    count: int
-    total: int
-    low: float
-    high: float
-
-    @property
-    def value(self) -> float:
-        return self.count / self.total
-
-    def __str__(self) -> str:
-        percent = [f"{100 * part:.1f}" for part in (self.value, self.low, self.high)]
-        return f"{self.count} of {self.total} ({percent[0]} %, {percent[1]} to {percent[2]})"
-
-
 class ChosenModel(_Frozen):
     """The trained model of the winner that `sctune deploy` takes for a category and class: the seed that selected best.
 
@@ -82,8 +53,8 @@ class ChosenModel(_Frozen):
     selection: float
     test_auroc: float
     threshold: dict[str, Any] | None
-    escapes: Share | None
-    false_alarms: Share | None
+    escapes: Rate | None
+    false_alarms: Rate | None
     scores: str
 
 
@@ -96,9 +67,9 @@ class Tested(_Frozen):
 
     opened: str
     images: tuple[int, int]
-    winner: Interval
-    reference: Interval | None
-    difference: Interval | None
+    winner: Estimate
+    reference: Estimate | None
+    difference: Estimate | None
     against: str | None
     subset_std: float | None
     pooled_std: float | None
@@ -212,6 +183,6 @@ def _test_lines(found: Confirmation, test: Tested) -> list[str]:
     return lines
 
 
-def _interval(found: Interval) -> str:
+def _interval(found: Estimate) -> str:
     std = "" if found.std is None else f", std over seeds {found.std:.4f}"
     return f"{found.value:.4f} ({found.low:.4f} to {found.high:.4f}{std})"

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from sctune.confirm.results import Confirmation, Interval, read_confirmation
+from sctune.confirm.results import Confirmation, read_confirmation
 from sctune.errors import StudyError
 from sctune.pages.html import Html, facts, joined, missing, table, tag
 from sctune.pages.reading import figure
 from sctune.search.ledger import looks
 from sctune.search.study import Study
+from sctune.train.statistics import Estimate
 
 
 def confirm_section(study: Study) -> Html:
@@ -90,7 +91,7 @@ def _test(found: Confirmation) -> Html:
     return joined([tag("h3", "On the test images, which decided nothing"), facts(rows)])
 
 
-def _interval(found: Interval, sign: bool = False) -> str:
+def _interval(found: Estimate, sign: bool = False) -> str:
     form = "+.4f" if sign else ".4f"
     std = "" if found.std is None else f", std over seeds {found.std:.4f}"
     p = "" if found.p is None else f", p {found.p:.3f}"

@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -25,8 +24,9 @@ from sctune.deploy.model import ModelParts, load_model_folder, write_model_folde
 from sctune.deploy.package import build_wheel
 from sctune.deploy.register import log_model_run, registered_name, requirements
 from sctune.errors import CheckpointError, DataError, TrackingError
-from sctune.model.detector import Detector, build_detector
+from sctune.model.detector import Detector
 from sctune.tracking.server import check_tracking, default_tracking_uri, find_experiment, mlflow_client
+from tests.models import small_config, small_detector
 
 META = ModelParts({"study": "first", "trial": 0, "licence": "CC BY-NC-SA 4.0", "attribution": "Images: somebody"})
 
@@ -42,32 +42,12 @@ IMAGES = [png(seed) for seed in range(3)]
 
 @pytest.fixture(scope="module")
 def config() -> TrialConfig:
-    return TrialConfig().override(
-        {
-            "data.image_size": 64,
-            "model.backbone": "efficientnet_lite0",
-            "model.tap": "middle",
-            "model.n_scales": 1,
-            "model.patch_place": "grid2d",
-            "model.freeze": 0,
-            "model.weights": "random",
-            "augment.grid_size": 8,
-        }
-    )
+    return small_config()
 
 
 @pytest.fixture(scope="module")
 def detector(config: TrialConfig) -> Detector:
-    """Random weights whose batch norm has seen images, so that different images have different scores."""
-    detector = build_detector(config).train()
-    for module in detector.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.momentum = None  # a plain mean over what it sees
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for _ in range(3):
-            detector(torch.randn(8, 3, 64, 64, generator=generator))
-    return detector.eval()
+    return small_detector(config)
 
 
 @pytest.fixture(scope="module")
