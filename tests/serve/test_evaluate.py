@@ -17,7 +17,7 @@ from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 from sctune.cli import main
 from sctune.data.catalog import DataSet, open_dataset
 from sctune.data.images import file_digest
-from sctune.deploy.model import Model, load_model_folder
+from sctune.deploy.model import Model
 from sctune.errors import ConfigError, DataError
 from sctune.serve import measure
 from sctune.serve.evaluate import evaluate, open_labelled
@@ -27,17 +27,7 @@ from sctune.serve.pictures import worst_mistakes
 from sctune.serve.predict import predict_to_file
 from sctune.serve.results import evaluation_lines, write_evaluation
 from sctune.train.heatmap import aupro, heat_maps
-from tests.models import noise_png, write_small_model
-
-
-@pytest.fixture(scope="module")
-def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_small_model(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="module")
-def model(model_folder: Path) -> Model:
-    return load_model_folder(model_folder)
+from tests.models import noise_png
 
 
 @pytest.fixture(scope="module")

@@ -25,16 +25,6 @@ from sctune.train.threshold import Threshold, conformal_threshold
 from tests.models import noise_png, small_config, write_small_model
 
 
-@pytest.fixture(scope="module")
-def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_small_model(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="module")
-def model(model_folder: Path) -> Model:
-    return load_model_folder(model_folder)
-
-
 def calibrated(model: Model, count: int, rate: float = 0.01, seed: int = 0) -> Model:
     """The model as if it had been calibrated on `count` images with these distributions."""
     draws = np.random.default_rng(seed)

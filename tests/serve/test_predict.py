@@ -31,16 +31,6 @@ from sctune.serve.table import COLUMNS, read_identity, read_table, side_file
 from tests.models import noise_png, small_config, write_small_model
 
 
-@pytest.fixture(scope="module")
-def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_small_model(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="module")
-def model(model_folder: Path) -> Model:
-    return load_model_folder(model_folder)
-
-
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
     """Forty images in two folders, the same names in both, and files that are none."""

@@ -23,17 +23,7 @@ from sctune.serve.models import score_digest
 from sctune.serve.recalibrate import Wish, recalibrate, run_recalibration
 from sctune.tracking.server import check_tracking, default_tracking_uri, find_experiment, mlflow_client
 from sctune.train.threshold import conformal_threshold
-from tests.models import noise_png, write_small_model
-
-
-@pytest.fixture(scope="module")
-def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_small_model(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="module")
-def model(model_folder: Path) -> Model:
-    return load_model_folder(model_folder)
+from tests.models import noise_png
 
 
 @pytest.fixture(scope="module")
