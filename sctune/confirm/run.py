@@ -67,8 +67,9 @@ def run_confirm(
 ) -> ConfirmOutcome:
     """Confirm a study, or go on with a confirmation that was interrupted; a complete one is read and not repeated.
 
-    Raises StudyError for a study without full runs, one that is running, or whose test images decided already;
-    AllTrialsFailedError where no configuration could be trained again.
+    A study that still runs is confirmed with the trials that are complete, and a note says so. Raises ConfigError for a
+    false-alarm rate that is none, StudyError for a study without full runs, or one that selects on its test images,
+    AllTrialsFailedError where no trial could be trained again.
     """
     check_rate(options.false_alarm_rate)
     study = Study.open(study_root, name, storage)
