@@ -20,7 +20,7 @@ FLOORS = (
     {"tracking", "trial"},
     {"train"},
     {"model", "augment", "data"},
-    {"config", "fields", "methods", "report", "errors", "geometry", "paths", "strict_yaml", "urls", ""},
+    {"config", "fields", "methods", "report", "errors", "files", "geometry", "paths", "strict_yaml", "urls", ""},
 )
 """Rooms from the roof down; "" is `sctune/__init__.py`. A new module at the top level gets its floor here."""
 HEIGHT = {room: -number for number, floor in enumerate(FLOORS) for room in floor}

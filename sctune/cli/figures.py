@@ -13,6 +13,7 @@ from sctune.cli import options as opt
 from sctune.cli.output import emit, say
 from sctune.config import load_profile, parse_assignments
 from sctune.errors import ConfigError
+from sctune.files import check_writable
 from sctune.paths import studies_folder
 
 
@@ -34,7 +35,7 @@ def figures(
 
     folder = None if out is None else out.expanduser().absolute()
     if folder is not None:
-        _check_writable(folder)
+        check_writable(folder)
     options = FigureOptions(trial, task, folder, test, perplexity, limit)
     report = make_figures((study_root or studies_folder()).expanduser().absolute(), study, options, say)
     say([f"warning: {line}" for line in report.warnings])
@@ -60,7 +61,7 @@ def augmentations(
     if out.suffix.lower() != ".png":
         raise ConfigError(f"--out {out}: give a file name that ends in .png")
     target = out.expanduser().absolute()
-    _check_writable(target.parent)
+    check_writable(target.parent)
     from sctune.tracking.feature_plots import augmentation_picture
     from sctune.train.augmentations import augmentation_examples
 
@@ -82,12 +83,3 @@ def augmentations(
     except OSError as problem:
         raise ConfigError(f"cannot write {target}: {problem.strerror}; give another file with --out") from None
     print(target)
-
-
-def _check_writable(folder: Path) -> None:
-    """ConfigError where the folder is none and cannot be made, before anything is computed; makes nothing."""
-    place = folder
-    while not os.path.lexists(place):
-        place = place.parent
-    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
-        raise ConfigError(f"--out: {place} is no folder that can be written to; give another one")

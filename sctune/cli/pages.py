@@ -52,8 +52,8 @@ def diff(
     as_json: opt.AsJson = False,
 ) -> None:
     """Images whose verdict flips between two trials, with saliency and heat map of both side by side."""
+    from sctune.files import check_writable
     from sctune.pages.diff import DiffOptions, diff_trials, summary_lines
-    from sctune.pages.files import check_writable
 
     folder = None if out is None else out.expanduser().absolute()
     if folder is not None:
@@ -94,7 +94,7 @@ def report(
     """One study as one self-contained page that needs no network: history, curves, tables, gallery, cost."""
     if out.suffix.lower() not in (".html", ".htm"):
         raise ConfigError(f"--out {out}: give a file name that ends in .html")
-    from sctune.pages.files import check_writable
+    from sctune.files import check_writable
     from sctune.pages.report import write_report
 
     target = out.expanduser().absolute()

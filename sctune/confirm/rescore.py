@@ -12,6 +12,7 @@ from typing import Any
 
 from sctune.confirm.scoring import trained_model
 from sctune.errors import StudyError
+from sctune.files import replace_files
 from sctune.report import OBJECTIVE
 from sctune.search.leaderboard import TrialRow, best_row, leaderboard
 from sctune.search.manifest import StudyManifest
@@ -166,21 +167,19 @@ def _refuse_test(manifest: StudyManifest) -> None:
 
 
 def _write(study: Study, report: Rescored) -> list[Path]:
-    folder = study.folder / FOLDER
-    folder.mkdir(parents=True, exist_ok=True)
-    table, document = (folder / f"trial-{report.trial:04d}.{suffix}" for suffix in ("csv", "json"))
+    stem = study.folder / FOLDER / f"trial-{report.trial:04d}"
     names = list(report.trained.values)
-    rows = [(*(one.values[name] for name in names), one.value, one.difference, one.error) for one in
-            (report.trained, *report.variants)]  # fmt: skip
-    for path in (table, document):
-        staged = path.with_name(f".{path.name}.new")
-        with staged.open("w", newline="", encoding="utf-8") as stream:
-            if path is table:
-                csv.writer(stream).writerows([(*names, OBJECTIVE, "difference", "standard_error"), *rows])
-            else:
-                json.dump(report.to_dict(), stream, indent=1)
-        staged.replace(path)
-    return [table, document]
+    ways = (report.trained, *report.variants)
+    rows = [(*(one.values[name] for name in names), one.value, one.difference, one.error) for one in ways]
+
+    def table(path: Path) -> None:
+        with path.open("w", newline="", encoding="utf-8") as stream:
+            csv.writer(stream).writerows([(*names, OBJECTIVE, "difference", "standard_error"), *rows])
+
+    def document(path: Path) -> None:
+        path.write_text(json.dumps(report.to_dict(), indent=1), encoding="utf-8")
+
+    return replace_files({stem.with_suffix(".csv"): table, stem.with_suffix(".json"): document}, "--study-root")
 
 
 def _text(values: Variant) -> str:

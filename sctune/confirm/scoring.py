@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from sctune.config import Task
 from sctune.data.split import Split
 from sctune.deploy.build import calibrate
 from sctune.errors import CheckpointError, DataError
+from sctune.files import replace_files
 from sctune.search.leaderboard import TrialRow
 from sctune.search.study import Study
 from sctune.train.single import score_test
@@ -52,7 +54,6 @@ def score_models(
     study: Study, name: str, row: TrialRow, splits: dict[str, Split], folder: Path, say: Say
 ) -> list[TaskScores]:
     """Score the test images of every task with a trial's models, in the order of the tasks; files go to `folder`."""
-    folder.mkdir(parents=True, exist_ok=True)
     found = []
     for task in study.manifest.tasks:
         trainer = trained_model(study, row, task, splits[task.key])
@@ -60,7 +61,7 @@ def score_models(
         if {label for _, label, _ in rows} != {0, 1}:
             raise DataError(f"task {task.key}: the test images are all of one class, so there is no AUROC; add images")
         file = f"{name}--{task.key}.csv"
-        _write(folder / file, rows)
+        replace_files({folder / file: partial(_write, rows=rows)}, "--study-root")
         calibration = calibrate(trainer)
         scores = Scores(
             pool=f"{task.source}|{task.category or ''}",
@@ -92,7 +93,6 @@ def read_scores(path: Path) -> tuple[list[str], np.ndarray, np.ndarray]:
 
 
 def _write(path: Path, rows: Sequence[tuple[str, int, float]]) -> None:
-    staged = path.with_name(f".{path.name}.new")
-    with staged.open("w", newline="", encoding="utf-8") as stream:
-        csv.writer(stream).writerows([("path", "label", "score"), *((p, label, repr(s)) for p, label, s in rows)])
-    staged.replace(path)
+    lines = [("path", "label", "score"), *((name, label, repr(score)) for name, label, score in rows)]
+    with path.open("w", newline="", encoding="utf-8") as stream:
+        csv.writer(stream).writerows(lines)

@@ -19,9 +19,9 @@ from scipy import stats
 from sctune.augment.saliency import smooth_saliency
 from sctune.deploy.build import calibrate, choose_heat_map
 from sctune.errors import ConfigError, DataError
+from sctune.files import replace_files
 from sctune.model.detector import normalise, to_pixels
 from sctune.pages.diff_picture import Row, Side, diff_picture
-from sctune.pages.files import replaced
 from sctune.search.figures import Chosen, FigureOptions, choose_trial
 from sctune.search.study import Study
 from sctune.tracking.run_files import log_run_files
@@ -251,7 +251,8 @@ def _write(
         content = {name: value for name, value in report.to_dict().items() if name not in ("files", "warnings")}
         path.write_text(json.dumps(content, indent=1), encoding="utf-8")
 
-    return replaced(folder, {f"{stem}.png": picture, f"{stem}.csv": table, f"{stem}.json": document}, "--out")
+    writers = {f"{stem}.png": picture, f"{stem}.csv": table, f"{stem}.json": document}
+    return replace_files({folder / name: write for name, write in writers.items()})
 
 
 def _rows(report: DiffReport, trainers: tuple[Trainer, Trainer], pictured: list[ImageDiff]) -> list[Row]:

@@ -11,10 +11,10 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from sctune.files import replace_files
 from sctune.pages import sections
 from sctune.pages.confirmed import confirm_section, looks_section
 from sctune.pages.figures import Drawing, study_drawings
-from sctune.pages.files import replaced
 from sctune.pages.html import Html, joined, missing, picture, safe, script_json, section, tag
 from sctune.pages.reading import StudyView, view_study
 from sctune.tracking.plots import search_picture
@@ -64,7 +64,7 @@ def write_report(root: Path, name: str, path: Path, storage: str | None = None) 
     view = view_study(root, name, storage)
     drawings = study_drawings(view.manifest, view.trials, view.result.rows)
     text = page(view, drawings, datetime.now(UTC).isoformat(timespec="seconds"))
-    replaced(path.parent, {path.name: lambda staged: _write(staged, text)}, "--out")
+    replace_files({path: lambda staged: _write(staged, text)})
     left_out = {one.name: one.reason for one in drawings if one.reason is not None}
     return Report(view.name, path, path.stat().st_size, left_out, view.result.notes)
 

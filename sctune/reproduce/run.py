@@ -21,8 +21,8 @@ from sctune.errors import (
     SctuneError,
     StudyError,
 )
+from sctune.files import refuse_folder, replace_files
 from sctune.reproduce.collect import Stored, collect, name_of, shown, stored_study
-from sctune.reproduce.files import refuse_folder, replace_files
 from sctune.reproduce.plan import TablePlan
 from sctune.reproduce.results import Result, table_results
 from sctune.reproduce.scores import score_trial

@@ -15,9 +15,9 @@ import torch
 
 from sctune.config import Task
 from sctune.errors import CheckpointError, ConfigError, DataError, NonFiniteError
+from sctune.files import replace_files
 from sctune.reproduce.cells import Cell
 from sctune.reproduce.columns import Column
-from sctune.reproduce.files import replace_files
 from sctune.reproduce.studies import StudyPlan
 from sctune.search.leaderboard import TrialRow
 from sctune.search.study import Study

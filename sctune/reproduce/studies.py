@@ -15,9 +15,10 @@ import yaml
 from sctune import __version__
 from sctune.config import FIELD_NAMES, TASK_FIELDS, Setting, Task, TrialConfig, load_profile
 from sctune.errors import ConfigError, nearest
+from sctune.files import replace_files
 from sctune.reproduce.cells import Block, Cell, Place
 from sctune.reproduce.columns import EPOCHS, Column
-from sctune.reproduce.files import data_digest, replace_files
+from sctune.reproduce.files import data_digest
 from sctune.reproduce.paper import PaperTable
 from sctune.search.needs import NEEDS
 from sctune.search.options import SearchOptions

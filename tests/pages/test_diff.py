@@ -126,7 +126,7 @@ def test_what_is_refused(study: Study, tmp_path: Path, tiny: TrialConfig) -> Non
     with pytest.raises(ConfigError, match=r"a false-alarm rate of 2"):
         diff(study, options=DiffOptions(rate=2.0))
     (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match=r"cannot write to .*file.* --out"):
+    with pytest.raises(ConfigError, match=r"cannot write .*file.* --out"):
         diff(study, options=DiffOptions(rate=RATE, out=tmp_path / "file"))
     on_test = make_study(tmp_path, tiny.override({"data.selection": "test"}), "test")
     with pytest.raises(ConfigError, match="selects on its test images"):

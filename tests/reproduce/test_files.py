@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from sctune.errors import ConfigError
+from sctune.files import replace_files
 from sctune.reproduce import pictures, run
 from sctune.reproduce.cells import Asked
-from sctune.reproduce.files import replace_files
 from sctune.reproduce.plan import ReproduceOptions, TablePlan, make_plan
 from sctune.reproduce.scores import ScoreFolder
 from sctune.reproduce.studies import write_space
@@ -72,7 +72,7 @@ def test_scores_and_spaces_that_cannot_be_written(plan: TablePlan, monkeypatch: 
     folder = ScoreFolder(plan.out / "scores", study, "one")
     rows: Any = [("x.png", 0, 1.0), ("y.png", 1, 2.0)]
     folder.write(study.columns[0], study.cells[0], 42, rows)
-    monkeypatch.setattr("sctune.reproduce.files.os.replace", full_disk)
+    monkeypatch.setattr("sctune.files.os.replace", full_disk)
     with pytest.raises(ConfigError, match=r"cannot write .*carpet-seed43.csv: No space left on device"):
         folder.write(study.columns[0], study.cells[0], 43, rows)
     assert len(list(folder.folder.iterdir())) == 1

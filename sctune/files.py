@@ -1,0 +1,53 @@
+"""Writing that leaves nothing half-done, and the places for it; raises ConfigError that names the option to change."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from sctune.errors import ConfigError
+
+
+def replace_files(writers: Mapping[Path, Callable[[Path], object]], option: str = "--out") -> list[Path]:
+    """Write all files beside their places, then put them there; gives the places.
+
+    A writer is given the path to write to. Where one fails, none of the files is changed. Raises ConfigError with the
+    file that cannot be written; option: of the command, by which another place is given.
+    """
+    # the type stays at the end: some writers look at it
+    staged = {path: path.with_name(f".{os.getpid()}.{path.name}") for path in writers}
+    at = next(iter(writers))
+    try:
+        for at, write in writers.items():
+            refuse_folder(at, option)
+            at.parent.mkdir(parents=True, exist_ok=True)
+            write(staged[at])
+        for at, ready in staged.items():
+            os.replace(ready, at)
+    except OSError as problem:
+        raise ConfigError(
+            f"cannot write {at}: {problem.strerror or problem}; mend that or give another {option}, then run the same "
+            "command again"
+        ) from None
+    finally:
+        for left in staged.values():
+            with suppress(OSError):
+                left.unlink(missing_ok=True)
+    return list(writers)
+
+
+def refuse_folder(path: Path, option: str = "--out") -> None:
+    """Raises ConfigError where a folder lies in a file's place."""
+    if path.is_dir():
+        raise ConfigError(f"cannot write {path}: it is a folder; remove it or give another {option}")
+
+
+def check_writable(folder: Path, option: str = "--out") -> None:
+    """ConfigError where the folder is none and cannot be made, before anything is computed; makes nothing."""
+    place = folder
+    while not os.path.lexists(place):
+        place = place.parent
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        raise ConfigError(f"{option}: {place} is no folder that can be written to; give another one")
