@@ -70,8 +70,9 @@ def predict_to_file(
 def refuse_inside(folder: Path, places: Sequence[str]) -> None:
     """Raises ConfigError for a folder of heat maps below one of images: the next run would score them too."""
     for place in places:
-        above = Path(place).expanduser().absolute()
-        if folder.is_relative_to(above):
+        above = Path(place).expanduser().resolve()
+        # by their true places: a link or .. must not hide that one lies in the other
+        if folder.resolve().is_relative_to(above):
             raise ConfigError(f"--heat-maps {folder} lies in {above}, whose images are scored; give a folder elsewhere")
 
 

@@ -25,7 +25,7 @@ from sctune.model.patches import scoring_signs
 from sctune.serve import inputs
 from sctune.serve.inputs import AHEAD, CHUNK, list_inputs, shown
 from sctune.serve.models import opened, score_digest
-from sctune.serve.predict import Progress, heat_map_name, predict_to_file, predicted_rows
+from sctune.serve.predict import Progress, heat_map_name, predict_to_file, predicted_rows, refuse_inside
 from sctune.serve.stopping import StoppedPredictionError, stop_asked
 from sctune.serve.table import COLUMNS, read_identity, read_table, side_file
 from tests.models import noise_png, small_config, write_small_model
@@ -367,3 +367,16 @@ def test_bad_input_is_one_line(
     assert caught.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line
+
+
+def test_heat_maps_below_the_images_are_refused_by_any_way_there(tmp_path: Path) -> None:
+    """The next run would score them as images."""
+    images, link = tmp_path / "images", tmp_path / "link"
+    images.mkdir()
+    link.symlink_to(images)
+    for folder in (images / "maps", link / "maps", tmp_path / "other" / ".." / "images" / "maps"):
+        with pytest.raises(ConfigError, match=r"--heat-maps .* lies in"):
+            refuse_inside(folder, [str(images)])
+        with pytest.raises(ConfigError, match=r"--heat-maps .* lies in"):
+            refuse_inside(folder, [str(link)])
+    refuse_inside(tmp_path / "maps", [str(images)])
