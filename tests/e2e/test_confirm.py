@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
+from sctune.confirm import deploy as confirm_deploy
 from sctune.confirm import run as confirm_run
 from sctune.confirm.results import read_confirmation
 from sctune.confirm.run import ConfirmOptions, run_confirm
@@ -211,6 +212,19 @@ def test_a_gate_that_fails_leaves_the_champion(sctune: Any, study: Study, deploy
     assert client.get_model_version_by_alias("stripes", "champion").version == before
     forced = sctune.json(*words, "--force", "the line stands still")
     assert forced["forced"] and "the line stands still" in forced["alias"]["reason"]
+
+
+def test_a_champion_that_came_meanwhile_is_not_replaced(
+    sctune: Any, study: Study, deployed: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SCTUNE_HOME", str(sctune.home))
+    seen = iter([1, 7])
+    monkeypatch.setattr(confirm_deploy, "aliased", lambda *_: next(seen))
+    outcome = confirm_deploy.run_deploy(
+        study.folder.parent, NAME, confirm_deploy.DeployOptions(name="stripes"), lambda lines: None
+    )
+    assert outcome.move is None and [step.name for step in outcome.failed] == ["unchanged"]
+    assert "moved from 1 to 7 meanwhile" in outcome.failed[0].detail
 
 
 def test_rollback_is_told(sctune: Any, study: Study, deployed: dict[str, Any]) -> None:
