@@ -52,12 +52,11 @@ bin: ## where the environment's commands are: PATH="$$(make -s bin):$$PATH"
 search: env ## run the main job: search saliency threshold and patch count on real solar cells
 	@PATH="$(BIN):$$PATH" sctune search --space threshold_patch $(ARGS)
 
-# those that run real searches come one after the other, since each takes the whole machine
-WHOLE := tests/e2e tests/chaos
+# whole searches come one after the other, since each takes the whole machine
 test: env ## run the tests, without the slow ones
 ifeq ($(strip $(ARGS)),)
-	@PATH="$(BIN):$$PATH" python -m pytest -q -m "not slow" -n 2 --dist loadfile $(WHOLE:%=--ignore=%)
-	@PATH="$(BIN):$$PATH" python -m pytest -q -m "not slow" $(WHOLE)
+	@PATH="$(BIN):$$PATH" python -m pytest -q -m "not slow" -n 2 --dist loadfile --ignore=tests/e2e
+	@PATH="$(BIN):$$PATH" python -m pytest -q -m "not slow" tests/e2e
 else
 	@PATH="$(BIN):$$PATH" python -m pytest -q -m "not slow" $(ARGS)
 endif
