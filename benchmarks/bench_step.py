@@ -27,6 +27,7 @@ from sctune.augment.saliency import smooth_saliency
 from sctune.config import TrialConfig, load_profile
 from sctune.data.batches import PSEUDO, draw_slots, rotate, rotation_angles, stream
 from sctune.data.catalog import open_dataset
+from sctune.data.decode import Decoding
 from sctune.data.images import ImageCache
 from sctune.model.detector import Detector, build_detector, normalise, to_pixels
 from sctune.train.images import TrainingImages
@@ -78,7 +79,7 @@ def build(config: TrialConfig, cache: Path) -> Sides:
     dataset = open_dataset("elpv")
     chosen = [*dataset.normals[:NORMALS], *dataset.anomalies[:ANOMALIES]]
     paths = [file.path for file in chosen]
-    cached = ImageCache(cache).array(dataset.root, paths, config.data.image_size)
+    cached = ImageCache(cache).array(dataset.root, paths, Decoding(config.data.image_size))
     rows = np.array([cached.index[path] for path in paths])
     fast, plain = build_detector(config), build_detector(config)
     fast.train().to(memory_format=memory_format(config.runtime))

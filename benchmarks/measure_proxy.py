@@ -31,6 +31,7 @@ from scipy.stats import kendalltau
 
 from sctune.augment.proxy import MAKERS
 from sctune.config import Task, TrialConfig, load_profile
+from sctune.data.decode import Decoding
 from sctune.data.images import ImageCache
 from sctune.data.split import make_split, selection_subset
 from sctune.paths import cache_folder
@@ -109,7 +110,7 @@ def real_anomalies(trainer: LastEpochTrainer, job: Job) -> np.ndarray:
     assert not trainer.selection.labels.any() and normals == set(trainer.selection.paths), "other normals are scored"
     assert not {file.path for file in trainer.split.train} & set(spare), "a scored anomaly was trained on"
     assert not {file.path for file in split.test} & set(spare), "a scored anomaly is in the test pool"
-    cached = ImageCache(cache_folder()).array(split.root, spare, data.image_size, data.resize, data.skip_corrupt)
+    cached = ImageCache(cache_folder()).array(split.root, spare, Decoding.of(data), data.skip_corrupt)
     return cached.array[[cached.index[path] for path in spare]]
 
 

@@ -165,7 +165,7 @@ class TrialConfig(Section):
             raise ConfigError(
                 f"the configuration has format_version {version!r}, this sctune reads {FORMAT_VERSION}; update sctune"
             )
-        return _validate(content)
+        return _validate(_with_earlier_decoding(content))
 
     def document(self) -> dict[str, Any]:
         """The nested dictionary for a file that is read back, with its format_version."""
@@ -289,6 +289,14 @@ def _is_number(text: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _with_earlier_decoding(content: dict[str, Any]) -> dict[str, Any]:
+    """Whole configurations that were stored before `data.range` was: their images are decoded as they were then."""
+    data = content.get("data")
+    if not isinstance(data, Mapping) or "range" in data or not {"source", "resize", "skip_corrupt"} <= data.keys():
+        return content
+    return content | {"data": {"range": "container", "page": 1, "alpha": "drop", "reduce": False, **data}}
 
 
 def _validate(tree: Mapping[str, Any]) -> TrialConfig:

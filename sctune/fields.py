@@ -2,13 +2,40 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 Setting = Literal["general", "hard", "anomaly-free"]
 SelectionMode = Literal["auto", "extra", "seen", "proxy", "test"]
+
+
+def range_ends(text: str) -> tuple[float, float] | None:
+    """The values of `data.range` that are black and white; None for `auto` and `container`, which name none.
+
+    Raises ValueError for what is none of auto, container, bits:N and MIN,MAX.
+    """
+    if text in ("auto", "container"):
+        return None
+    bits = re.fullmatch(r"bits:(\d{1,2})", text)
+    if bits and 1 <= int(bits[1]) <= 32:
+        return 0.0, float(2 ** int(bits[1]) - 1)
+    try:
+        low, high = map(float, text.split(","))
+    except ValueError:
+        low = high = math.nan
+    if math.isfinite(low) and math.isfinite(high) and low < high:
+        return low, high
+    raise ValueError(
+        f"data.range={text!r}: write auto, container, bits:N with N from 1 to 32, or MIN,MAX with MIN below MAX"
+    )
+
+
+def _checked_range(text: str) -> str:
+    range_ends(text)
+    return text
 
 
 class Section(BaseModel):
@@ -33,6 +60,21 @@ class DataConfig(Section):
     resize: Literal["stretch", "crop", "pad"] = Field(
         "stretch", description="to a square: ignore the aspect (public code), crop the centre, or pad with black"
     )
+    range: Annotated[str, AfterValidator(_checked_range)] = Field(
+        "auto",
+        description="values of images of more than 8 bits that are black and white: `bits:N` (0 to 2^N - 1), "
+        "`MIN,MAX`, `container` (all that the file type holds), or `auto`: the depth that the training normals use",
+    )
+    page: int | None = Field(
+        None, ge=1, description="page or frame that is read of a file with several; none: such files are refused"
+    )
+    alpha: Literal["refuse", "black", "white", "drop"] = Field(
+        "refuse", description="transparent pixels: refused, laid on black or white, or read as the colours they hide"
+    )
+    pixel_limit: int = Field(64_000_000, ge=1, description="most pixels of an image; larger ones are refused")
+    reduce: bool = Field(
+        True, description="large JPEGs are decoded at 1/2 to 1/8, at least twice image_size, and then resized"
+    )
     selection_limit: int | None = Field(
         None, ge=4, description="most images per class scored after each epoch; none: all held-out ones"
     )
@@ -41,6 +83,9 @@ class DataConfig(Section):
         description="control: train on labels shuffled within each batch; the AUROC must fall to the untrained one's",
     )
     skip_corrupt: bool = Field(False, description="leave out images that cannot be decoded, and count them")
+    allow_duplicates: bool = Field(
+        False, description="keep byte-identical images together in one pool, instead of refusing them across pools"
+    )
 
 
 class AugmentConfig(Section):
@@ -205,6 +250,13 @@ FIXED_FIELDS = (
     # they choose the scored images, which all trials must share to be compared
     "data.selection_limit",
     "data.skip_corrupt",
+    "data.allow_duplicates",
+    # all trials see the same pixels of the same files, and the range is found once per study
+    "data.range",
+    "data.page",
+    "data.alpha",
+    "data.pixel_limit",
+    "data.reduce",
     # rungs and resolved weights belong to the study
     "budget.epochs",
     "model.weights",

@@ -12,6 +12,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from sctune.config import TrialConfig
+from sctune.data.decode import Decoding
 from sctune.deploy.calibration import Calibration, prepare_image
 from sctune.deploy.model import ModelParts, write_model_folder
 from sctune.model.detector import Detector, build_detector
@@ -73,7 +74,7 @@ def write_small_model(folder: Path, config: TrialConfig | None = None, calibrate
     parts = ModelParts(meta)
     if calibrated:
         data = config.data
-        images = [prepare_image(noise_png(1000 + seed), data.image_size, data.resize) for seed in range(calibrated)]
+        images = [prepare_image(noise_png(1000 + seed), Decoding.of(data)) for seed in range(calibrated)]
         scores = detector.score_alike(np.stack([image.pixels for image in images])).tolist()
         calibration = Calibration.of("images of noise", scores, images)
         parts = ModelParts(meta, conformal_threshold(scores, 0.1), calibration, ["0" * 64], None, "# A model\n")

@@ -57,7 +57,7 @@ def import_file(file: Path, out: Path, overrides: dict[str, Any], references: Pa
     if out.exists():
         raise ConfigError(f"{out} exists; give a new folder with --out")
     public = recognise(read_state(file), str(file))
-    config = public_config(public.method, overrides)
+    config = _with_range(public_config(public.method, overrides), references)
     imported = detector_state(public, config)
     images = _references(references, config, public.method)
     report = {
@@ -94,7 +94,7 @@ def _references(folder: Path | None, config: TrialConfig, method: str) -> dict[s
         )
     import torch
 
-    from sctune.data.decode import decode_image
+    from sctune.data.decode import Decoding, decode_image
     from sctune.data.layouts import list_images
 
     names = list_images(folder)
@@ -104,7 +104,20 @@ def _references(folder: Path | None, config: TrialConfig, method: str) -> dict[s
             f"--set model.reference_count={len(names)}"
         )
     data = config.data
-    return {name: torch.from_numpy(decode_image(folder / name, data.image_size, data.resize)) for name in names[:count]}
+    decoding = Decoding.of(data)
+    return {name: torch.from_numpy(decode_image(folder / name, decoding)) for name in names[:count]}
+
+
+def _with_range(config: TrialConfig, references: Path | None) -> TrialConfig:
+    """No file of weights says which depth it was trained on: that of the references counts, else 8 bits."""
+    from sctune.data.depth import find_range
+    from sctune.data.layouts import list_images
+    from sctune.data.ranges import AUTO
+
+    if config.data.range != AUTO:
+        return config
+    pools = [] if references is None else [(references, list_images(references))]
+    return config.override({"data.range": find_range(pools, config.data).range})
 
 
 def _write(out: Path, state: dict[str, Tensor], config: TrialConfig, report: dict[str, Any]) -> None:

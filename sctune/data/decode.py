@@ -1,77 +1,175 @@
-"""One image, from a file or from bytes, to a square uint8 RGB array; training and prediction share it."""
+"""One image, from a file or from bytes, to a square uint8 RGB array; training and prediction share it.
+
+What a file holds (`containers`) becomes grey levels by the range of the data set (`ranges`), and a square here.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from io import BytesIO
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from sctune.data.containers import (
+    FORMATS,
+    PIXEL_LIMIT,
+    CorruptImageError,
+    Reading,
+    Stored,
+    is_turned,
+    npy_header,
+    npy_layout,
+    read_stored,
+)
+from sctune.data.ranges import CONTAINER, RangeError, UsedValues, to_grey_levels, used_values
 from sctune.errors import DataError
+from sctune.fields import DataConfig
 
-PIXEL_LIMIT = 64_000_000
-"""Images with more pixels are refused: a small file can unfold to gigabytes."""
+__all__ = [
+    "FORMATS",
+    "PIXEL_LIMIT",
+    "Alpha",
+    "CorruptImageError",
+    "Decoded",
+    "Decoding",
+    "Resize",
+    "decode",
+    "decode_image",
+    "image_size",
+    "npy_shape",
+    "open_image",
+    "wide_values",
+]
 
 Resize = Literal["stretch", "crop", "pad"]
+Alpha = Literal["refuse", "black", "white", "drop"]
 Pixels = NDArray[np.uint8]
-FORMATS = ("PNG", "JPEG", "BMP", "DIB", "TIFF")
-"""Decoders that may see a file, whatever its name says; that of EPS would run the file's own program."""
+LARGE = 2
+"""A JPEG is decoded at 1/2, 1/4 or 1/8 where that leaves this many times the side that is asked for."""
+MOST_CROPPED = 0.9
+"""`crop` says what share of the picture it keeps below this one."""
 
-NPY_MAGIC = b"\x93NUMPY"
+# the check of containers, whose limit is a setting, stands before every decoding
+Image.MAX_IMAGE_PIXELS = None
 
 
-class CorruptImageError(DataError):
-    """A file that is there but cannot be decoded; the only error that skip_corrupt forgives."""
+@dataclass(frozen=True)
+class Decoding:
+    """How files become pixels; part of a model, so that what is scored is decoded as what was trained on.
 
-
-def decode_image(source: Path | bytes, size: int, resize: str = "stretch") -> Pixels:
-    """uint8 [size, size, 3] of a file or of the same file's bytes, with the same result.
-
-    Grey, RGB, palette and 16-bit (value // 257) images, and .npy arrays [H, W] or [H, W, 3+] (first 3 bands) with
-    8-bit or uint16 values. resize: bilinear; `stretch` ignores the aspect, `crop` takes the central square, `pad`
-    adds black. Raises CorruptImageError for damaged or oversized images, DataError for unreadable files.
+    size: side in pixels; range: container, bits:N or MIN,MAX (`ranges`); page: from 1, None refuses files with several;
+    alpha: what becomes of transparency that hides colours; reduce: large JPEGs may be decoded smaller (`LARGE`).
     """
-    return decode_sized(source, size, resize)[0]
+
+    size: int
+    resize: Resize = "stretch"
+    range: str = CONTAINER
+    page: int | None = None
+    alpha: Alpha = "refuse"
+    pixel_limit: int = PIXEL_LIMIT
+    reduce: bool = True
+
+    @staticmethod
+    def of(data: DataConfig) -> Decoding:
+        """As a configuration says; data.range must have been resolved (`depth.with_range`)."""
+        return Decoding(data.image_size, data.resize, data.range, data.page, data.alpha, data.pixel_limit, data.reduce)
+
+    @property
+    def key(self) -> list[object]:
+        """What a cache of pixels is keyed by; settings that change no pixel are left out."""
+        return [self.size, self.resize, self.range, self.page, self.alpha, self.reduce]
+
+    @property
+    def reading(self) -> Reading:
+        return Reading(self.page, self.pixel_limit, LARGE * self.size if self.reduce else None)
 
 
-def decode_sized(source: Path | bytes, size: int, resize: str = "stretch") -> tuple[Pixels, int, int]:
-    """As decode_image, with the image's own width and height in pixels."""
+@dataclass(frozen=True)
+class Decoded:
+    """pixels: uint8 [S, S, 3]; width, height: of the upright image itself; notes: flags, one line each.
+
+    kind, depth, quality: of the file, as in `containers.Stored`.
+    """
+
+    pixels: Pixels
+    width: int
+    height: int
+    notes: tuple[str, ...]
+    kind: str
+    depth: str
+    quality: float | None
+
+
+def decode(source: Path | bytes, decoding: Decoding) -> Decoded:
+    """A file, or the same file's bytes, with the same result.
+
+    Grey, RGB, palette and CMYK images of 8 bits, those of more bits and floating point by decoding.range, and .npy
+    arrays [H, W], [H, W, C] or [C, H, W] (first 3 bands). All are turned upright (EXIF orientation). resize: bilinear
+    with antialiasing; `stretch` ignores the aspect, `crop` takes the central square, `pad` adds black. Raises
+    CorruptImageError for damaged and oversized images and for those that the settings do not allow, DataError for
+    files that cannot be read.
+    """
     with _reported(source):
-        image = _opened(source)
-        return _square(image, size, resize), image.width, image.height
+        stored = read_stored(_content(source), decoding.reading)
+        image, notes = _eight_bits(stored, decoding)
+        if decoding.resize == "crop":
+            notes += _cropped(stored.width, stored.height)
+        pixels = _square(image, decoding.size, decoding.resize)
+        if int(pixels.min()) == int(pixels.max()):
+            notes.append(f"constant: every pixel is {int(pixels.max())}")
+        return Decoded(pixels, stored.width, stored.height, tuple(notes), stored.kind, stored.depth, stored.quality)
+
+
+def decode_image(source: Path | bytes, decoding: Decoding) -> Pixels:
+    """The pixels of `decode`, uint8 [S, S, 3]."""
+    return decode(source, decoding).pixels
+
+
+def wide_values(path: Path, reading: Reading) -> UsedValues | None:
+    """What values an image of more than 8 bits uses; None for one of 8 bits, of which only the header is read.
+
+    Raises what `decode` does.
+    """
+    with _reported(path):
+        if _is_narrow(path):
+            return None
+        values = read_stored(_content(path), reading).values
+        return None if values is None else used_values(values)
 
 
 def image_size(path: Path) -> tuple[int, int]:
-    """Width and height in pixels as a file's header says, without decoding it; raises what decode_image does."""
+    """Width and height in pixels of the upright image as its header says; raises what `decode` does."""
     with _reported(path):
         if path.suffix.lower() == ".npy":
             shape = npy_shape(path)
-            return shape[1], shape[0]
+            height, width = shape[1:3] if npy_layout(shape) == "CHW" else shape[:2]
+            return width, height
         try:
             with path.open("rb") as stream, Image.open(stream, formats=FORMATS) as image:
-                return image.width, image.height
+                return (image.height, image.width) if is_turned(image) else (image.width, image.height)
         except UnidentifiedImageError:
-            opened = _opened(path)  # named by another type, or damaged: told as decoding it would
-            return opened.width, opened.height
+            # named by another type, damaged, or of a kind that Pillow does not know: told as decoding it would
+            stored = read_stored(_content(path), Reading(page=1))
+            return stored.width, stored.height
 
 
 def open_image(source: Path | bytes) -> Image.Image:
-    """The whole image in its own size, 8 bits, mode L or RGB; reads and raises what decode_image does."""
+    """The whole upright image in its own size, 8 bits, mode L or RGB; raises what `decode` does."""
     with _reported(source):
-        return _opened(source)
+        return _eight_bits(read_stored(_content(source), Reading()), Decoding(1))[0]
 
 
 def npy_shape(path: Path) -> tuple[int, ...]:
-    """What the header of a .npy file says, without reading the array; raises what decode_image does."""
+    """What the header of a .npy file says, without reading the array; raises what `decode` does."""
     with _reported(path):
         try:
             with path.open("rb") as stream:
-                return _npy_header(stream)[0]
+                return npy_header(stream)[0]
         except OSError as problem:
             raise DataError(f"cannot read {path}: {problem.strerror}") from None
 
@@ -81,7 +179,7 @@ def _reported(source: Path | bytes) -> Iterator[None]:
     name = "the image" if isinstance(source, bytes) else str(source)
     try:
         yield
-    except CorruptImageError as problem:
+    except (CorruptImageError, RangeError) as problem:
         raise CorruptImageError(f"{name}: {problem}") from None
     except (MemoryError, DataError):
         raise
@@ -91,83 +189,61 @@ def _reported(source: Path | bytes) -> Iterator[None]:
         raise CorruptImageError(f"{name} cannot be decoded: {text[:200]}") from None
 
 
-def _opened(source: Path | bytes) -> Image.Image:
+def _content(source: Path | bytes) -> bytes:
     if isinstance(source, bytes):
-        content = source
-    else:
-        try:
-            content = source.read_bytes()
-        except OSError as problem:
-            raise DataError(f"cannot read {source}: {problem.strerror}") from None
-    return _open_npy(content) if content.startswith(NPY_MAGIC) else _open_picture(content)
-
-
-def _open_picture(content: bytes) -> Image.Image:
+        return source
     try:
-        image = Image.open(BytesIO(content), formats=FORMATS)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise CorruptImageError(f"more than {PIXEL_LIMIT // 10**6} million pixels; make it smaller first") from None
+        return source.read_bytes()
+    except OSError as problem:
+        raise DataError(f"cannot read {source}: {problem.strerror}") from None
+
+
+def _is_narrow(path: Path) -> bool:
+    """Whether the header says that all is 8 bits at most; False where only decoding tells."""
+    try:
+        with path.open("rb") as stream, Image.open(stream, formats=("PNG", "JPEG", "BMP", "DIB", "WEBP")) as image:
+            # a PNG of 16-bit colours says RGB too
+            return image.format != "PNG" or image.mode in ("1", "L", "P") or not str(image.tile[0].args).endswith("16B")
     except UnidentifiedImageError:
-        raise CorruptImageError("not an image that can be read (png, jpg, bmp, tif or npy)") from None
-    _check_pixels(image.width, image.height)
-    if image.mode in ("L", "RGB"):
-        image.load()
-        return image
-    if image.mode.startswith("I"):
-        return Image.fromarray(_from_16_bit(np.asarray(image)))
-    if image.mode == "F":
-        return Image.fromarray(_from_numbers(np.asarray(image)))
-    return image.convert("L" if image.mode == "1" else "RGB")
+        return False
+    except OSError as problem:
+        raise DataError(f"cannot read {path}: {problem.strerror or problem}") from None
 
 
-def _open_npy(content: bytes) -> Image.Image:
-    stream = BytesIO(content)
-    shape, dtype = _npy_header(stream)
-    if len(shape) not in (2, 3) or (len(shape) == 3 and shape[2] != 1 and shape[2] < 3) or 0 in shape:
-        raise CorruptImageError(f"an array of shape {list(shape)}; [H, W], [H, W, 1] or [H, W, 3 or more] is needed")
-    _check_pixels(shape[1], shape[0])
-    if dtype.kind not in "buif":
-        raise CorruptImageError(f"an array of type {dtype}; numbers are needed")
-    # the header is checked before memory is taken for what it claims
-    if len(content) - stream.tell() < dtype.itemsize * int(np.prod(shape, dtype=np.int64)):
-        raise CorruptImageError("the array is cut off")
-    array = np.load(BytesIO(content), allow_pickle=False)
-    array = array[..., :3] if array.ndim == 3 and array.shape[2] >= 3 else array.reshape(array.shape[:2])
-    return Image.fromarray(np.ascontiguousarray(_from_16_bit(array) if dtype == np.uint16 else _from_numbers(array)))
+def _eight_bits(stored: Stored, decoding: Decoding) -> tuple[Image.Image, list[str]]:
+    """Mode L or RGB, and what there is to say of it."""
+    notes = list(stored.notes)
+    if stored.picture is not None:
+        image = stored.picture
+    else:
+        assert stored.values is not None
+        levels, said = to_grey_levels(stored.values, decoding.range)
+        notes += said
+        image = Image.fromarray(255 - levels if stored.white_is_zero else levels)
+        if stored.alpha is not None:
+            image = image.convert("RGBA")
+            image.putalpha(Image.fromarray(stored.alpha))
+    if image.mode == "RGBA":
+        image = _opaque(image, decoding.alpha)
+    return image, notes
 
 
-def _npy_header(stream: BinaryIO) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    version = np.lib.format.read_magic(stream)
-    header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, _, dtype = header(stream)
-    return shape, dtype
+def _opaque(image: Image.Image, alpha: Alpha) -> Image.Image:
+    hidden = image.getchannel("A").getextrema()[0]
+    if alpha == "drop" or hidden == 255:
+        return image.convert("RGB")
+    if alpha == "refuse":
+        raise CorruptImageError(
+            "transparent pixels, whose colours nobody sees; say what is behind them with --set data.alpha=black or "
+            "white, or take the hidden colours with data.alpha=drop"
+        )
+    behind = Image.new("RGBA", image.size, (0, 0, 0, 255) if alpha == "black" else (255, 255, 255, 255))
+    return Image.alpha_composite(behind, image).convert("RGB")
 
 
-def _check_pixels(width: int, height: int) -> None:
-    if width * height > PIXEL_LIMIT:
-        raise CorruptImageError(f"{width} x {height} pixels; at most {PIXEL_LIMIT // 10**6} million are read")
-
-
-def _from_16_bit(values: NDArray[Any]) -> Pixels:
-    # never copied to a wider type: at the limit of pixels each byte of a value is 64 MB
-    low, high = int(values.min()), int(values.max())
-    if low < 0 or high > 65535:
-        raise CorruptImageError(f"values from {low} to {high}; 8 or 16 bits are needed")
-    return (values // 257).astype(np.uint8)
-
-
-def _from_numbers(values: NDArray[Any]) -> Pixels:
-    """8-bit values in an array of any type."""
-    if values.dtype == np.uint8:
-        return values.astype(np.uint8)
-    if values.dtype == np.bool_:
-        return values.astype(np.uint8) * np.uint8(255)
-    low, high = float(values.min()), float(values.max())
-    if not (low >= 0 and high <= 255):
-        raise CorruptImageError(f"values from {low:g} to {high:g}; 8-bit values, 0 to 255, are needed")
-    if high <= 1 and not np.array_equal(values, np.rint(values)):
-        raise CorruptImageError(f"values from {low:g} to {high:g}; multiply by 255 to get 8-bit values")
-    return values.astype(np.uint8)
+def _cropped(width: int, height: int) -> list[str]:
+    kept = min(width, height) / max(width, height)
+    return [f"resize=crop keeps {kept:.0%} of the picture"] if kept < MOST_CROPPED else []
 
 
 def _square(image: Image.Image, size: int, resize: str) -> Pixels:

@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 from filelock import FileLock, Timeout
 
-from sctune.data.decode import CorruptImageError, Pixels, decode_image
+from sctune.data.decode import CorruptImageError, Decoded, Decoding, Pixels, decode
+from sctune.data.facts import Found, ImageFacts, measure, read_facts, write_facts
 from sctune.errors import DataError
 
 __all__ = [
@@ -28,18 +29,18 @@ __all__ = [
     "ImageCache",
     "check_images",
     "data_digest",
-    "decode_image",
     "file_digest",
 ]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 DEFAULT_LIMIT = 20 * 2**30
 RECENT_SECONDS = 600
 """Entries used within this time are never evicted: a trial may be about to map them."""
 CHUNK = 64
 THREADS = min(8, os.cpu_count() or 1)
 Stored = np.memmap[Any, np.dtype[np.uint8]]
-ARRAY, META, UNFINISHED = "images.npy", "meta.json", ".tmp"
+ARRAY, META, FACTS, UNFINISHED = "images.npy", "meta.json", "facts.json", ".tmp"
+FACTS_FOLDER = "facts"
 
 _log = logging.getLogger(__name__)
 
@@ -75,10 +76,8 @@ class ImageCache:
         self.folder = Path(folder)
         self.limit_bytes = limit_bytes
 
-    def array(
-        self, root: Path, paths: Sequence[str], size: int, resize: str = "stretch", skip_corrupt: bool = False
-    ) -> CachedImages:
-        """The images at root/paths, decoded to size x size; built where the cache does not hold them yet.
+    def array(self, root: Path, paths: Sequence[str], decoding: Decoding, skip_corrupt: bool = False) -> CachedImages:
+        """The images at root/paths as `decoding` has them; built where the cache does not hold them yet.
 
         The order of paths does not matter. Raises DataError for a missing file, a cache folder that cannot be
         written, and, unless skip_corrupt, an image that cannot be decoded.
@@ -86,7 +85,7 @@ class ImageCache:
         wanted = sorted(set(paths))
         if not wanted:
             raise DataError(f"no images of {root} are asked for")
-        key = _key(root, wanted, size, resize)
+        key, size = _key(root, wanted, decoding), decoding.size
         with self._reported():
             opened = self._open(key, len(wanted), size)
             if opened is None:
@@ -97,7 +96,7 @@ class ImageCache:
                         if (self.folder / key).exists():
                             _log.warning("the image cache entry %s is damaged and is built again", self.folder / key)
                             shutil.rmtree(self.folder / key, ignore_errors=True)
-                        self._build(key, root, wanted, size, resize, skip_corrupt)
+                        self._build(key, root, wanted, decoding, skip_corrupt)
                         opened = self._open(key, len(wanted), size)
                 self._trim()
             if opened is None:
@@ -114,6 +113,27 @@ class ImageCache:
             raise DataError(f"none of the {len(wanted)} images of {root} can be decoded")
         index = {path: row for row, path in enumerate(wanted) if path not in set(skipped)}
         return CachedImages(array, index, skipped)
+
+    def facts(self, root: Path, paths: Sequence[str], decoding: Decoding) -> Found:
+        """What can be said of each image at root/paths, and why one cannot be decoded (`facts.ImageFacts`).
+
+        Measured while an array of the same images is built; where there is none, the images are decoded for it, and
+        only the facts are kept. Raises DataError as `array` does.
+        """
+        wanted = sorted(set(paths))
+        if not wanted:
+            return {}
+        key = _key(root, wanted, decoding)
+        stored = self.folder / FACTS_FOLDER / f"{key}.json"
+        with self._reported():
+            found = read_facts(self.folder / key / FACTS) or read_facts(stored)
+            if found is None or set(found) != set(wanted):
+                found = {
+                    path: str(one) if isinstance(one, CorruptImageError) else one[1]
+                    for path, one in zip(wanted, _decoded(root, wanted, decoding), strict=True)
+                }
+                write_facts(stored, found)
+        return found
 
     def entries(self) -> list[CacheEntry]:
         """The stored sets, the least recently used first."""
@@ -144,6 +164,10 @@ class ImageCache:
                 old = time.time() - entry.used >= older_than_s
                 if old and total - freed > keep_bytes and self._remove(entry.key):
                     freed += entry.nbytes
+            for place in (self.folder / FACTS_FOLDER).glob("*.json"):
+                with suppress(FileNotFoundError):
+                    if time.time() - place.stat().st_mtime >= older_than_s:
+                        place.unlink()
         return freed
 
     def _open(self, key: str, images: int, size: int) -> tuple[dict[str, Any], Stored] | None:
@@ -161,7 +185,9 @@ class ImageCache:
             os.utime(place / META)
         return meta, array
 
-    def _build(self, key: str, root: Path, wanted: list[str], size: int, resize: str, skip_corrupt: bool) -> None:
+    def _build(self, key: str, root: Path, wanted: list[str], decoding: Decoding, skip_corrupt: bool) -> None:
+        size = decoding.size
+        found: Found = {}
         unfinished = self.folder / f"{key}{UNFINISHED}"
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir()
@@ -171,17 +197,21 @@ class ImageCache:
                 np.lib.format.write_array_header_1_0(out, header)
                 skipped = []
                 # plain writes instead of a mapping: a full disk is then an error and not a killed process
-                for path, pixels in zip(wanted, _decoded(root, wanted, size, resize), strict=True):
-                    if isinstance(pixels, CorruptImageError):
+                for path, one in zip(wanted, _decoded(root, wanted, decoding), strict=True):
+                    if isinstance(one, CorruptImageError):
                         if not skip_corrupt:
-                            raise pixels
+                            raise one
                         skipped.append(path)
+                        found[path] = str(one)
                         pixels = np.zeros((size, size, 3), np.uint8)
+                    else:
+                        pixels, found[path] = one
                     out.write(pixels.tobytes())
                 out.flush()
                 os.fsync(out.fileno())
             meta = {"format_version": FORMAT_VERSION, "images": len(wanted), "size": size, "skipped": skipped}
             meta["sha256"] = file_digest(unfinished / ARRAY)
+            write_facts(unfinished / FACTS, found)
             (unfinished / META).write_text(json.dumps(meta))
             unfinished.rename(self.folder / key)
         finally:
@@ -246,16 +276,19 @@ def data_digest(root: Path, paths: Iterable[str]) -> str:
 def check_images(root: Path, paths: Iterable[str]) -> list[str]:
     """Sorted paths of the images that cannot be decoded; raises DataError for files that cannot be read."""
     wanted = sorted(set(paths))
-    results = _decoded(root, wanted, size=8, resize="stretch")
-    return [path for path, pixels in zip(wanted, results, strict=True) if isinstance(pixels, CorruptImageError)]
+    results = _decoded(root, wanted, Decoding(8))
+    return [path for path, one in zip(wanted, results, strict=True) if isinstance(one, CorruptImageError)]
 
 
-def _decoded(root: Path, paths: Sequence[str], size: int, resize: str) -> Iterator[Pixels | CorruptImageError]:
+def _decoded(
+    root: Path, paths: Sequence[str], decoding: Decoding
+) -> Iterator[tuple[Pixels, ImageFacts] | CorruptImageError]:
     """Images in order, decoded by threads (Pillow releases the GIL), a bounded number ahead of the reader."""
 
-    def load(path: str) -> Pixels | CorruptImageError:
+    def load(path: str) -> tuple[Pixels, ImageFacts] | CorruptImageError:
         try:
-            return decode_image(root / path, size, resize)
+            decoded: Decoded = decode(root / path, decoding)
+            return decoded.pixels, measure(decoded, (root / path).stat().st_size)
         except CorruptImageError as problem:
             return problem
 
@@ -289,8 +322,8 @@ def _whole_array(place: Path, meta: dict[str, Any], shape: tuple[int, ...]) -> S
     return array if whole else None
 
 
-def _key(root: Path, wanted: Sequence[str], size: int, resize: str) -> str:
-    text = json.dumps([FORMAT_VERSION, data_digest(root, wanted), size, resize])
+def _key(root: Path, wanted: Sequence[str], decoding: Decoding) -> str:
+    text = json.dumps([FORMAT_VERSION, data_digest(root, wanted), *decoding.key])
     return hashlib.sha256(text.encode()).hexdigest()[:40]
 
 

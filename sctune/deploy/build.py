@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from sctune.data.decode import decode_image, image_size
+from sctune.data.decode import Decoding, decode_image, image_size
 from sctune.data.images import THREADS, ImageCache, file_digest
 from sctune.data.layouts import ImageFile
 from sctune.data.split import Split
@@ -46,7 +46,7 @@ def calibrate(trainer: Trainer) -> Calibration | None:
     """Scores and measures of the calibration normals, None where none are held out."""
     split, data = trainer.split, trainer.config.data
     cached = ImageCache(cache_folder()).array(
-        split.root, [file.path for file in split.development], data.image_size, data.resize, data.skip_corrupt
+        split.root, [file.path for file in split.development], Decoding.of(data), data.skip_corrupt
     )
     files = [file for file in split.calibration if file.path in cached.index]
     if not files:
@@ -97,7 +97,7 @@ def choose_heat_map(trainer: Trainer) -> dict[str, Any]:
 def _mask(trainer: Trainer, file: ImageFile) -> np.ndarray:
     assert file.mask is not None
     data = trainer.config.data
-    pixels = decode_image(trainer.split.root / file.mask, data.image_size, data.resize)
+    pixels = decode_image(trainer.split.root / file.mask, Decoding.of(data))
     marked: np.ndarray = pixels.max(axis=-1) > 127
     return marked
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sctune.data.decode import decode_sized
+from sctune.data.decode import Decoding, decode
 from sctune.errors import CheckpointError, NonFiniteError
 
 FORMAT_VERSION = 1
@@ -23,7 +23,7 @@ class Prepared:
     """An image as the model takes it, uint8 [S, S, 3], and what can be said of it without a model.
 
     brightness, contrast: mean and standard deviation of the pixels in 0 .. 255, as the model takes them; width, height:
-    of the image itself, in pixels.
+    of the upright image itself, in pixels; notes: what decoding flagged, one line each.
     """
 
     pixels: NDArray[np.uint8]
@@ -31,16 +31,18 @@ class Prepared:
     contrast: float
     width: int
     height: int
+    notes: tuple[str, ...] = ()
 
     @property
     def measures(self) -> dict[str, float]:
         return {name: getattr(self, name) for name in MEASURES}
 
 
-def prepare_image(source: Path | bytes, size: int, resize: str) -> Prepared:
+def prepare_image(source: Path | bytes, decoding: Decoding) -> Prepared:
     """Decode one image; raises DataError for what is none (data/decode.py)."""
-    pixels, width, height = decode_sized(source, size, resize)
-    return Prepared(pixels, float(pixels.mean()), float(pixels.std()), width, height)
+    decoded = decode(source, decoding)
+    pixels = decoded.pixels
+    return Prepared(pixels, float(pixels.mean()), float(pixels.std()), decoded.width, decoded.height, decoded.notes)
 
 
 @dataclass(frozen=True)

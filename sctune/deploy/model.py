@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from sctune.config import TrialConfig
+from sctune.data.decode import Decoding
 from sctune.deploy.calibration import Calibration, Prepared, prepare_image
 from sctune.deploy.package import build_wheel
 from sctune.errors import CheckpointError, NonFiniteError
@@ -82,7 +83,7 @@ class Model:
 
     def prepare(self, source: Path | bytes) -> Prepared:
         """Decode one image; raises DataError for what is none."""
-        return prepare_image(source, self.config.data.image_size, self.config.data.resize)
+        return prepare_image(source, Decoding.of(self.config.data))
 
     def score(self, images: Sequence[NDArray[np.uint8]] | NDArray[np.uint8]) -> NDArray[np.float64]:
         """Scores [N] of images uint8 [S, S, 3]; higher is more anomalous.

@@ -31,7 +31,7 @@ _THRESHOLD_TAG = "sctune.threshold"
 _DATA = "detector"
 _PACKAGES = (
     "mlflow", "torch", "torchvision", "numpy", "scipy", "pandas", "pillow", "pydantic", "pyyaml", "safetensors",
-    "matplotlib",
+    "matplotlib", "tifffile", "imagecodecs",
 )  # fmt: skip
 _LITE0 = "efficientnet-lite-pytorch"
 

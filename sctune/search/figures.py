@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from sctune.config import Task, TrialConfig
+from sctune.data.decode import Decoding
 from sctune.data.images import CachedImages, ImageCache
 from sctune.data.pools import Files, by_path, generator, outside, units
 from sctune.data.selection import stratified
@@ -203,7 +204,7 @@ def _task(manifest: StudyManifest, key: str | None) -> Task:
 def _decoded(trainer: Trainer, paths: list[str]) -> CachedImages:
     data = trainer.config.data
     cache = ImageCache(cache_folder())
-    return cache.array(trainer.split.root, paths, data.image_size, data.resize, data.skip_corrupt)
+    return cache.array(trainer.split.root, paths, Decoding.of(data), data.skip_corrupt)
 
 
 def _notes(config: TrialConfig, cloud: Cloud, unchanged: bool) -> tuple[str, ...]:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import itertools
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
 
 from sctune.config import Task, TrialConfig, search_defaults
 from sctune.data.catalog import DataSet, open_dataset
+from sctune.data.decode import Decoding
+from sctune.data.depth import FoundRange, find_range
 from sctune.data.images import CorruptImageError, ImageCache, data_digest
+from sctune.data.ranges import AUTO
 from sctune.data.split import Split, selection_subset, split_for
 from sctune.errors import ConfigError, DataError
 from sctune.model.backbone import build_backbone
@@ -70,6 +73,9 @@ def make_plan(options: SearchOptions, has_gpu: bool) -> Plan:
         category: open_dataset(base.data.source, category, base.data.group) for category in _categories(options)
     }
     tasks, splits, selection = _tasks(options, base, profile, datasets)
+    depth = _depth(base, splits)
+    space = replace(space, base=base.override({"data.range": depth.range}))
+    base = space.base
     for backbone, weights in weights_files(space).items():
         # a file that does not fit is refused here, not in every trial
         build_backbone(base.model.model_copy(update={"backbone": backbone, "freeze": 0}), weights)
@@ -169,7 +175,7 @@ def selection_labels(manifest: StudyManifest, splits: dict[str, Split]) -> dict[
         if data.skip_corrupt:
             index = (
                 ImageCache(cache_folder())
-                .array(split.root, [file.path for file in split.development], data.image_size, data.resize, True)
+                .array(split.root, [file.path for file in split.development], Decoding.of(data), True)
                 .index
             )
             files = tuple(file for file in files if file.path in index)
@@ -223,6 +229,15 @@ def _tasks(
     return tasks, splits, spec
 
 
+def _depth(base: TrialConfig, splits: dict[str, Split]) -> FoundRange:
+    """How values of more than 8 bits are read, the same way in the whole study."""
+    if base.data.range != AUTO:
+        return FoundRange(base.data.range, f"values: data.range={base.data.range}, as asked for")
+    return find_range(
+        ((split.root, [file.path for file in split.train if file.label == 0]) for split in splits.values()), base.data
+    )
+
+
 def _decode(splits: dict[str, Split], config: TrialConfig) -> tuple[str, ...]:
     """Fill the cache that the trials share; a corrupt image is refused here, or skipped and counted."""
     skipped: list[str] = []
@@ -230,9 +245,7 @@ def _decode(splits: dict[str, Split], config: TrialConfig) -> tuple[str, ...]:
     for split in splits.values():
         paths = [file.path for file in split.development]
         try:
-            skipped += cache.array(
-                split.root, paths, config.data.image_size, config.data.resize, config.data.skip_corrupt
-            ).skipped
+            skipped += cache.array(split.root, paths, Decoding.of(config.data), config.data.skip_corrupt).skipped
         except CorruptImageError as problem:
             raise DataError(f"{problem}; repair or remove it, or leave such images out with --skip-corrupt") from None
     return tuple(dict.fromkeys(skipped))

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from sctune.data.catalog import DataSet, ImageFile, open_dataset
-from sctune.data.decode import decode_image
+from sctune.data.decode import Decoding, decode_image
 from sctune.data.images import THREADS, file_digest
 from sctune.deploy.model import Model
 from sctune.errors import DataError
@@ -146,8 +146,8 @@ def _heat_map(model: Model, data: DataSet, good: Sequence[Judged]) -> dict[str, 
         return None
     rows = np.unique(np.linspace(0, len(masked) - 1, min(MOST_MASKS, len(masked))).round().astype(int))
     chosen = [masked[row] for row in rows]
-    size, resize = model.config.data.image_size, model.config.data.resize
-    masks = np.stack([decode_image(data.root / str(file.mask), size, resize).max(axis=-1) > 127 for file in chosen])
+    decoding = Decoding.of(model.config.data)
+    masks = np.stack([decode_image(data.root / str(file.mask), decoding).max(axis=-1) > 127 for file in chosen])
     images = np.stack([model.prepare(data.root / file.path).pixels for file in chosen])
     maps = heat_maps(model.detector, images, model.heat_map_kind)
     try:

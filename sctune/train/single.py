@@ -11,6 +11,7 @@ from typing import Any
 from safetensors.torch import save_file
 
 from sctune.config import TrialConfig
+from sctune.data.decode import Decoding
 from sctune.data.images import ImageCache
 from sctune.errors import ConfigError
 from sctune.paths import cache_folder
@@ -36,7 +37,7 @@ def train_one(config: TrialConfig, out: Path | None, test: bool, say: Callable[[
         scores = score_test(trainer)
         labels, values = [row[1] for row in scores], [row[2] for row in scores]
         metrics |= {"test_auroc": auroc(labels, values), "test_ap": average_precision(labels, values)}
-    report_card = {"format_version": 1, "metrics": metrics, "config": config.document()}
+    report_card = {"format_version": 1, "metrics": metrics, "config": trainer.config.document()}
     if out is not None:
         _write(out, trainer, report_card, scores)
     return report_card
@@ -50,7 +51,7 @@ def score_test(trainer: Trainer) -> list[tuple[str, int, float]]:
     if set(paths) <= set(developed):
         # in mode `test` they were decoded for the training already
         paths = developed
-    cached = cache.array(split.root, paths, data.image_size, data.resize, data.skip_corrupt)
+    cached = cache.array(split.root, paths, Decoding.of(data), data.skip_corrupt)
     files = [file for file in split.test if file.path in cached.index]
     scores = trainer.detector.score_alike(cached.array[[cached.index[file.path] for file in files]])
     return [(file.path, file.label, float(score)) for file, score in zip(files, scores, strict=True)]

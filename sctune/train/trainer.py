@@ -10,6 +10,7 @@ import json
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +19,11 @@ from torch import Tensor
 
 from sctune.config import Task, TrialConfig
 from sctune.data.batches import stream
+from sctune.data.decode import Decoding
+from sctune.data.depth import with_range
 from sctune.data.images import ImageCache
 from sctune.data.split import Split, split_for
-from sctune.errors import CheckpointError, DataError, NonFiniteError, StoppedError
+from sctune.errors import CheckpointError, ConfigError, DataError, NonFiniteError, StoppedError
 from sctune.model.detector import build_detector
 from sctune.paths import cache_folder
 from sctune.report import EpochReport
@@ -52,25 +55,25 @@ class Trainer:
         split: Split | None = None,
         should_stop: Callable[[], bool] = lambda: False,
     ) -> None:
-        data = config.data
         self._should_stop = should_stop
         self.task = task or Task(
-            source=data.source,
-            category=data.category,
-            setting=data.setting,
-            known_class=data.known_class,
+            source=config.data.source,
+            category=config.data.category,
+            setting=config.data.setting,
+            known_class=config.data.known_class,
             seed=config.seed,
         )
-        self.config = config = config.for_task(self.task)
+        config = config.for_task(self.task)
         self.epoch = 0
         apply_runtime(config.runtime)
         self.device = resolve_device(config.runtime.device)
         self.split = split or split_for(config, self.task)
+        self.config = config = with_range(config, self.split)
+        data = config.data
         cached = ImageCache(cache or cache_folder()).array(
             self.split.root,
             [file.path for file in self.split.development],
-            data.image_size,
-            data.resize,
+            Decoding.of(data),
             data.skip_corrupt,
         )
         self.skipped = cached.skipped
@@ -214,6 +217,9 @@ def _comparable(meta: Mapping[str, object]) -> dict[str, str]:
     content = json.loads(json.dumps(meta))
     config = content.get("config")
     if isinstance(config, dict):
+        with suppress(ConfigError):
+            # fields that the checkpoint's sctune did not have yet get what they stand for
+            content["config"] = config = TrialConfig.load(config).model_dump()
         config.pop("score", None)
         for section, field in (("runtime", "device"), ("model", "patch_evaluation")):
             if isinstance(config.get(section), dict):

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 
 from sctune.augment.proxy import MAKERS, make_proxy_set, perlin_noise, proxy_digest
 from sctune.data.catalog import open_dataset
-from sctune.data.decode import decode_image
+from sctune.data.decode import Decoding, decode_image
 
 ELPV = open_dataset("elpv")
 NAMES = [file.path for file in ELPV.normals[:100:5]]
-IMAGES = np.stack([decode_image(ELPV.root / name, 96) for name in NAMES])
+IMAGES = np.stack([decode_image(ELPV.root / name, Decoding(96)) for name in NAMES])
 MADE = make_proxy_set(IMAGES, NAMES, 7)
 
 

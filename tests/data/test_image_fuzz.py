@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from sctune.data.catalog import open_dataset
-from sctune.data.decode import CorruptImageError, decode_image, npy_shape
+from sctune.data.decode import CorruptImageError, Decoding, decode_image, npy_shape
 from sctune.data.images import ImageCache
 from sctune.errors import DataError
 
@@ -49,7 +49,7 @@ def check_damage(kind: str, seeds: range) -> None:
             if end:
                 damaged[rng.randrange(end)] ^= 1 << rng.randrange(8)
         try:
-            pixels = decode_image(bytes(damaged), 16)
+            pixels = decode_image(bytes(damaged), Decoding(16))
         except CorruptImageError as problem:
             refused += 1
             assert len(str(problem).splitlines()) == 1
@@ -136,7 +136,7 @@ def test_a_hostile_image_is_refused_and_nothing_runs(
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     file = tmp_path / "image.png"
     file.write_bytes(HOSTILE[case])
-    for read in (lambda: decode_image(file, 16), lambda: decode_image(HOSTILE[case], 16)):
+    for read in (lambda: decode_image(file, Decoding(16)), lambda: decode_image(HOSTILE[case], Decoding(16))):
         with pytest.raises(CorruptImageError) as caught:
             read()
         assert len(str(caught.value).splitlines()) == 1
@@ -188,7 +188,7 @@ def test_odd_names_and_files(case: str, folder: Path, tmp_path: Path) -> None:
     names = names_of(folder)
     assert "train/good/a.png" in names
     try:
-        cached = ImageCache(tmp_path / "cache").array(folder, names, 16)
+        cached = ImageCache(tmp_path / "cache").array(folder, names, Decoding(16))
     except DataError as problem:
         assert "link" in case
         assert str(folder / "train/good/x.png") in str(problem)
@@ -251,9 +251,9 @@ CACHED: dict[str, Callable[[Path], object]] = {
 def test_a_damaged_cache_entry_is_noticed_and_built_again(case: str, folder: Path, tmp_path: Path) -> None:
     cache = ImageCache(tmp_path / "cache")
     names = names_of(folder)
-    good = np.array(cache.array(folder, names, 16).array)
+    good = np.array(cache.array(folder, names, Decoding(16)).array)
     (entry,) = [path.parent for path in cache.folder.glob("*/meta.json")]
     CACHED[case](entry)
     assert len(cache.entries()) == (0 if case == "no array" else 1)
-    np.testing.assert_array_equal(cache.array(folder, names, 16).array, good)
+    np.testing.assert_array_equal(cache.array(folder, names, Decoding(16)).array, good)
     assert [found.images for found in cache.entries()] == [len(names)]

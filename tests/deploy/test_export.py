@@ -17,6 +17,7 @@ import torch
 
 from sctune.cli.serve import export
 from sctune.config import TrialConfig
+from sctune.data.decode import Decoding
 from sctune.deploy.calibration import prepare_image
 from sctune.deploy.export import (
     ROUNDING,
@@ -70,7 +71,7 @@ def made(config: TrialConfig) -> Model:
 def images(config: TrialConfig, count: int = 11) -> np.ndarray:
     data = config.data
     pictures = [noise_png(seed, spot=seed % 2 == 1) for seed in range(count)]
-    return np.stack([prepare_image(picture, data.image_size, data.resize).pixels for picture in pictures])
+    return np.stack([prepare_image(picture, Decoding.of(data)).pixels for picture in pictures])
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from sctune.config import TrialConfig
-from sctune.data.decode import decode_image
+from sctune.data.decode import Decoding, decode_image
 from sctune.deploy.flavor import ImageScorer
 from sctune.deploy.model import ModelParts, load_model_folder, write_model_folder
 from sctune.deploy.package import build_wheel
@@ -59,7 +59,7 @@ def weights(detector: Detector, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 @pytest.fixture(scope="module")
 def expected(detector: Detector) -> np.ndarray:
-    scores = detector.score_images(np.stack([decode_image(image, 64) for image in IMAGES]))
+    scores = detector.score_images(np.stack([decode_image(image, Decoding(64)) for image in IMAGES]))
     assert np.abs(np.diff(scores)).min() > 1e-4, "equal scores would show nothing"
     return scores
 

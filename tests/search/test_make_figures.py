@@ -17,7 +17,7 @@ from PIL import Image
 from sklearn.metrics import silhouette_score
 
 from sctune.config import Task, TrialConfig
-from sctune.data.decode import decode_image
+from sctune.data.decode import Decoding, decode_image
 from sctune.data.split import split_for
 from sctune.errors import CheckpointError, ConfigError, DataError, StudyError
 from sctune.report import merge_reports
@@ -124,7 +124,7 @@ def test_all_files_are_there_and_the_measures_are_those_of_the_features(
     assert "not in MLflow" in warning
 
     rows = [row for row in rows_of(report) if row["group"] in ("normal", "unseen")]
-    images = np.stack([decode_image(image_folder / row["file"], 64, "stretch") for row in rows])
+    images = np.stack([decode_image(image_folder / row["file"], Decoding(64, "stretch")) for row in rows])
     labels = [row["group"] for row in rows]
     trainer = Trainer(tiny.override(PARAMS))
     before = silhouette_score(trainer.detector.embed(images), labels)

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from sctune.config import TrialConfig
-from sctune.data.decode import decode_image
+from sctune.data.decode import Decoding, decode_image
 from sctune.data.split import make_split
 from sctune.errors import ConfigError
 from sctune.train.augmentations import KINDS, augmentation_examples
@@ -44,7 +44,9 @@ def test_only_held_out_normal_images_are_shown_whatever_the_profile_selects_by(
     (examples,) = augmentation_examples(tiny.override({"data.selection": "test"}), ["cutmix_pair"], {}, 4)[0].values()
     split = make_split(image_folder, "general", 4, None, tiny.seed, "auto")
     allowed = [
-        decode_image(image_folder / file.path, 64, "stretch").tobytes() for file in split.selection if file.label == 0
+        decode_image(image_folder / file.path, Decoding(64, "stretch")).tobytes()
+        for file in split.selection
+        if file.label == 0
     ]
     for example in examples:
         assert example.receiver.tobytes() in allowed
