@@ -1,4 +1,4 @@
-"""`sctune data list | prepare | verify`: the paper's data sets from their raw archives."""
+"""`sctune data check`: any data set; `list | prepare | verify`: the paper's from their raw archives."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 data_app = typer.Typer(
     no_args_is_help=True,
-    help="The paper's data sets: where to get them, and their raw folders made ready for training.",
+    help="What is wrong in a data set; and the paper's: where to get them, and their raw folders made ready.",
 )
 
 
@@ -103,6 +103,57 @@ def verify(
         raise typer.Exit(2)
     if not as_json:
         print(f"{report.folder}: {report.manifest.title}, {report.checked} files are as they were made")
+
+
+@data_app.command(epilog="Example: sctune data check parts/ --set data.group='part(\\d+)'")
+def check(
+    source: Annotated[str, typer.Argument(help="elpv, a folder or a CSV file, as for `sctune search --data`.")],
+    category: Annotated[str | None, typer.Option(help="Sub-folder of the source, as in MVTec AD.")] = None,
+    allow_duplicates: opt.AllowDuplicates = False,
+    assignments: Annotated[list[str] | None, typer.Option("--set", help="data.KEY=VALUE; repeatable.")] = None,
+    as_json: opt.AsJson = False,
+) -> None:
+    """Look for what would be learnt by mistake: copies across pools, shortcuts, odd images. Exit code 1 if so.
+
+    Nothing is trained and no score is computed. `sctune search` does the same before it starts.
+    """
+    from sctune.config import load_profile, parse_assignments
+    from sctune.data.catalog import open_dataset
+    from sctune.data.check import check_data
+    from sctune.data.decode import Decoding
+    from sctune.data.depth import FoundRange, find_range
+    from sctune.data.duplicates import kept_together
+    from sctune.data.images import ImageCache
+    from sctune.data.ranges import AUTO
+    from sctune.paths import cache_folder
+
+    values = {"data.allow_duplicates": allow_duplicates} | parse_assignments(assignments or [])
+    settings = load_profile("cpu").override(values).data
+    data = open_dataset(source, category, settings.group)
+    if settings.allow_duplicates:
+        data = kept_together(data)
+    normals = [file.path for file in data.normals if file.split != "test"]
+    depth = (
+        find_range([(data.root, normals)], settings)
+        if settings.range == AUTO
+        else FoundRange(settings.range, f"values: data.range={settings.range}, as asked for")
+    )
+    decoding = Decoding.of(settings.model_copy(update={"range": depth.range}))
+    report = check_data(data, ImageCache(cache_folder()), decoding)
+    best = max(report.shortcuts.items(), key=lambda item: item[1], default=None)
+    document = {**report.to_dict(), "range": depth.range, "warnings": [*depth.warnings, *report.warnings]}
+    lines = [
+        f"{report.name}: {len(data.files)} images, {depth.line}",
+        *report.table,
+        *(f"warning: {line}" for line in depth.warnings),
+        *(f"{finding.severity}: {finding.kind}: {finding.line}" for finding in report.findings),
+    ]
+    if best is not None:
+        lines.append(f"of the trivial features {best[0]} tells the classes apart best: AUROC {best[1]:.3f}")
+    lines.append("nothing found" if not document["warnings"] else f"{len(document['warnings'])} things to look at")
+    emit(document if as_json else None, lines)
+    if document["warnings"]:
+        raise typer.Exit(1)
 
 
 @contextmanager

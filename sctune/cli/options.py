@@ -36,6 +36,9 @@ CpusPerTrial = Annotated[float | None, typer.Option(min=0.01, help="CPU cores (t
 MaxConcurrent = Annotated[int | None, typer.Option(min=1, help="Trials at a time; default: all that fit.")]
 Assignments = Annotated[list[str] | None, typer.Option("--set", help="key=value of the configuration; repeatable.")]
 SkipCorrupt = Annotated[bool, typer.Option("--skip-corrupt", help="Leave out unreadable images.")]
+AllowDuplicates = Annotated[
+    bool, typer.Option("--allow-duplicates", help="Keep byte-identical images in one pool, instead of refusing them.")
+]
 StoragePath = Annotated[str | None, typer.Option(help="Checkpoints: a folder or s3:// URI that all nodes see.")]
 TrackingUri = Annotated[
     str | None, typer.Option(help="MLflow server, postgresql:// or SQLite file; default: a local file.")

@@ -46,6 +46,7 @@ def search(
     max_concurrent: opt.MaxConcurrent = None,
     assignments: opt.Assignments = None,
     skip_corrupt: opt.SkipCorrupt = False,
+    allow_duplicates: opt.AllowDuplicates = False,
     study_root: opt.StudyRoot = None,
     storage_path: opt.StoragePath = None,
     tracking_uri: opt.TrackingUri = None,
@@ -68,7 +69,8 @@ def search(
         n_anomalies=_amount(n_anomalies), seeds=_seeds(seeds), selection=selection, partition_seed=partition_seed,
         trials=trials, time_budget_s=seconds, sampler=sampler, sampler_seed=sampler_seed,
         scheduler=scheduler, gpus_per_trial=gpus_per_trial, cpus_per_trial=cpus_per_trial,
-        max_concurrent=max_concurrent, overrides=values, skip_corrupt=skip_corrupt, study_root=study_root,
+        max_concurrent=max_concurrent, overrides=values, skip_corrupt=skip_corrupt,
+        allow_duplicates=allow_duplicates, study_root=study_root,
         storage_path=storage_path, tracking_uri=tracking_uri, storage=storage, address=address,
         checkpoint_interval=checkpoint_interval, keep_best=keep_best, max_disk=max_disk,
     ))  # fmt: skip

@@ -14,6 +14,7 @@ import numpy as np
 
 from sctune.config import Task, TrialConfig
 from sctune.data.catalog import DataSet, ImageFile, open_dataset
+from sctune.data.duplicates import kept_together
 from sctune.data.pools import (
     Amount,
     Files,
@@ -58,6 +59,16 @@ class Split:
     warnings: tuple[str, ...]
     development: Files
     folds: int = 0
+
+    @property
+    def pools(self) -> list[dict[str, list[str]]]:
+        """Name -> paths of pools that must share no image; in mode `test` the test images select."""
+        names = ("train", "selection", "calibration") if self.mode != "test" else ("train", "calibration")
+        inner = {name: [file.path for file in getattr(self, name)] for name in names}
+        tested = [file.path for file in self.test]
+        held = set(tested)
+        outer = {"test": tested, "development": [file.path for file in self.development if file.path not in held]}
+        return [inner, outer]
 
     @property
     def digest(self) -> str:
@@ -137,8 +148,12 @@ def make_split(
 
 def split_for(config: TrialConfig, task: Task, data: DataSet | None = None) -> Split:
     """The split of one task of a trial; data: its data set, where the caller has opened it."""
+    if data is None:
+        data = open_dataset(task.source, task.category, config.data.group)
+    if config.data.allow_duplicates:
+        data = kept_together(data)
     return make_split(
-        task.source if data is None else data,
+        data,
         task.setting,
         config.for_task(task).n_anomalies,
         task.known_class,
@@ -147,8 +162,6 @@ def split_for(config: TrialConfig, task: Task, data: DataSet | None = None) -> S
         partition_seed=config.data.partition_seed,
         fold=task.fold,
         folds=task.folds or 2,
-        category=task.category,
-        group=config.data.group,
     )
 
 

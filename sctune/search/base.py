@@ -37,6 +37,7 @@ def base_config(options: SearchOptions, profile: str) -> TrialConfig:
         "data.category": options.categories[0] if options.categories else None,
         "data.partition_seed": options.partition_seed,
         "data.skip_corrupt": options.skip_corrupt,
+        "data.allow_duplicates": options.allow_duplicates,
     }
     if options.n_anomalies is not None:
         values["data.n_anomalies"] = options.n_anomalies

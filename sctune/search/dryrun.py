@@ -59,6 +59,7 @@ class DryRun:
             "study_seconds": self.study_seconds,
             "checkpoint_bytes": self.checkpoint_bytes,
             "study_bytes": self.study_bytes,
+            "data": [check.to_dict() for check in self.plan.checks],
             "warnings": list(self.plan.warnings),
         }
 
@@ -125,6 +126,8 @@ def plan_lines(plan: Plan, resources: Resources) -> list[str]:
         *(_parameter(plan.space, parameter) for parameter in plan.space.parameters),
         *(f"  variant {name}: {_fields(fields)}" for name, fields in plan.space.variants.items()),
         f"data {manifest.data.name}: {_counts(manifest.data.counts)}",
+        *(f"  {line}" for check in plan.checks for line in check.table),
+        plan.depth,
         f"selection by {manifest.selection.mode}: {manifest.selection.reason}",
         f"tasks: {', '.join(task.key for task in manifest.tasks)}; {base.budget.epochs} epochs x "
         f"{base.budget.iterations} iterations x {base.budget.batch_size} images of {base.data.image_size} px",

@@ -42,6 +42,7 @@ class SearchOptions(BaseModel):
     max_concurrent: int | None = None
     overrides: Mapping[str, Any] = Field(default_factory=dict, description="dotted configuration values (--set)")
     skip_corrupt: bool = False
+    allow_duplicates: bool = False
     study_root: Path | None = None
     storage_path: str | None = None
     tracking_uri: str | None = None

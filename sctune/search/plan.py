@@ -11,6 +11,7 @@ from pathlib import Path
 
 from sctune.config import Task, TrialConfig, search_defaults
 from sctune.data.catalog import DataSet, open_dataset
+from sctune.data.check import DataCheck, check_data
 from sctune.data.decode import Decoding
 from sctune.data.depth import FoundRange, find_range
 from sctune.data.images import CorruptImageError, ImageCache, data_digest
@@ -36,7 +37,10 @@ from sctune.urls import STORAGE_VARIABLE, chosen
 
 @dataclass(frozen=True)
 class Plan:
-    """A search that passed all checks. splits: task key -> split; warnings: lines for the user."""
+    """A search that passed all checks. splits: task key -> split; warnings: lines for the user.
+
+    depth: how values of more than 8 bits are read, in words; checks: what each data set was found to be.
+    """
 
     manifest: StudyManifest
     space: Space
@@ -44,6 +48,8 @@ class Plan:
     study_root: Path
     skipped: tuple[str, ...]
     warnings: tuple[str, ...]
+    depth: str = ""
+    checks: tuple[DataCheck, ...] = ()
 
 
 def make_plan(options: SearchOptions, has_gpu: bool) -> Plan:
@@ -82,6 +88,8 @@ def make_plan(options: SearchOptions, has_gpu: bool) -> Plan:
     tracking = resolve_tracking_uri(options.tracking_uri, home())
     check_tracking(tracking)
     skipped = _decode(splits, base)
+    checks = _check(datasets, tasks, splits, base)
+    warnings += [*depth.warnings, *(line for check in checks for line in check.warnings)]
     warnings += [line for split in splits.values() for line in split.warnings]
     if any(split.makers for split in splits.values()):
         half = selection.mode != "proxy"
@@ -89,7 +97,7 @@ def make_plan(options: SearchOptions, has_gpu: bool) -> Plan:
     asked = _Asked(name, profile, sampler, scheduler, selection, tracking, storage, record)
     manifest = _manifest(options, asked, space, tasks, _data_spec(datasets, splits))
     manifest = manifest.model_copy(update={"splits": {key: split.digest for key, split in splits.items()}})
-    return Plan(manifest, space, splits, root, skipped, tuple(dict.fromkeys(warnings)))
+    return Plan(manifest, space, splits, root, skipped, tuple(dict.fromkeys(warnings)), depth.line, checks)
 
 
 @dataclass(frozen=True)
@@ -249,6 +257,20 @@ def _decode(splits: dict[str, Split], config: TrialConfig) -> tuple[str, ...]:
         except CorruptImageError as problem:
             raise DataError(f"{problem}; repair or remove it, or leave such images out with --skip-corrupt") from None
     return tuple(dict.fromkeys(skipped))
+
+
+def _check(
+    datasets: dict[str | None, DataSet], tasks: list[Task], splits: dict[str, Split], config: TrialConfig
+) -> tuple[DataCheck, ...]:
+    """Each data set under the pools of its tasks; raises DataError for copies across pools or under two labels."""
+    cache, checks = ImageCache(cache_folder()), []
+    for category, data in datasets.items():
+        own = [splits[task.key] for task in tasks if task.category == category]
+        pools = [pool for split in own for pool in split.pools]
+        decoded = [file.path for file in own[0].development]
+        checks.append(check_data(data, cache, Decoding.of(config.data), pools, decoded))
+        checks[-1].refuse()
+    return tuple(checks)
 
 
 def _data_spec(datasets: dict[str | None, DataSet], splits: dict[str, Split]) -> DataSpec:

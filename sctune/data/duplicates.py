@@ -1,0 +1,139 @@
+"""One picture twice: byte-identical files, and near-identical pictures (re-encoded, resized, brightened)."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sctune.data.catalog import DataSet
+from sctune.data.decode import Decoding, decode_image
+from sctune.data.facts import hash_bits
+from sctune.data.images import THREADS, file_digest
+from sctune.errors import DataError
+
+MOST_BITS = 20
+"""Bits of 256 in which the difference hashes of two pictures that are compared closer may differ."""
+BANDS = 16
+"""Above BRUTE pictures, only those are compared that share one of so many parts of their hashes."""
+BRUTE = 20_000
+SIDE, SMOOTH = 128, 5
+ALIKE = 0.982
+"""Correlation of the fine structure from which on two pictures are called one.
+
+On ELPV the most similar pair of different cells (neighbours cut from one crystal) has .979; a copy saved as JPEG of
+quality 60 has .96 to .99, one of 60 % of the size .97 to .99, a brightened one .99. A copy that is cut is not found.
+"""
+COMMON = 200
+"""Pictures whose mean is taken out first: bus bars and backgrounds are alike in all of them."""
+
+
+def identical(root: Path, paths: Iterable[str]) -> list[tuple[str, ...]]:
+    """Groups of two or more files with the same bytes, sorted; raises DataError for files that cannot be read."""
+    wanted = sorted(set(paths))
+    with ThreadPoolExecutor(THREADS) as pool:
+        digests = list(pool.map(lambda path: file_digest(root / path), wanted))
+    groups = defaultdict(list)
+    for path, digest in zip(wanted, digests, strict=True):
+        groups[digest].append(path)
+    return sorted(tuple(group) for group in groups.values() if len(group) > 1)
+
+
+def kept_together(data: DataSet) -> DataSet:
+    """Identical files as one source unit, so that no split puts them into two pools (`data.allow_duplicates`).
+
+    Raises DataError where one picture is labelled normal and anomalous.
+    """
+    files = {file.path: file for file in data.files}
+    unit = {file.group: file.group for file in data.files}
+
+    def first(name: str) -> str:
+        while unit[name] != name:
+            name = unit[name]
+        return name
+
+    for group in identical(data.root, files):
+        if len({files[path].label for path in group}) > 1:
+            raise DataError(contradiction(data.root, group))
+        names = sorted({first(files[path].group) for path in group})
+        unit.update(dict.fromkeys(names, names[0]))
+    return replace(data, files=tuple(replace(file, group=first(file.group)) for file in data.files))
+
+
+def contradiction(root: Path, group: Sequence[str]) -> str:
+    return (
+        f"{root}: {group[0]} and {group[1]} are the same file under two labels, normal and anomalous; keep the one "
+        "that is right"
+    )
+
+
+def near_identical(root: Path, fingerprints: dict[str, str], decoding: Decoding) -> list[tuple[str, str]]:
+    """Pairs of paths whose pictures are one and whose files are not, sorted.
+
+    fingerprints: path -> difference hash (`facts.ImageFacts`); decoding: how the files are read, at any size.
+    """
+    paths = sorted(fingerprints)
+    pairs = _candidates(hash_bits([fingerprints[path] for path in paths])) if len(paths) > 1 else []
+    pairs = [(a, b) for a, b in pairs if file_digest(root / paths[a]) != file_digest(root / paths[b])]
+    if not pairs:
+        return []
+    small = replace(decoding, size=SIDE, resize="stretch")
+    some = np.random.RandomState(0).permutation(len(paths))[:COMMON]
+    wanted = sorted({*some.tolist(), *(row for pair in pairs for row in pair)})
+    with ThreadPoolExecutor(THREADS) as pool:
+        found = pool.map(lambda row: _structure(decode_image(root / paths[row], small)), wanted)
+        structure = dict(zip(wanted, found, strict=True))
+    common = np.mean([structure[row] for row in some.tolist()], axis=0)
+    # of a handful of pictures the mean is mostly the pictures themselves
+    length = float(common @ common) if len(some) >= COMMON // 10 else 0.0
+    if length > 0:
+        structure = {row: own - common * float(own @ common) / length for row, own in structure.items()}
+    return [(paths[a], paths[b]) for a, b in pairs if _correlation(structure[a], structure[b]) >= ALIKE]
+
+
+def _candidates(hashes: NDArray[np.uint8]) -> list[tuple[int, int]]:
+    """Pairs of rows of hashes [N, 32] that differ in few bits."""
+    if len(hashes) <= BRUTE:
+        rows: Iterable[NDArray[np.int64]] = [np.arange(len(hashes))]
+    else:
+        rows = _buckets(hashes)
+    found: set[tuple[int, int]] = set()
+    for bucket in rows:
+        bits = np.unpackbits(hashes[bucket], axis=1).astype(np.float32)
+        for start in range(0, len(bits), 1024):
+            part = bits[start : start + 1024]
+            differing = part @ (1 - bits.T) + (1 - part) @ bits.T
+            for a, b in zip(*np.nonzero(differing <= MOST_BITS), strict=True):
+                if start + a < b:
+                    found.add((int(bucket[start + a]), int(bucket[b])))
+    return sorted(found)
+
+
+def _buckets(hashes: NDArray[np.uint8]) -> list[NDArray[np.int64]]:
+    parts = hashes.reshape(len(hashes), BANDS, -1)
+    buckets: dict[tuple[int, bytes], list[int]] = defaultdict(list)
+    for row, bands in enumerate(parts):
+        for band, part in enumerate(bands):
+            buckets[band, part.tobytes()].append(row)
+    return [np.array(rows) for rows in buckets.values() if len(rows) > 1]
+
+
+def _structure(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """What is left of a grey picture without its smooth part, as a vector of length 1: brightness does not count."""
+    grey = pixels.astype(np.float32).mean(axis=-1)
+    padded = np.pad(grey, SMOOTH // 2, mode="edge")
+    sums = sum(
+        padded[top : top + len(grey), left : left + len(grey)] for top in range(SMOOTH) for left in range(SMOOTH)
+    )
+    fine = (grey - np.asarray(sums) / SMOOTH**2).reshape(-1)
+    fine -= fine.mean()
+    return np.asarray(fine / max(float(np.linalg.norm(fine)), 1e-6), np.float32)
+
+
+def _correlation(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
+    return float(a @ b) / max(float(np.linalg.norm(a)) * float(np.linalg.norm(b)), 1e-9)
