@@ -58,7 +58,7 @@ def predict(
     folder = None if heat_maps is None else heat_maps.expanduser().absolute()
     if folder is not None:
         refuse_inside(folder, paths)
-    images = list_inputs(paths)
+    images = list_inputs(paths, _warn)
     chosen = opened(model, tracking_uri, device, threshold, false_alarm_rate)
     if out is None:
         _to_stdout(chosen, images, folder)
@@ -123,7 +123,7 @@ def monitor(
 
     table = Path(places[0]).expanduser()
     is_table = len(places) == 1 and table.suffix.lower() in SUFFIXES and not table.is_dir()
-    images = [] if is_table else list_inputs(places)
+    images = [] if is_table else list_inputs(places, _warn)
     chosen = opened(model, tracking_uri, device)
     rows: list[Row] = []
     if is_table:
@@ -161,12 +161,16 @@ def recalibrate(
 
     folder = None if out is None else out.expanduser().absolute()
     wish = Wish(false_alarm_rate, folder, register or promote, promote, tracking_uri, device)
-    images = list_inputs(places)
+    images = list_inputs(places, _warn)
     with _whole(), _bar() as told:
         outcome = run_recalibration(
             model, images, ", ".join(places), wish, lambda done, total: told(Progress(done, total))
         )
     emit(outcome.to_dict() if as_json else None, outcome_lines(outcome))
+
+
+def _warn(line: str) -> None:
+    say([f"warning: {line}"])
 
 
 def _to_stdout(model: Model, images: list[str], heat_maps: Path | None) -> None:

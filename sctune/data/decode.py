@@ -19,7 +19,7 @@ PIXEL_LIMIT = 64_000_000
 
 Resize = Literal["stretch", "crop", "pad"]
 Pixels = NDArray[np.uint8]
-FORMATS = ("PNG", "JPEG", "BMP", "DIB", "TIFF")
+FORMATS = ("PNG", "JPEG", "BMP", "DIB", "TIFF", "WEBP")
 """Decoders that may see a file, whatever its name says; that of EPS would run the file's own program."""
 
 NPY_MAGIC = b"\x93NUMPY"
@@ -108,7 +108,7 @@ def _open_picture(content: bytes) -> Image.Image:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise CorruptImageError(f"more than {PIXEL_LIMIT // 10**6} million pixels; make it smaller first") from None
     except UnidentifiedImageError:
-        raise CorruptImageError("not an image that can be read (png, jpg, bmp, tif or npy)") from None
+        raise CorruptImageError("not an image that can be read (png, jpg, bmp, tif, webp or npy)") from None
     _check_pixels(image.width, image.height)
     if image.mode in ("L", "RGB"):
         image.load()

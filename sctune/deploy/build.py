@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from sctune.data.decode import decode_image, image_size
+from sctune.data.image_file import ImageFile
 from sctune.data.images import THREADS, ImageCache, file_digest
-from sctune.data.layouts import ImageFile
 from sctune.data.split import Split
 from sctune.deploy.calibration import Calibration, Prepared
 from sctune.deploy.model import ModelParts
