@@ -9,26 +9,16 @@ from sctune.errors import DataError
 GOOD_FOLDERS = frozenset({"good", "ok", "normal", "pass"})
 """Names of a folder of good images, in lower case."""
 BAD_FOLDERS = frozenset(
-    [
-        "nok",
-        "ng",
-        "bad",
-        "fail",
-        "failed",
-        "reject",
-        "rejected",
-        "defect",
-        "defects",
-        "defective",
-        "anomaly",
-        "anomalies",
-        "anomalous",
-        "abnormal",
-    ]
-)
+    {"nok", "ng", "bad", "fail", "failed", "reject", "rejected", "defect", "defects", "defective"}
+) | {
+    "anomaly",
+    "anomalies",
+    "anomalous",
+    "abnormal",
+}
 """Names of a folder of anomalous images, in lower case; any other name is a kind of defect where one is expected."""
 
-NORMAL_LABELS = frozenset(["0", "false", "normal", "good", "ok", "pass", "passed"])
+NORMAL_LABELS = frozenset({"0", "false", "normal", "good", "ok", "pass", "passed"})
 ANOMALOUS_LABELS = frozenset(
     ["1", "true", "anomalous", "anomaly", "abnormal", "defect", "defective", "nok", "ng", "bad", "fail", "failed"]
 )

@@ -12,6 +12,7 @@ from pathlib import Path
 from sctune.config import Task, TrialConfig, search_defaults
 from sctune.data.catalog import DataSet, open_dataset
 from sctune.data.images import CorruptImageError, ImageCache, data_digest
+from sctune.data.masks import mask_notes
 from sctune.data.split import Split, selection_subset, split_for
 from sctune.errors import ConfigError, DataError
 from sctune.model.backbone import build_backbone
@@ -77,6 +78,7 @@ def make_plan(options: SearchOptions, has_gpu: bool) -> Plan:
     check_tracking(tracking)
     skipped = _decode(splits, base)
     warnings += [line for split in splits.values() for line in split.warnings]
+    warnings += [line for data in datasets.values() for line in mask_notes(data.root, data.files)]
     if any(split.makers for split in splits.values()):
         half = selection.mode != "proxy"
         warnings.append(proxy_warning(options.setting, base.n_anomalies, half=half))
