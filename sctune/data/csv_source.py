@@ -11,6 +11,7 @@ from typing import Literal
 from sctune.data.csv_text import CsvText, read_csv_text
 from sctune.data.image_file import GOOD, UNNAMED, ImageFile, Reading
 from sctune.data.manifest import refuse_unfinished
+from sctune.data.mask_names import without_masks
 from sctune.data.places import looking_at, refuse_unprintable
 from sctune.data.walk import SUFFIXES, read_types
 from sctune.data.words import TRUTH_LABELS, folded, is_good_folder, label_of
@@ -51,7 +52,7 @@ def read_csv(path: Path) -> Reading:
     if truths:
         notes.append(f"{path}: label True is read as anomalous, False as normal")
     refuse_unfinished(*{(path.parent / file.path).parent for file in files})
-    return Reading(files, notes)
+    return Reading(files, [*notes, *without_masks(path, files)])
 
 
 def existing(root: Path, text: str, place: str) -> str:

@@ -16,7 +16,7 @@ import numpy as np
 from sctune.data.csv_source import existing
 from sctune.data.csv_text import read_text
 from sctune.data.image_file import GOOD, UNNAMED, ImageFile, Reading
-from sctune.data.mask_names import MaskNames
+from sctune.data.mask_names import MaskNames, without_masks
 from sctune.data.places import looking_at, refuse_unprintable
 from sctune.data.walk import LeftOut, images_below, level, read_types
 from sctune.data.words import folded, is_good_folder, refuse_contrary
@@ -90,7 +90,7 @@ def read_mvtec(folder: Path) -> Reading:
     notes += _beside(folder, names, ("train", "test", "ground_truth"), left)
     if masks.unused:
         notes.append(f"{folder}: {len(masks.unused)} mask(s) match no image, the first is {masks.unused[0]}")
-    return Reading(files, [*notes, *_unmasked(folder, files)])
+    return Reading(files, [*notes, *without_masks(folder, files)])
 
 
 def read_ok_nok(folder: Path) -> Reading:
@@ -209,14 +209,6 @@ def _beside(folder: Path, names: list[str], known: tuple[str, ...], left: LeftOu
     if others:
         notes.append(f"{folder}: not read, since no part of this layout: {', '.join(map(repr, others))}")
     return notes
-
-
-def _unmasked(folder: Path, files: list[ImageFile]) -> list[str]:
-    anomalies = [file for file in files if file.label == 1]
-    without = [file.path for file in anomalies if not file.masks]
-    if not without or len(without) == len(anomalies):
-        return []
-    return [f"{folder}: {len(without)} of {len(anomalies)} anomalous images have no mask, the first is {without[0]}"]
 
 
 def _called(folder: Path, *words: str) -> list[str]:

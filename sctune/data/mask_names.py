@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from pathlib import PurePosixPath
+from collections.abc import Iterable, Sequence
+from pathlib import Path, PurePosixPath
+
+from sctune.data.image_file import ImageFile
 
 _ENDING = "_mask"
 
@@ -41,3 +43,12 @@ class MaskNames:
     def unused(self) -> list[str]:
         """Masks that no image has asked for, sorted."""
         return sorted(self._left)
+
+
+def without_masks(place: Path, files: Sequence[ImageFile]) -> list[str]:
+    """A note where some anomalous images have masks and some have none; place: the data set, for the message."""
+    anomalies = [file for file in files if file.label == 1]
+    without = [file.path for file in anomalies if not file.masks]
+    if not without or len(without) == len(anomalies):
+        return []
+    return [f"{place}: {len(without)} of {len(anomalies)} anomalous images have no mask, the first is {without[0]}"]

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -137,7 +138,7 @@ def _look(root: Path, file: ImageFile, size: int | None, resize: str) -> _Looked
             fault, first = "are of another size than the image", name
             if abs(wide / high / (wanted[0] / wanted[1]) - 1) > _ASPECT:
                 return _Looked(None, "are of another shape than the image and mark nothing in it", name)
-        made = mask.any(keepdims=True) if size is None else square_mask(mask, size, resize)
+        made = np.asarray(mask.any(keepdims=True)) if size is None else square_mask(mask, size, resize)
         if not mask.any():
             fault, first = "are empty: they mark nothing", name
         joined = made if joined is None else joined | made
@@ -158,7 +159,7 @@ def _notes(looked: Sequence[_Looked]) -> tuple[str, ...]:
     )
 
 
-def _marked(values: NDArray[np.generic], alpha: bool, above: int = 0) -> Mask:
+def _marked(values: NDArray[Any], alpha: bool, above: int = 0) -> Mask:
     """values [H, W] or [H, W, C]; alpha: whether the last channel is transparency; above: largest value of no mark."""
     if values.ndim not in (2, 3) or 0 in values.shape:
         raise CorruptImageError(f"an array of shape {list(values.shape)} is no mask")

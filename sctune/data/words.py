@@ -8,14 +8,8 @@ from sctune.errors import DataError
 
 GOOD_FOLDERS = frozenset({"good", "ok", "normal", "pass"})
 """Names of a folder of good images, in lower case."""
-BAD_FOLDERS = frozenset(
-    {"nok", "ng", "bad", "fail", "failed", "reject", "rejected", "defect", "defects", "defective"}
-) | {
-    "anomaly",
-    "anomalies",
-    "anomalous",
-    "abnormal",
-}
+_REFUSED = frozenset({"nok", "ng", "bad", "fail", "failed", "reject", "rejected"})
+BAD_FOLDERS = _REFUSED | {"defect", "defects", "defective", "anomaly", "anomalies", "anomalous", "abnormal"}
 """Names of a folder of anomalous images, in lower case; any other name is a kind of defect where one is expected."""
 
 NORMAL_LABELS = frozenset({"0", "false", "normal", "good", "ok", "pass", "passed"})

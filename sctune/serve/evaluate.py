@@ -53,12 +53,12 @@ class Evaluation:
 def open_labelled(source: str, category: str | None = None) -> DataSet:
     """As `open_dataset`, but refuses a table of predictions, whose labels are a model's own."""
     path = Path(source).expanduser()
-    if path.suffix.lower() == ".csv" and path.is_file():
-        if {"score", "threshold"} <= set(csv_header(path, COLUMNS)):
-            raise DataError(
-                f"{source} is a table of `sctune predict`: its labels are the model's own; give a CSV file with the "
-                "columns path and label as a person set them"
-            )
+    is_table = path.suffix.lower() == ".csv" and path.is_file()
+    if is_table and {"score", "threshold"} <= set(csv_header(path, COLUMNS)):
+        raise DataError(
+            f"{source} is a table of `sctune predict`: its labels are the model's own; give a CSV file with the "
+            "columns path and label as a person set them"
+        )
     return open_dataset(source, category)
 
 
