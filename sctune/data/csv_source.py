@@ -149,7 +149,7 @@ def _checked_header(path: Path, header: list[str]) -> list[str]:
         places = [str(number) for number, other in enumerate(header, start=1) if other == name]
         if len(places) > 1:
             raise DataError(
-                f"{path}, line 1: the column {name!r} is there {len(places)} times (columns {', '.join(places)}); "
+                f"{path}, line 1: the column {name!r} is there {len(places)} times (columns {' and '.join(places)}); "
                 "keep one of them"
             )
     for name in REQUIRED:

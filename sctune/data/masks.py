@@ -132,15 +132,15 @@ def _look(root: Path, file: ImageFile, size: int | None, resize: str) -> _Looked
         try:
             mask = read_mask(root / name)
         except DataError:
-            return _Looked(None, "cannot be read", name)
+            return _Looked(None, "cannot be read and are left out", name)
         high, wide = mask.shape
         if wanted is not None and (wide, high) != wanted:
             fault, first = "are of another size than the image", name
             if abs(wide / high / (wanted[0] / wanted[1]) - 1) > _ASPECT:
-                return _Looked(None, "are of another shape than the image and mark nothing in it", name)
+                return _Looked(None, "are of another shape than the image and are left out", name)
         made = np.asarray(mask.any(keepdims=True)) if size is None else square_mask(mask, size, resize)
         if not mask.any():
-            fault, first = "are empty: they mark nothing", name
+            fault, first = "mark nothing", name
         joined = made if joined is None else joined | made
     if joined is None or not joined.any():
         return _Looked(None, fault or f"mark nothing at {size} x {size} pixels", first or file.masks[0])
