@@ -83,7 +83,8 @@ def read_mvtec(folder: Path) -> Reading:
             left.add(LOOSE, f"{name}/{loose}")
         good = [kind for kind in beside.folders if is_good_folder(kind)]
         if good not in ([], [GOOD]):
-            notes.append(f"{folder}: {', '.join(f'{name}/{kind}' for kind in good)} read as the class {GOOD}")
+            called = " and ".join(repr(f"{name}/{kind}") for kind in good)
+            notes.append(f"{folder}: {called} read as the class {GOOD}")
         for kind in beside.folders:
             refuse_unprintable(kind)
             files += _class(folder, name, kind, masks, truths, left)

@@ -63,14 +63,14 @@ def test_the_good_class_may_be_called_so(tmp_path: Path, word: str) -> None:
         (f"test/{word}/2.png", 0, "good", "test"),
         (f"train/{word}/1.png", 0, "good", "train"),
     }
-    assert any(f"test/{word} read as the class good" in note for note in data.notes)
+    assert any(f"'test/{word}' read as the class good" in note for note in data.notes)
 
 
 def test_two_spellings_of_good_are_one_class(tmp_path: Path) -> None:
     touch(tmp_path, "train/good/1.png", "test/good/2.png", "test/Good/2.png", "test/crack/3.png")
     data = open_dataset(str(tmp_path))
     assert [file.path for file in data.normals] == ["test/Good/2.png", "test/good/2.png", "train/good/1.png"]
-    assert any("test/Good, test/good read as the class good" in note for note in data.notes)
+    assert any("'test/Good' and 'test/good' read as the class good" in note for note in data.notes)
 
 
 @pytest.mark.parametrize(("good", "bad"), [("OK", "NOK"), ("Ok", "NG"), ("ok", "nok")])
