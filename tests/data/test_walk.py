@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from sctune.data.catalog import open_dataset
+from sctune.data.decode import decode_image
 from sctune.data.walk import images_below
 from sctune.errors import DataError
 from sctune.serve.inputs import list_inputs
@@ -99,3 +102,13 @@ def test_inputs_of_predict_share_the_walk(tmp_path: Path) -> None:
     touch(tmp_path, "only/x.svg")
     with pytest.raises(DataError, match=r"left out 1 \.svg"):
         list_inputs([str(tmp_path / "only")])
+
+
+def test_webp_and_jfif_are_decoded(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.webp", lossless=True)
+    Image.fromarray(pixels).save(tmp_path / "a.jfif", "JPEG", quality=95)
+    Image.fromarray(pixels).save(tmp_path / "a.jpg", quality=95)
+    assert images_below(tmp_path)[0] == ["a.jfif", "a.jpg", "a.webp"]
+    assert np.array_equal(decode_image(tmp_path / "a.webp", 16), pixels)
+    assert np.array_equal(decode_image(tmp_path / "a.jfif", 16), decode_image(tmp_path / "a.jpg", 16))
