@@ -18,6 +18,7 @@ from sctune.data import layouts
 from sctune.data.csv_source import read_csv
 from sctune.data.image_file import ImageFile, Reading
 from sctune.data.manifest import MANIFEST, Manifest, find_manifest
+from sctune.data.mask_names import masks_as_images
 from sctune.data.places import looking_at
 from sctune.errors import DataError, nearest
 
@@ -153,7 +154,8 @@ def _open_folder(place: Path, category: str | None, group: str | None) -> DataSe
 
 def _of_folders(name: str, root: Path, found: Reading, group: str | None) -> DataSet:
     layouts.refuse_two_meanings(root, found.files)
-    return DataSet(name, root, _grouped(found.files, group), notes=tuple(found.notes))
+    notes = (*found.notes, *masks_as_images(root, found.files))
+    return DataSet(name, root, _grouped(found.files, group), notes=notes)
 
 
 def _has_layout(folder: Path) -> bool:

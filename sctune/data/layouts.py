@@ -18,7 +18,7 @@ from sctune.data.csv_text import read_text
 from sctune.data.image_file import GOOD, UNNAMED, ImageFile, Reading
 from sctune.data.mask_names import MaskNames, without_masks
 from sctune.data.places import looking_at, refuse_unprintable
-from sctune.data.walk import LeftOut, images_below, level, read_types
+from sctune.data.walk import LeftOut, Level, images_below, level, read_types
 from sctune.data.words import folded, is_good_folder, refuse_contrary
 from sctune.errors import DataError
 
@@ -71,7 +71,8 @@ def read_mvtec(folder: Path) -> Reading:
 
     The good class may be called by any word for good, in any case. Raises DataError for one inside of a defect folder.
     """
-    names = level(folder).folders
+    top = level(folder)
+    names = top.folders
     truths = _matching(names, "ground_truth")
     masks = MaskNames(f"{name}/{path}" for name in truths for path in _found(folder / name)[0])
     files, left, notes = [], LeftOut(), []
@@ -88,7 +89,7 @@ def read_mvtec(folder: Path) -> Reading:
         for kind in beside.folders:
             refuse_unprintable(kind)
             files += _class(folder, name, kind, masks, truths, left)
-    notes += _beside(folder, names, ("train", "test", "ground_truth"), left)
+    notes += _beside(folder, top, ("train", "test", "ground_truth"), left)
     if masks.unused:
         notes.append(f"{folder}: {len(masks.unused)} mask(s) match no image, the first is {masks.unused[0]}")
     return Reading(files, [*notes, *without_masks(folder, files)])
@@ -96,13 +97,13 @@ def read_mvtec(folder: Path) -> Reading:
 
 def read_ok_nok(folder: Path) -> Reading:
     """ok/* normal, nok/* or nok/TYPE/* anomalous, in any case, also ng; the anomalies may be missing."""
-    names, left = level(folder).folders, LeftOut()
+    top, left = level(folder), LeftOut()
     files = []
-    for name in _matching(names, *OK_FOLDERS):
+    for name in _matching(top.folders, *OK_FOLDERS):
         files += _labelled(folder, name, 0, left)
-    for name in _matching(names, *NOK_FOLDERS):
+    for name in _matching(top.folders, *NOK_FOLDERS):
         files += _labelled(folder, name, 1, left)
-    return Reading(files, _beside(folder, names, (*OK_FOLDERS, *NOK_FOLDERS), left))
+    return Reading(files, _beside(folder, top, (*OK_FOLDERS, *NOK_FOLDERS), left))
 
 
 def read_folder(root: Path, name: str, label: int) -> Reading:
@@ -202,10 +203,12 @@ def _checked(folder: Path, label: int, left: LeftOut, prefix: str) -> list[str]:
     return paths
 
 
-def _beside(folder: Path, names: list[str], known: tuple[str, ...], left: LeftOut) -> list[str]:
-    """Notes about what was left out of a layout, and about folders that are no part of it."""
+def _beside(folder: Path, top: Level, known: tuple[str, ...], left: LeftOut) -> list[str]:
+    """Notes about what was left out of a layout, and about folders at its top that are no part of it."""
+    for name in top.files:
+        left.add(LOOSE, name)
     line = left.line(str(folder))
-    others = [name for name in names if folded(name) not in known]
+    others = [name for name in top.folders if folded(name) not in known]
     notes = [line] if line else []
     if others:
         notes.append(f"{folder}: not read, since no part of this layout: {', '.join(map(repr, others))}")

@@ -52,3 +52,15 @@ def without_masks(place: Path, files: Sequence[ImageFile]) -> list[str]:
     if not without or len(without) == len(anomalies):
         return []
     return [f"{place}: {len(without)} of {len(anomalies)} anomalous images have no mask, the first is {without[0]}"]
+
+
+def masks_as_images(place: Path, files: Sequence[ImageFile]) -> list[str]:
+    """A note where files are called as the masks of images that lie beside them: they are read as images."""
+    stems = {PurePosixPath(file.path).with_suffix("").as_posix() for file in files}
+    marked = sorted(stem for stem in stems if stem.lower().endswith(_ENDING) and stem[: -len(_ENDING)] in stems)
+    if not marked:
+        return []
+    return [
+        f"{place}: {len(marked)} image(s) are called as masks of others and are read as images, the first is "
+        f"{marked[0]}; move masks to ground_truth/TYPE, or name them in a CSV file"
+    ]

@@ -177,5 +177,5 @@ def _upright_size(path: Path) -> tuple[int, int] | None:
         with Image.open(path, formats=FORMATS) as image:
             turned = image.getexif().get(_ORIENTATION) in _TURNED
             return (image.height, image.width) if turned else (image.width, image.height)
-    except (DataError, OSError, SyntaxError, ValueError):  # the image itself is refused elsewhere
+    except Exception:  # decoders raise nearly anything; the image itself is refused where it is decoded
         return None

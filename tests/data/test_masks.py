@@ -166,3 +166,10 @@ def test_a_defect_that_is_lost_at_the_models_size_is_named(tmp_path: Path) -> No
     assert mask_notes(tmp_path, [file]) == ()
     usable = usable_masks(tmp_path, [file], 20, "stretch")
     assert usable.rows == [] and "mark nothing at 20 x 20 pixels, the first is m.png" in usable.notes[0]
+
+
+def test_masks_beside_their_images_are_named(tmp_path: Path) -> None:
+    for name in ("ok/1.png", "ok/a_mask.png", "nok/crack/2.png", "nok/crack/2_Mask.png"):
+        grey(tmp_path / name)
+    (note,) = open_dataset(str(tmp_path)).notes
+    assert "1 image(s) are called as masks of others and are read as images, the first is nok/crack/2_Mask;" in note

@@ -68,12 +68,14 @@ def test_links_in_a_circle_end(tmp_path: Path, target: str) -> None:
 
 def test_no_class_comes_from_a_thumbnail_folder(tmp_path: Path) -> None:
     touch(tmp_path, "train/good/1.png", "test/good/2.png", "test/crack/3.png", "test/@eaDir/3.png/SYNOFILE_THUMB_M.png")
-    touch(tmp_path, "test/crack/@eaDir/3.png/SYNOFILE_THUMB_M.png", "test/.thumbnails/4.png", "test/loose.png")
+    touch(
+        tmp_path, "test/crack/@eaDir/3.png/SYNOFILE_THUMB_M.png", "test/.thumbnails/4.png", "test/loose.png", "top.png"
+    )
     data = open_dataset(str(tmp_path))
     assert [file.path for file in data.files] == ["test/crack/3.png", "test/good/2.png", "train/good/1.png"]
     (note,) = data.notes
     assert "3 thumbnail or system folder(s) (test/.thumbnails)" in note
-    assert "1 image(s) outside of a class folder (test/loose.png)" in note
+    assert "2 image(s) outside of a class folder (test/loose.png)" in note
 
 
 def test_a_folder_that_holds_other_types_only_says_so(tmp_path: Path) -> None:
