@@ -145,6 +145,7 @@ def check(
     lines = [
         f"{report.name}: {len(data.files)} images, {depth.line}",
         *report.table,
+        *(f"note: {line}" for line in report.notes),
         *(f"warning: {line}" for line in depth.warnings),
         *(f"{finding.severity}: {finding.kind}: {finding.line}" for finding in report.findings),
     ]

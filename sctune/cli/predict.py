@@ -58,13 +58,16 @@ def predict(
     folder = None if heat_maps is None else heat_maps.expanduser().absolute()
     if folder is not None:
         refuse_inside(folder, paths)
-    images = list_inputs(paths)
+    left_out: list[str] = []
+    images = list_inputs(paths, left_out.append)
     chosen = opened(model, tracking_uri, device, threshold, false_alarm_rate)
     if out is None:
+        _warn(left_out)
         _to_stdout(chosen, images, folder)
         return
     with _bar() as told, stop_asked() as asked:
         done = predict_to_file(chosen, images, out, folder, told, asked)
+    _warn(left_out)
     counts = done.counts
     document = {"model": chosen.name, "out": str(out), "images": counts.rows, "anomalous": counts.anomalous}
     document |= {"normal": counts.normal, "failed": counts.failed, "earlier": done.earlier}
@@ -123,8 +126,10 @@ def monitor(
 
     table = Path(places[0]).expanduser()
     is_table = len(places) == 1 and table.suffix.lower() in SUFFIXES and not table.is_dir()
-    images = [] if is_table else list_inputs(places)
+    left_out: list[str] = []
+    images = [] if is_table else list_inputs(places, left_out.append)
     chosen = opened(model, tracking_uri, device)
+    _warn(left_out)
     rows: list[Row] = []
     if is_table:
         rows += rows_of_table(chosen, table)
@@ -161,12 +166,18 @@ def recalibrate(
 
     folder = None if out is None else out.expanduser().absolute()
     wish = Wish(false_alarm_rate, folder, register or promote, promote, tracking_uri, device)
-    images = list_inputs(places)
+    left_out: list[str] = []
+    images = list_inputs(places, left_out.append)
     with _whole(), _bar() as told:
         outcome = run_recalibration(
             model, images, ", ".join(places), wish, lambda done, total: told(Progress(done, total))
         )
+    _warn(left_out)
     emit(outcome.to_dict() if as_json else None, outcome_lines(outcome))
+
+
+def _warn(lines: list[str]) -> None:
+    say([f"warning: {line}" for line in lines])
 
 
 def _to_stdout(model: Model, images: list[str], heat_maps: Path | None) -> None:

@@ -129,7 +129,7 @@ def run_deploy(
         if now != serving:
             detail = f"{options.alias} moved from {serving} to {now} meanwhile; deploy again"
             steps.append(Step("unchanged", False, detail))
-    return _finish(study, model, steps, options, loaded, warnings)
+    return _finish(study, model, steps, options, loaded, [*(given.notes if given else ()), *warnings])
 
 
 def _finish(

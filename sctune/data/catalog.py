@@ -15,8 +15,10 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from sctune.data import layouts
-from sctune.data.layouts import ImageFile
+from sctune.data.csv_source import read_csv
+from sctune.data.image_file import ImageFile, Reading
 from sctune.data.manifest import MANIFEST, Manifest, find_manifest
+from sctune.data.mask_names import masks_as_images
 from sctune.data.places import looking_at
 from sctune.errors import DataError, nearest
 
@@ -35,7 +37,8 @@ NOT_STATED = "not stated"
 class DataSet:
     """Images with labels below one root.
 
-    files: sorted by path; licence: of the images; attribution: what a picture made from them must carry.
+    files: sorted by path; licence: of the images; attribution: what a picture made from them must carry; notes: one
+    line each for the user, about what was left out or could be meant otherwise.
     """
 
     name: str
@@ -43,6 +46,7 @@ class DataSet:
     files: tuple[ImageFile, ...]
     licence: str = NOT_STATED
     attribution: str | None = None
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         paths = Counter(file.path for file in self.files)
@@ -90,9 +94,10 @@ def open_folders(normal: str, anomalous: str, group: str | None = None) -> DataS
     if good.is_relative_to(bad) or bad.is_relative_to(good):
         raise DataError(f"{good} and {bad} must be two separate folders; one holds the other")
     root = Path(os.path.commonpath([good, bad]))
-    files = layouts.read_folder(root, str(good.relative_to(root)), label=0)
-    files += layouts.read_folder(root, str(bad.relative_to(root)), label=1)
-    return DataSet(f"{good.name}+{bad.name}", root, _grouped(files, group))
+    normals = layouts.read_folder(root, str(good.relative_to(root)), label=0)
+    anomalies = layouts.read_folder(root, str(bad.relative_to(root)), label=1)
+    both = Reading(normals.files + anomalies.files, normals.notes + anomalies.notes)
+    return _of_folders(f"{good.name}+{bad.name}", root, both, group)
 
 
 def folders_source(normal: str | Path, anomalous: str | Path) -> str:
@@ -107,13 +112,15 @@ def _open(source: str, category: str | None, group: str | None) -> DataSet:
         return open_folders(folders[1], folders[2], group)
     if source == "elpv":
         _no_category(source, category)
-        return _elpv("elpv", installed_elpv(), group)
+        data = _elpv("elpv", installed_elpv(), group)
+        return replace(data, notes=_other_elpv())
     place = _absolute(source)
     if place.is_file():
         if place.suffix.lower() != ".csv":
             raise DataError(f"{place} is a file, but no .csv; give elpv, a folder or a CSV file")
         _no_category(source, category)
-        return DataSet(place.stem, place.parent, _grouped(layouts.read_csv(place), group))
+        rows = read_csv(place)
+        return DataSet(place.stem, place.parent, _grouped(rows.files, group), notes=tuple(rows.notes))
     if not place.is_dir():
         raise DataError(f"there is no folder or CSV file {place}; give elpv, a folder or a CSV file")
     return _open_folder(place, category, group)
@@ -129,9 +136,9 @@ def _open_folder(place: Path, category: str | None, group: str | None) -> DataSe
     if layouts.is_mvtec(place):
         if prepared:
             return _prepared(place, *prepared, group)
-        return DataSet(place.name, place, _grouped(layouts.read_mvtec(place), group))
+        return _of_folders(place.name, place, layouts.read_mvtec(place), group)
     if layouts.is_ok_nok(place):
-        return DataSet(place.name, place, _grouped(layouts.read_ok_nok(place), group))
+        return _of_folders(place.name, place, layouts.read_ok_nok(place), group)
     elpv = layouts.elpv_folder(place)
     if elpv:
         return _elpv(place.name, elpv, group)
@@ -145,6 +152,12 @@ def _open_folder(place: Path, category: str | None, group: str | None) -> DataSe
     )
 
 
+def _of_folders(name: str, root: Path, found: Reading, group: str | None) -> DataSet:
+    layouts.refuse_two_meanings(root, found.files)
+    notes = (*found.notes, *masks_as_images(root, found.files))
+    return DataSet(name, root, _grouped(found.files, group), notes=notes)
+
+
 def _has_layout(folder: Path) -> bool:
     return layouts.is_mvtec(folder) or layouts.is_ok_nok(folder)
 
@@ -153,7 +166,7 @@ def _prepared(place: Path, manifest: Manifest, category: str, group: str | None)
     """A folder of `sctune data prepare`: its manifest, which must fit the files, gives name, licence and units."""
     prefix = f"{category}/" if category else ""
     records = {record.path.removeprefix(prefix): record for record in manifest.files if record.path.startswith(prefix)}
-    files = layouts.read_mvtec(place)
+    files, notes = layouts.read_mvtec(place)
     differing = sorted(records.keys() ^ {file.path for file in files})
     if differing:
         raise DataError(
@@ -163,11 +176,22 @@ def _prepared(place: Path, manifest: Manifest, category: str, group: str | None)
     if group is None:
         files = [replace(file, group=records[file.path].group or file.path) for file in files]
     name = f"{manifest.data_set}/{category}" if category else manifest.data_set
-    return DataSet(name, place, _grouped(files, group), manifest.licence, manifest.attribution)
+    return DataSet(name, place, _grouped(files, group), manifest.licence, manifest.attribution, tuple(notes))
 
 
 def _elpv(name: str, folder: Path, group: str | None) -> DataSet:
     return DataSet(name, folder, _grouped(layouts.read_elpv(folder), group), ELPV_LICENCE, ELPV_ATTRIBUTION)
+
+
+def _other_elpv() -> tuple[str, ...]:
+    """The note where a folder could be meant instead of the installed package."""
+    try:
+        folder = Path.cwd() / "elpv"
+        if folder.is_dir():
+            return (f"elpv is the data set of the installed package, not the folder {folder}; write ./elpv for that",)
+    except OSError:  # a working folder that is gone or closed
+        pass
+    return ()
 
 
 def installed_elpv() -> Path:

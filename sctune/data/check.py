@@ -14,8 +14,9 @@ from sctune.data.decode import Decoding
 from sctune.data.duplicates import contradiction, identical, near_identical
 from sctune.data.facts import ImageFacts
 from sctune.data.findings import SHOWN, Finding, flags, odd_images, sizes_of, unreadable
+from sctune.data.image_file import ImageFile
 from sctune.data.images import ImageCache
-from sctune.data.layouts import ImageFile
+from sctune.data.masks import mask_notes
 from sctune.data.shortcuts import WARN_FROM, shortcuts
 from sctune.errors import DataError
 
@@ -39,12 +40,16 @@ class ClassRow:
 
 @dataclass(frozen=True)
 class DataCheck:
-    """shortcuts: trivial feature -> AUROC between the classes; classes and findings in the order to be shown."""
+    """shortcuts: trivial feature -> AUROC between the classes; classes and findings in the order to be shown.
+
+    notes: what was found before an image was decoded: files that are left out, faults of masks.
+    """
 
     name: str
     classes: tuple[ClassRow, ...]
     findings: tuple[Finding, ...]
     shortcuts: Mapping[str, float]
+    notes: tuple[str, ...] = ()
 
     @property
     def table(self) -> list[str]:
@@ -82,6 +87,7 @@ class DataCheck:
             "classes": [asdict(row) for row in self.classes],
             "findings": [asdict(finding) for finding in self.findings],
             "shortcuts": dict(self.shortcuts),
+            "notes": list(self.notes),
         }
 
 
@@ -113,7 +119,8 @@ def check_data(
         *flags(good),
         *sizes_of(good, decoding),
     ]
-    return DataCheck(data.name, tuple(_classes(data.files, good)), tuple(findings), trivial)
+    notes = (*data.notes, *mask_notes(data.root, data.files))
+    return DataCheck(data.name, tuple(_classes(data.files, good)), tuple(findings), trivial, notes)
 
 
 def _makers_parts(files: Sequence[ImageFile]) -> Pools:

@@ -1,60 +1,32 @@
-"""How images lie on disk: the MVTec layout, ok/nok folders, two plain folders, a CSV file, the raw ELPV layout.
+"""How images lie on disk: the MVTec layout, ok/nok folders, two plain folders, the raw ELPV layout.
 
 Every reader returns ImageFiles with POSIX paths relative to one root; nothing is decoded here.
 """
 
 from __future__ import annotations
 
-import csv
 import math
-import os
 import stat
-from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
-from difflib import get_close_matches
-from pathlib import Path
-from typing import Literal, TypeVar
+from pathlib import Path, PurePosixPath
+from typing import TypeVar
 
 import numpy as np
 
-from sctune.data.manifest import UNFINISHED, refuse_unfinished, unfinished_error
+from sctune.data.csv_source import existing
+from sctune.data.csv_text import read_text
+from sctune.data.image_file import GOOD, UNNAMED, ImageFile, Reading
+from sctune.data.mask_names import MaskNames, without_masks
 from sctune.data.places import looking_at, refuse_unprintable
+from sctune.data.walk import LeftOut, Level, images_below, level, read_types
+from sctune.data.words import folded, is_good_folder, refuse_contrary
 from sctune.errors import DataError
 
 Item = TypeVar("Item")
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".npy")
-"""File types that are read, in any case."""
-
-GOOD = "good"
-UNNAMED = "anomaly"
-"""Kind of an anomaly whose type is not given."""
-
-NORMAL_WORDS = frozenset({"0", "0.0", "normal", "good", "ok"})
-ANOMALOUS_WORDS = frozenset({"1", "1.0", "anomalous", "anomaly", "defect", "defective", "nok", "bad"})
-COLUMNS = ("path", "label", "type", "group", "mask", "split")
-
-
-@dataclass(frozen=True)
-class ImageFile:
-    """One image of a data set.
-
-    path: POSIX, relative to the data set's root; label: 0 normal, 1 anomalous; kind: `good` or the defect type;
-    group: the source unit (part, strip, wafer), which no split ever cuts, the path itself where none is known;
-    split: where its maker put it, None where they did not say; mask: path of the defect mask, if there is one.
-    """
-
-    path: str
-    label: int
-    kind: str
-    group: str = ""
-    split: Literal["train", "test"] | None = None
-    mask: str | None = None
-
-    def __post_init__(self) -> None:
-        if not self.group:
-            object.__setattr__(self, "group", self.path)
+OK_FOLDERS = ("ok",)
+NOK_FOLDERS = ("nok", "ng")
+LOOSE = "image(s) outside of a class folder"
 
 
 def list_images(folder: Path) -> list[str]:
@@ -62,32 +34,30 @@ def list_images(folder: Path) -> list[str]:
 
     Raises DataError when the folder is missing, unfinished, cannot be listed or holds no image.
     """
-    with looking_at(folder):
-        there = folder.is_dir()
-    if not there:
-        raise DataError(f"there is no folder {folder}")
-    found = _images_below(folder)
-    if not found:
-        raise DataError(f"{folder} holds no images; {_types()} are read")
-    return found
+    return _listed(folder)[0]
 
 
 def folders_in(folder: Path) -> list[str]:
-    """Sorted names of the visible folders directly below; empty where there is no such folder."""
+    """Sorted names of the visible folders directly below, those of systems (thumbnails) left out; empty where there is
+    no such folder."""
     if not folder.is_dir():
         return []
-    names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    names = level(folder).folders
     for name in names:
         refuse_unprintable(name)
     return names
 
 
 def is_mvtec(folder: Path) -> bool:
-    return (folder / "train" / GOOD).is_dir()
+    """Whether the folder holds train/good, in any case."""
+    if (folder / "train" / GOOD).is_dir():
+        return True
+    return any(is_good_folder(kind) for name in _called(folder, "train") for kind in folders_in(folder / name))
 
 
 def is_ok_nok(folder: Path) -> bool:
-    return (folder / "ok").is_dir()
+    """Whether the folder holds ok, in any case."""
+    return bool((folder / "ok").is_dir() or _called(folder, *OK_FOLDERS))
 
 
 def elpv_folder(folder: Path) -> Path | None:
@@ -96,70 +66,56 @@ def elpv_folder(folder: Path) -> Path | None:
     return next((place for place in places if (place / "labels.csv").is_file()), None)
 
 
-def read_mvtec(folder: Path) -> list[ImageFile]:
-    """{train,test}/{good,DEFECT}/*, masks in ground_truth/DEFECT/STEM_mask.*; empty folders of images are refused."""
-    truth = folder / "ground_truth"
-    masks = {Path(path).with_suffix("").as_posix(): path for path in _images_below(truth)} if truth.is_dir() else {}
+def read_mvtec(folder: Path) -> Reading:
+    """{train,test}/{good,DEFECT}/*, masks as in `MaskNames`; empty folders of images are refused.
+
+    The good class may be called by any word for good, in any case. Raises DataError for one inside of a defect folder.
+    """
+    top = level(folder)
+    names = top.folders
+    truths = _matching(names, "ground_truth")
+    masks = MaskNames(f"{name}/{path}" for name in truths for path in _found(folder / name)[0])
+    files, left, notes = [], LeftOut(), []
+    for name in [*_matching(names, "train"), *_matching(names, "test")]:
+        split = folder / name
+        beside = level(split)
+        left.join(beside.left_out, f"{name}/")
+        for loose in beside.files:
+            left.add(LOOSE, f"{name}/{loose}")
+        good = [kind for kind in beside.folders if is_good_folder(kind)]
+        if good not in ([], [GOOD]):
+            called = " and ".join(repr(f"{name}/{kind}") for kind in good)
+            notes.append(f"{folder}: {called} read as the class {GOOD}")
+        for kind in beside.folders:
+            refuse_unprintable(kind)
+            files += _class(folder, name, kind, masks, truths, left)
+    notes += _beside(folder, top, ("train", "test", "ground_truth"), left)
+    if masks.unused:
+        notes.append(f"{folder}: {len(masks.unused)} mask(s) match no image, the first is {masks.unused[0]}")
+    return Reading(files, [*notes, *without_masks(folder, files)])
+
+
+def read_ok_nok(folder: Path) -> Reading:
+    """ok/* normal, nok/* or nok/TYPE/* anomalous, in any case, also ng; the anomalies may be missing."""
+    top, left = level(folder), LeftOut()
     files = []
-    for split in ("train", "test"):
-        for kind in folders_in(folder / split):
-            for name in list_images(folder / split / kind):
-                mask = masks.get(f"{kind}/{Path(name).with_suffix('').as_posix()}_mask")
-                files.append(
-                    ImageFile(
-                        path=f"{split}/{kind}/{name}",
-                        label=int(kind != GOOD),
-                        kind=kind,
-                        split="train" if split == "train" else "test",
-                        mask=f"ground_truth/{mask}" if mask and kind != GOOD else None,
-                    )
-                )
-    return files
+    for name in _matching(top.folders, *OK_FOLDERS):
+        files += _labelled(folder, name, 0, left)
+    for name in _matching(top.folders, *NOK_FOLDERS):
+        files += _labelled(folder, name, 1, left)
+    return Reading(files, _beside(folder, top, (*OK_FOLDERS, *NOK_FOLDERS), left))
 
 
-def read_ok_nok(folder: Path) -> list[ImageFile]:
-    """ok/* normal, nok/* or nok/TYPE/* anomalous; nok may be missing."""
-    files = read_folder(folder, "ok", label=0)
-    return files + (read_folder(folder, "nok", label=1) if (folder / "nok").is_dir() else [])
+def read_folder(root: Path, name: str, label: int) -> Reading:
+    """All images of one folder below root with one label; its sub-folders name the anomaly types.
 
-
-def read_folder(root: Path, name: str, label: int) -> list[ImageFile]:
-    """All images of one folder below root with one label; its sub-folders name the anomaly types."""
-    files = []
-    for path in list_images(root / name):
-        kind, _, rest = path.partition("/")
-        kind = GOOD if label == 0 else kind if rest else UNNAMED
-        files.append(ImageFile(path=(Path(name) / path).as_posix(), label=label, kind=kind))
-    return files
-
-
-def read_csv(path: Path) -> list[ImageFile]:
-    """A CSV file with a header; only `path` and `label` are required, paths are relative to the CSV's folder."""
-    root = path.parent
-    files = []
-    for line, row in _csv_rows(path):
-        place = f"{path}, line {line}"
-        image = _existing(root, row.get("path", ""), place)
-        if not image.lower().endswith(SUFFIXES):
-            raise DataError(f"{place}: {image!r} is no image; {_types()} are read")
-        label = _label(row.get("label", ""), place)
-        split = row.get("split", "").lower()
-        if split not in ("", "train", "test"):
-            raise DataError(f"{place}: split {split!r} must be train, test or empty")
-        files.append(
-            ImageFile(
-                path=image,
-                label=label,
-                kind=GOOD if label == 0 else row.get("type", "") or UNNAMED,
-                group=row.get("group", ""),
-                split="train" if split == "train" else "test" if split == "test" else None,
-                mask=_existing(root, row["mask"], place) if row.get("mask") else None,
-            )
-        )
-    if not files:
-        raise DataError(f"{path} has a header and no rows")
-    refuse_unfinished(*{(root / file.path).parent for file in files})
-    return files
+    Raises DataError for a folder, it or one below, whose name says the contrary of the label.
+    """
+    refuse_contrary(str(root / name), Path(name).parts[-1:], label)
+    left = LeftOut()
+    files = _labelled(root, name, label, left)
+    line = left.line(str(root / name))
+    return Reading(files, [line] if line else [])
 
 
 def read_elpv(folder: Path) -> list[ImageFile]:
@@ -168,7 +124,7 @@ def read_elpv(folder: Path) -> list[ImageFile]:
     The normals are split 75/25 in CSV order with seed 42; anomalies are of kind mono or poly, the cell type.
     """
     normal, anomalous = [], []
-    for line, text in enumerate(_text(folder / "labels.csv").splitlines(), start=1):
+    for line, text in enumerate(read_text(folder / "labels.csv").splitlines(), start=1):
         place = f"{folder / 'labels.csv'}, line {line}"
         try:
             name, probability, kind = text.split()
@@ -178,9 +134,9 @@ def read_elpv(folder: Path) -> list[ImageFile]:
         if not 0 <= value <= 1:
             raise DataError(f"{place}: the probability {probability} must lie in 0 to 1")
         if value == 0:
-            normal.append(_existing(folder, name, place))
+            normal.append(existing(folder, name, place))
         elif value == 1:
-            anomalous.append(ImageFile(path=_existing(folder, name, place), label=1, kind=kind, split="test"))
+            anomalous.append(ImageFile(path=existing(folder, name, place), label=1, kind=kind, split="test"))
     train, test = quarter_split(normal)
     files = [ImageFile(path=path, label=0, kind=GOOD, split="train") for path in train]
     return files + [ImageFile(path=path, label=0, kind=GOOD, split="test") for path in test] + anomalous
@@ -193,24 +149,99 @@ def quarter_split(items: list[Item]) -> tuple[list[Item], list[Item]]:
     return [items[row] for row in order[held:]], [items[row] for row in order[:held]]
 
 
-def _images_below(folder: Path) -> list[str]:
-    """As list_images, of an existing folder that may be empty."""
-    refuse_unfinished(folder)
+def refuse_two_meanings(root: Path, files: list[ImageFile]) -> None:
+    """Raises DataError for one file, reached by links, under two labels, types or splits."""
+    seen: dict[tuple[int, int], ImageFile] = {}
+    for file in files:
+        with suppress(OSError):
+            # what a broken link leads to is told when it is read
+            found = (root / file.path).stat()
+            other = seen.setdefault((found.st_dev, found.st_ino), file)
+            if (file.label, file.kind, file.split) != (other.label, other.kind, other.split):
+                raise DataError(
+                    f"{root}: {other.path} and {file.path} are one file, by a link, in two classes or splits; take "
+                    "one of them out"
+                )
 
-    def refuse(problem: OSError) -> None:
-        raise DataError(f"cannot list {problem.filename}: {problem.strerror}")
 
-    found = []
-    for place, below, names in os.walk(folder, onerror=refuse):
-        if UNFINISHED in names:
-            raise unfinished_error(Path(place))
-        below[:] = [name for name in below if not name.startswith(".")]
-        prefix = Path(place).relative_to(folder)
-        images = (name for name in names if name.lower().endswith(SUFFIXES) and not name.startswith("."))
-        found += [(prefix / name).as_posix() for name in images]
+def _class(folder: Path, name: str, kind: str, masks: MaskNames, truths: list[str], left: LeftOut) -> list[ImageFile]:
+    """The images of one class folder of the MVTec layout."""
+    good = is_good_folder(kind)
+    files = []
+    for path in _checked(folder / name / kind, int(not good), left, f"{name}/{kind}/"):
+        found = [mask for truth in truths for mask in masks.of(f"{truth}/{kind}/{path}")]
+        if good:
+            found = []
+        files.append(
+            ImageFile(
+                path=f"{name}/{kind}/{path}",
+                label=int(not good),
+                kind=GOOD if good else kind,
+                split="train" if folded(name) == "train" else "test",
+                mask=found[0] if found else None,
+                more_masks=tuple(found[1:]),
+            )
+        )
+    return files
+
+
+def _labelled(root: Path, name: str, label: int, left: LeftOut) -> list[ImageFile]:
+    files = []
+    for path in _checked(root / name, label, left, f"{name}/"):
+        kind, _, rest = path.partition("/")
+        kind = GOOD if label == 0 else kind if rest else UNNAMED
+        files.append(ImageFile(path=(Path(name) / path).as_posix(), label=label, kind=kind))
+    return files
+
+
+def _checked(folder: Path, label: int, left: LeftOut, prefix: str) -> list[str]:
+    """The images of a folder with one label; raises DataError for a folder below that says the contrary."""
+    paths, found = _listed(folder)
+    left.join(found, prefix)
+    for below in sorted({PurePosixPath(path).parent for path in paths}):
+        refuse_contrary(str(folder / below), below.parts, label)
+    return paths
+
+
+def _beside(folder: Path, top: Level, known: tuple[str, ...], left: LeftOut) -> list[str]:
+    """Notes about what was left out of a layout, and about folders at its top that are no part of it."""
+    for name in top.files:
+        left.add(LOOSE, name)
+    line = left.line(str(folder))
+    others = [name for name in top.folders if folded(name) not in known]
+    notes = [line] if line else []
+    if others:
+        notes.append(f"{folder}: not read, since no part of this layout: {', '.join(map(repr, others))}")
+    return notes
+
+
+def _called(folder: Path, *words: str) -> list[str]:
+    return _matching(folders_in(folder), *words)
+
+
+def _matching(names: list[str], *words: str) -> list[str]:
+    return [name for name in names if folded(name) in words]
+
+
+def _listed(folder: Path) -> tuple[list[str], LeftOut]:
+    """As list_images, with what was left out."""
+    with looking_at(folder):
+        there = folder.is_dir()
+    if not there:
+        raise DataError(f"there is no folder {folder}")
+    found, left = _found(folder)
+    if not found:
+        line = left.line("it")
+        raise DataError(f"{folder} holds no images; {line or f'{read_types()} are read'}")
+    return found, left
+
+
+def _found(folder: Path) -> tuple[list[str], LeftOut]:
+    """As list_images, of an existing folder that may be empty, with what was left out."""
+    found, left = images_below(folder, finished=True)
     for path in found:
         _refuse_odd(folder, path)
-    return sorted(found)
+    return found, left
 
 
 def _refuse_odd(folder: Path, path: str) -> None:
@@ -220,53 +251,3 @@ def _refuse_odd(folder: Path, path: str) -> None:
         # what a broken link leads to is told when it is read
         if not stat.S_ISREG((folder / path).stat().st_mode):
             raise DataError(f"{folder / path} is no regular file; take it out of the folder")
-
-
-def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    reader = csv.reader(_text(path).splitlines())
-    try:
-        header = [name.strip().lower() for name in next(reader, [])]
-        missing = [name for name in ("path", "label") if name not in header]
-        if missing:
-            raise DataError(f"{path} has no column {missing[0]!r}; its first line must name {', '.join(COLUMNS)}")
-        for name in header:
-            # other columns are people's own, but a misspelt one would silently change the split
-            close = get_close_matches(name, COLUMNS, n=1, cutoff=0.75)
-            if name not in COLUMNS and close and close[0] not in header:
-                raise DataError(f"{path} has a column {name!r}; did you mean {close[0]!r}?")
-        for cells in reader:
-            if any(cell.strip() for cell in cells):
-                yield reader.line_num, {name: cell.strip() for name, cell in zip(header, cells, strict=False)}
-    except csv.Error as problem:
-        raise DataError(f"{path}, line {reader.line_num}: not a CSV file ({problem})") from None
-
-
-def _label(text: str, place: str) -> int:
-    word = text.lower()
-    if word in NORMAL_WORDS | ANOMALOUS_WORDS:
-        return int(word in ANOMALOUS_WORDS)
-    raise DataError(f"{place}: unknown label {text!r}; write 0 or normal, 1 or anomalous")
-
-
-def _existing(root: Path, text: str, place: str) -> str:
-    # normalised by its letters, not resolved: a linked data folder keeps working
-    full = Path(os.path.normpath(root / text))
-    if not full.is_relative_to(root):
-        raise DataError(f"{place}: {text!r} leaves {root}; paths must stay inside the CSV file's folder")
-    with looking_at(full):
-        there = full.is_file()
-    if not there:
-        raise DataError(f"{place}: there is no file {text!r} in {root}")
-    refuse_unprintable(text)
-    return full.relative_to(root).as_posix()
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as problem:
-        raise DataError(f"cannot read {path}: {problem}") from None
-
-
-def _types() -> str:
-    return ", ".join(suffix[1:] for suffix in SUFFIXES)

@@ -10,7 +10,7 @@ import numpy as np
 from sklearn.metrics import roc_auc_score
 
 from sctune.data.facts import ImageFacts
-from sctune.data.layouts import ImageFile
+from sctune.data.image_file import ImageFile
 
 WARN_FROM = 0.9
 """AUROC of a trivial feature from which on it is told."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -143,7 +143,7 @@ def make_split(
     split = _paper_split(request) if selection == "test" else _pooled_split(request)
     if fold is not None and split.mode != "seen":
         raise DataError(f"fold {fold} goes with selection mode seen; this split has mode {split.mode}")
-    return split
+    return replace(split, warnings=data.notes + split.warnings)
 
 
 def split_for(config: TrialConfig, task: Task, data: DataSet | None = None) -> Split:

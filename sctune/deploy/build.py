@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from sctune.data.decode import Decoding, decode_image, image_size
+from sctune.data.decode import Decoding, image_size
 from sctune.data.images import THREADS, ImageCache, file_digest
-from sctune.data.layouts import ImageFile
+from sctune.data.masks import usable_masks
 from sctune.data.split import Split
 from sctune.deploy.calibration import Calibration, Prepared
 from sctune.deploy.model import ModelParts
@@ -72,34 +72,33 @@ def digests(split: Split) -> list[str]:
 
 
 def choose_heat_map(trainer: Trainer) -> dict[str, Any]:
-    """{"kind", "aupro", "images"}: the kind that fits the masks of held-out anomalies better.
+    """{"kind", "aupro", "images", "masks", "left_out"}: the kind that fits the masks of held-out anomalies better.
 
-    aupro: kind -> value, None where there are no masks: then the gradient is taken, and nothing is claimed.
+    aupro: kind -> value, None where there are no masks: then the gradient is taken, and nothing is claimed. images:
+    those that were measured; masks: their mask files; left_out: images with masks that mark nothing or do not fit.
     """
     files = {file.path: file for file in trainer.split.selection}
     masked = [
         (row, files[path])
         for row, path in enumerate(trainer.selection.paths)
-        if files[path].label == 1 and files[path].mask is not None
+        if files[path].label == 1 and files[path].masks
     ][:MOST_MASKS]
     # a mask of a test image would make the choice look at the test
     if not masked or trainer.split.mode == "test":
         return {"kind": "gradient", "aupro": None, "images": 0}
-    masks = np.stack([_mask(trainer, file) for _, file in masked])
-    images = trainer.selection.images[[row for row, _ in masked]]
-    try:
-        found = {kind: aupro(masks, heat_maps(trainer.detector, images, kind)) for kind in KINDS}
-    except DataError:  # masks that mark nothing at this size
-        return {"kind": "gradient", "aupro": None, "images": 0}
-    return {"kind": max(KINDS, key=lambda kind: found[kind]), "aupro": found, "images": len(masked)}
-
-
-def _mask(trainer: Trainer, file: ImageFile) -> np.ndarray:
-    assert file.mask is not None
     data = trainer.config.data
-    pixels = decode_image(trainer.split.root / file.mask, Decoding.of(data))
-    marked: np.ndarray = pixels.max(axis=-1) > 127
-    return marked
+    usable = usable_masks(trainer.split.root, [file for _, file in masked], data.image_size, data.resize)
+    nothing = {"kind": "gradient", "aupro": None, "images": 0, "left_out": len(masked)}
+    if not usable.rows:
+        return nothing
+    images = trainer.selection.images[[masked[row][0] for row in usable.rows]]
+    try:
+        found = {kind: aupro(usable.masks, heat_maps(trainer.detector, images, kind)) for kind in KINDS}
+    except DataError:  # masks that mark everything
+        return nothing
+    best = max(KINDS, key=lambda kind: found[kind])
+    measured = {"images": len(usable.rows), "masks": usable.files, "left_out": len(masked) - len(usable.rows)}
+    return {"kind": best, "aupro": found, **measured}
 
 
 def _threshold(trainer: Trainer, calibration: Calibration | None, rule: float | str) -> Threshold | None:

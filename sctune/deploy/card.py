@@ -104,10 +104,19 @@ def _heat(chosen: Mapping[str, Any] | None) -> str:
     if not chosen:
         return f"heat maps are {words['gradient']}; nothing is claimed about how well they fit"
     kind = words.get(str(chosen["kind"]), str(chosen["kind"]))
+    left_out = chosen.get("left_out")
+    without = f"; {left_out} more have masks that mark nothing or do not fit" if left_out else ""
     if not chosen.get("aupro"):
-        return f"heat maps are {kind}; there were no masks to measure them by, and nothing is claimed"
+        why = "there were no masks to measure them by"
+        if left_out:
+            why = f"the masks of {left_out} held-out defects mark nothing or do not fit"
+        return f"heat maps are {kind}; {why}, and nothing is claimed"
     values = ", ".join(f"{name} {value:.3f}" for name, value in chosen["aupro"].items())
-    return f"heat maps are {kind}, the better by AUPRO on {chosen['images']} held-out defects with masks ({values})"
+    files = f", {chosen['masks']} masks" if chosen.get("masks", chosen["images"]) != chosen["images"] else ""
+    return (
+        f"heat maps are {kind}, the better by AUPRO on {chosen['images']} held-out defects with masks{files} "
+        f"({values}){without}"
+    )
 
 
 def _data(facts: CardFacts) -> list[str]:

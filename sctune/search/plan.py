@@ -91,6 +91,7 @@ def make_plan(options: SearchOptions, has_gpu: bool) -> Plan:
     checks = _check(datasets, tasks, splits, base)
     warnings += [*depth.warnings, *(line for check in checks for line in check.warnings)]
     warnings += [line for split in splits.values() for line in split.warnings]
+    warnings += [line for check in checks for line in check.notes]
     if any(split.makers for split in splits.values()):
         half = selection.mode != "proxy"
         warnings.append(proxy_warning(options.setting, base.n_anomalies, half=half))

@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 
 from sctune.data.catalog import DataSet, ImageFile, open_dataset
-from sctune.data.decode import Decoding, decode_image
+from sctune.data.csv_source import COLUMNS
+from sctune.data.csv_text import csv_header
 from sctune.data.images import THREADS, file_digest
+from sctune.data.masks import usable_masks
 from sctune.deploy.model import Model
 from sctune.errors import DataError
 from sctune.serve.inputs import scored
@@ -51,14 +53,12 @@ class Evaluation:
 def open_labelled(source: str, category: str | None = None) -> DataSet:
     """As `open_dataset`, but refuses a table of predictions, whose labels are a model's own."""
     path = Path(source).expanduser()
-    if path.suffix.lower() == ".csv" and path.is_file():
-        with path.open(encoding="utf-8-sig", errors="replace") as stream:
-            header = {name.strip().lower() for name in stream.readline().split(",")}
-        if {"score", "threshold"} <= header:
-            raise DataError(
-                f"{source} is a table of `sctune predict`: its labels are the model's own; give a CSV file with the "
-                "columns path and label as a person set them"
-            )
+    is_table = path.suffix.lower() == ".csv" and path.is_file()
+    if is_table and {"score", "threshold"} <= set(csv_header(path, COLUMNS)):
+        raise DataError(
+            f"{source} is a table of `sctune predict`: its labels are the model's own; give a CSV file with the "
+            "columns path and label as a person set them"
+        )
     return open_dataset(source, category)
 
 
@@ -86,9 +86,10 @@ def evaluate(
     good = [row for row in rows if row.score is not None]
     if not good:
         raise DataError(f"none of the {len(rows)} images of {data.name} can be scored; the first: {rows[0].error}")
-    metrics = _metrics(model, data, good, unseen_only)
+    heat_map, notes = _heat_map(model, data, good)
+    metrics = _metrics(model, data, good, unseen_only) | {"heat_map": heat_map}
     metrics |= {"failed": len(rows) - len(good), "in_development": sum(row.in_development for row in good)}
-    return Evaluation(model, data, metrics, tuple(rows), tuple(_warnings(model, rows, data)))
+    return Evaluation(model, data, metrics, tuple(rows), (*data.notes, *notes, *_warnings(model, rows, data)))
 
 
 def write_scores(evaluation: Evaluation, path: Path) -> Path:
@@ -120,7 +121,6 @@ def _metrics(model: Model, data: DataSet, good: Sequence[Judged], unseen_only: b
         "unseen_only": unseen_only,
         **measures(labels, scores, threshold),
         "kinds": per_kind(labels, scores, [row.file.kind for row in good], threshold),
-        "heat_map": _heat_map(model, data, good),
     }
 
 
@@ -139,22 +139,26 @@ def _among(data: DataSet, known: set[str]) -> dict[str, bool]:
         return dict(zip((file.path for file in data.files), pool.map(is_known, data.files), strict=True))
 
 
-def _heat_map(model: Model, data: DataSet, good: Sequence[Judged]) -> dict[str, Any] | None:
-    """How well the heat maps fit the masks of anomalous images; None where there is no mask."""
-    masked = [row.file for row in good if row.file.label == 1 and row.file.mask is not None]
+def _heat_map(model: Model, data: DataSet, good: Sequence[Judged]) -> tuple[dict[str, Any] | None, tuple[str, ...]]:
+    """How well the heat maps fit the masks of anomalous images, None where no mask can be used; notes about masks."""
+    anomalous = [row.file for row in good if row.file.label == 1]
+    masked = [file for file in anomalous if file.masks]
     if not masked:
-        return None
+        return None, ()
     rows = np.unique(np.linspace(0, len(masked) - 1, min(MOST_MASKS, len(masked))).round().astype(int))
     chosen = [masked[row] for row in rows]
-    decoding = Decoding.of(model.config.data)
-    masks = np.stack([decode_image(data.root / str(file.mask), decoding).max(axis=-1) > 127 for file in chosen])
-    images = np.stack([model.prepare(data.root / file.path).pixels for file in chosen])
+    size, resize = model.config.data.image_size, model.config.data.resize
+    usable = usable_masks(data.root, chosen, size, resize)
+    if not usable.rows:
+        return None, usable.notes
+    images = np.stack([model.prepare(data.root / chosen[row].path).pixels for row in usable.rows])
     maps = heat_maps(model.detector, images, model.heat_map_kind)
     try:
-        value = aupro(masks, maps)
-    except DataError:  # masks that mark nothing at this size
-        return None
-    return {"kind": model.heat_map_kind, "aupro": value, "images": len(chosen), "with_masks": len(masked)}
+        value = aupro(usable.masks, maps)
+    except DataError:
+        return None, (*usable.notes, "the masks mark every pixel; heat maps cannot be measured by them")
+    counts = {"images": len(usable.rows), "masks": usable.files, "with_masks": len(masked), "anomalous": len(anomalous)}
+    return {"kind": model.heat_map_kind, "aupro": value, **counts}, usable.notes
 
 
 def _warnings(model: Model, rows: Sequence[Judged], data: DataSet) -> list[str]:

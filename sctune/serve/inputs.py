@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import stat
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from sctune.data.images import THREADS
-from sctune.data.layouts import SUFFIXES
 from sctune.data.places import UNPRINTABLE, looking_at
+from sctune.data.walk import LeftOut, images_below, read_types
 from sctune.deploy.calibration import Prepared
 from sctune.deploy.model import Model
 from sctune.errors import DataError, NonFiniteError
@@ -33,24 +33,30 @@ class Scored:
     error: str | None
 
 
-def list_inputs(places: Sequence[str]) -> list[str]:
-    """Paths of all images in files and folders (with what is below), sorted, each once.
+def list_inputs(places: Sequence[str], told: Callable[[str], None] = lambda line: None) -> list[str]:
+    """Paths of all images in files and folders (with what is below, also through links), sorted, each once.
 
-    Each path begins as its place was given. Hidden files are left out. Raises DataError for a place that is not there
+    Each path begins as its place was given. told: called with one line for each folder of which something was left
+    out: other types, hidden files, thumbnails, links that lead back. Raises DataError for a place that is not there
     or a folder that cannot be listed, and where there is no image at all.
     """
     found: dict[str, str] = {}
+    left = []
     for place in places:
         path = Path(place).expanduser()
         with looking_at(path):
             is_folder, there = path.is_dir(), path.exists()
         if not there:
             raise DataError(f"there is no file or folder {place}; give images or folders of images")
-        for name in _below(path) if is_folder else [str(path)]:
+        names, left_out = images_below(path) if is_folder else ([""], LeftOut())
+        left += [line for line in [left_out.line(shown(str(path)))] if line]
+        for name in (str(path / name) for name in names):
             found.setdefault(os.path.abspath(name), name)
     if not found:
-        suffixes = ", ".join(suffix[1:] for suffix in SUFFIXES)
-        raise DataError(f"no images in {', '.join(map(str, places))}; {suffixes} are read")
+        reason = left[0] if left else f"{read_types()} are read"
+        raise DataError(f"no images in {', '.join(map(str, places))}; {reason}")
+    for line in left:
+        told(line)
     return sorted(found.values())
 
 
@@ -76,17 +82,6 @@ def shown(path: str) -> str:
         letter.encode("unicode_escape", "surrogatepass").decode() if category(letter) in UNPRINTABLE else letter
         for letter in path
     )
-
-
-def _below(folder: Path) -> Iterator[str]:
-    def refuse(problem: OSError) -> None:
-        raise DataError(f"cannot list {problem.filename}: {problem.strerror}")
-
-    for place, below, names in os.walk(folder, onerror=refuse):
-        below[:] = [name for name in below if not name.startswith(".")]
-        for name in names:
-            if name.lower().endswith(SUFFIXES) and not name.startswith("."):
-                yield os.path.join(place, name)
 
 
 def _prepared(model: Model, paths: Iterable[str]) -> Iterator[tuple[str, Prepared | str]]:

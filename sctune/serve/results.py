@@ -58,7 +58,10 @@ def evaluation_lines(evaluation: Evaluation) -> list[str]:
         ]
     heat = found["heat_map"]
     if heat is not None:
-        lines.append(f"heat maps ({heat['kind']})  AUPRO {heat['aupro']:.4f} on {heat['images']} masks")
+        lines.append(
+            f"heat maps ({heat['kind']})  AUPRO {heat['aupro']:.4f} on {heat['masks']} masks of {heat['images']} "
+            f"images; {heat['with_masks']} of {heat['anomalous']} anomalous images have masks"
+        )
     if found["kinds"]:
         width = max(len("kind"), *(len(row["kind"]) for row in found["kinds"]))
         lines.append(f"{'kind':{width}}  images  AUROC              escapes")

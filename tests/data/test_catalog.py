@@ -85,6 +85,10 @@ def test_mvtec_layout_with_masks_and_category(tmp_path: Path) -> None:
         ImageFile("train/good/1.PNG", 0, "good", split="train"),
     )
     assert data.kinds == ["crack", "oil"] and data.root == tmp_path / "tile"
+    left_out, unmasked = data.notes
+    assert f"{tmp_path}/tile: left out 1 hidden or system file(s) and folder(s) (test/crack/.hidden.png)" in left_out
+    assert "1 other file(s) (train/good/notes.txt)" in left_out
+    assert "1 of 2 anomalous images have no mask, the first is test/oil/4.Tif" in unmasked
     assert open_dataset(str(tmp_path / "tile")).files == data.files
 
 
@@ -156,7 +160,8 @@ def test_folders_that_cannot_be_used(tmp_path: Path) -> None:
     [
         ("1.png,maybe", "line 2: unknown label 'maybe'"),
         ("gone.png,0", "line 2: there is no file 'gone.png'"),
-        ("1.png,0\n./1.png,1", "'1.png' is listed 2 times"),
+        ("1.png,0\n./1.png,1", "'1.png' is listed 2 times, in line 2 as normal and in line 3 as anomalous (anomaly)"),
+        ("1.png,0\n1.png,0", "'1.png' is listed 2 times, in line 2 and in line 3"),
         ("../1.png,0", "leaves"),
         ("/etc/hostname,0", "leaves"),
         ("1.png,1", "no normal images"),
@@ -172,6 +177,7 @@ def test_csv_rows_that_cannot_be_used(tmp_path: Path, rows: str, says: str) -> N
 def test_csv_headers_that_cannot_be_used(tmp_path: Path) -> None:
     touch(tmp_path, "1.png")
     assert "no column 'label'" in one_line(write_csv(tmp_path, "path,class\n1.png,0\n"))
+    assert "'class' may be meant: call it 'label'" in one_line(write_csv(tmp_path, "path,class\n1.png,0\n"))
     assert "did you mean 'group'" in one_line(write_csv(tmp_path, "path,label,groups\n1.png,0,a\n"))
     assert "must be train, test or empty" in one_line(write_csv(tmp_path, "path,label,split\n1.png,0,val\n"))
     (tmp_path / "files.csv").write_bytes(b"\xff\xfe\x00")

@@ -19,8 +19,8 @@ from sctune.data.catalog import open_dataset
 from sctune.data.check import check_data
 from sctune.data.decode import Decoding
 from sctune.data.duplicates import kept_together, near_identical
+from sctune.data.image_file import ImageFile
 from sctune.data.images import ImageCache
-from sctune.data.layouts import ImageFile
 from sctune.data.shortcuts import shortcuts
 from sctune.data.split import make_split
 from sctune.errors import DataError

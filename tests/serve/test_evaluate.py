@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -131,15 +132,39 @@ def test_an_evaluation_scores_what_the_model_scores(model: Model, data: DataSet)
     spots = [file for file in data.files if file.kind == "spot"]
     images = np.stack([model.prepare(data.root / file.path).pixels for file in spots])
     marked = (
-        np.asarray(Image.open(data.root / str(file.mask)).convert("L").resize((64, 64), Image.Resampling.BILINEAR))
+        np.asarray(Image.open(data.root / str(file.mask)).convert("L").resize((64, 64), Image.Resampling.NEAREST))
         for file in spots
     )
-    expected = aupro(np.stack([mask > 127 for mask in marked]), heat_maps(model.detector, images, "gradient"))
+    expected = aupro(np.stack([mask > 0 for mask in marked]), heat_maps(model.detector, images, "gradient"))
     heat = found.metrics["heat_map"]
     assert (heat["kind"], heat["images"], heat["with_masks"]) == ("gradient", 8, 8)
     assert heat["aupro"] == pytest.approx(expected)
     text = "\n".join(evaluation_lines(found))
-    assert "20 normal, 14 anomalous images" in text and "AUPRO" in text and "spot" in text
+    assert "20 normal, 14 anomalous images" in text and "spot" in text
+    assert "on 8 masks of 8 images; 8 of 14 anomalous images have masks" in text
+
+
+def test_masks_that_mark_nothing_are_named_and_left_out(model: Model, labelled: Path, tmp_path: Path) -> None:
+    root = shutil.copytree(labelled, tmp_path / "set")
+    masks = root / "ground_truth" / "spot"
+    for number in (0, 1):
+        Image.fromarray(np.zeros((64, 64), np.uint8)).save(masks / f"{number}_mask.png")
+    (masks / "2_mask.png").unlink()
+    for half in ("a", "b"):
+        (masks / "2").mkdir(exist_ok=True)
+        shutil.copy(masks / "3_mask.png", masks / "2" / f"{half}.png")
+    (root / "test" / "spot" / "notes.gif").write_bytes(b"GIF")
+    found = evaluate(model, open_dataset(str(root)))
+    heat = found.metrics["heat_map"]
+    assert {name: heat[name] for name in ("images", "masks", "with_masks", "anomalous")} == {
+        "images": 6,
+        "masks": 7,
+        "with_masks": 8,
+        "anomalous": 14,
+    }
+    told = "\n".join(found.warnings)
+    assert "masks of 2 of 8 anomalous image(s) mark nothing, the first is ground_truth/spot/0_mask.png" in told
+    assert "6 of 14 anomalous images have no mask" in told and "left out 1 .gif" in told
 
 
 def test_images_that_the_model_was_made_from(model: Model, data: DataSet) -> None:
@@ -152,7 +177,7 @@ def test_images_that_the_model_was_made_from(model: Model, data: DataSet) -> Non
     assert {row.file.path for row in found.rows if row.in_development} == own
     clean = evaluate(seen, data, unseen_only=True)
     assert {row.file.path for row in clean.rows} == {file.path for file in data.files} - own
-    assert clean.metrics["in_development"] == 0 and clean.warnings == ()
+    assert clean.metrics["in_development"] == 0 and clean.warnings == data.notes
     every = replace(parts, development=[file_digest(data.root / file.path) for file in data.files])
     with pytest.raises(DataError, match="all 34 images of"):
         evaluate(Model(model.detector, model.config, every), data, unseen_only=True)

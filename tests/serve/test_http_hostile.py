@@ -77,7 +77,7 @@ UPLOADS = {
     "text": b"no image at all\n" * 100,
     "zeros": bytes(100_000),
     "gif": saved("GIF"),
-    "webp": saved("WEBP"),
+    "pcx": saved("PCX"),
     "svg": SVG,
     "eps": EPS,
     "html": b"<script>alert(1)</script>",

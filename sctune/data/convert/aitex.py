@@ -11,7 +11,7 @@ import numpy as np
 from sctune.data.convert.plan import Box, Counts, RawImage, RawPlan, RawSet, normals_first
 from sctune.data.convert.raw import child, files, folders, read_mask, relative, some, unnested
 from sctune.data.decode import open_image
-from sctune.data.layouts import GOOD
+from sctune.data.image_file import GOOD
 from sctune.errors import DataError
 
 TILE = 256

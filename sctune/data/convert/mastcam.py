@@ -8,7 +8,7 @@ from pathlib import Path
 from sctune.data.convert.plan import Counts, RawImage, RawPlan, RawSet, normals_first
 from sctune.data.convert.raw import child, files, folders, relative, some, unnested
 from sctune.data.decode import npy_shape
-from sctune.data.layouts import GOOD
+from sctune.data.image_file import GOOD
 from sctune.data.manifest import Split
 from sctune.errors import DataError
 

@@ -45,12 +45,12 @@ def plan(root: Path) -> RawPlan:
     missing: list[str] = []
     for category, place in places.items():
         # a folder of another name in this layout is taken along, so that the counts report it
-        for file in layouts.read_mvtec(place) if layouts.is_mvtec(place) else []:
+        for file in layouts.read_mvtec(place).files if layouts.is_mvtec(place) else []:
             name = file.path.split("/", 2)[2]
-            mask = () if file.mask is None else (relative(place / file.mask, base),)
+            masks = tuple(relative(place / mask, base) for mask in file.masks)
             source = relative(place / file.path, base)
-            images.append(RawImage(name, source, file.kind, file.split, category, masks=mask))
-            if file.label and not mask:
+            images.append(RawImage(name, source, file.kind, file.split, category, masks=masks))
+            if file.label and not masks:
                 stem = PurePosixPath(name).with_suffix("").as_posix()
                 missing.append(relative(place / "ground_truth" / file.kind / f"{stem}_mask.png", base))
     expected = (root.name,) if alone else tuple(EXPECTED)

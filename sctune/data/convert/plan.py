@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from sctune.data.layouts import GOOD
+from sctune.data.image_file import GOOD
 from sctune.data.manifest import Split
 
 Box = tuple[int, int, int, int]

@@ -14,7 +14,7 @@ from sctune.data.convert.split import assign_split, quarter_and_defective
 from sctune.data.convert.staging import publish, refuse_existing, staged
 from sctune.data.convert.targets import check_targets
 from sctune.data.convert.writer import Progress, write_images
-from sctune.data.layouts import GOOD
+from sctune.data.image_file import GOOD
 from sctune.data.manifest import MANIFEST, Manifest, Options, find_manifest
 from sctune.data.places import absolute, looking_at, refuse_unprintable, resolved
 from sctune.errors import DataError

@@ -7,13 +7,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
-from sctune.data.decode import open_image
+from sctune.data import masks
+from sctune.data.masks import Mask
 from sctune.data.places import refuse_unprintable
 from sctune.errors import DataError
-
-Mask = NDArray[np.bool_]
 
 DEPTH = 4
 """How many folders that hold nothing else are looked through for the raw layout."""
@@ -75,8 +73,7 @@ def read_mask(root: Path, names: Sequence[str], image: str, size: tuple[int, int
     width, height = size
     joined = np.zeros((height, width), np.bool_)
     for name in names:
-        pixels = np.asarray(open_image(root / name))
-        marked: Mask = np.asarray((pixels > 0).reshape(*pixels.shape[:2], -1).any(axis=-1))
+        marked = masks.read_mask(root / name)
         for side, has, wants in (("high", marked.shape[0], height), ("wide", marked.shape[1], width)):
             if has != wants and not (any_width and side == "wide"):
                 text = f"{root / name} is {has} pixels {side}, its image {wants} ({root / image})"

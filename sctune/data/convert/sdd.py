@@ -8,7 +8,7 @@ from pathlib import Path
 from sctune.data.convert.plan import Box, Counts, RawImage, RawPlan, RawSet, normals_first
 from sctune.data.convert.raw import files, folders, read_mask, relative, unnested
 from sctune.data.decode import open_image
-from sctune.data.layouts import GOOD
+from sctune.data.image_file import GOOD
 from sctune.errors import DataError
 
 DEFECT = "defect"

@@ -9,7 +9,8 @@ from dataclasses import replace
 import numpy as np
 
 from sctune.data.convert.plan import RawImage
-from sctune.data.layouts import GOOD, ImageFile, quarter_split
+from sctune.data.image_file import GOOD, ImageFile
+from sctune.data.layouts import quarter_split
 from sctune.data.pools import take_units
 
 SEED = 42

@@ -11,9 +11,9 @@ from pathlib import Path, PurePosixPath
 from sctune.data.convert.raw import some
 from sctune.data.convert.writer import CHUNK, THREADS, Progress
 from sctune.data.images import file_digest
-from sctune.data.layouts import SUFFIXES
 from sctune.data.manifest import MANIFEST, Manifest, read_manifest
 from sctune.data.places import absolute
+from sctune.data.walk import SUFFIXES
 from sctune.errors import DataError
 
 
