@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from sctune.data.catalog import ImageFile, open_dataset
-from sctune.data.decode import decode_image
+from sctune.data.decode import Decoding, decode_image
 from sctune.data.masks import mask_notes, read_mask, square_mask, usable_masks
 from sctune.errors import DataError
 
@@ -72,7 +72,7 @@ def test_a_mask_lies_where_its_image_does(tmp_path: Path, resize: str, shape: tu
     height, width = shape
     mask = np.zeros(shape, bool)
     mask[height // 3 : height // 2, width // 2 : width // 2 + 40] = True
-    image = decode_image(save(tmp_path / "i.png", mask.astype(np.uint8) * 255), 64, resize)[..., 0] > 127
+    image = decode_image(save(tmp_path / "i.png", mask.astype(np.uint8) * 255), Decoding(64, resize))[..., 0] > 127
     found = square_mask(mask, 64, resize)
     assert found.shape == (64, 64) and found.sum() > 40
     assert (found != image).sum() <= 0.25 * found.sum(), "the same place, but for the border"
