@@ -137,7 +137,7 @@ def test_a_folder_that_is_no_data_set_is_a_reason(make_root: Any) -> None:
     root = make_root({})
     (root / "sdd").mkdir()
     reasons = {cell.reason for cell in all_cells(blocks_of("table1", root, datasets=("sdd",)))}
-    assert reasons == {f"{root / 'sdd'} holds no images; png, jpg, jpeg, bmp, tif, tiff, npy are read"}
+    assert reasons == {f"{root / 'sdd'} holds no images; png, jpg, jpeg, jfif, bmp, tif, tiff, webp, npy are read"}
 
 
 def test_elpv_comes_from_the_package(make_root: Any, monkeypatch: pytest.MonkeyPatch) -> None:
