@@ -23,7 +23,7 @@ class Prepared:
     """An image as the model takes it, uint8 [S, S, 3], and what can be said of it without a model.
 
     brightness, contrast: mean and standard deviation of the pixels in 0 .. 255, as the model takes them; width, height:
-    of the image itself, in pixels.
+    of the image itself, in pixels; notes: one line each about what the image holds beside what is scored.
     """
 
     pixels: NDArray[np.uint8]
@@ -31,6 +31,7 @@ class Prepared:
     contrast: float
     width: int
     height: int
+    notes: tuple[str, ...] = ()
 
     @property
     def measures(self) -> dict[str, float]:
