@@ -17,12 +17,11 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sctune import __version__
-from sctune.deploy.model import Model
+from sctune.deploy.model import Model, score_digest
 from sctune.serve.auth import Guard
 from sctune.serve.batching import Batcher, Scored
 from sctune.serve.limits import RETRY_S, Bodies, Limits, RequestError, read_body
 from sctune.serve.metrics import CONTENT_TYPE, Metrics
-from sctune.serve.models import score_digest
 from sctune.serve.page import SECURITY, docs_page, drop_page
 from sctune.serve.uploads import JSON_KEY, Upload, find_uploads
 from sctune.urls import without_secrets

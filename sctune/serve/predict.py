@@ -11,12 +11,11 @@ from threading import Event
 from typing import Any
 
 from sctune.deploy.incoming import shown
-from sctune.deploy.model import Model, heat_map_png
+from sctune.deploy.model import Model, heat_map_png, score_digest
 from sctune.errors import ConfigError
 from sctune.serve.appending import Counts, appending
 from sctune.serve.changes import Changes, find_changes
 from sctune.serve.inputs import Scored, scored
-from sctune.serve.models import score_digest
 from sctune.serve.stopping import StoppedPredictionError
 from sctune.serve.table import COLUMNS, HEAT_MAP, Identity, Row, writing
 

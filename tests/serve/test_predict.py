@@ -23,12 +23,12 @@ from PIL import Image
 
 from sctune.cli import main
 from sctune.deploy.incoming import shown
-from sctune.deploy.model import Model, load_model_folder
+from sctune.deploy.model import Model, load_model_folder, score_digest
 from sctune.errors import ConfigError, DataError, NonFiniteError, SctuneError
 from sctune.model.patches import scoring_signs
 from sctune.serve import inputs
 from sctune.serve.inputs import AHEAD, CHUNK, list_inputs
-from sctune.serve.models import opened, score_digest
+from sctune.serve.models import opened
 from sctune.serve.monitor import monitor, rows_of_table
 from sctune.serve.predict import Progress, heat_map_name, predict_to_file, predicted_rows, refuse_inside
 from sctune.serve.stopping import StoppedPredictionError, stop_asked
