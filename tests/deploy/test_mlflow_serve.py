@@ -20,6 +20,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sctune.deploy.conformance.check import check_consumer
+from sctune.deploy.conformance.pack import write_pack
 from sctune.deploy.model import Model, load_model_folder
 from sctune.deploy.register import log_model_run
 from sctune.tracking.server import check_tracking, default_tracking_uri, find_experiment, mlflow_client
@@ -135,3 +137,8 @@ def test_what_is_no_image_answers_for_its_own_row(url: str, model: Model) -> Non
             assert (last["score"], last["label"]) == (None, None) and last["error"].startswith("row 4: "), last
     with pytest.raises(HTTPError):
         ask(url, {"dataframe_split": {"columns": ["picture"], "data": [[TEXTS[0]]]}})
+
+
+def test_it_agrees_with_the_pack_of_its_model(url: str, model: Model, tmp_path: Path) -> None:
+    found = check_consumer(write_pack(model, tmp_path / "pack"), f"{url}/invocations")
+    assert found.differing == [] and {row.difference for row in found.rows} <= {0.0, None}, found.line()

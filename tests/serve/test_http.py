@@ -20,6 +20,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sctune.deploy.conformance.check import check_consumer
+from sctune.deploy.conformance.pack import write_pack
 from sctune.deploy.model import Model, load_model_folder
 from sctune.errors import ConfigError
 from sctune.serve.app import Access, Service, make_app
@@ -131,6 +133,20 @@ def test_base64_is_read_as_clients_write_it(server: HttpServer, expected: dict[s
     many = server.send(json.dumps({"images": [forms[2]] * 64}).encode(), kind=JSON)
     assert many.status == 200 and len(many.json()["results"]) == 64
     assert server.send(json.dumps({"images": [forms[2]] * 65}).encode(), kind=JSON).status == 413
+
+
+def test_a_server_agrees_with_the_pack_of_its_model(server: HttpServer, model: Model, tmp_path: Path) -> None:
+    pack = write_pack(model, tmp_path / "pack")
+    for address in (server.url, f"{server.url}/predict"):
+        found = check_consumer(pack, address)
+        assert found.differing == [] and {row.difference for row in found.rows} <= {0.0, None}, found.line()
+    other = Model(model.detector, model.config.override({"data.resize": "pad"}), model.parts)
+    found = check_consumer(write_pack(other, tmp_path / "other"), server.url)
+    assert found.differing and "without regard to the aspect" in found.line()
+    with pytest.raises(ConfigError, match="answers 404"):
+        check_consumer(pack, f"{server.url}/none")
+    with pytest.raises(ConfigError, match="answers 405"):
+        check_consumer(pack, f"{server.url}/model")
 
 
 def test_pages_about_the_server(server: HttpServer, model: Model) -> None:
