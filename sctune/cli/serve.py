@@ -87,6 +87,8 @@ def export(
     if chosen is None:
         raise ConfigError(f"--format {kind!r}: give onnx or torch")
     folder = None if pack is None else pack.expanduser().absolute()
+    if images is not None and out is None:
+        raise ConfigError(f"--images {images}: they are for comparing the file that --out names; give --out")
     _refuse_unfit(model, out, folder, check)
     opened = None if model is None else open_model(_address(model), tracking_uri, "cpu")
     document: dict[str, Any] = {}

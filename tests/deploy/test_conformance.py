@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageOps
 
 from sctune.cli import main
@@ -45,9 +46,7 @@ def read(path):
             picture = ImageOps.exif_transpose(picture)
     if picture.mode.startswith("I"):
         deep = np.asarray(picture).astype(np.int64)
-        high = min(int(key) for key in facts["deep"] if int(key) >= deep.max())
-        known = facts["deep"][str(high)]
-        told = np.interp(deep, np.linspace(0, high, len(known)), known).astype(np.uint8)
+        told = np.load(folder / "deep.npy")[deep]
         picture = Image.fromarray((deep & 255).astype(np.uint8) if fault == "low byte" else told)
     pixels = np.asarray(picture.convert("RGB"))
     return pixels[..., ::-1] if fault == "BGR" else pixels
@@ -87,6 +86,7 @@ NAMED = {
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    torch.manual_seed(0)
     return load_model_folder(write_small_model(tmp_path_factory.mktemp("model")))
 
 
@@ -96,30 +96,25 @@ def pack(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Pack:
 
 
 @pytest.fixture(scope="module")
-def deep(model: Model) -> dict[int, list[int]]:
-    """Highest value of 16 bits -> what the model makes of 4096 values from 0 to it; left out where it refuses them."""
-    found = {}
-    for high in (65535, 4095):
-        stream = BytesIO()
-        np.save(stream, np.linspace(0, high, 64 * 64).astype(np.uint16).reshape(64, 64))
-        with suppress(DataError):
-            found[high] = model.prepare(stream.getvalue()).pixels[..., 0].ravel().tolist()
-    return found
-
-
-@pytest.fixture(scope="module")
 def place(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The exported file and the consumer beside it."""
+    """The exported file, the consumer, and what the model makes of each value of 16 bits."""
     folder = tmp_path_factory.mktemp("consumer")
     export_model(model, "onnx", folder / "model.onnx")
     (folder / "consumer.py").write_text(CONSUMER)
+    known = np.zeros(2**16, np.uint8)
+    for start in range(0, 2**16, 64 * 64):
+        stream = BytesIO()
+        np.save(stream, np.arange(start, start + 64 * 64, dtype=np.uint16).reshape(64, 64))
+        with suppress(DataError):  # beyond the range of a model that refuses it
+            known[start : start + 64 * 64] = model.prepare(stream.getvalue()).pixels[..., 0].ravel()
+    np.save(folder / "deep.npy", known)
     return folder
 
 
-def command(place: Path, pack: Pack, deep: dict[int, list[int]], fault: str, with_pixels: bool = True) -> str:
+def command(place: Path, pack: Pack, fault: str, with_pixels: bool = True) -> str:
     """The consumer's command line; whether images are turned, how 16 bits are read, what is refused: as the model."""
     refused = [case.file for case in pack.cases if case.refused is not None]
-    facts = {"size": 64, "upright": is_upright(pack), "refused": refused, "pixels": with_pixels, "deep": deep}
+    facts = {"size": 64, "upright": is_upright(pack), "refused": refused, "pixels": with_pixels}
     return shlex.join([sys.executable, str(place / "consumer.py"), fault, json.dumps(facts), str(place)])
 
 
@@ -144,7 +139,7 @@ def test_a_pack_holds_what_the_model_makes_of_its_files(model: Model, pack: Pack
         np.testing.assert_array_equal(pack.pixels(case), image.pixels)
         assert case.score == model.score([image.pixels])[0] and case.label == model.labels(case.score)[0]
         assert (case.width, case.height) == (image.width, image.height)
-        assert all(wrong.name for wrong in case.wrong) and case.score_tolerance >= TOLERANCE
+        assert all(wrong.name for wrong in case.wrong) and case.score_tolerance == TOLERANCE
     sizes = {(case.width, case.height) for case in taken}
     assert (1, 1) in sizes and (64, 64) in sizes and any(width == 1 < height for width, height in sizes if width)
     kinds = {}
@@ -158,22 +153,20 @@ def test_a_pack_holds_what_the_model_makes_of_its_files(model: Model, pack: Pack
 
 
 @pytest.mark.parametrize("with_pixels", [True, False])
-def test_a_right_consumer_agrees(pack: Pack, place: Path, deep: dict[int, list[int]], with_pixels: bool) -> None:
-    found = check_consumer(pack, command(place, pack, deep, "none", with_pixels))
+def test_a_right_consumer_agrees(pack: Pack, place: Path, with_pixels: bool) -> None:
+    found = check_consumer(pack, command(place, pack, "none", with_pixels))
     assert found.differing == [] and len(found.rows) == len(pack.cases)
     assert found.line() == f"it agrees with the model on all {len(pack.cases)} files"
     for row in found.rows:
-        if row.expected is not None and not row.file.startswith("grey1"):  # 16 bits are read by a table of steps
+        if row.expected is not None:
             assert row.difference is not None and row.difference <= TOLERANCE
             assert row.pixels == (0 if with_pixels else None)
 
 
 @pytest.mark.parametrize("with_pixels", [True, False])
 @pytest.mark.parametrize("fault", NAMED)
-def test_a_wrong_consumer_is_named(
-    pack: Pack, place: Path, deep: dict[int, list[int]], fault: str, with_pixels: bool
-) -> None:
-    found = check_consumer(pack, command(place, pack, deep, fault, with_pixels))
+def test_a_wrong_consumer_is_named(pack: Pack, place: Path, fault: str, with_pixels: bool) -> None:
+    found = check_consumer(pack, command(place, pack, fault, with_pixels))
     wrong = {row.file: row for row in found.differing}
     expected = {
         "no antialias": "colour.png", "BGR": "colour.png", "low byte": "grey16.png", "orientation": "turned.jpg"
@@ -218,6 +211,35 @@ def test_what_else_a_consumer_may_get_wrong(model: Model, pack: Pack, tmp_path: 
 
 def flip(line: dict[str, Any]) -> str:
     return "normal" if line["label"] == "anomalous" else "anomalous"
+
+
+def test_one_score_for_all_looks_like_nothing(pack: Pack) -> None:
+    """By chance some files have about that score by some wrong pipeline; no pipeline explains them together."""
+    words = (
+        f"{sys.executable} -c 'import json, sys; [print(json.dumps(dict(file=f, score=0.4))) for f in sys.argv[1:]]'"
+    )
+    found = check_consumer(pack, words)
+    apart = [row for row in found.rows if row.expected is not None and abs(row.expected - 0.4) > TOLERANCE]
+    assert [row.file for row in found.differing if row.expected is not None] == [row.file for row in apart]
+    assert "looks like" not in found.line()
+
+
+def test_pixels_that_are_off_by_rounding_are_no_fault(model: Model, pack: Pack, tmp_path: Path) -> None:
+    def check(change: int) -> list[str | None]:
+        lines = []
+        for case in pack.cases:
+            if case.refused is None:
+                pixels = np.clip(pack.pixels(case).astype(int) + change, 0, 255).astype(np.uint8)
+                np.save(tmp_path / f"{case.file}.npy", pixels)
+                line = {"score": float(model.score([pixels])[0]), "pixels": str(tmp_path / f"{case.file}.npy")}
+                lines.append(json.dumps({"file": case.file, **line}))
+        (tmp_path / "lines").write_text("\n".join(lines))
+        found = check_consumer(pack, f"{sys.executable} -c 'print(open(\"{tmp_path}/lines\").read())'")
+        return [row.fault for row in found.rows if row.expected is not None]
+
+    assert set(check(1)) == {None}
+    faults = check(3)
+    assert None not in faults and all("pixels" in (fault or "") for fault in faults)
 
 
 def test_a_file_that_the_model_refuses_is_to_be_refused(model: Model, tmp_path: Path) -> None:
@@ -273,7 +295,6 @@ def test_a_consumer_that_cannot_be_asked_is_one_line(
 def test_the_command_says_where_it_differs(
     pack: Pack,
     place: Path,
-    deep: dict[int, list[int]],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -283,12 +304,12 @@ def test_the_command_says_where_it_differs(
             main()
         return int(caught.value.code or 0), capsys.readouterr().out
 
-    assert run("--check", command(place, pack, deep, "none"))[0] == 0
-    code, text = run("--check", command(place, pack, deep, "BGR"))
+    assert run("--check", command(place, pack, "none"))[0] == 0
+    code, text = run("--check", command(place, pack, "BGR"))
     assert code == 1 and "looks like: the colours in the order BGR" in text
     row = next(line for line in text.splitlines() if " colour.png " in line)
-    assert "score, pixels" in row and "the colours in the order BGR" in row and "% of them" in row
-    code, text = run("--json", "--check", command(place, pack, deep, "BGR"))
+    assert "pixels, score" in row and "the colours in the order BGR" in row and "% of them" in row
+    code, text = run("--json", "--check", command(place, pack, "BGR"))
     document = json.loads(text)["check"]
     assert code == 1 and document["agrees"] is False and len(document["files"]) == len(pack.cases)
 
@@ -300,6 +321,7 @@ def test_what_the_command_refuses(model: Model, pack: Pack, tmp_path: Path) -> N
         ({"pack": tmp_path}, "name a model"),
         ({"out": tmp_path / "a.onnx"}, "name the model that is written"),
         ({"model": folder}, "nothing is asked for"),
+        ({"model": folder, "pack": tmp_path / "p", "images": tmp_path}, "they are for comparing the file that --out"),
         ({"model": folder, "pack": pack.folder, "check": "x"}, "leave .* out to check with it"),
         ({"pack": tmp_path / "none", "check": "x"}, "holds no whole pack"),
     ):

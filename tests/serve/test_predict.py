@@ -185,6 +185,31 @@ def test_a_row_belongs_to_the_file_as_it_is_now(
     assert not scored and out.read_bytes() == content and not again.changes.stale and not again.changes.touched
 
 
+def test_the_summary_tells_what_changed_and_what_is_gone(
+    model_folder: Path, images: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(images.parent)
+    words = ["sctune", "predict", "images/right", "--model", str(model_folder), "--out", "o.csv", "--json"]
+    monkeypatch.setattr(sys, "argv", words)
+    told = []
+    for number in range(3):
+        if number == 1:
+            (images / "right/01.png").write_bytes(noise_png(70))
+            (images / "right/02.png").unlink()
+        with pytest.raises(SystemExit) as caught:
+            main()
+        assert not caught.value.code
+        told.append(capsys.readouterr())
+    first, second, third = (json.loads(one.out) for one in told)
+    assert [(one["earlier"], one["rescored"], one["gone"]) for one in (first, second, third)] == [
+        (0, 0, 0), (19, 1, 1), (20, 0, 1)
+    ]  # fmt: skip
+    (line,) = told[1].err.splitlines()
+    assert "19 rows were there already; 1 of files that have changed since were scored anew; " in line
+    assert line.endswith("1 are of files that are gone (images/right/02.png) and stay")
+    assert "anew" not in told[0].err + told[2].err
+
+
 def hash_of(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 

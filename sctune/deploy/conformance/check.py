@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -79,10 +79,23 @@ def check_consumer(pack: Pack, consumer: str) -> Checked:
             pixels.reshape(-1, 3)[positions] if isinstance(pixels, np.ndarray) and row.pixels is not None else None
         )
         likely.append(_likely(case, row, samples, hints.get(case.file)) if row.fault is not None else [])
-    # one wrong pipeline is behind many files: of several that a file may come from, the one that explains the most
-    votes = Counter(name for names in likely for name in names)
-    named = [max(names, key=lambda name: votes[name]) if names else None for names in likely]
+    named = _named(pack, rows, likely)
     return Checked(consumer, tuple(replace(row, hint=name) for row, name in zip(rows, named, strict=True)))
+
+
+def _named(pack: Pack, rows: Sequence[Compared], likely: Sequence[Sequence[str]]) -> list[str | None]:
+    """For each file the wrong pipeline that it comes from, of several the one that explains the most files.
+
+    A score alone may be that of a wrong pipeline by chance: one that does not explain half of the files which it would
+    change is none.
+    """
+    votes = Counter(name for names in likely for name in names)
+    changed = Counter(wrong.name for case in pack.cases for wrong in case.wrong)
+    found: list[str | None] = []
+    for row, names in zip(rows, likely, strict=True):
+        sure = [name for name in names if row.pixels is not None or 2 * votes[name] >= changed[name]]
+        found.append(max(sure, key=lambda name: votes[name]) if sure else None)
+    return found
 
 
 def _compared(pack: Pack, case: Case, answer: Answer | None, pixels: NDArray[Any] | str | None) -> Compared:
@@ -96,16 +109,19 @@ def _compared(pack: Pack, case: Case, answer: Answer | None, pixels: NDArray[Any
         return replace(row, fault=f"it gave an error: {answer.error}")
     difference = abs(answer.score - case.score)
     row = replace(row, difference=difference if math.isfinite(difference) else None)
-    faults = []
-    if not difference <= case.score_tolerance:
-        faults.append("score")
-    if answer.label is not None and case.label is not None and answer.label != case.label and not _is_tie(pack, case):
-        faults.append(f"label {answer.label}, not {case.label}")
+    faults, allowed = [], case.score_tolerance
     if isinstance(pixels, str):
         faults.append(pixels)
     elif pixels is not None:
         row, wrong = _with_pixels(row, case, pixels, pack.pixels(case))
         faults += wrong
+        if row.pixels:
+            allowed = max(allowed, case.rounding)
+    if not difference <= allowed:
+        faults.append("score")
+    is_tie = pack.threshold is None or abs(case.score - pack.threshold) <= allowed
+    if answer.label is not None and case.label is not None and answer.label != case.label and not is_tie:
+        faults.append(f"label {answer.label}, not {case.label}")
     return replace(row, fault=", ".join(faults) or None)
 
 
@@ -118,12 +134,6 @@ def _with_pixels(
     apart = np.abs(pixels.astype(np.int16) - expected).max(axis=-1)
     row = replace(row, pixels=int(apart.max()), share=float((apart > case.pixel_tolerance).mean()))
     return row, ["pixels"] if apart.max() > case.pixel_tolerance else []
-
-
-def _is_tie(pack: Pack, case: Case) -> bool:
-    """Whether the score lies so close to the threshold that its last digits decide the label."""
-    threshold = pack.threshold
-    return threshold is None or case.score is None or abs(case.score - threshold) <= case.score_tolerance
 
 
 def _pixels(answer: Answer) -> NDArray[Any] | str | None:
@@ -141,20 +151,21 @@ def _likely(
     case: Case, row: Compared, samples: NDArray[np.uint8] | None, known: NDArray[np.uint8] | None
 ) -> Sequence[str]:
     """Names of the wrong pipelines that give this, the closest first; by the pixels where there are some."""
-    distances: Mapping[str, float]
+    distances: dict[str, float]
     names = [wrong.name for wrong in case.wrong]
     if samples is not None:
         if known is None or row.pixels is None or row.pixels <= case.pixel_tolerance:
             return []
         apart = np.abs(known.astype(np.int16) - samples).mean(axis=(1, 2))
         distances = {name: float(one) for name, one in zip(names, apart, strict=True) if one <= CLOSE}
-    elif row.got is not None:
-        got = row.got
-        distances = {
-            wrong.name: abs(wrong.score - got)
-            for wrong in case.wrong
-            if abs(wrong.score - got) <= case.score_tolerance < abs(wrong.score - (case.score or 0))
-        }
+    elif row.got is not None and case.score is not None:
+        distances = {}
+        for wrong in case.wrong:
+            # implementations of it round otherwise, which changes less than the fault itself
+            apart_from_right = abs(wrong.score - case.score)
+            near = max(case.score_tolerance, min(case.rounding, apart_from_right / 4))
+            if abs(wrong.score - row.got) <= near < apart_from_right:
+                distances[wrong.name] = abs(wrong.score - row.got)
     else:
         return []
     return sorted(distances, key=lambda name: distances[name])

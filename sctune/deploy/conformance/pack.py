@@ -52,8 +52,8 @@ class Wrong:
 class Case:
     """A file of the pack. refused: why the model takes it not; then score, label and pixels are none.
 
-    pixel_tolerance, score_tolerance: largest differences that are no fault; the second is what pixels that are off by
-    the first may change.
+    pixel_tolerance, score_tolerance: largest differences that are no fault, the second where the pixels are the same;
+    rounding: what pixels that are off by the first change of the score.
     """
 
     file: str
@@ -67,6 +67,7 @@ class Case:
     notes: tuple[str, ...]
     pixel_tolerance: int
     score_tolerance: float
+    rounding: float
     wrong: tuple[Wrong, ...]
 
 
@@ -183,7 +184,7 @@ def _about(model: Model) -> dict[str, Any]:
 
 def _refused(raw: Raw, error: str) -> Case:
     digest = sha256(raw.content).hexdigest()
-    return Case(raw.name, raw.about, digest, None, None, None, None, error, (), PIXELS, TOLERANCE, ())
+    return Case(raw.name, raw.about, digest, None, None, None, None, error, (), PIXELS, TOLERANCE, 0.0, ())
 
 
 def _expected(model: Model, raw: Raw, image: Prepared) -> tuple[Case, list[Pixels]]:
@@ -195,7 +196,6 @@ def _expected(model: Model, raw: Raw, image: Prepared) -> tuple[Case, list[Pixel
     wrong = {name: pixels for name, pixels in made.items() if _difference(pixels, image.pixels) > allowed}
     score, *others = _scores(model, [image.pixels, *_rounded(image.pixels, allowed), *wrong.values()])
     near, scores = others[:3], others[3:]
-    tolerance = max([TOLERANCE, *(abs(one - score) for one in near)])
     case = Case(
         file=raw.name,
         about=raw.about,
@@ -207,7 +207,8 @@ def _expected(model: Model, raw: Raw, image: Prepared) -> tuple[Case, list[Pixel
         refused=None,
         notes=image.notes,
         pixel_tolerance=allowed,
-        score_tolerance=tolerance,
+        score_tolerance=TOLERANCE,
+        rounding=max(abs(one - score) for one in near),
         wrong=tuple(Wrong(name, one) for name, one in zip(wrong, scores, strict=True)),
     )
     return case, list(wrong.values())

@@ -92,10 +92,10 @@ def _deep(height: int, width: int, seed: int, high: int) -> NDArray[np.uint16]:
     return np.clip(values, 0, high).round().astype(np.uint16)
 
 
-def _saved(picture: Image.Image, name: str, **settings: Any) -> bytes:
+def _saved(picture: Image.Image, name: str, exif: Image.Exif | None = None) -> bytes:
     stream = BytesIO()
     kind = {"jpg": "JPEG", "tif": "TIFF"}.get(name.rpartition(".")[2], name.rpartition(".")[2].upper())
-    picture.save(stream, kind, **settings)
+    picture.save(stream, kind, **({} if exif is None else {"exif": exif}))
     return stream.getvalue()
 
 
