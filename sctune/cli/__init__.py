@@ -1,7 +1,7 @@
 """The command line: parse, make paths absolute, call, print. Errors become one line and an exit code.
 
-Exit codes: 0 done, 1 bug (with its traceback) or an alarm of `sctune monitor`, 2 bad input, 3 stopped and resumable,
-4 all trials failed.
+Exit codes: 0 done, 1 bug (with its traceback), an alarm of `sctune monitor` or a consumer that `sctune export --check`
+finds to differ, 2 bad input, 3 stopped and resumable, 4 all trials failed.
 """
 
 from __future__ import annotations

@@ -17,8 +17,8 @@ from sctune.errors import ConfigError
 
 if TYPE_CHECKING:
     from sctune.deploy.model import Model
-    from sctune.serve.predict import Progress
-    from sctune.serve.table import Counts
+    from sctune.serve.appending import Counts
+    from sctune.serve.predict import Predicted, Progress
 
 ALARM = 1
 """Exit code of `sctune monitor` for an alarm."""
@@ -43,7 +43,10 @@ def predict(
     device: Device = "auto",
     as_json: opt.AsJson = False,
 ) -> None:
-    """Score images: a row for each, also for a file that is none. The same command again goes on where it ended."""
+    """Score images: a row for each, also for a file that is none. The same command again goes on where it ended.
+
+    Files whose content has changed since are scored anew.
+    """
     from sctune.serve.inputs import list_inputs
     from sctune.serve.models import opened
     from sctune.serve.predict import predict_to_file, refuse_inside
@@ -71,7 +74,8 @@ def predict(
     counts = done.counts
     document = {"model": chosen.name, "out": str(out), "images": counts.rows, "anomalous": counts.anomalous}
     document |= {"normal": counts.normal, "failed": counts.failed, "earlier": done.earlier}
-    say([_counted(counts, f"{out}"), *([f"{done.earlier} rows were there already"] if done.earlier else [])])
+    document |= {"rescored": len(done.changes.stale), "gone": len(done.changes.gone)}
+    say(["; ".join([_counted(counts, f"{out}"), *_earlier(done)])])
     emit(document if as_json else None, [])
 
 
@@ -181,9 +185,10 @@ def _warn(lines: list[str]) -> None:
 
 
 def _to_stdout(model: Model, images: list[str], heat_maps: Path | None) -> None:
+    from sctune.serve.appending import Counts
     from sctune.serve.predict import Progress, identity_of, predicted_rows
     from sctune.serve.stopping import StoppedPredictionError, stop_asked
-    from sctune.serve.table import Counts, csv_lines
+    from sctune.serve.table import csv_lines
 
     columns, counts = identity_of(model, heat_maps is not None).columns, Counts()
     try:
@@ -203,6 +208,22 @@ def _to_stdout(model: Model, images: list[str], heat_maps: Path | None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return
     say([_counted(counts, "stdout")])
+
+
+def _earlier(done: Predicted) -> list[str]:
+    """What became of the rows that were there before."""
+    changes, words = done.changes, []
+    if done.earlier:
+        words.append(f"{done.earlier} rows were there already")
+    if changes.changed:
+        words.append(f"{len(changes.changed)} of files that have changed since were scored anew")
+    if changes.unsure:
+        words.append(
+            f"{len(changes.unsure)} of an earlier sctune, which tell nothing of their files' content, were scored anew"
+        )
+    if changes.gone:
+        words.append(f"{len(changes.gone)} are of files that are gone ({changes.gone[0]}) and stay")
+    return words
 
 
 def _counted(counts: Counts, place: str) -> str:

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from sctune.cli import options as opt
 from sctune.cli.output import emit, say
 from sctune.errors import ConfigError
+
+if TYPE_CHECKING:
+    from sctune.deploy.conformance.check import Checked
+    from sctune.deploy.model import Model
+
+DIFFERS = 1
+"""Exit code of `sctune export --check` for a consumer that differs."""
 
 Registry = Annotated[str | None, typer.Option("--tracking-uri", help="Store of the registry; default: the local one.")]
 _MOST = 256
@@ -50,25 +58,108 @@ def serve(
 
 
 def export(
-    model: Annotated[str, typer.Argument(help="models:/NAME@ALIAS, a folder, or a study: its candidate.")],
-    out: Annotated[Path, typer.Option(help="New file; FILE.json is written beside it.")],
+    model: Annotated[
+        str | None, typer.Argument(help="models:/NAME@ALIAS, a folder, or a study: its candidate.", show_default=False)
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="New file; FILE.json is written beside it.")] = None,
     kind: Annotated[str, typer.Option("--format", help="onnx or torch.")] = "onnx",
     images: Annotated[Path | None, typer.Option(help="Folder of images to compare on; default: made ones.")] = None,
+    pack: Annotated[
+        Path | None,
+        typer.Option(help="New folder for raw files with the pixels and scores that the model makes of them."),
+    ] = None,
+    check: Annotated[
+        str | None,
+        typer.Option(metavar="COMMAND|URL", help="Let it score a pack's raw files; exit code 1 where it differs."),
+    ] = None,
     tracking_uri: Registry = None,
     as_json: opt.AsJson = False,
 ) -> None:
-    """Write a model as one ONNX or torch.export file that gives the same scores, which is checked first."""
+    """Write a model as one ONNX or torch.export file that gives the same scores, which is checked first.
+
+    With --pack a conformance pack beside it, or alone; with --check a program that reads images by itself is compared
+    with the pack: `--pack DIR --check COMMAND` with one that is there, `MODEL --check COMMAND` with one made for it.
+    """
     from sctune.deploy.export import KINDS, export_model
     from sctune.deploy.locate import open_model
 
     chosen = next((known for known in KINDS if known == kind), None)
     if chosen is None:
         raise ConfigError(f"--format {kind!r}: give onnx or torch")
-    opened = open_model(_address(model), tracking_uri, "cpu")
-    pixels = None if images is None else _pixels(opened, images.expanduser().absolute())
-    done = export_model(opened, chosen, out.expanduser().absolute(), pixels)
-    document = {**done.about, "file": str(done.file)}
-    emit(document if as_json else None, [f"wrote {done.file} ({opened.name}): {done.parity.line()}"])
+    folder = None if pack is None else pack.expanduser().absolute()
+    if images is not None and out is None:
+        raise ConfigError(f"--images {images}: they are for comparing the file that --out names; give --out")
+    _refuse_unfit(model, out, folder, check)
+    opened = None if model is None else open_model(_address(model), tracking_uri, "cpu")
+    document: dict[str, Any] = {}
+    lines: list[str] = []
+    if opened is not None and out is not None:
+        pixels = None if images is None else _pixels(opened, images.expanduser().absolute())
+        done = export_model(opened, chosen, out.expanduser().absolute(), pixels)
+        document |= {**done.about, "file": str(done.file)}
+        lines.append(f"wrote {done.file} ({opened.name}): {done.parity.line()}")
+    if opened is not None and folder is not None:
+        document |= {"pack": str(folder)}
+        lines.append(_write_pack(opened, folder))
+    if check is None:
+        emit(document if as_json else None, lines)
+        return
+    found = _checked(opened, folder, check)
+    emit({**document, "check": found.to_dict()} if as_json else None, lines)
+    if not as_json:
+        _print_checked(found)
+    if found.differing:
+        raise typer.Exit(DIFFERS)
+
+
+def _refuse_unfit(model: str | None, out: Path | None, pack: Path | None, check: str | None) -> None:
+    if model is None and out is not None:
+        raise ConfigError(f"--out {out}: name the model that is written, as in `sctune export MODEL --out {out}`")
+    if model is None and (pack is None or check is None):
+        raise ConfigError("name a model, as in `sctune export MODEL --out FILE`, or give --pack DIR --check COMMAND")
+    if model is not None and out is None and pack is None and check is None:
+        raise ConfigError("nothing is asked for: give --out FILE, --pack DIR or --check COMMAND")
+    if model is not None and pack is not None and check is not None and (pack / "pack.json").exists():
+        raise ConfigError(f"--pack {pack} is there: leave {model} out to check with it, or give a new folder")
+
+
+def _write_pack(model: Model, folder: Path) -> str:
+    from sctune.deploy.conformance.pack import write_pack
+
+    made = write_pack(model, folder)
+    return f"wrote {folder}: {len(made.cases)} raw files, and the pixels and scores of {model.name}"
+
+
+def _checked(model: Model | None, folder: Path | None, consumer: str) -> Checked:
+    from tempfile import TemporaryDirectory
+
+    from sctune.deploy.conformance.check import check_consumer
+    from sctune.deploy.conformance.pack import read_pack, write_pack
+
+    if folder is not None:
+        return check_consumer(read_pack(folder), consumer)
+    assert model is not None
+    with TemporaryDirectory(prefix="sctune-pack-") as place:
+        return check_consumer(write_pack(model, Path(place) / "pack"), consumer)
+
+
+def _print_checked(found: Checked) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    # for a file or a program no line is broken
+    console = Console() if sys.stdout.isatty() else Console(width=220)
+    table = Table()
+    for name in ("file", "expected", "got", "difference"):
+        table.add_column(name, no_wrap=True, justify="left" if name == "file" else "right")
+    for name in ("pixels", "what differs", "looks like"):
+        table.add_column(name, overflow="fold")
+    for row in found.rows:
+        pixels = "" if row.pixels is None else f"up to {row.pixels}, {100 * (row.share or 0):.3g} % of them"
+        numbers = ("" if value is None else f"{value:.6g}" for value in (row.expected, row.got, row.difference))
+        table.add_row(row.file, *numbers, pixels, row.fault or "", row.hint or "")
+    console.print(table, markup=False)
+    print(f"{found.consumer}: {found.line()}")
 
 
 def _address(model: str) -> str:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from sctune import __version__
 from sctune.deploy.model import Model
+from sctune.deploy.reading import preprocessing
 from sctune.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
@@ -275,8 +276,7 @@ def _facts(model: Model) -> dict[str, Any]:
         "study": model.meta.get("study"),
         "trial": model.meta.get("trial"),
         "threshold": None if model.threshold is None else model.threshold.value,
-        "image_size": model.config.data.image_size,
-        "resize": model.config.data.resize,
+        **preprocessing(model.config),
         "licence": model.meta.get("licence"),
         "attribution": model.meta.get("attribution"),
     }

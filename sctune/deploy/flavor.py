@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import base64
-import binascii
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sctune.deploy.calibration import Prepared
+from sctune.deploy.incoming import bytes_of_text, error_line, prepared, scores
 from sctune.deploy.model import Model, heat_map_png, load_model_folder
 from sctune.errors import DataError
 
@@ -20,6 +22,7 @@ LOADER_MODULE = "sctune.deploy.flavor"
 IMAGE_COLUMN = "image"
 SCORE_COLUMN = "score"
 LABEL_COLUMN = "label"
+ERROR_COLUMN = "error"
 HEAT_COLUMN = "heat_map"
 HEAT_PARAM = "heat_map"
 _BATCH = 32
@@ -33,13 +36,14 @@ class ImageScorer:
         self.meta = model.meta
 
     def predict(self, model_input: Any, params: Mapping[str, Any] | None = None) -> pd.DataFrame:
-        """A row for each image, given as bytes or base64 text: score (float64), label (`normal`, `anomalous` or None).
+        """A row for each image, given as bytes or base64 text, in their order.
 
-        model_input: a DataFrame or dict with the column `image`, or a list or array of images. params: heat_map=True
-        adds the column heat_map, a PNG as base64. Raises DataError naming the row that is not an image, or the
-        parameter that is not known.
+        Columns: score (float64), label (`normal`, `anomalous` or None), error (None, or one line that begins with the
+        row where the image has no score; then score is NaN and label None). model_input: a DataFrame or dict with the
+        column `image`, or a list or array of images. params: heat_map=True adds the column heat_map, a PNG as base64.
+        Raises DataError where there is no such column, and for a parameter that is not known.
         """
-        import pandas as pd
+        from sctune.deploy.answer import Answer
 
         wanted = dict(params or {})
         with_heat = bool(wanted.pop(HEAT_PARAM, False))
@@ -48,25 +52,39 @@ class ImageScorer:
         images = _images(model_input)
         # decoded batch by batch, so that memory does not grow with the request
         parts = [self._part(images, start, with_heat) for start in range(0, len(images), _BATCH)]
-        names = [SCORE_COLUMN, LABEL_COLUMN, *([HEAT_COLUMN] if with_heat else [])]
-        columns: dict[str, list[Any]] = {name: [value for part in parts for value in part[name]] for name in names}
-        typed = {SCORE_COLUMN: np.array(columns[SCORE_COLUMN], np.float64)}
-        others = {name: pd.Series(columns[name], dtype=object) for name in names if name != SCORE_COLUMN}
-        return pd.DataFrame({**typed, **others})
+        names = [SCORE_COLUMN, LABEL_COLUMN, ERROR_COLUMN, *([HEAT_COLUMN] if with_heat else [])]
+        return Answer.of({name: [value for part in parts for value in part[name]] for name in names}, SCORE_COLUMN)
 
     def _part(self, images: Sequence[Any], start: int, with_heat: bool) -> dict[str, list[Any]]:
-        pixels = []
-        for row, image in enumerate(images[start : start + _BATCH], start):
-            try:
-                pixels.append(self.model.prepare(_as_bytes(image)).pixels)
-            except DataError as problem:
-                raise DataError(f"row {row}: {problem}") from None
-        scores = self.model.score(pixels)
-        part: dict[str, list[Any]] = {SCORE_COLUMN: scores.tolist(), LABEL_COLUMN: list(self.model.labels(scores))}
+        rows = range(start, min(start + _BATCH, len(images)))
+        found = [self._prepared(images[row], f"row {row}") for row in rows]
+        good = [row for row, image in zip(rows, found, strict=True) if not isinstance(image, str)]
+        taken = [image for image in found if not isinstance(image, str)]
+        values = dict(zip(good, scores(self.model, taken, [f"row {row}" for row in good]), strict=True))
+        values |= {row: image for row, image in zip(rows, found, strict=True) if isinstance(image, str)}
+        answers = [values[row] for row in rows]
+        part: dict[str, list[Any]] = {
+            SCORE_COLUMN: [math.nan if isinstance(each, str) else each for each in answers],
+            LABEL_COLUMN: [None if isinstance(each, str) else self.model.labels(each)[0] for each in answers],
+            ERROR_COLUMN: [each if isinstance(each, str) else None for each in answers],
+        }
         if with_heat:
-            pairs = zip(pixels, self.model.heat_maps(pixels), strict=True)
-            part[HEAT_COLUMN] = [base64.b64encode(heat_map_png(*pair)).decode() for pair in pairs]
+            pictures = self._pictures([image for image in found if not isinstance(image, str)])
+            drawn = dict(zip(good, pictures, strict=True))
+            part[HEAT_COLUMN] = [None if isinstance(values[row], str) else drawn[row] for row in rows]
         return part
+
+    def _prepared(self, image: Any, name: str) -> Prepared | str:
+        try:
+            return prepared(self.model, _as_bytes(image), name)
+        except DataError as problem:
+            return error_line(name, str(problem))
+
+    def _pictures(self, images: Sequence[Prepared]) -> list[str]:
+        pixels = [image.pixels for image in images]
+        maps = self.model.heat_maps(pixels) if pixels else ()
+        pairs = zip(pixels, maps, strict=True)
+        return [base64.b64encode(heat_map_png(*pair)).decode() for pair in pairs]
 
 
 def _load_pyfunc(data_path: str) -> ImageScorer:
@@ -88,19 +106,16 @@ def _as_bytes(image: Any) -> bytes:
     if isinstance(image, bytes | bytearray | memoryview):
         return _unwrapped(bytes(image))
     if isinstance(image, str):
-        try:
-            return base64.b64decode(image, validate=True)
-        except (binascii.Error, ValueError):
-            raise DataError("the text is not base64; send an image file's bytes, or these as base64") from None
+        return bytes_of_text(image)
     raise DataError(f"a {type(image).__name__} is no image; send an image file's bytes, or these as base64")
 
 
 def _unwrapped(content: bytes) -> bytes:
-    """The bytes themselves, or what they hold where they are base64: MLflow's `inputs` passes the text on as bytes.
+    """The bytes themselves, or what they hold where they are base64: MLflow passes some texts on as bytes.
 
     No image file is base64 from end to end: the head of each kind has bytes that no text has.
     """
     try:
-        return base64.b64decode(content, validate=True)
-    except (binascii.Error, ValueError):
+        return bytes_of_text(content.decode("ascii"))
+    except (UnicodeDecodeError, DataError):
         return content

@@ -8,6 +8,7 @@ in code/. Nothing in it is pickled.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import threading
@@ -112,6 +113,18 @@ class Model:
 
         with self._lock:
             return scaled(heat_maps(self.detector, np.asarray(images), self.heat_map_kind))
+
+
+def score_digest(model: Model) -> str:
+    """SHA-256 of all that decides a score: the configuration and the weights, whatever device they are on."""
+    # without defaults, so that a field which a later sctune adds changes nothing
+    settings = model.config.model_dump(exclude_defaults=True)
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
+    for name, value in sorted(model.detector.state_dict().items()):
+        array = value.detach().cpu().contiguous().numpy()
+        digest.update(f"{name} {array.dtype} {array.shape}".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
 
 
 def heat_map_png(image: NDArray[np.uint8], heat: NDArray[np.float32]) -> bytes:

@@ -15,7 +15,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from sctune.config import TrialConfig
-from sctune.deploy.flavor import HEAT_COLUMN, HEAT_PARAM, IMAGE_COLUMN, LABEL_COLUMN, LOADER_MODULE, SCORE_COLUMN
+from sctune.deploy.flavor import (
+    ERROR_COLUMN,
+    HEAT_COLUMN,
+    HEAT_PARAM,
+    IMAGE_COLUMN,
+    LABEL_COLUMN,
+    LOADER_MODULE,
+    SCORE_COLUMN,
+)
 from sctune.deploy.model import ModelParts, write_model_folder
 from sctune.deploy.package import wheel_name
 from sctune.errors import TrackingError
@@ -103,11 +111,14 @@ def save_model(folder: Path, config: TrialConfig, weights: Path, parts: ModelPar
     from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 
     signature = ModelSignature(
-        inputs=Schema([ColSpec(DataType.binary, IMAGE_COLUMN)]),
+        # text, although bytes are taken too: of a binary column MLflow's server decodes the base64 itself, drops the
+        # url-safe letters in silence, and refuses a whole request for one bad row
+        inputs=Schema([ColSpec(DataType.string, IMAGE_COLUMN)]),
         outputs=Schema(
             [
                 ColSpec(DataType.double, SCORE_COLUMN),
                 ColSpec(DataType.string, LABEL_COLUMN, required=False),
+                ColSpec(DataType.string, ERROR_COLUMN, required=False),
                 ColSpec(DataType.string, HEAT_COLUMN, required=False),
             ]
         ),

@@ -17,12 +17,11 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sctune import __version__
-from sctune.deploy.model import Model
+from sctune.deploy.model import Model, score_digest
 from sctune.serve.auth import Guard
 from sctune.serve.batching import Batcher, Scored
 from sctune.serve.limits import RETRY_S, Bodies, Limits, RequestError, read_body
 from sctune.serve.metrics import CONTENT_TYPE, Metrics
-from sctune.serve.models import score_digest
 from sctune.serve.page import SECURITY, docs_page, drop_page
 from sctune.serve.uploads import JSON_KEY, Upload, find_uploads
 from sctune.urls import without_secrets
@@ -60,8 +59,16 @@ class Prediction(BaseModel):
     results: list[ImageResult]
 
 
-class Refusal(BaseModel):
+class ImageError(BaseModel):
+    name: str
     error: str
+
+
+class Refusal(BaseModel):
+    """results: one for each image of a request in which none can be read."""
+
+    error: str
+    results: list[ImageError] | None = None
 
 
 class ModelDocument(BaseModel):
@@ -107,13 +114,13 @@ class Service:
         """Raises RequestError; of several images only what is wrong with all of them is an error of the request."""
         with self.bodies.room() as room:
             uploads = await find_uploads(request.headers, await read_body(request, room), self.limits)
-            good = [upload.content for upload in uploads if upload.error is None]
+            good = [(upload.name, upload.content) for upload in uploads if upload.error is None]
             scored = iter(await self.batcher.score(good, with_heat))
             found = [upload.error if upload.error is not None else next(scored) for upload in uploads]
         results = [self._result(*pair) for pair in zip(uploads, found, strict=True)]
         if all(result.error is not None for result in results):
             text = results[0].error if len(results) == 1 else f"none of {len(results)} images: {results[0].error}"
-            raise RequestError(400, str(text))
+            raise RequestError(400, str(text), [{"name": one.name, "error": str(one.error)} for one in results])
         return Prediction(model=self.identity, threshold=self.threshold, results=results)
 
     def document(self) -> ModelDocument:
@@ -246,7 +253,8 @@ def _add_refusals(app: FastAPI) -> None:
     @app.exception_handler(RequestError)
     async def refused(_: Request, problem: RequestError) -> JSONResponse:
         headers = {"Retry-After": str(RETRY_S)} if problem.status == 503 else None
-        return JSONResponse({"error": str(problem)}, problem.status, headers)
+        each = {"results": list(problem.results)} if problem.results else {}
+        return JSONResponse({"error": str(problem), **each}, problem.status, headers)
 
     @app.exception_handler(HTTPException)
     async def unknown(request: Request, problem: HTTPException) -> JSONResponse:

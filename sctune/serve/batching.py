@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from sctune.deploy.calibration import Prepared
+from sctune.deploy.incoming import prepared, scores
 from sctune.deploy.model import Model, heat_map_png
-from sctune.errors import DataError, NonFiniteError
 from sctune.serve.limits import Limits, RequestError
 
 DECODERS = 2
@@ -36,9 +36,10 @@ class Scored:
 
 @dataclass(frozen=True)
 class _Waiting:
+    name: str
     image: Prepared
     with_heat: bool
-    answer: asyncio.Future[Scored]
+    answer: asyncio.Future[Scored | str]
 
 
 class Batcher:
@@ -70,8 +71,8 @@ class Batcher:
     def is_full(self) -> bool:
         return self.waiting >= self.limits.waiting
 
-    async def score(self, contents: Sequence[bytes], with_heat: bool) -> list[Scored | str]:
-        """Each image's result, or one line about what is wrong with it.
+    async def score(self, contents: Sequence[tuple[str, bytes]], with_heat: bool) -> list[Scored | str]:
+        """The result of each (name, content), or one line about what is wrong with it, which begins with its name.
 
         Raises RequestError 503 where these would be more than may wait.
         """
@@ -80,7 +81,7 @@ class Batcher:
         self.waiting += len(contents)
         try:
             # a failure of one, which is a bug, must not leave the others running unseen
-            done = await asyncio.gather(*(self._one(each, with_heat) for each in contents), return_exceptions=True)
+            done = await asyncio.gather(*(self._one(*each, with_heat) for each in contents), return_exceptions=True)
         finally:
             self.waiting -= len(contents)
         results: list[Scored | str] = []
@@ -90,17 +91,14 @@ class Batcher:
             results.append(result)
         return results
 
-    async def _one(self, content: bytes, with_heat: bool) -> Scored | str:
+    async def _one(self, name: str, content: bytes, with_heat: bool) -> Scored | str:
         async with self._decoded:
-            try:
-                image = await self._in(self._decoders, lambda: self.model.prepare(content))
-                answer = asyncio.get_running_loop().create_future()
-                self._ready.put_nowait(_Waiting(image, with_heat, answer))
-                return await answer
-            except (DataError, NonFiniteError) as problem:
-                return str(problem)
-            except MemoryError:
-                return "the image takes more memory than there is"
+            image = await self._in(self._decoders, lambda: prepared(self.model, content, name))
+            if isinstance(image, str):
+                return image
+            answer = asyncio.get_running_loop().create_future()
+            self._ready.put_nowait(_Waiting(name, image, with_heat, answer))
+            return await answer
 
     async def _run(self) -> None:
         while True:
@@ -117,10 +115,11 @@ class Batcher:
                         one.answer.set_exception(problem)
 
     async def _score(self, batch: Sequence[_Waiting]) -> None:
-        scores = await self._in(self._scorer, lambda: self._scores([one.image for one in batch]))
-        scored = list(zip(batch, scores, strict=True))
+        images, names = [one.image for one in batch], [one.name for one in batch]
+        found = await self._in(self._scorer, lambda: scores(self.model, images, names))
+        scored = list(zip(batch, found, strict=True))
         for one, score in scored:
-            if isinstance(score, NonFiniteError):
+            if isinstance(score, str):
                 _settle(one, score)
             elif not one.with_heat:
                 _settle(one, Scored(one.image, score))
@@ -129,19 +128,6 @@ class Batcher:
             pictures = await self._in(self._scorer, lambda: self._pictures([one.image for one, _ in hot]))
             for (one, score), picture in zip(hot, pictures, strict=True):
                 _settle(one, Scored(one.image, score, picture))
-
-    def _scores(self, images: Sequence[Prepared]) -> list[float | NonFiniteError]:
-        try:
-            return list(self.model.score([image.pixels for image in images]).tolist())
-        except NonFiniteError:
-            # one by one, so that one image costs no other its score
-            return [self._lone_score(image) for image in images]
-
-    def _lone_score(self, image: Prepared) -> float | NonFiniteError:
-        try:
-            return float(self.model.score([image.pixels])[0])
-        except NonFiniteError:
-            return NonFiniteError("its score is no finite number")
 
     def _pictures(self, images: Sequence[Prepared]) -> list[bytes]:
         pixels = [image.pixels for image in images]
@@ -152,10 +138,6 @@ class Batcher:
         return await asyncio.get_running_loop().run_in_executor(pool, work)
 
 
-def _settle(one: _Waiting, result: Scored | NonFiniteError) -> None:
-    if one.answer.done():  # its request ended meanwhile
-        return
-    if isinstance(result, Scored):
+def _settle(one: _Waiting, result: Scored | str) -> None:
+    if not one.answer.done():  # its request may have ended meanwhile
         one.answer.set_result(result)
-    else:
-        one.answer.set_exception(result)

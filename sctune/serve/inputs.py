@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import stat
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -11,11 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sctune.data.images import THREADS
-from sctune.data.places import UNPRINTABLE, looking_at
+from sctune.data.places import looking_at
 from sctune.data.walk import LeftOut, images_below, read_types
 from sctune.deploy.calibration import Prepared
+from sctune.deploy.incoming import prepared, scores, shown
 from sctune.deploy.model import Model
-from sctune.errors import DataError, NonFiniteError
+from sctune.errors import DataError
+from sctune.serve.filestate import FileState, read_file
 
 CHUNK = 16
 """Images that are scored, and written, together: a stop waits for one such chunk."""
@@ -23,14 +24,22 @@ AHEAD = 2 * CHUNK
 """Decoded images, and images being decoded, that wait to be scored."""
 
 
+_Item = tuple[str, FileState | None, Prepared | str]
+"""A path, what was read there, and its image or what is wrong with it."""
+
+
 @dataclass(frozen=True)
 class Scored:
-    """What became of one image. path: as it was given; error: one line, then image or score is None."""
+    """What became of one image. path: as it was given; error: one line, then image or score is None.
+
+    file: what was read, None where nothing could be.
+    """
 
     path: str
     image: Prepared | None
     score: float | None
     error: str | None
+    file: FileState | None
 
 
 def list_inputs(places: Sequence[str], told: Callable[[str], None] = lambda line: None) -> list[str]:
@@ -62,7 +71,7 @@ def list_inputs(places: Sequence[str], told: Callable[[str], None] = lambda line
 
 def scored(model: Model, paths: Iterable[str]) -> Iterator[list[Scored]]:
     """Chunks of at most CHUNK images, in the order of the paths; memory does not grow with their number."""
-    chunk: list[tuple[str, Prepared | str]] = []
+    chunk: list[_Item] = []
     for item in _prepared(model, paths):
         chunk.append(item)
         if len(chunk) == CHUNK:
@@ -72,72 +81,38 @@ def scored(model: Model, paths: Iterable[str]) -> Iterator[list[Scored]]:
         yield _scored_chunk(model, chunk)
 
 
-def shown(path: str) -> str:
-    """A path as a table or a page can hold it: what is no UTF-8, and control characters, by their codes."""
-    from unicodedata import category
-
-    if path.isprintable():
-        return path
-    return "".join(
-        letter.encode("unicode_escape", "surrogatepass").decode() if category(letter) in UNPRINTABLE else letter
-        for letter in path
-    )
-
-
-def _prepared(model: Model, paths: Iterable[str]) -> Iterator[tuple[str, Prepared | str]]:
-    """Each path with its image, or with what is wrong with it."""
+def _prepared(model: Model, paths: Iterable[str]) -> Iterator[_Item]:
+    """Each path with its file and its image, or with what is wrong with it."""
     pool = ThreadPoolExecutor(THREADS, thread_name_prefix="sctune-decode")
-    waiting: deque[tuple[str, Future[Prepared | str]]] = deque()
+    waiting: deque[Future[_Item]] = deque()
     try:
         for path in paths:
-            waiting.append((path, pool.submit(_load, model, path)))
+            waiting.append(pool.submit(_load, model, path))
             if len(waiting) == AHEAD:
-                path, first = waiting.popleft()
-                yield path, first.result()
+                yield waiting.popleft().result()
         while waiting:
-            path, first = waiting.popleft()
-            yield path, first.result()
+            yield waiting.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _load(model: Model, path: str) -> Prepared | str:
-    try:
-        # a pipe or a device would be waited for, or read for ever
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            return f"{shown(path)} is no regular file"
-        return model.prepare(Path(path))
-    except OSError as problem:
-        return f"cannot read {shown(path)}: {problem.strerror}"
-    except DataError as problem:
-        return shown(" ".join(str(problem).split()))
+def _load(model: Model, path: str) -> _Item:
+    read = read_file(path)
+    if isinstance(read, str):
+        return path, None, read
+    content, file = read
+    return path, file, prepared(model, content, path)
 
 
-def _scored_chunk(model: Model, chunk: Sequence[tuple[str, Prepared | str]]) -> list[Scored]:
-    images = [image for _, image in chunk if not isinstance(image, str)]
-    scores = iter(_scores(model, images))
+def _scored_chunk(model: Model, chunk: Sequence[_Item]) -> list[Scored]:
+    good = [(path, image) for path, _, image in chunk if not isinstance(image, str)]
+    found = iter(scores(model, [image for _, image in good], [path for path, _ in good]))
     done = []
-    for path, image in chunk:
-        if isinstance(image, str):
-            done.append(Scored(path, None, None, image))
-            continue
-        score = next(scores)
-        error = score if isinstance(score, str) else None
-        done.append(Scored(path, image, None if isinstance(score, str) else score, error))
+    for path, file, image in chunk:
+        score = image if isinstance(image, str) else next(found)
+        prepared_image = None if isinstance(image, str) else image
+        if isinstance(score, str):
+            done.append(Scored(path, prepared_image, None, score, file))
+        else:
+            done.append(Scored(path, prepared_image, score, None, file))
     return done
-
-
-def _scores(model: Model, images: Sequence[Prepared]) -> list[float | str]:
-    """The score of each image, or what is wrong with it."""
-    try:
-        return list(model.score([image.pixels for image in images]).tolist())
-    except NonFiniteError:
-        # one by one, so that one image costs no other its score
-        return [_one_score(model, image) for image in images]
-
-
-def _one_score(model: Model, image: Prepared) -> float | str:
-    try:
-        return float(model.score([image.pixels])[0])
-    except NonFiniteError:
-        return "its score is no finite number"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -16,11 +16,15 @@ RETRY_S = 1
 
 
 class RequestError(SctuneError):
-    """A request that is refused: an HTTP status from 400 on, and one line."""
+    """A request that is refused: an HTTP status from 400 on, and one line.
 
-    def __init__(self, status: int, text: str) -> None:
+    results: what is wrong with each image, where it is refused for all of them.
+    """
+
+    def __init__(self, status: int, text: str, results: Sequence[Mapping[str, str]] = ()) -> None:
         super().__init__(text)
         self.status = status
+        self.results = results
 
 
 @dataclass(frozen=True)

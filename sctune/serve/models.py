@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from dataclasses import replace
 
@@ -45,15 +43,3 @@ def opened(
 def with_threshold(model: Model, threshold: Threshold) -> Model:
     """The same model, deciding at another threshold."""
     return Model(model.detector, model.config, replace(model.parts, threshold=threshold))
-
-
-def score_digest(model: Model) -> str:
-    """SHA-256 of all that decides a score: the configuration and the weights, whatever device they are on."""
-    # without defaults, so that a field which a later sctune adds changes nothing
-    settings = model.config.model_dump(exclude_defaults=True)
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
-    for name, value in sorted(model.detector.state_dict().items()):
-        array = value.detach().cpu().contiguous().numpy()
-        digest.update(f"{name} {array.dtype} {array.shape}".encode())
-        digest.update(array.tobytes())
-    return digest.hexdigest()

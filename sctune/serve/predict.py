@@ -10,12 +10,14 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
-from sctune.deploy.model import Model, heat_map_png
+from sctune.deploy.incoming import shown
+from sctune.deploy.model import Model, heat_map_png, score_digest
 from sctune.errors import ConfigError
-from sctune.serve.inputs import Scored, scored, shown
-from sctune.serve.models import score_digest
+from sctune.serve.appending import Counts, appending
+from sctune.serve.changes import Changes, find_changes
+from sctune.serve.inputs import Scored, scored
 from sctune.serve.stopping import StoppedPredictionError
-from sctune.serve.table import COLUMNS, HEAT_MAP, Counts, Identity, Row, appending, writing
+from sctune.serve.table import COLUMNS, HEAT_MAP, Identity, Row, writing
 
 _STEM = 80
 """Letters of an image's own name in that of its heat map, which file systems limit."""
@@ -31,11 +33,15 @@ class Progress:
 
 @dataclass(frozen=True)
 class Predicted:
-    """What a command did. counts: of all rows of the table, `earlier` of which were there before."""
+    """What a command did. counts: of all rows of the table, `earlier` of which were there before and stayed.
+
+    changes: rows that were there before and are no longer those of their files.
+    """
 
     counts: Counts
     earlier: int
     total: int
+    changes: Changes
 
 
 def predict_to_file(
@@ -48,12 +54,16 @@ def predict_to_file(
 ) -> Predicted:
     """Append a row for each path that has none in `out` yet (CSV or JSONL by suffix), in the order given.
 
+    Rows of files whose content is another one by now are made anew, behind the others; each path has one row.
     heat_maps: folder of a PNG for each image. A row is written after its heat map. Raises DataError for a table of
     another model or threshold, StoppedPredictionError when `asked` was set: what is done stays.
     """
     with appending(out, identity_of(model, heat_maps is not None)) as table:
+        changes = find_changes(table.known, paths)
+        # at once, and before anything is scored: at no time has a path two rows, or one of what it was before
+        table.renew(changes.stale, changes.touched)
         earlier = table.counts.rows
-        left = [path for path in paths if shown(path) not in table.done]
+        left = [path for path in paths if shown(path) not in table.known]
         there = len(paths) - len(left)
         told(Progress(there, len(paths)))
         for rows in predicted_rows(model, left, heat_maps):
@@ -64,7 +74,7 @@ def predict_to_file(
                 raise StoppedPredictionError(
                     f"stopped after {there} of {len(paths)} images; the same command goes on behind the rows in {out}"
                 )
-        return Predicted(table.counts, earlier, len(paths))
+        return Predicted(table.counts, earlier, len(paths), changes)
 
 
 def refuse_inside(folder: Path, places: Sequence[str]) -> None:
@@ -114,8 +124,10 @@ def _rows(model: Model, chunk: Sequence[Scored]) -> list[dict[str, Any]]:
     for one in chunk:
         row: dict[str, Any] = dict.fromkeys(COLUMNS) | {"path": shown(one.path), "error": one.error}
         row["threshold"] = threshold
+        if one.file is not None:
+            row |= {"size": one.file.size, "mtime": one.file.time, "sha256": one.file.digest}
         if one.image is not None:
-            row |= one.image.measures
+            row |= {**one.image.measures, "note": "; ".join(one.image.notes) or None}
         if one.score is not None:
             row |= {"score": one.score, "label": model.labels(one.score)[0]}
         rows.append(row)

@@ -9,7 +9,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from sctune.data.images import file_digest
 from sctune.deploy.calibration import Calibration, Prepared
 from sctune.deploy.card import card_with_decision
 from sctune.deploy.locate import Address, find_version, model_folder
@@ -132,10 +131,10 @@ def recalibrate(
     done = failed = left_out = 0
     for chunk in scored(model, paths):
         for one in chunk:
-            if one.image is None or one.score is None:
+            if one.image is None or one.score is None or one.file is None:
                 failed += 1
                 continue
-            digest = file_digest(Path(one.path))
+            digest = one.file.digest
             if digest in known:
                 left_out += 1
             elif digest not in digests:  # a copy says nothing new

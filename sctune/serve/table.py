@@ -6,11 +6,10 @@ Beside FILE lies FILE.model.json, which says what model and threshold the rows a
 from __future__ import annotations
 
 import csv
-import fcntl
 import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -18,12 +17,16 @@ from typing import Any, BinaryIO
 from sctune.errors import DataError
 
 FORMAT_VERSION = 1
-COLUMNS = ("path", "score", "label", "threshold", "brightness", "contrast", "width", "height", "error")
+COLUMNS = (
+    "path", "score", "label", "threshold", "brightness", "contrast", "width", "height", "error",
+    "size", "mtime", "sha256", "note",
+)  # fmt: skip
+"""Tables of earlier versions end with `error`; what they lack is read as None."""
 HEAT_MAP = "heat_map"
 """Last column where heat maps are written: the name of the file."""
 SUFFIXES = (".csv", ".jsonl")
 NUMBERS = ("score", "threshold", "brightness", "contrast")
-WHOLE_NUMBERS = ("width", "height")
+WHOLE_NUMBERS = ("width", "height", "size")
 
 Row = Mapping[str, Any]
 
@@ -70,6 +73,18 @@ def read_identity(table: Path) -> Identity | None:
         raise DataError(f"cannot read {path}, which says what {table} is of: {problem}; give another file") from None
 
 
+def lines_of(path: Path, rows: Sequence[Row], columns: Sequence[str]) -> bytes:
+    """Rows as the lines of a table of this name."""
+    if path.suffix.lower() == ".csv":
+        return csv_lines(rows, columns).encode()
+    return "".join(json.dumps({name: row[name] for name in columns}) + "\n" for row in rows).encode()
+
+
+def header_of(path: Path, columns: Sequence[str]) -> bytes:
+    """What a new table of this name begins with."""
+    return (",".join(columns) + "\n").encode() if path.suffix.lower() == ".csv" else b""
+
+
 def csv_lines(rows: Sequence[Row], columns: Sequence[str]) -> str:
     """Rows as lines of CSV; floats with all their digits, None as nothing."""
     text = io.StringIO()
@@ -85,104 +100,9 @@ def read_table(table: Path) -> Iterator[dict[str, Any]]:
     """
     try:
         with table.open("rb") as stream:
-            yield from _rows(table, stream)
+            yield from rows_of(table, stream)
     except OSError as problem:
         raise DataError(f"cannot read {table}: {problem.strerror}") from None
-
-
-class Table:
-    """A table open for more rows; use `appending`. done: paths of the rows that are there; counts: of all rows."""
-
-    def __init__(self, path: Path, stream: BinaryIO, identity: Identity) -> None:
-        self.path = path
-        self.identity = identity
-        self.done: set[str] = set()
-        self.counts = Counts()
-        self._stream = stream
-        self._end = 0
-
-    def write(self, rows: Sequence[Row]) -> None:
-        """Append rows and hand them to the system; raises DataError for a full disk, with whole rows before it."""
-        if self.path.suffix.lower() == ".csv":
-            text = csv_lines(rows, self.identity.columns)
-        else:
-            text = "".join(json.dumps({name: row[name] for name in self.identity.columns}) + "\n" for row in rows)
-        content = text.encode()
-        try:
-            self._write_all(content)
-        except OSError as problem:
-            with suppress(OSError):
-                self._stream.truncate(self._end)
-            raise DataError(
-                f"cannot write {self.path}: {problem.strerror}; {self.counts.rows} rows are there, make room and run "
-                "the same command again"
-            ) from None
-        self._end += len(content)
-        for row in rows:
-            self.counts.add(row)
-
-    def _take_up(self) -> None:
-        """Read the rows that are there, and cut off what was half written."""
-        content = self._stream.read()
-        self._end = content.rfind(b"\n") + 1
-        for row in _rows(self.path, io.BytesIO(content[: self._end])) if self._end else ():
-            self.done.add(row["path"])
-            self.counts.add(row)
-        self._stream.truncate(self._end)
-        self._stream.seek(self._end)
-        if not self._end and self.path.suffix.lower() == ".csv":
-            header = (",".join(self.identity.columns) + "\n").encode()
-            with writing(self.path):
-                self._write_all(header)
-            self._end = len(header)
-
-    def _write_all(self, content: bytes) -> None:
-        # an unbuffered stream may take a part, which on a full disk comes before the error
-        written = 0
-        while written < len(content):
-            written += self._stream.write(content[written:])
-
-
-@dataclass
-class Counts:
-    """Rows by what became of them."""
-
-    rows: int = 0
-    anomalous: int = 0
-    normal: int = 0
-    failed: int = 0
-
-    def add(self, row: Row) -> None:
-        self.rows += 1
-        self.failed += row["error"] is not None
-        self.anomalous += row["label"] == "anomalous"
-        self.normal += row["label"] == "normal"
-
-
-@contextmanager
-def appending(path: Path, identity: Identity) -> Iterator[Table]:
-    """A new table, or one of the same model and threshold to go on with.
-
-    Raises DataError for an existing file of something else, for one that another process writes, and where it cannot
-    be written.
-    """
-    check_name(path)
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        refuse_other(path, identity)
-        stream = path.open("a+b", buffering=0)
-    with stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise DataError(f"another command is writing {path}; wait for it, or give another --out") from None
-        except OSError:  # a network file system without locks
-            pass
-        stream.seek(0)
-        table = Table(path, stream, identity)
-        _write_identity(path, identity)
-        table._take_up()
-        yield table
 
 
 @contextmanager
@@ -203,7 +123,7 @@ def check_name(path: Path) -> None:
 
 
 def refuse_other(path: Path, identity: Identity) -> None:
-    """Raises DataError where the file exists and its rows are of another model, threshold or set of columns."""
+    """Raises DataError where the file exists and its rows are of another model or threshold, or heat maps differ."""
     if not path.exists() or path.stat().st_size == 0:
         return
     found = read_identity(path)
@@ -217,14 +137,16 @@ def refuse_other(path: Path, identity: Identity) -> None:
         raise DataError(f"{path} holds scores of another model ({found.text}; not {identity.text}); {way_out}")
     if found.threshold != identity.threshold:
         raise DataError(f"{path} was made with the threshold {found.threshold}, not {identity.threshold}; {way_out}")
-    if found.columns != identity.columns:
+    # other columns are a matter of the version that wrote it, which `appending` sees to
+    if (HEAT_MAP in found.columns) != (HEAT_MAP in identity.columns):
         raise DataError(
             f"{path} was made {'with' if HEAT_MAP in found.columns else 'without'} --heat-maps; do so again, or "
             f"{way_out}"
         )
 
 
-def _write_identity(path: Path, identity: Identity) -> None:
+def write_identity(path: Path, identity: Identity) -> None:
+    """Write the side file of a table."""
     target = side_file(path)
     staged = target.with_name(f"{target.name}.new")
     with writing(target):
@@ -232,7 +154,8 @@ def _write_identity(path: Path, identity: Identity) -> None:
         staged.replace(target)
 
 
-def _rows(table: Path, stream: BinaryIO) -> Iterator[dict[str, Any]]:
+def rows_of(table: Path, stream: BinaryIO) -> Iterator[dict[str, Any]]:
+    """As `read_table`, of an open file; table: for its kind and for messages."""
     text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
     number = 1
     try:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
 import json
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
@@ -13,7 +11,8 @@ from typing import Any
 from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
-from sctune.serve.inputs import shown
+from sctune.deploy.incoming import bytes_of_text, error_line, shown
+from sctune.errors import DataError
 from sctune.serve.limits import Limits, RequestError
 
 JSON_KEY = "images"
@@ -73,13 +72,14 @@ async def _of_form(headers: Headers, body: bytes, limits: Limits) -> list[Upload
     except (ValueError, LookupError) as problem:  # a charset that is none, a header that is no text
         raise RequestError(400, f"the form cannot be read: {shown(str(problem))[:_NAME]}") from None
     files = [value for _, value in form.multi_items() if isinstance(value, UploadFile)]
-    return [Upload(_plain(file.filename or ""), await file.read()) for file in files]
+    return [Upload(_plain(file.filename or f"files[{at}]"), await file.read()) for at, file in enumerate(files)]
 
 
 def _of_json(body: bytes, limits: Limits) -> list[Upload]:
     wanted = f'write {{"{JSON_KEY}": [BASE64, ...]}}'
-    # base64 has no commas and brackets: a small body could unfold to gigabytes before its images are counted
-    if body.count(b",") > limits.max_images + _MORE:
+    # base64 has no commas and brackets, and `data:` before it one comma: a small body could unfold to gigabytes before
+    # its images are counted
+    if body.count(b",") > 2 * limits.max_images + _MORE:
         raise too_many(limits)
     if body.count(b"{") + body.count(b"[") > _MORE:
         raise RequestError(422, f"the document is nested; {wanted}")
@@ -98,12 +98,12 @@ def _of_json(body: bytes, limits: Limits) -> list[Upload]:
 
 
 def _of_text(name: str, text: Any) -> Upload:
-    if not isinstance(text, str):
-        raise RequestError(422, f"{name} is no text; send an image file's bytes as base64")
     try:
-        return Upload(name, base64.b64decode(text, validate=True))
-    except (binascii.Error, ValueError):
-        return Upload(name, b"", "the text is not base64; send an image file's bytes as base64")
+        if not isinstance(text, str):
+            raise DataError("no text; send an image file's bytes as base64")
+        return Upload(name, bytes_of_text(text))
+    except DataError as problem:
+        return Upload(name, b"", error_line(name, str(problem)))
 
 
 def _plain(name: str) -> str:

@@ -19,6 +19,7 @@ from sctune.cli.serve import export
 from sctune.config import TrialConfig
 from sctune.data.decode import Decoding
 from sctune.deploy.calibration import prepare_image
+from sctune.deploy.conformance.pack import read_pack
 from sctune.deploy.export import (
     ROUNDING,
     TOLERANCE,
@@ -117,6 +118,9 @@ def test_an_onnx_file_says_what_it_is(model: Model, files: dict[Kind, Path]) -> 
     assert known["sctune.licence"] == "CC BY-NC-SA 4.0" and known["sctune.attribution"] == "Images: somebody"
     assert (known["sctune.study"], known["sctune.trial"]) == ("first", "0")
     assert (known["sctune.image_size"], known["sctune.resize"]) == ("64", model.config.data.resize)
+    assert "BILINEAR" in known["sctune.resize_kernel"] and known["sctune.resize_antialias"].startswith("true")
+    assert {"sctune.resize_rule", "sctune.resize_rounding", "sctune.pixel_range"} <= set(known)
+    assert known["sctune.colours"].startswith("RGB")
     content = files["onnx"].read_bytes()
     for place in (Path(torch.__file__).parents[1], Path(__file__).parents[2], files["onnx"].parent):
         assert str(place).encode() not in content, "names a folder of this machine"
@@ -129,6 +133,7 @@ def test_the_description_beside_the_file(model: Model, files: dict[Kind, Path]) 
         assert (about["file"], about["format"], about["image_size"]) == (file.name, kind, 64)
         assert about["parity"]["images"] == len(generated_images(64)) and about["parity"]["flips"] == 0
         assert about["parity"]["difference"] <= TOLERANCE
+        assert about["resize_kernel"].startswith("bilinear") and "antialias" in about["resize_antialias"]
         assert model.threshold is not None and about["threshold"] == model.threshold.value
         assert sorted(path.name for path in file.parent.iterdir()) == sorted(
             name for other in files.values() for name in (other.name, f"{other.name}.json")
@@ -253,6 +258,7 @@ def test_the_command(tmp_path: Path) -> None:
         (pictures / f"{seed}.png").write_bytes(noise_png(seed))
     out = tmp_path / "model.pt2"
     words = [str(folder), "--format", "torch", "--json", "--out", str(out), "--images", str(pictures)]
+    words += ["--pack", str(tmp_path / "pack")]
     done = subprocess.run(
         [sys.executable, "-m", "sctune", "export", *words],
         capture_output=True,
@@ -262,6 +268,7 @@ def test_the_command(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)
     assert document["parity"]["images"] == 4 and document["file"] == str(out) and out.is_file()
+    assert document["pack"] == str(tmp_path / "pack") and read_pack(tmp_path / "pack").cases
     model = load_model_folder(folder)
     pixels = images(model.config)
     np.testing.assert_allclose(run_exported(out, "torch", pixels), model.score(pixels), atol=TOLERANCE)

@@ -20,6 +20,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sctune.deploy.conformance.check import check_consumer
+from sctune.deploy.conformance.pack import write_pack
 from sctune.deploy.model import Model, load_model_folder
 from sctune.deploy.register import log_model_run
 from sctune.tracking.server import check_tracking, default_tracking_uri, find_experiment, mlflow_client
@@ -80,10 +82,14 @@ def url(folder: Path, model: Model, tmp_path_factory: pytest.TempPathFactory) ->
         end_group(process.pid)
 
 
+def refuse(constant: str) -> None:
+    raise AssertionError(f"{constant} is no JSON")
+
+
 def ask(url: str, document: dict[str, Any]) -> list[dict[str, Any]]:
     body = json.dumps(document).encode()
     with urlopen(Request(f"{url}/invocations", body, {"Content-Type": "application/json"}), timeout=60) as answer:
-        rows: list[dict[str, Any]] = json.load(answer)["predictions"]
+        rows: list[dict[str, Any]] = json.load(answer, parse_constant=refuse)["predictions"]
         return rows
 
 
@@ -111,9 +117,28 @@ def test_heat_maps_on_request(url: str) -> None:
             assert picture.format == "PNG" and picture.size == (64, 64) and np.ptp(np.asarray(picture)) > 50
 
 
-def test_what_is_no_image_is_refused(url: str) -> None:
-    for data in ("text", base64.b64encode(b"text").decode(), None):
-        with pytest.raises(HTTPError) as caught:
-            ask(url, {"dataframe_split": {"columns": ["image"], "data": [[TEXTS[0]], [data]]}})
-        assert caught.value.code in (400, 500)
-    assert len(ask(url, {"inputs": {"image": TEXTS}})) == 4
+def test_what_is_no_image_answers_for_its_own_row(url: str, model: Model) -> None:
+    """In every form, with valid JSON (`ask` refuses NaN), and base64 as clients write it."""
+    score = float(model.score([model.prepare(IMAGES[0]).pixels])[0])
+    safe = base64.urlsafe_b64encode(IMAGES[0]).decode().rstrip("=")
+    assert {"-", "_"} <= set(safe)
+    good = [TEXTS[0], safe, base64.encodebytes(IMAGES[0]).decode(), f"data:image/png;base64,{TEXTS[0]}"]
+    for bad in ("text", base64.b64encode(b"text").decode(), "übel", None):
+        data = [*good, bad]
+        forms: tuple[dict[str, Any], ...] = (
+            {"dataframe_split": {"columns": ["image"], "data": [[text] for text in data]}},
+            {"dataframe_records": [{"image": text} for text in data]},
+            {"inputs": {"image": data}},
+            {"inputs": [{"image": text} for text in data]},
+        )
+        for form in forms:
+            *rows, last = ask(url, form)
+            assert [(row["score"], row["error"]) for row in rows] == [(score, None)] * 4, (form.keys(), bad)
+            assert (last["score"], last["label"]) == (None, None) and last["error"].startswith("row 4: "), last
+    with pytest.raises(HTTPError):
+        ask(url, {"dataframe_split": {"columns": ["picture"], "data": [[TEXTS[0]]]}})
+
+
+def test_it_agrees_with_the_pack_of_its_model(url: str, model: Model, tmp_path: Path) -> None:
+    found = check_consumer(write_pack(model, tmp_path / "pack"), f"{url}/invocations")
+    assert found.differing == [] and {row.difference for row in found.rows} <= {0.0, None}, found.line()

@@ -25,6 +25,7 @@ from sctune.deploy.package import build_wheel
 from sctune.deploy.register import log_model_run, registered_name, requirements
 from sctune.errors import CheckpointError, DataError, TrackingError
 from sctune.model.detector import Detector
+from sctune.serve.predict import predicted_rows
 from sctune.tracking.server import check_tracking, default_tracking_uri, find_experiment, mlflow_client
 from tests.models import small_config, small_detector
 
@@ -94,18 +95,63 @@ def test_a_request_longer_than_a_batch_keeps_its_order(scorer: ImageScorer, expe
     np.testing.assert_allclose(scores, np.resize(expected, 40), atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        (pd.DataFrame({"picture": [b""]}), "no column 'image'"),
-        ([IMAGES[0], b"no image"], "row 1: "),
-        (["not base64!"], "row 0: the text is not base64"),
-        ([3.5], "row 0: a float is no image"),
-    ],
-)
-def test_bad_input_is_named(scorer: ImageScorer, given: object, message: str) -> None:
-    with pytest.raises(DataError, match=message):
-        scorer.predict(given)
+def test_a_bad_image_answers_for_its_own_row(scorer: ImageScorer, expected: np.ndarray) -> None:
+    given = [IMAGES[0], b"no image", "not base64!", 3.5, None, IMAGES[2][:99], IMAGES[2]]
+    found = scorer.predict(given, params={"heat_map": True})
+    assert list(found.columns) == ["score", "label", "error", "heat_map"] and found["score"].dtype == np.float64
+    np.testing.assert_allclose(found["score"], [expected[0], *[np.nan] * 5, expected[2]], atol=1e-6)
+    assert [text is None for text in found["error"]] == [picture is not None for picture in found["heat_map"]]
+    assert found["error"][1].startswith("row 1: not an image that can be read")
+    assert found["error"][2] == "row 2: the text is not base64; send an image file's bytes as base64"
+    assert found["error"][3].startswith("row 3: a float is no image") and "row 4: a NoneType" in found["error"][4]
+    assert found["error"][5].startswith("row 5 cannot be decoded: ")
+    # as MLflow's server writes it, where NaN would be no JSON
+    text = json.dumps(found[["score", "error"]].to_dict("records"))
+    assert "NaN" in text, "a part of it is a plain table"
+    (first, second, *_) = found.to_dict(orient="records")
+    assert first["score"] == found["score"][0] and (second["score"], second["heat_map"]) == (None, None)
+    every = scorer.predict([b"no image"] * 40)
+    assert every["error"][39].startswith("row 39: ") and every["score"].isna().all() and len(every) == 40
+
+
+def test_an_error_has_the_text_of_predict(scorer: ImageScorer, tmp_path: Path) -> None:
+    """One text for one fault, with the path in place of the row; also where decoding is told a path and not bytes."""
+    faults = {"text": b"no image", "cut": IMAGES[0][:200], "array": b"\x93NUMPY, said the text", "": b""}
+    rows = scorer.predict(list(faults.values()))["error"]
+    for row, (name, content) in zip(rows, faults.items(), strict=True):
+        path = tmp_path / f"{name}.png"
+        path.write_bytes(content)
+        number = list(faults).index(name)
+        (chunk,) = predicted_rows(scorer.model, [str(path)])
+        assert chunk[0]["error"] == row.replace(f"row {number}", str(path), 1) and str(path) in chunk[0]["error"]
+        with pytest.raises(DataError) as caught:
+            scorer.model.prepare(path)
+        assert str(caught.value) == chunk[0]["error"]
+
+
+@pytest.mark.parametrize("as_bytes", [False, True])
+def test_base64_is_read_as_clients_write_it(scorer: ImageScorer, expected: np.ndarray, as_bytes: bool) -> None:
+    content = IMAGES[0] + b"\xff\xfe\xfb\xef"  # what follows a PNG is not read
+    plain = base64.b64encode(content).decode()
+    forms = [
+        plain,
+        base64.encodebytes(content).decode(),
+        base64.encodebytes(content).decode().replace("\n", "\r\n"),
+        base64.urlsafe_b64encode(content).decode(),
+        plain.rstrip("="),
+        f"data:image/png;base64,{plain}",
+        f"DATA:image/png;charset=utf-8;base64,{base64.urlsafe_b64encode(content).decode().rstrip('=')}\n",
+    ]
+    assert {"-", "_"} <= set(forms[3]) and forms[4] != plain
+    given = [form.encode() for form in forms] if as_bytes else forms
+    found = scorer.predict(given)
+    assert found["error"].tolist() == [None] * len(forms)
+    np.testing.assert_allclose(found["score"], [expected[0]] * len(forms), atol=1e-6)
+
+
+def test_what_is_wrong_with_all_rows_is_an_error_of_the_request(scorer: ImageScorer) -> None:
+    with pytest.raises(DataError, match="no column 'image'"):
+        scorer.predict(pd.DataFrame({"picture": [b""]}))
     with pytest.raises(DataError, match="unknown parameters"):
         scorer.predict(IMAGES, params={"threshold": 1})
 

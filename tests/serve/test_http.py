@@ -20,6 +20,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sctune.deploy.conformance.check import check_consumer
+from sctune.deploy.conformance.pack import write_pack
 from sctune.deploy.model import Model, load_model_folder
 from sctune.errors import ConfigError
 from sctune.serve.app import Access, Service, make_app
@@ -29,6 +31,7 @@ from sctune.serve.metrics import score_edges
 from tests.models import noise_png, write_small_model
 from tests.serve.http_server import HttpServer, form_body
 
+JSON = "application/json"
 IMAGES = {f"{seed}.png": noise_png(seed, side=60 + seed, spot=seed % 2 == 1) for seed in range(5)}
 
 
@@ -100,14 +103,50 @@ def test_a_bad_image_among_good_ones_has_its_own_error(server: HttpServer, expec
     first, bad, last = answer.json()["results"]
     assert answer.status == 200
     assert (first["score"], last["score"]) == (expected["0.png"], expected["2.png"])
-    assert bad == {"name": "bad.png", "error": "the image: not an image that can be read (png, jpg, bmp, tif or npy)"}
+    assert set(bad) == {"name", "error"} and bad["error"].startswith("bad.png: not an image that can be read")
     alone = server.form({"bad.png": b"text"})
-    assert alone.status == 400 and alone.json() == {"error": bad["error"]}
+    assert alone.status == 400 and alone.json() == {"error": bad["error"], "results": [bad]}
     several = server.form({"a": b"text", "b": b""})
-    assert several.status == 400 and several.json()["error"].startswith("none of 2 images: ")
+    assert several.status == 400 and several.json()["error"].startswith("none of 2 images: a: ")
+    assert [(one["name"], one["error"][:3]) for one in several.json()["results"]] == [("a", "a: "), ("b", "b: ")]
     texts = json.dumps({"images": ["!", base64.b64encode(IMAGES["0.png"]).decode()]}).encode()
     mixed = server.send(texts, kind="application/json").json()["results"]
     assert "not base64" in mixed[0]["error"] and mixed[1]["score"] == expected["0.png"]
+
+
+def test_base64_is_read_as_clients_write_it(server: HttpServer, expected: dict[str, float]) -> None:
+    text = base64.b64encode(IMAGES["0.png"]).decode()
+    forms = [
+        base64.encodebytes(IMAGES["0.png"]).decode(),
+        text.replace("\n", "").replace("+", "-").replace("/", "_").rstrip("="),
+        f"data:image/png;base64,{text}",
+    ]
+    assert "\n" in forms[0] and {"-", "_"} <= set(forms[1])
+    answer = server.send(json.dumps({"images": [*forms, f"data:image/png,{text}", 7, text]}).encode(), kind=JSON)
+    assert answer.status == 200
+    *good, plain, number, last = answer.json()["results"]
+    assert [one["score"] for one in (*good, last)] == [expected["0.png"]] * 4
+    assert plain["error"].startswith("images[3]: the text is not base64") and number["error"].startswith(
+        "images[4]: no"
+    )
+    # each has a comma of its own, which is no image more
+    many = server.send(json.dumps({"images": [forms[2]] * 64}).encode(), kind=JSON)
+    assert many.status == 200 and len(many.json()["results"]) == 64
+    assert server.send(json.dumps({"images": [forms[2]] * 65}).encode(), kind=JSON).status == 413
+
+
+def test_a_server_agrees_with_the_pack_of_its_model(server: HttpServer, model: Model, tmp_path: Path) -> None:
+    pack = write_pack(model, tmp_path / "pack")
+    for address in (server.url, f"{server.url}/predict"):
+        found = check_consumer(pack, address)
+        assert found.differing == [] and {row.difference for row in found.rows} <= {0.0, None}, found.line()
+    other = Model(model.detector, model.config.override({"data.resize": "pad"}), model.parts)
+    found = check_consumer(write_pack(other, tmp_path / "other"), server.url)
+    assert found.differing and "without regard to the aspect" in found.line()
+    with pytest.raises(ConfigError, match="answers 404"):
+        check_consumer(pack, f"{server.url}/none")
+    with pytest.raises(ConfigError, match="answers 405"):
+        check_consumer(pack, f"{server.url}/model")
 
 
 def test_pages_about_the_server(server: HttpServer, model: Model) -> None:
@@ -183,8 +222,8 @@ def test_metrics_count_what_was_asked(server: HttpServer, model: Model) -> None:
         ("application/json", b"[" * 1_000_000, 422, "nested"),
         ("application/json", b"[]", 422, "no list 'images'"),
         ("application/json", b'{"images": {"a": 1}}', 422, "no list 'images'"),
-        ("application/json", b'{"images": [1]}', 422, "images[0] is no text"),
-        ("application/json", b'{"images": [["QQ=="]]}', 422, "images[0] is no text"),
+        ("application/json", b'{"images": [1]}', 400, "images[0]: no text"),
+        ("application/json", b'{"images": [["QQ=="]]}', 400, "images[0]: no text"),
         ("application/json", b'{"images": [], "path": "/etc/passwd"}', 422, "unknown key 'path'"),
         ("application/json", b'{"images": []}', 400, "no image in the request"),
         ("application/json", b'{"images": [""]}', 400, "not an image"),

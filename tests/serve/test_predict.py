@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import gc
+import hashlib
 import json
 import os
 import signal
@@ -11,6 +12,8 @@ import subprocess
 import sys
 import time
 import tracemalloc
+from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from threading import Event
 
@@ -19,12 +22,14 @@ import pytest
 from PIL import Image
 
 from sctune.cli import main
-from sctune.deploy.model import Model, load_model_folder
+from sctune.deploy.incoming import shown
+from sctune.deploy.model import Model, load_model_folder, score_digest
 from sctune.errors import ConfigError, DataError, NonFiniteError, SctuneError
 from sctune.model.patches import scoring_signs
 from sctune.serve import inputs
-from sctune.serve.inputs import AHEAD, CHUNK, list_inputs, shown
-from sctune.serve.models import opened, score_digest
+from sctune.serve.inputs import AHEAD, CHUNK, list_inputs
+from sctune.serve.models import opened
+from sctune.serve.monitor import monitor, rows_of_table
 from sctune.serve.predict import Progress, heat_map_name, predict_to_file, predicted_rows, refuse_inside
 from sctune.serve.stopping import StoppedPredictionError, stop_asked
 from sctune.serve.table import COLUMNS, read_identity, read_table, side_file
@@ -136,6 +141,166 @@ def test_a_file_of_something_else_is_refused(model: Model, model_folder: Path, i
     assert out.read_bytes() == before
     with pytest.raises(DataError, match=r"ends in \.csv or \.jsonl"):
         predict_to_file(model, paths, tmp_path / "out.txt")
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
+def test_a_row_belongs_to_the_file_as_it_is_now(
+    model: Model, images: Path, tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Overwritten at the same size and time, overwritten, touched, mended, damaged, gone."""
+    out, right = tmp_path / f"out{suffix}", images / "right"
+    (right / "late.png").write_bytes(b"no image yet")
+    paths = list_inputs([str(right)])
+    predict_to_file(model, paths, out)
+    before = {row["path"]: row for row in read_table(out)}
+    for row in before.values():
+        content = Path(row["path"]).read_bytes()
+        assert (row["size"], row["sha256"]) == (len(content), hashlib.sha256(content).hexdigest())
+        assert datetime.fromisoformat(row["mtime"][:26] + "Z").timestamp() == pytest.approx(
+            os.stat(row["path"]).st_mtime
+        )
+    os.utime(right / "00.png")
+    (right / "01.png").write_bytes(noise_png(70, spot=True))
+    (right / "02.png").write_bytes(b"no image")
+    (right / "late.png").write_bytes(noise_png(71))
+    (right / "03.png").unlink()
+    scored = list[str]()
+    real = model.prepare
+    monkeypatch.setattr(model, "prepare", lambda content: scored.append(hash_of(content)) or real(content))
+    done = predict_to_file(model, list_inputs([str(right)]), out)
+    changed = {str(right / name) for name in ("01.png", "02.png", "late.png")}
+    assert set(scored) == {hash_of(Path(path).read_bytes()) for path in changed} and len(scored) == 3
+    assert done.changes.changed == changed and done.changes.gone == (str(right / "03.png"),)
+    assert list(done.changes.touched) == [str(right / "00.png")] and (done.earlier, done.counts.rows) == (18, 21)
+    after = {row["path"]: row for row in read_table(out)}
+    assert len(list(read_table(out))) == len(after) == 21, "each path has one row"
+    whole = tmp_path / f"whole{suffix}"
+    predict_to_file(model, list_inputs([str(right)]), whole)
+    fresh = {row["path"]: row for row in read_table(whole)}
+    assert {path: row for path, row in after.items() if path in fresh} == fresh
+    assert after[str(right / "03.png")] == before[str(right / "03.png")]
+    content = out.read_bytes()
+    scored.clear()
+    again = predict_to_file(model, list_inputs([str(right)]), out)
+    assert not scored and out.read_bytes() == content and not again.changes.stale and not again.changes.touched
+
+
+def test_the_summary_tells_what_changed_and_what_is_gone(
+    model_folder: Path, images: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(images.parent)
+    words = ["sctune", "predict", "images/right", "--model", str(model_folder), "--out", "o.csv", "--json"]
+    monkeypatch.setattr(sys, "argv", words)
+    told = []
+    for number in range(3):
+        if number == 1:
+            (images / "right/01.png").write_bytes(noise_png(70))
+            (images / "right/02.png").unlink()
+        with pytest.raises(SystemExit) as caught:
+            main()
+        assert not caught.value.code
+        told.append(capsys.readouterr())
+    first, second, third = (json.loads(one.out) for one in told)
+    assert [(one["earlier"], one["rescored"], one["gone"]) for one in (first, second, third)] == [
+        (0, 0, 0), (19, 1, 1), (20, 0, 1)
+    ]  # fmt: skip
+    (line,) = told[1].err.splitlines()
+    assert "19 rows were there already; 1 of files that have changed since were scored anew; " in line
+    assert line.endswith("1 are of files that are gone (images/right/02.png) and stay")
+    assert "anew" not in told[0].err + told[2].err
+
+
+def hash_of(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def test_the_hash_decides_where_only_the_time_differs(model: Model, images: Path, tmp_path: Path) -> None:
+    out, path = tmp_path / "out.csv", images / "right/00.png"
+    content = bytearray(path.read_bytes())
+    predict_to_file(model, [str(path)], out)
+    state = path.stat()
+    content[-1] ^= 1  # of the same size, the last byte of the end mark
+    path.write_bytes(content)
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+    assert not predict_to_file(model, [str(path)], out).changes.stale, "nothing says that it was written"
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns + 1))
+    assert predict_to_file(model, [str(path)], out).changes.changed == {str(path)}
+    (row,) = read_table(out)
+    assert row["sha256"] == hash_of(bytes(content))
+
+
+def test_a_table_of_an_earlier_sctune_goes_on(model: Model, images: Path, tmp_path: Path) -> None:
+    """Its rows do not tell the content: those of files that are there are made anew, the others stay."""
+    paths, out = list_inputs([str(images / "right")]), tmp_path / "out.csv"
+    predict_to_file(model, paths, out)
+    new, old = list(csv.DictReader(out.open())), COLUMNS[:9]
+    with out.open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, old, extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(new)
+        writer.writerow(new[0] | {"path": "/gone/a.png"})
+    identity = json.loads(side_file(out).read_text())
+    side_file(out).write_text(json.dumps(identity | {"columns": list(old)}))
+    assert monitor(model, list(rows_of_table(model, out))).images == 21
+    done = predict_to_file(model, paths, out)
+    assert done.changes.unsure == set(paths) and done.changes.gone == ("/gone/a.png",)
+    rows = list(csv.DictReader(out.open()))
+    assert tuple(rows[0]) == COLUMNS and rows[0]["path"] == "/gone/a.png" and rows[1:] == new
+    content = out.read_text().splitlines(keepends=True)
+    out.write_text(content[0].replace(",note", ",note,later") + "".join(line[:-1] + ",\n" for line in content[1:]))
+    with pytest.raises(DataError, match="has a column 'later', which this sctune does not write"):
+        predict_to_file(model, paths, out)
+
+
+def test_a_kill_at_any_write_leaves_a_whole_table(
+    model: Model, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed while stale rows are taken out, or after: old rows or none for what changed, and the next run mends it."""
+    out, right = tmp_path / "out.csv", images / "right"
+    predict_to_file(model, list_inputs([str(right)]), out)
+    before = out.read_bytes()
+    (right / "05.png").write_bytes(noise_png(72, spot=True))
+
+    class Killed(BaseException):
+        """As the end of the process: nothing catches it."""
+
+    def kill(*_: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(os, "fsync", kill)
+        predict_to_file(model, list_inputs([str(right)]), out)
+    assert out.read_bytes() == before
+    asked = Event()
+    with pytest.raises(Killed):
+        predict_to_file(model, list_inputs([str(right)]), out, told=kill, asked=asked)
+    rows = list(read_table(out))
+    assert len(rows) == 19 and str(right / "05.png") not in {row["path"] for row in rows}
+    done = predict_to_file(model, list_inputs([str(right)]), out)
+    assert (done.earlier, done.counts.rows) == (19, 20) and list(read_table(out))[-1]["path"].endswith("05.png")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "out.csv", "out.csv.model.json"]
+
+
+def test_rows_of_what_could_not_be_read_are_tried_again(model: Model, images: Path, tmp_path: Path) -> None:
+    out, link = tmp_path / "out.csv", images / "right/link.png"
+    link.symlink_to(images / "nowhere.png")
+    first = predict_to_file(model, [str(link)], out)
+    content = out.read_bytes()
+    assert first.counts.failed == 1 and predict_to_file(model, [str(link)], out).earlier == 1
+    assert out.read_bytes() == content
+    (images / "nowhere.png").write_bytes(noise_png(3))
+    done = predict_to_file(model, [str(link)], out)
+    assert done.counts.failed == 0 and done.changes.changed == {str(link)}
+
+
+def test_notes_of_an_image_stand_in_its_row(
+    model: Model, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = model.prepare
+    monkeypatch.setattr(model, "prepare", lambda content: replace(real(content), notes=("one, with comma", "two")))
+    out = tmp_path / "out.csv"
+    predict_to_file(model, [str(images / "right/00.png")], out)
+    assert [row["note"] for row in read_table(out)] == ["one, with comma; two"]
 
 
 def test_two_commands_do_not_write_one_file(model: Model, images: Path, tmp_path: Path) -> None:
