@@ -56,8 +56,9 @@ OPEN = _Open()
 
 
 class StudySearcher(Searcher):
-    """Suggests {"number", "params", "attempt", "share"}; results become COMPLETE, PRUNED or FAIL, told exactly once.
+    """Suggests {"number", "params", "attempt", "launch", "first_launch", "share"}.
 
+    Results become COMPLETE, PRUNED or FAIL, told exactly once.
     params: dotted fields of the configuration, a variant spelt out; observers and the record get it as it was drawn.
     share: {"cpus", "gpus"} that the trial takes. stopping: set when the launch is being stopped; unfinished trials
     then stay RUNNING in the record, so that the next launch goes on with them. exhausted: says so when no untried
@@ -101,8 +102,10 @@ class StudySearcher(Searcher):
         self._times = {t.number: {epoch: report["time"] for epoch, report in reports_of(t).items()} for t in trials}
         self._newest = max((time for times in self._times.values() for time in times.values()), default=0)
         self._latest: dict[int, int] = {}
+        self._first_launch: dict[int, int] = {}
         for trial in trials:
             self.attempts[trial.number] = int(trial.user_attrs.get("attempt", 0))
+            self._first_launch[trial.number] = int(trial.user_attrs.get("first_launch", 0))
         sampler = make_sampler(manifest.sampler, manifest.sampler_seed, space=space, n_before=len(trials))
         self.proposer = Proposer(
             space,
@@ -236,7 +239,9 @@ class StudySearcher(Searcher):
     def _start_new(self, trial_id: str, frozen: FrozenTrial) -> dict[str, Any]:
         params = self.space.decode(frozen.params)
         self.attempts[frozen.number] = 1
+        self._first_launch[frozen.number] = self._launch
         frozen.user_attrs = {"params": params, "attempt": 1, "launch": len(self.manifest.launches)}
+        frozen.user_attrs["first_launch"] = self._launch
         self.record.set_study_attrs(self.proposer.changed_study_attrs())
         self.record.start(frozen)
         return self._started(trial_id, frozen.number, params)
@@ -251,8 +256,15 @@ class StudySearcher(Searcher):
             # the worker knows configuration fields only
             "params": self.space.assignments(params),
             "attempt": self.attempts[number],
+            "launch": self._launch,
+            "first_launch": self._first_launch[number],
             "share": {"cpus": share.cpus, "gpus": share.gpus},
         }
+
+    @property
+    def _launch(self) -> int:
+        """Number of this launch, from 1: no other driver of the study has it, one that was cut off included."""
+        return len(self.manifest.launches) + 1
 
     def _take(self, number: int, report: dict[str, Any]) -> None:
         """Record one epoch; one that a resumed trial repeats stays as it was first told, here and in MLflow.

@@ -6,7 +6,6 @@ itself, and Ray's own checkpointing and retries stay unused.
 
 from __future__ import annotations
 
-import dataclasses
 import gc
 import logging
 import time
@@ -72,7 +71,11 @@ def package_versions() -> dict[str, str]:
 
 
 class SaliencyCutTrainable(tune.Trainable):
-    """Ray class Trainable; its configuration is {"number", "params", "attempt"}, `spec` a TrialSpec as a dict."""
+    """Ray class Trainable; `spec` is a TrialSpec as a dict.
+
+    Its configuration is {"number", "params", "attempt", "launch", "first_launch"}: the launch's number from 1, and that
+    of the launch which began the trial, 0 where an earlier version did.
+    """
 
     def setup(self, config: dict[str, Any], spec: dict[str, Any]) -> None:
         self.spec = TrialSpec.model_validate(spec)
@@ -98,7 +101,7 @@ class SaliencyCutTrainable(tune.Trainable):
                 report = merge_reports({trainer.task.key: trainer.run_epoch() for trainer in self.trainers})
             if trained:
                 self._save(report)
-                self.told.append(dataclasses.replace(report, scores={}).to_dict())
+                self.told.append(report.to_dict())
         except StoppedError:
             # the driver has stopped listening; the trial goes on from its checkpoint in the next launch
             self._drop()
@@ -122,6 +125,7 @@ class SaliencyCutTrainable(tune.Trainable):
         self._drop()
         self.number = int(config["number"])
         self.attempt = int(config["attempt"])
+        self.launch, self.first_launch = (int(config.get(key, 0)) for key in ("launch", "first_launch"))
         self.params = dict(config["params"])
         self.saved_at = time.monotonic()
         self.told: list[dict[str, Any]] = []
@@ -158,15 +162,15 @@ class SaliencyCutTrainable(tune.Trainable):
         if self.attempt == 1:
             # left over by a trial that took this number and whose driver was killed before it was recorded
             with answering(self.spec.storage):
-                self.store.clear()
-        saved = self.store.load_latest()
+                self.store.clear_before(self.launch)
+        saved = self.store.load_latest(self.first_launch)
         if saved is not None:
             for trainer in trainers:
                 trainer.load_state(*saved.tasks[trainer.task.key])
             # the driver may have died before these reached its record; told twice they change nothing
             reports = [*saved.earlier, *([saved.report] if saved.report is not None else [])]
             self.untold = deque(map(EpochReport.from_dict, reports))
-            self.told = [row | {"scores": {}} for row in reports]
+            self.told = [dict(row) for row in reports]
         self.trainers = trainers
 
     def _check_versions(self) -> None:
@@ -224,6 +228,7 @@ class SaliencyCutTrainable(tune.Trainable):
                 report.to_dict(),
                 report.last,
                 self.told,
+                self.launch,
             )
             self.saved_at = time.monotonic()
 

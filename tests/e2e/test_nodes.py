@@ -194,4 +194,4 @@ def test_a_node_goes_and_another_comes(
     kept = {path.parent.name: path.name for path in (shared / "nodes" / "trials").glob("*/epoch-*")}
     assert len(list((shared / "nodes" / "trials").glob("*/epoch-*"))) == len(kept) <= 4
     number = f"{told.index(again):05d}"
-    assert kept.get(number, "attempt-02").endswith("attempt-02")
+    assert "attempt-02" in kept.get(number, "attempt-02")

@@ -359,3 +359,17 @@ def test_an_observer_that_raises_ends_the_search(tmp_path: Path) -> None:
     # the others, and the record, know all of it
     assert rest.events[-1] == ("report", 0, 1, 0.5)
     assert searcher.record.load()[0].intermediate_values == {1: 0.5}
+
+
+def test_a_trial_carries_its_launch_and_the_one_that_began_it(tmp_path: Path) -> None:
+    study = make_study(tmp_path, FLAT, 4)
+    searcher = open_searcher(study)
+    first = suggest(searcher, "a")
+    assert (first["launch"], first["first_launch"]) == (1, 1)
+    searcher.record.close()
+    study.add_launch("2026-01-01T00:00:00+00:00")
+    later = open_searcher(study)
+    again, new = suggest(later, "b"), suggest(later, "c")
+    assert (again["number"], again["launch"], again["first_launch"]) == (0, 2, 1)
+    assert (new["number"], new["launch"], new["first_launch"]) == (1, 2, 2)
+    later.record.close()
