@@ -21,8 +21,8 @@ from pydantic import BaseModel, ConfigDict
 from ray import tune
 
 from sctune.config import Task, TrialConfig
-from sctune.data.split import split_for
-from sctune.errors import ClusterError, StoppedError, StorageError
+from sctune.data.split import Split, split_for
+from sctune.errors import ClusterError, DataError, PlaceError, StoppedError, StorageError
 from sctune.model.weights import file_sha256, resolve_weights
 from sctune.report import OBJECTIVE, EpochReport, merge_reports
 from sctune.train.trainer import Trainer
@@ -108,6 +108,9 @@ class SaliencyCutTrainable(tune.Trainable):
             return {OBJECTIVE: float("nan"), "done": True}
         except StorageError as problem:
             return self._failure(problem.kind, problem)
+        except OSError as problem:
+            # no configuration makes a file or a disk: the driver tries another node
+            return self._failure(PlaceError.__name__, problem)
         except Exception as problem:  # the trial's own fault: told with its traceback, and the actor lives on
             return self._failure("out of memory" if _is_out_of_memory(problem) else type(problem).__name__, problem)
         return report.to_dict() | {
@@ -143,11 +146,7 @@ class SaliencyCutTrainable(tune.Trainable):
         weights = self._weights(config)
         trainers = []
         for task in self.spec.tasks:
-            split = split_for(config.for_task(task), task)
-            if split.digest != self.spec.splits[task.key]:
-                raise ClusterError(
-                    f"the data of task {task.key} differ from the driver's; give every node the same files"
-                )
+            split = self._split(config, task)
             trainers.append(
                 Trainer(
                     config,
@@ -172,6 +171,16 @@ class SaliencyCutTrainable(tune.Trainable):
             self.untold = deque(map(EpochReport.from_dict, reports))
             self.told = [dict(row) for row in reports]
         self.trainers = trainers
+
+    def _split(self, config: TrialConfig, task: Task) -> Split:
+        try:
+            split = split_for(config.for_task(task), task)
+        except DataError as problem:
+            # the driver made the very same one, so it is the files here
+            raise PlaceError(str(problem)) from None
+        if split.digest != self.spec.splits[task.key]:
+            raise ClusterError(f"the data of task {task.key} differ from the driver's; give every node the same files")
+        return split
 
     def _check_versions(self) -> None:
         here = package_versions()
@@ -234,7 +243,7 @@ class SaliencyCutTrainable(tune.Trainable):
 
     def _failure(self, kind: str, problem: BaseException) -> dict[str, Any]:
         message = " ".join(str(problem).split())[:500]
-        told = {"where": self._where(), "log": "\n".join(self.log.take())}
+        told = {"where": self._where(), "node": self._node, "log": "\n".join(self.log.take())}
         text = "".join(traceback.format_exception(problem))
         problem.__traceback__ = None
         if torch.cuda.is_initialized():

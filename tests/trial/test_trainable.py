@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -140,3 +141,43 @@ def test_a_trial_that_waits_for_its_storage_ends_with_the_launch(
     monkeypatch.setattr(trial, "_wait", lambda _: (_ for _ in ()).throw(StoppedError("stopped")))
     told = trial.step()
     assert told["done"] and "epoch" not in told and "failure" not in told
+
+
+def moved(tiny: TrialConfig, tmp_path: Path) -> TrialConfig:
+    """The same images in a folder that the test may break."""
+    return tiny.override({"data.source": str(shutil.copytree(tiny.data.source, tmp_path / "mount"))})
+
+
+def test_what_a_node_lacks_is_told_as_the_places_fault(tiny: TrialConfig, tmp_path: Path) -> None:
+    config = moved(tiny, tmp_path)
+    trial = make_trial(config, tmp_path, 1)
+    (tmp_path / "mount").rename(tmp_path / "away")
+    failure = trial.step()["failure"]
+    assert (failure["kind"], failure["node"]) == ("PlaceError", "")
+    assert str(tmp_path / "mount") in failure["message"]
+    (tmp_path / "away").rename(tmp_path / "mount")
+    # a cache that takes nothing
+    (tmp_path / "cache").write_text("no folder")
+    assert make_trial(config, tmp_path, 1).step()["failure"]["kind"] == "PlaceError"
+    (tmp_path / "cache").unlink()
+    assert make_trial(config, tmp_path, 1).step()["epoch"] == 1
+
+
+def test_an_image_that_is_corrupt_everywhere_is_no_fault_of_the_place(tiny: TrialConfig, tmp_path: Path) -> None:
+    config = moved(tiny, tmp_path)
+    trial = make_trial(config, tmp_path, 1)
+    task = Task(source=config.data.source, seed=config.seed)
+    broken_image = Path(config.data.source) / split_for(config.for_task(task), task).development[0].path
+    broken_image.write_bytes(b"no image")
+    assert trial.step()["failure"]["kind"] == "CorruptImageError"
+
+
+def test_trouble_with_a_file_in_mid_training_is_the_places_fault(
+    tiny: TrialConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trial = make_trial(tiny, tmp_path, 1)
+    trial.step()
+    stale = OSError(errno.ESTALE, "Stale file handle", "/mount/images")
+    monkeypatch.setattr(trial.trainers[0], "run_epoch", lambda: (_ for _ in ()).throw(stale))
+    failure = trial.step()["failure"]
+    assert failure["kind"] == "PlaceError" and "Stale file handle" in failure["message"]
