@@ -28,6 +28,10 @@ class DataError(SctuneError):
     """Images, labels or splits that cannot be used; names the file or folder."""
 
 
+class PlaceError(DataError):
+    """What this machine lacks, and another may have: the image folder, a file that can be read, room for the cache."""
+
+
 class WeightsError(SctuneError):
     """Backbone weights that cannot be had or do not fit."""
 

@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 
 from sctune.data.decode import CorruptImageError, Decoded, Decoding, Pixels, decode
 from sctune.data.facts import Found, ImageFacts, measure, read_facts, write_facts
-from sctune.errors import DataError
+from sctune.errors import DataError, PlaceError
 
 __all__ = [
     "CachedImages",
@@ -79,8 +79,8 @@ class ImageCache:
     def array(self, root: Path, paths: Sequence[str], decoding: Decoding, skip_corrupt: bool = False) -> CachedImages:
         """The images at root/paths as `decoding` has them; built where the cache does not hold them yet.
 
-        The order of paths does not matter. Raises DataError for a missing file, a cache folder that cannot be
-        written, and, unless skip_corrupt, an image that cannot be decoded.
+        The order of paths does not matter. Raises PlaceError for a missing file and a cache folder that cannot be
+        written, and, unless skip_corrupt, CorruptImageError for an image that cannot be decoded.
         """
         wanted = sorted(set(paths))
         if not wanted:
@@ -100,7 +100,7 @@ class ImageCache:
                         opened = self._open(key, len(wanted), size)
                 self._trim()
             if opened is None:
-                raise DataError(
+                raise PlaceError(
                     f"the image cache {self.folder} was removed in the meantime, or its disk does not give back what "
                     "was written; try again"
                 )
@@ -253,7 +253,7 @@ class ImageCache:
         try:
             yield
         except OSError as problem:
-            raise DataError(f"cannot use the image cache {self.folder}: {problem.strerror or problem}") from None
+            raise PlaceError(f"cannot use the image cache {self.folder}: {problem.strerror or problem}") from None
 
 
 def file_digest(path: Path) -> str:
@@ -262,7 +262,7 @@ def file_digest(path: Path) -> str:
         state = path.stat()
         return _digest(str(path), state.st_size, state.st_mtime_ns)
     except OSError as problem:
-        raise DataError(f"cannot read {path}: {problem.strerror}") from None
+        raise PlaceError(f"cannot read {path}: {problem.strerror}") from None
 
 
 def data_digest(root: Path, paths: Iterable[str]) -> str:

@@ -18,7 +18,7 @@ from sctune.report import OBJECTIVE
 from sctune.search.delivery import BEST, FIGURES, read_model
 from sctune.search.leaderboard import TrialRow
 from sctune.search.progress import duration
-from sctune.search.result import compare
+from sctune.search.result import compare, has_scores
 from sctune.urls import without_secrets
 
 MOST_COMPARED = 60
@@ -215,7 +215,7 @@ def _seeds(view: StudyView) -> str:
 def _certainty(view: StudyView) -> list[str]:
     result, lines = view.result, []
     full = len(ranked(view))
-    if view.labels is not None:
+    if result.noise is not None:
         if result.indistinct:
             lines.append(
                 f"Top {result.indistinct + 1} of {full} full runs not distinguishable: they differ from the best by "
@@ -242,6 +242,9 @@ def _apart(view: StudyView) -> dict[int, str]:
     scores = {row.number: view.scores(row.number) for row in rows}
     found = {rows[0].number: "the best"}
     for row in rows[1:]:
+        if not all(has_scores(scores[number], view.labels) for number in (rows[0].number, row.number)):
+            found[row.number] = "no scores are kept"
+            continue
         gap = compare(row.number, rows[0].number, scores, view.labels)
         told = "told apart" if gap.clear else "not distinguishable"
         found[row.number] = f"{gap.difference:+.4f} +- {gap.error:.4f}, {told}"

@@ -7,13 +7,11 @@ import os
 import re
 import secrets
 import socket
-import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 from sctune.errors import ClusterError
 from sctune.search.faults import Share
@@ -43,7 +41,10 @@ CONNECT_S = 10.0
 
 @dataclass(frozen=True)
 class Resources:
-    """What the cluster has, what a trial takes, and how many run at a time."""
+    """What the cluster has, what a trial takes, and how many run at a time.
+
+    left_out: id -> one line about a node that gets no trials, and counts for nothing here.
+    """
 
     cluster_cpus: float
     cluster_gpus: float
@@ -51,6 +52,7 @@ class Resources:
     gpus: float
     concurrent: int
     nodes: int
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
 
 def prepare_environment() -> None:
@@ -212,15 +214,20 @@ def _check_token(server: str, address: str) -> None:
         return
 
 
-def plan_resources(cpus: float, gpus: float | None, max_concurrent: int | None, growing: bool = False) -> Resources:
+def plan_resources(
+    cpus: float,
+    gpus: float | None,
+    max_concurrent: int | None,
+    growing: bool = False,
+    left_out: Mapping[str, str] | None = None,
+) -> Resources:
     """Share of a trial and number at a time; by default a whole GPU each where there is one, all of them used.
 
     growing: the cluster may add nodes, so that `max_concurrent` trials may be planned where none fits yet.
     Raises ClusterError where not even one trial fits.
     """
-    import ray
-
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    left_out = left_out or {}
+    nodes = _resources_of_nodes(left_out)
     have_cpus, have_gpus = (sum(float(node.get(kind, 0)) for node in nodes) for kind in ("CPU", "GPU"))
     share = float(have_gpus > 0) if gpus is None else gpus
     if share > 1 and share != int(share):
@@ -233,7 +240,7 @@ def plan_resources(cpus: float, gpus: float | None, max_concurrent: int | None, 
             f"and {have_gpus:g} GPUs); use smaller --cpus-per-trial or --gpus-per-trial{way_out}"
         )
     at_a_time = max_concurrent if growing and max_concurrent else min(room, max_concurrent or room)
-    return Resources(have_cpus, have_gpus, cpus, share, at_a_time, len(nodes))
+    return Resources(have_cpus, have_gpus, cpus, share, at_a_time, len(nodes), left_out)
 
 
 def _fits(node: Mapping[str, float], cpus: float, gpus: float) -> int:
@@ -252,63 +259,20 @@ def nodes_alive() -> set[str]:
     return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
 
 
-def largest_share() -> Share:
-    """The most CPU cores and GPUs that any one node has."""
+def nodes_for(cpus: float, gpus: float) -> set[str]:
+    """Ids of the nodes that hold a trial of this share, when nothing else runs there."""
     import ray
 
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return {node["NodeID"] for node in ray.nodes() if node["Alive"] and _fits(node["Resources"], cpus, gpus)}
+
+
+def _resources_of_nodes(left_out: Collection[str]) -> list[Mapping[str, float]]:
+    import ray
+
+    return [node["Resources"] for node in ray.nodes() if node["Alive"] and node["NodeID"] not in left_out]
+
+
+def largest_share(left_out: Collection[str] = ()) -> Share:
+    """The most CPU cores and GPUs that any one node has; left_out: ids of nodes that do not count."""
+    nodes = _resources_of_nodes(left_out)
     return Share(*(max((float(node.get(kind, 0)) for node in nodes), default=0.0) for kind in ("CPU", "GPU")))
-
-
-def check_nodes(storage: str, versions: Mapping[str, str]) -> None:
-    """Every node sees the storage and has the driver's versions; raises ClusterError naming those that do not."""
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    from sctune.trial.storage import answering, open_storage
-
-    # beside the study's own folder, which must not exist yet
-    system, root = open_storage(storage)
-    parent = root.rpartition("/")[0]
-    marker = f"{parent}/.sctune-probe-{uuid.uuid4().hex}"
-    with answering(storage):
-        system.create_dir(parent, recursive=True)
-        with system.open_output_stream(marker) as stream:
-            stream.write(b"sctune")
-    remote = ray.remote(num_cpus=0)(_inspect_node)
-    nodes = [node for node in ray.nodes() if node["Alive"]]
-    try:
-        calls = [
-            remote.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(
-                storage, marker
-            )
-            for node in nodes
-        ]
-        answers: list[dict[str, Any]] = ray.get(calls, timeout=120)
-    except ray.exceptions.RayError as problem:
-        raise ClusterError(f"a node cannot run sctune: {str(problem).strip().splitlines()[-1]}") from None
-    finally:
-        system.delete_file(marker)
-    for node, answer in zip(nodes, answers, strict=True):
-        where = node["NodeManagerAddress"]
-        if not answer["sees_storage"]:
-            raise ClusterError(
-                f"node {where} does not see {storage}; give --storage-path a folder or s3:// URI that all nodes share"
-            )
-        wrong = [
-            f"{name} {answer['versions'].get(name)}"
-            for name, own in versions.items()
-            if answer["versions"].get(name) != own
-        ]
-        if wrong:
-            raise ClusterError(f"node {where} has {', '.join(wrong)}, the driver {dict(versions)}; install the same")
-
-
-def _inspect_node(storage: str, marker: str) -> dict[str, Any]:
-    from pyarrow import fs
-
-    from sctune.trial.storage import open_storage
-    from sctune.trial.trainable import package_versions
-
-    system, _ = open_storage(storage)
-    return {"sees_storage": system.get_file_info(marker).type == fs.FileType.File, "versions": package_versions()}

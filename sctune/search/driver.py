@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -13,11 +13,14 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from sctune.errors import StudyError, TrackingError
-from sctune.paths import studies_folder
-from sctune.search.cluster import Resources, check_nodes, connect, exposure, plan_resources
+from sctune.paths import cache_folder, studies_folder
+from sctune.search.cluster import Resources, connect, exposure, nodes_alive, plan_resources
+from sctune.search.node_check import check_nodes
 from sctune.search.options import SearchOptions
 
 if TYPE_CHECKING:
+    from sctune.data.split import Split
+    from sctune.search.manifest import StudyManifest
     from sctune.search.plan import Plan
     from sctune.search.result import StudyResult
     from sctune.search.study import Study
@@ -105,15 +108,23 @@ def _with_resources(
     plan: Plan, address: str | None, gpus: float | None, max_concurrent: int | None
 ) -> tuple[Plan, Resources]:
     wanted = plan.manifest.resources
-    growing = address is not None
-    resources = plan_resources(wanted.cpus, gpus, max_concurrent, growing)
-    if growing or resources.nodes > 1:
-        check_nodes(plan.manifest.storage_path, plan.manifest.versions)
+    left_out = _lacking_nodes(plan.manifest, plan.splits, address)
+    resources = plan_resources(wanted.cpus, gpus, max_concurrent, address is not None, left_out)
     spec = wanted.model_copy(
         update={"cpus": resources.cpus, "gpus": resources.gpus, "max_concurrent": resources.concurrent}
     )
     manifest = plan.manifest.model_copy(update={"resources": spec})
-    return replace(plan, manifest=manifest), resources
+    return replace(plan, manifest=manifest, warnings=(*plan.warnings, *left_out.values())), resources
+
+
+def _lacking_nodes(manifest: StudyManifest, splits: Mapping[str, Split], address: str | None) -> dict[str, str]:
+    """Id -> one line for each node that cannot run trials; ClusterError where none can. One of our own is not asked."""
+    if address is None and len(nodes_alive()) < 2:
+        return {}
+    from sctune.data.place import needs_of
+
+    needs = needs_of(splits.values(), cache_folder(), manifest.trial_config().data.image_size)
+    return check_nodes(manifest.storage_path, manifest.versions, needs)
 
 
 def resume(
@@ -161,9 +172,9 @@ def resume(
             _tell(warnings, console)
             asked = study.manifest.resources
             at_a_time = max_concurrent or asked.asked_concurrent
-            resources = plan_resources(asked.cpus, asked.gpus, at_a_time, growing=address is not None)
-            if address is not None or resources.nodes > 1:
-                check_nodes(study.manifest.storage_path, study.manifest.versions)
+            left_out = _lacking_nodes(study.manifest, splits, address)
+            _tell(list(left_out.values()), console)
+            resources = plan_resources(asked.cpus, asked.gpus, at_a_time, address is not None, left_out)
             if max_disk is not None:
                 study.with_max_disk(max_disk)
             if more_trials:

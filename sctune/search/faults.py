@@ -1,6 +1,7 @@
 """What becomes of a trial that met trouble: it fails, starts again, or waits for a larger share of a node.
 
-Deterministic errors fail at once. A lost worker costs a retry, a lost node none. Out of memory parks the trial
+Deterministic errors fail at once. What a node lacks (images, weights, room) costs that node, which is left out, and
+the trial is tried on another. A lost worker costs a retry, a lost node none. Out of memory parks the trial
 until it can have more. A storage that is full or away is waited for. Pure decisions; the searcher carries them out.
 """
 
@@ -9,7 +10,7 @@ from __future__ import annotations
 import re
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +18,8 @@ OUT_OF_MEMORY = "out of memory"
 DISK_FULL, STORAGE_AWAY = "disk full", "storage away"
 """Kinds of failure that a trial tells, and that are no failure of its configuration."""
 
-ENVIRONMENT_ERRORS = ("ClusterError", "WeightsError")
-"""Kinds that every other trial would meet too: the launch ends, the trials stay as they are."""
+NODE_ERRORS = ("PlaceError", "ClusterError", "WeightsError")
+"""Kinds that every other trial would meet on that node: it is left out. Without another node the launch ends."""
 
 MAX_WORKER_LOSSES = 3
 """Times that a trial may take its worker down with it; lost nodes are not counted."""
@@ -61,6 +62,7 @@ class Share:
 class Verdict:
     """One of: failure (tell FAIL), wait_s (start again after so many seconds), share (park until that is free).
 
+    left_out: a line about a node that gets no trials any more.
     reason: for people. storage: it was the checkpoints' storage; nothing is started before that takes files again.
     abort: the launch must end, and why.
     """
@@ -70,6 +72,7 @@ class Verdict:
     wait_s: float = 0.0
     share: Share | None = None
     storage: bool = False
+    left_out: str | None = None
     abort: str | None = None
 
 
@@ -77,10 +80,20 @@ class Faults:
     """Decides about troubled trials of one launch.
 
     base: the share that every trial starts with; largest: the largest node. node_is_alive: id -> whether it is.
+    nodes: ids of the nodes that can hold such a share. left_out: ids of those that get no trials, which grows.
     """
 
-    def __init__(self, base: Share, largest: Share, node_is_alive: Callable[[str], bool]) -> None:
+    def __init__(
+        self,
+        base: Share,
+        largest: Share,
+        node_is_alive: Callable[[str], bool],
+        nodes: Callable[[Share], Collection[str]] = lambda _share: (),
+        left_out: Iterable[str] = (),
+    ) -> None:
         self.base = base
+        self.left_out = set(left_out)
+        self._nodes = nodes
         self._largest = largest
         self._node_is_alive = node_is_alive
         self._losses: Counter[int] = Counter()
@@ -91,6 +104,8 @@ class Faults:
         """A trial told its own failure {"kind", "message", "traceback"} while it had `share`."""
         if failure["kind"] in (DISK_FULL, STORAGE_AWAY):
             return self._storage_away(number, failure)
+        if failure["kind"] in NODE_ERRORS:
+            return self._lacking(failure, share)
         if failure["kind"] != OUT_OF_MEMORY:
             return Verdict(f"failed: {failure['kind']}", failure=failure)
         return self._more_memory(failure, share)
@@ -108,6 +123,17 @@ class Faults:
             message = f"its worker was lost {self._losses[number]} times, the last time: {line}"
             return Verdict("failed: lost", failure={"kind": "lost", "message": message, "traceback": error})
         return Verdict(f"its worker was lost ({line})", wait_s=_pause(self._losses[number]))
+
+    def _lacking(self, failure: Mapping[str, str], share: Share) -> Verdict:
+        """The node lacks what any trial needs; failure["node"]: its id, failure["where"]: host, process, device."""
+        node, host = failure.get("node", ""), failure.get("where", "").partition(",")[0]
+        message = f"node {host}: {failure['message']}" if host else failure["message"]
+        if not node or not set(self._nodes(share)) - self.left_out - {node}:
+            alone = not self.left_out - {node}
+            return Verdict("its node lacks something", abort=message if alone else f"no node is left; {message}")
+        line = None if node in self.left_out else f"{message}; it is left out until the next launch"
+        self.left_out.add(node)
+        return Verdict(f"its node cannot run it ({message}); again on another one", left_out=line)
 
     def _storage_away(self, number: int, failure: Mapping[str, str]) -> Verdict:
         self._away[number] += 1

@@ -96,7 +96,7 @@ def finish(
         reason = "" if writer.last_error is None else f" ({writer.last_error})"
         what = f"{writer.undelivered} events have" if writer.undelivered else "some of the study has"
         notes.append(f"{what} not reached MLflow{reason}; `sctune sync {study.name}` sends them, and so does a resume")
-    return replace(result, parent_run_id=writer.parent_run_id, notes=tuple(notes))
+    return replace(result, parent_run_id=writer.parent_run_id, notes=(*result.notes, *notes))
 
 
 def best_trainer(manifest: StudyManifest, splits: dict[str, Split], number: int, params: dict[str, Any]) -> Trainer:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shutil
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -19,7 +20,10 @@ from sctune.search.retention import CheckpointKeeper
 from sctune.trial.storage import open_storage, probe, reason
 
 CHECK_S = 5.0
-"""Seconds between looks; a look lists the study's files, which takes a while on an object store."""
+"""Seconds between looks."""
+
+LIST_S = 60.0
+"""Seconds between listings of an object store, which take a while there and cost money; local files: each look."""
 
 MARGIN = 16 * 2**20
 """Bytes that stay free beside the checkpoints: the record, the journal, what others write meanwhile."""
@@ -32,25 +36,54 @@ class DiskUse:
         self._system, self._root = open_storage(storage)
         self._local = isinstance(self._system, fs.LocalFileSystem)
         self._folder = folder
+        self._files: dict[str, int] | None = None
+        self._listed_at = 0.0
 
-    def used(self) -> int:
-        """Bytes of the study's folder and of its checkpoints, those being written included."""
+    def used(self, fresh: bool = False) -> int:
+        """Bytes of the study's folder and of its checkpoints, those being written included.
+
+        fresh: an object store is listed now; else what it held within the last LIST_S seconds.
+        """
         inside = self._local and Path(self._root).resolve().is_relative_to(self._folder.resolve())
-        return _size(fs.LocalFileSystem(), str(self._folder)) + (0 if inside else _size(self._system, self._root))
+        return _size(fs.LocalFileSystem(), str(self._folder)) + (0 if inside else sum(self._listed(fresh).values()))
 
     def largest_checkpoint(self) -> int:
         """Bytes of the largest trial's checkpoints so far; 0 before the first."""
         sizes: dict[str, int] = {}
         base = f"{self._root}/trials/"
-        for info in _files(self._system, base.rstrip("/")):
-            trial = info.path.removeprefix(base).partition("/")[0]
-            sizes[trial] = sizes.get(trial, 0) + info.size
+        for path, size in self._listed().items():
+            if path.startswith(base):
+                trial = path.removeprefix(base).partition("/")[0]
+                sizes[trial] = sizes.get(trial, 0) + size
         return max(sizes.values(), default=0)
 
-    def free(self) -> dict[str, int]:
-        """Folder -> free bytes of its disk; object stores have no such limit."""
-        places = {str(self._folder), *([self._root] if self._local else [])}
-        return {place: shutil.disk_usage(_existing(Path(place))).free for place in sorted(places)}
+    def answers(self) -> None:
+        """Raises OSError where an object store does not answer; costs one small request."""
+        if not self._local:
+            self._system.get_file_info(self._root)
+
+    def free(self, concurrent: int) -> list[tuple[str, int, int]]:
+        """(folder, free bytes of its disk, bytes that may be needed there) of the driver's own disks.
+
+        concurrent: trials at a time; only the disk that takes their checkpoints needs room for those.
+        """
+        places = {str(self._folder): MARGIN}
+        if self._local:
+            wanted = MARGIN + concurrent * self.largest_checkpoint()
+            if _device(self._folder) == _device(Path(self._root)):
+                places[str(self._folder)] = wanted
+            places[self._root] = wanted
+        return [
+            (place, shutil.disk_usage(_existing(Path(place))).free, wanted) for place, wanted in sorted(places.items())
+        ]
+
+    def _listed(self, fresh: bool = False) -> dict[str, int]:
+        """Path -> bytes of each file in the storage."""
+        now = time.monotonic()
+        if self._local or fresh or self._files is None or now - self._listed_at >= LIST_S:
+            self._files = {info.path: info.size for info in _files(self._system, self._root)}
+            self._listed_at = now
+        return self._files
 
     def probe(self) -> None:
         """Raises OSError where the storage takes no file where the checkpoints go."""
@@ -117,6 +150,7 @@ class StartGate:
     def look(self) -> None:
         """See what there is now; the worst full runs give way to --max-disk here."""
         try:
+            self._use.answers()
             trouble = self._too_much() or self._no_room()
             doubts = self._doubts
             if trouble is None and doubts > self._dispelled:
@@ -128,8 +162,7 @@ class StartGate:
             self._disk = f"the study's storage does not answer or refuses: {reason(problem)}"
 
     def _no_room(self) -> str | None:
-        wanted = MARGIN + self._concurrent * self._use.largest_checkpoint()
-        for place, free in self._use.free().items():
+        for place, free, wanted in self._use.free(self._concurrent):
             if free < wanted:
                 return (
                     f"the disk of {place} has {_human(free)} free, and {_human(wanted)} may be needed; free some, "
@@ -141,8 +174,11 @@ class StartGate:
         if self._max is None:
             return None
         used = self._use.used()
+        if used > self._max:
+            # what is to be removed is decided by what is there now
+            used = self._use.used(fresh=True)
         while used > self._max and self._keeper.drop_worst():
-            used = self._use.used()
+            used = self._use.used(fresh=True)
         if used <= self._max:
             self.stuck = None
             return None
@@ -161,6 +197,11 @@ def _files(system: fs.FileSystem, root: str) -> list[fs.FileInfo]:
     except FileNotFoundError:  # a folder was removed while it was being listed
         return []
     return [info for info in found if info.type == fs.FileType.File and info.size is not None]
+
+
+def _device(path: Path) -> int:
+    """Number of the disk that a folder, there already or not, lies on."""
+    return _existing(path).stat().st_dev
 
 
 def _existing(path: Path) -> Path:

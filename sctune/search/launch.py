@@ -18,7 +18,7 @@ from rich.console import Console
 from sctune.data.split import Split
 from sctune.errors import AllTrialsFailedError, ClusterError, StudyError, UnrecordedStopError
 from sctune.paths import cache_folder
-from sctune.search.cluster import Resources, largest_share, nodes_alive
+from sctune.search.cluster import Resources, largest_share, nodes_alive, nodes_for
 from sctune.search.faults import Faults, Share
 from sctune.search.finish import finish
 from sctune.search.gate import DiskUse, StartGate
@@ -106,8 +106,13 @@ class Launch:
         keeper = CheckpointKeeper(
             manifest.storage_path, manifest.keep_best, trials, study.record.then, lambda: study.taken
         )
+        lacking = self.resources.left_out
         faults = Faults(
-            Share(self.resources.cpus, self.resources.gpus), largest_share(), lambda node: node in nodes_alive()
+            Share(self.resources.cpus, self.resources.gpus),
+            largest_share(lacking),
+            lambda node: node in nodes_alive(),
+            lambda share: nodes_for(share.cpus, share.gpus),
+            lacking,
         )
         use = DiskUse(study.folder, manifest.storage_path)
         gate = StartGate(
@@ -115,8 +120,14 @@ class Launch:
         )
         trial_log = TrialLog(study.folder, len(manifest.launches) + 1)
         observers: list[Observer] = [tracking, keeper, progress, trial_log]
-        searcher = StudySearcher(manifest, self.space, study.record, observers, faults, gate)
-        study.add_launch(_now())
+
+        def left_out(line: str) -> None:
+            _log.warning("%s", line)
+            progress.say(line)
+            study.record.then(lambda: study.leave_out(line), always=True)
+
+        searcher = StudySearcher(manifest, self.space, study.record, observers, faults, gate, left_out)
+        study.add_launch(_now(), tuple(lacking.values()))
         tracking.on_study_start()
         replay_owed(study, trials, writer)
         with stop_signals(searcher, _stop_key(study), self.seconds_left) as stop, stop_requests(study):
@@ -223,8 +234,10 @@ def _stop_key(study: Study) -> str:
 
 
 def _share_of(config: dict[str, Any]) -> tune.PlacementGroupFactory:
-    share = config["share"]
-    return tune.PlacementGroupFactory([{"CPU": share["cpus"], "GPU": share["gpus"]}])
+    share, avoid = config["share"], config["avoid"]
+    # part of the request, so that Tune reuses no idle worker of such a node
+    where = {"bundle_label_selector": [{"ray.io/node-id": f"!in({','.join(avoid)})"}]} if avoid else {}
+    return tune.PlacementGroupFactory([{"CPU": share["cpus"], "GPU": share["gpus"]}], **where)
 
 
 def _trial_name(trial: Any) -> str:

@@ -51,7 +51,8 @@ class ResourceSpec(Frozen):
 class Launch(Frozen):
     """One run of the driver; times are ISO 8601 in UTC; no end: it runs, or it was killed.
 
-    seen: its last sign of life, some seconds old at most. host: where it ran.
+    seen: its last sign of life, some seconds old at most. host: where it ran. left_out: a line for each node that got
+    no trials, or none any more.
     """
 
     started: str
@@ -59,6 +60,7 @@ class Launch(Frozen):
     reason: str | None = None
     seen: str | None = None
     host: str | None = None
+    left_out: tuple[str, ...] = ()
 
     @property
     def seconds(self) -> float | None:

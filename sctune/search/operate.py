@@ -90,12 +90,13 @@ class Launches:
     def lines(self) -> list[str]:
         if self.driver is not None:
             since = f" since {self.driver.since}" if self.driver.since else ""
-            return [f"running: launch {len(self.launches)}, {self.driver.text}{since}"]
+            now = [f"running: launch {len(self.launches)}, {self.driver.text}{since}"]
+            return [*now, *(line for launch in self.launches[-1:] for line in launch.left_out)]
         if not self.launches:
             return ["not running; never started"]
         last = self.launches[-1]
         end = f"{last.reason} at {last.ended}" if last.ended else f"killed (begun at {last.started})"
-        return [f"not running; launch {len(self.launches)}: {end}"]
+        return [f"not running; launch {len(self.launches)}: {end}", *last.left_out]
 
 
 def study_launches(root: Path, name: str, storage: str | None = None) -> Launches:

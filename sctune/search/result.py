@@ -122,19 +122,25 @@ def study_result(
     rows = leaderboard(trials)
     best = best_row(rows)
     scores = {trial.number: trial.user_attrs.get("scores", {}) for trial in trials}
+    notes = [*notes]
     full = [row for row in rows if row.state == "COMPLETE"]
     epochs = study.manifest.trial_config().budget.epochs
     ended = [row for row in rows if row.state in ("COMPLETE", "PRUNED")]
     spent = sum(max(row.values, default=0) for row in ended)
     noise, gap, indistinct = None, None, 0
     if best is not None and labels is not None:
-        noise = value_se(scores[best.number], labels)
         ranked = sorted((row for row in ended if row.value is not None), key=lambda row: row.value or 0.0)
         median = ranked[(len(ranked) - 1) // 2]
-        if median.number != best.number:
-            gap = compare(best.number, median.number, scores, labels)
-        others = [compare(best.number, row.number, scores, labels) for row in full if row.number != best.number]
-        indistinct = sum(not other.clear for other in others)
+        unscored = sorted({r.number for r in (median, *full) if not has_scores(scores[r.number], labels)})
+        if unscored:
+            notes.append(_unscored_line(unscored))
+        told = {number: row for number, row in scores.items() if number not in unscored}
+        if best.number in told:
+            noise = value_se(told[best.number], labels)
+            if median.number in told and median.number != best.number:
+                gap = compare(best.number, median.number, told, labels)
+            others = [row.number for row in full if row.number in told and row.number != best.number]
+            indistinct = sum(not compare(best.number, other, told, labels).clear for other in others)
     return StudyResult(
         name=study.name,
         folder=study.folder,
@@ -151,6 +157,16 @@ def study_result(
         exhausted=exhausted,
         notes=tuple(notes),
     )
+
+
+def has_scores(scores: Mapping[str, Sequence[float]], labels: Mapping[str, Sequence[int]]) -> bool:
+    """Whether a trial's stored scores cover the scored images: an earlier sctune lost those of some resumed trials."""
+    return all(len(scores.get(key, ())) == len(truth) for key, truth in labels.items())
+
+
+def _unscored_line(numbers: Sequence[int]) -> str:
+    shown = ", ".join(map(str, numbers[:5])) + (" ..." if len(numbers) > 5 else "")
+    return f"no standard errors of trial(s) {shown}: the record does not hold their scores of the selection images"
 
 
 Parts = list[tuple[float, list[int], list[float]]]

@@ -15,7 +15,7 @@ from optuna.trial import FrozenTrial, TrialState
 from ray.tune.search import Searcher
 
 from sctune.report import EPOCH, OBJECTIVE
-from sctune.search.faults import ENVIRONMENT_ERRORS, FIRST_FAILURES, Faults, Share, Verdict, WaitingTrials, common_cause
+from sctune.search.faults import FIRST_FAILURES, Faults, Share, Verdict, WaitingTrials, common_cause
 from sctune.search.manifest import StudyManifest
 from sctune.search.proposer import Proposer
 from sctune.search.record import Record, reports_of
@@ -56,14 +56,15 @@ OPEN = _Open()
 
 
 class StudySearcher(Searcher):
-    """Suggests {"number", "params", "attempt", "share"}; results become COMPLETE, PRUNED or FAIL, told exactly once.
+    """Suggests {"number", "params", "attempt", "launch", "first_launch", "share", "avoid"}.
 
+    Results become COMPLETE, PRUNED or FAIL, told exactly once.
     params: dotted fields of the configuration, a variant spelt out; observers and the record get it as it was drawn.
-    share: {"cpus", "gpus"} that the trial takes. stopping: set when the launch is being stopped; unfinished trials
-    then stay RUNNING in the record, so that the next launch goes on with them. exhausted: says so when no untried
-    configuration is left. abort: why the launch must end, when a trial met trouble that is not its own (data, weights
-    or versions of a node). hopeless: why the launch ended, when its first trials all failed. bug: what an observer
-    raised.
+    share: {"cpus", "gpus"} that the trial takes; avoid: ids of nodes that it must not go to. stopping: set when the
+    launch is being stopped; unfinished trials then stay RUNNING in the record, so that the next launch goes on with
+    them. exhausted: says so when no untried configuration is left. abort: why the launch must end, when a trial met
+    trouble that is not its own (data, weights or versions of a node) and there is no other node. hopeless: why the
+    launch ended, when its first trials all failed. bug: what an observer raised.
     """
 
     def __init__(
@@ -74,8 +75,12 @@ class StudySearcher(Searcher):
         observers: Sequence[Observer] = (),
         faults: Faults | None = None,
         gate: Gate = OPEN,
+        on_left_out: Callable[[str], None] = lambda _line: None,
     ) -> None:
-        """faults: decides about trials in trouble (none: of one CPU each); gate: asked before each start."""
+        """faults: decides about trials in trouble (none: of one CPU each); gate: asked before each start.
+
+        on_left_out: told in one line of a node that gets no trials any more.
+        """
         super().__init__(metric=OBJECTIVE, mode="max")
         self.manifest = manifest
         self.space = space
@@ -90,6 +95,7 @@ class StudySearcher(Searcher):
         alone = Share(1.0, 0.0)
         self._faults = faults or Faults(alone, alone, lambda _node: True)
         self._gate = gate
+        self._on_left_out = on_left_out
         self._live: dict[str, int] = {}
         self._errors: dict[str, str] = {}
         self._nodes: dict[int, str] = {}
@@ -101,8 +107,10 @@ class StudySearcher(Searcher):
         self._times = {t.number: {epoch: report["time"] for epoch, report in reports_of(t).items()} for t in trials}
         self._newest = max((time for times in self._times.values() for time in times.values()), default=0)
         self._latest: dict[int, int] = {}
+        self._first_launch: dict[int, int] = {}
         for trial in trials:
             self.attempts[trial.number] = int(trial.user_attrs.get("attempt", 0))
+            self._first_launch[trial.number] = int(trial.user_attrs.get("first_launch", 0))
         sampler = make_sampler(manifest.sampler, manifest.sampler_seed, space=space, n_before=len(trials))
         self.proposer = Proposer(
             space,
@@ -180,10 +188,6 @@ class StudySearcher(Searcher):
             if finished or not self.stopping:
                 self._tell(number, None, finished, epoch)
             return
-        if failure is not None and failure["kind"] in ENVIRONMENT_ERRORS:
-            # every other trial would meet the same: they stay unfinished, and the launch ends
-            self.stopping, self.abort = True, failure["message"]
-            return
         if failure is None and self.stopping:
             return
         share = self._shares.get(number, self._faults.base)
@@ -201,6 +205,8 @@ class StudySearcher(Searcher):
             return
         if verdict.storage:
             self._gate.doubt()
+        if verdict.left_out is not None:
+            self._on_left_out(verdict.left_out)
         if verdict.share is not None:
             self._shares[number] = verdict.share
             self.record.set_attrs(number, {"share": {"cpus": verdict.share.cpus, "gpus": verdict.share.gpus}})
@@ -221,7 +227,7 @@ class StudySearcher(Searcher):
 
     def __getstate__(self) -> dict[str, Any]:
         # Ray pickles the searcher into its own snapshot, which is never read back
-        live = {"record", "proposer", "observers", "manifest", "_faults", "_gate"}
+        live = {"record", "proposer", "observers", "manifest", "_faults", "_gate", "_on_left_out"}
         return {key: value for key, value in self.__dict__.items() if key not in live}
 
     def _start_again(self, trial_id: str, number: int) -> dict[str, Any]:
@@ -236,7 +242,9 @@ class StudySearcher(Searcher):
     def _start_new(self, trial_id: str, frozen: FrozenTrial) -> dict[str, Any]:
         params = self.space.decode(frozen.params)
         self.attempts[frozen.number] = 1
+        self._first_launch[frozen.number] = self._launch
         frozen.user_attrs = {"params": params, "attempt": 1, "launch": len(self.manifest.launches)}
+        frozen.user_attrs["first_launch"] = self._launch
         self.record.set_study_attrs(self.proposer.changed_study_attrs())
         self.record.start(frozen)
         return self._started(trial_id, frozen.number, params)
@@ -251,8 +259,16 @@ class StudySearcher(Searcher):
             # the worker knows configuration fields only
             "params": self.space.assignments(params),
             "attempt": self.attempts[number],
+            "launch": self._launch,
+            "first_launch": self._first_launch[number],
             "share": {"cpus": share.cpus, "gpus": share.gpus},
+            "avoid": sorted(self._faults.left_out),
         }
+
+    @property
+    def _launch(self) -> int:
+        """Number of this launch, from 1: no other driver of the study has it, one that was cut off included."""
+        return len(self.manifest.launches) + 1
 
     def _take(self, number: int, report: dict[str, Any]) -> None:
         """Record one epoch; one that a resumed trial repeats stays as it was first told, here and in MLflow.
@@ -327,10 +343,10 @@ def read_report(result: Mapping[str, Any]) -> dict[str, Any] | None:
 def read_failure(result: Mapping[str, Any]) -> dict[str, str] | None:
     """{"kind", "message", "traceback"} of a trial that classified its own error; None when it did not.
 
-    With "where" it ran and the "log" of its last epoch, where the worker told them.
+    With "where" it ran, its "node" and the "log" of its last epoch, where the worker told them.
     """
     failure = _nested(result)["failure"]
-    keys = ["kind", "message", "traceback", *(key for key in ("where", "log") if key in failure)]
+    keys = ["kind", "message", "traceback", *(key for key in ("where", "node", "log") if key in failure)]
     return {key: str(failure.get(key, "")) for key in keys} if failure else None
 
 

@@ -34,8 +34,8 @@ def remove_strays(storage: str, trials: Sequence[PastTrial], keep_best: int) -> 
     found = compare_checkpoints(trials, list(stored.values()), keep_best, limited=True)
     removed = 0
     for one in found:
-        if one.repair is not None and one.trial is not None:
-            removed += _remove(storage, stored[one.trial], one.text.startswith("its checkpoints"))
+        if one.excess is not None and one.trial is not None:
+            removed += _remove(storage, stored[one.trial], everything=one.excess == "all")
     return removed
 
 

@@ -156,10 +156,15 @@ class Study:
         """Set the limit of the study's files in bytes."""
         return self._change({"max_disk": max_disk})
 
-    def add_launch(self, started: str) -> StudyManifest:
+    def add_launch(self, started: str, left_out: tuple[str, ...] = ()) -> StudyManifest:
         self.launched = True
-        launch = Launch(started=started, seen=started, host=socket.gethostname())
+        launch = Launch(started=started, seen=started, host=socket.gethostname(), left_out=left_out)
         return self._change({"launches": (*self.manifest.launches, launch)})
+
+    def leave_out(self, line: str) -> None:
+        """Note with the latest launch that a node gets no trials any more; a database that is away lacks the note."""
+        with self._saving, suppress(StudyError, OSError):
+            self._change_launch({"left_out": (*self.manifest.launches[-1].left_out, line)}, limit_s=0)
 
     def end_launch(self, ended: str, reason: str) -> StudyManifest:
         """Close the latest launch."""

@@ -25,7 +25,8 @@ class Difference:
     """One thing that is not as the record says. trial: None for the study itself.
 
     repair: the command that mends it, None where none can. late: events on their way would explain it. wrong: ids of
-    runs that cannot be mended and have to go: MLflow's parameters and points cannot be changed.
+    runs that cannot be mended and have to go: MLflow's parameters and points cannot be changed. excess: which of the
+    trial's checkpoints have to go.
     """
 
     trial: int | None
@@ -34,6 +35,7 @@ class Difference:
     repair: Literal["sync", "resume"] | None = "sync"
     late: bool = False
     wrong: tuple[str, ...] = ()
+    excess: Literal["all", "half-written"] | None = None
 
     @property
     def line(self) -> str:
@@ -302,10 +304,10 @@ def compare_checkpoints(
     kept = {*best, *(trial.number for trial in trials if trial.state is None)}
     for one in stored:
         if one.number not in kept:
-            found.append(Difference(one.number, "checkpoint", "its checkpoints should be gone"))
+            found.append(Difference(one.number, "checkpoint", "its checkpoints should be gone", excess="all"))
         elif one.leftovers:
             text = f"{_count(len(one.leftovers), 'half-written checkpoint')} ({_some(one.leftovers)})"
-            found.append(Difference(one.number, "checkpoint", text))
+            found.append(Difference(one.number, "checkpoint", text, excess="half-written"))
     complete = {one.number for one in stored if one.epochs}
     for number in best[: 1 if limited else keep_best]:
         if number not in complete:

@@ -1,8 +1,9 @@
 """Pickle-free, atomic checkpoints of a whole trial, on a local path or an object store.
 
-A trial's folder is `<storage>/trials/<number>/`; a checkpoint in it is `epoch-<e>-attempt-<a>/`, one safetensors
-file per task and `checkpoint.json`, written last: a folder without it is not a checkpoint. The attempt number
-keeps a worker that was cut off from writing over its successor.
+A trial's folder is `<storage>/trials/<number>/`; a checkpoint in it is `epoch-<e>-attempt-<a>-launch-<l>/`, one
+safetensors file per task and `checkpoint.json`, written last: a folder without it is not a checkpoint. The attempt
+keeps a worker that was cut off from writing over its successor, the launch that of a driver that was cut off, whose
+trials may have the same numbers. Folders of earlier versions have no launch, and count as of launch 0.
 """
 
 from __future__ import annotations
@@ -42,14 +43,21 @@ TaskState = tuple[Mapping[str, Tensor], Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class CheckpointName:
-    """Where a checkpoint lies: `folder` is the name inside the trial's folder."""
+    """Where a checkpoint lies: `folder` is the name inside the trial's folder; launch: from 1, 0 for an old one."""
 
     epoch: int
     attempt: int
+    launch: int = 0
 
     @property
     def folder(self) -> str:
-        return f"epoch-{self.epoch:04d}-attempt-{self.attempt:02d}"
+        launch = f"-launch-{self.launch:02d}" if self.launch else ""
+        return f"epoch-{self.epoch:04d}-attempt-{self.attempt:02d}{launch}"
+
+    @property
+    def writer(self) -> tuple[int, int]:
+        """Who wrote it; a later one is greater, whichever driver started it."""
+        return self.launch, self.attempt
 
 
 class _Strict(BaseModel):
@@ -69,6 +77,7 @@ class _Manifest(_Strict):
     format_version: Literal[1]
     epoch: int = Field(ge=0)
     attempt: int = Field(ge=0)
+    launch: int = Field(0, ge=0)
     tasks: dict[str, _TaskFile]
     report: dict[str, Any] | None = None
     earlier: list[dict[str, Any]] = []
@@ -79,7 +88,7 @@ class _Manifest(_Strict):
 class Checkpoint:
     """tasks: task key -> tensors and their JSON values; report: EpochReport.to_dict of its epoch, where it is known.
 
-    earlier: those of the epochs before it, without scores.
+    earlier: those of the epochs before it; in checkpoints of earlier versions without scores.
     """
 
     tasks: dict[str, tuple[dict[str, Tensor], dict[str, Any]]]
@@ -103,13 +112,15 @@ class TrialStore:
         report: Mapping[str, Any] | None = None,
         last: bool = False,
         earlier: Sequence[Mapping[str, Any]] = (),
+        launch: int = 0,
     ) -> CheckpointName:
         """Write a checkpoint whole or not at all; the one before it stays in reserve, older ones are removed.
 
         last: the trial is over, and needs no reserve. report: what was told of this epoch (EpochReport.to_dict), for
-        a driver that died before it arrived, or whose database was away; earlier: of the epochs before it.
+        a driver that died before it arrived, or whose database was away; earlier: of the epochs before it. launch:
+        number of the driver's launch, from 1.
         """
-        name = CheckpointName(epoch, attempt)
+        name = CheckpointName(epoch, attempt, launch)
         final = f"{self.root}/{name.folder}"
         local = isinstance(self.system, fs.LocalFileSystem)
         # a rename makes a local folder appear whole; on an object store the manifest comes last
@@ -147,6 +158,7 @@ class TrialStore:
             "format_version": FORMAT,
             "epoch": name.epoch,
             "attempt": name.attempt,
+            "launch": name.launch,
             "tasks": files,
             **told,
         }
@@ -155,22 +167,33 @@ class TrialStore:
     def _trim(self, latest: CheckpointName, kept: int) -> None:
         """Remove older checkpoints, and what earlier attempts left half-written."""
         for older in self.names()[:-kept]:
-            if older.attempt <= latest.attempt:
+            if older.writer <= latest.writer:
                 self._remove(f"{self.root}/{older.folder}")
+        for path, writer in self._staged():
+            if writer < latest.writer:
+                self._remove(path)
+
+    def _staged(self) -> list[tuple[str, tuple[int, int]]]:
+        """Path and writer of each checkpoint that is being written, or whose writer was killed."""
+        found = []
         for info in self.system.get_file_info(fs.FileSelector(self.root, allow_not_found=True)):
-            staged = re.fullmatch(r"\.epoch-[0-9]+-attempt-([0-9]{2,9})\.\w+", info.base_name)
-            if staged and int(staged[1]) < latest.attempt:
-                self._remove(info.path)
+            match = re.fullmatch(rf"\.{_FOLDER}\.\w+", info.base_name)
+            if match:
+                found.append((info.path, _name(match).writer))
+        return found
 
     def names(self) -> list[CheckpointName]:
-        """Complete checkpoints, the latest epoch last. Raises StorageError where they cannot be listed."""
+        """Complete checkpoints, the latest epoch last, of equals the latest writer's.
+
+        Raises StorageError where they cannot be listed.
+        """
         found = []
         with answering(self.storage):
             for info in self.system.get_file_info(fs.FileSelector(self.root, allow_not_found=True)):
-                match = re.fullmatch(r"epoch-([0-9]{4,9})-attempt-([0-9]{2,9})", info.base_name)
+                match = re.fullmatch(_FOLDER, info.base_name)
                 if match and self.system.get_file_info(f"{info.path}/{MANIFEST}").type == fs.FileType.File:
-                    found.append(CheckpointName(int(match[1]), int(match[2])))
-        return sorted(found, key=lambda name: (name.epoch, name.attempt))
+                    found.append(_name(match))
+        return sorted(found, key=lambda name: (name.epoch, name.writer))
 
     def load(self, name: CheckpointName) -> Checkpoint:
         """A checkpoint; raises CheckpointError for a damaged one or one of a newer sctune.
@@ -180,8 +203,9 @@ class TrialStore:
         folder = f"{self.root}/{name.folder}"
         try:
             manifest = _read_manifest(self._read(f"{folder}/{MANIFEST}"))
-            if (manifest.epoch, manifest.attempt) != (name.epoch, name.attempt):
-                raise ValueError(f"it is of epoch {manifest.epoch}, attempt {manifest.attempt}")
+            own = CheckpointName(manifest.epoch, manifest.attempt, manifest.launch)
+            if own != name:
+                raise ValueError(f"it is of {own.folder}")
             tasks = {key: (self._tensors(folder, row), row.meta) for key, row in manifest.tasks.items()}
             return Checkpoint(tasks, manifest.report, tuple(manifest.earlier))
         except CheckpointError as problem:
@@ -194,12 +218,13 @@ class TrialStore:
             why = " ".join(str(problem).split())[:300]
             raise CheckpointError(f"cannot read the checkpoint {folder}: {why}") from None
 
-    def load_latest(self) -> Checkpoint | None:
+    def load_latest(self, first_launch: int = 0) -> Checkpoint | None:
         """The latest checkpoint that can be read, or None where there is none: a damaged one costs its epochs only.
 
-        Raises StorageError where the storage does not answer.
+        first_launch: the one that began the trial; what an earlier launch wrote is of a namesake. Raises StorageError
+        where the storage does not answer.
         """
-        for name in reversed(self.names()):
+        for name in reversed([name for name in self.names() if name.launch >= first_launch]):
             try:
                 return self.load(name)
             except StorageError:
@@ -211,6 +236,13 @@ class TrialStore:
     def clear(self) -> None:
         """Remove all checkpoints of the trial."""
         self._remove(self.root)
+
+    def clear_before(self, launch: int) -> None:
+        """Remove what launches up to this one wrote; a later driver's worker may use the folder meanwhile."""
+        complete = [(f"{self.root}/{name.folder}", name.writer) for name in self.names()]
+        for path, writer in (*complete, *self._staged()):
+            if writer[0] <= launch:
+                self._remove(path)
 
     def _tensors(self, folder: str, row: _TaskFile) -> dict[str, Tensor]:
         content = self._read(f"{folder}/{_inside(row.file)}")
@@ -236,6 +268,13 @@ class TrialStore:
     def _remove(self, folder: str) -> None:
         if self.system.get_file_info(folder).type == fs.FileType.Directory:
             self.system.delete_dir(folder)
+
+
+_FOLDER = r"epoch-([0-9]{4,9})-attempt-([0-9]{2,9})(?:-launch-([0-9]{2,9}))?"
+
+
+def _name(match: re.Match[str]) -> CheckpointName:
+    return CheckpointName(int(match[1]), int(match[2]), int(match[3] or 0))
 
 
 def _read_manifest(content: bytes) -> _Manifest:

@@ -6,7 +6,6 @@ itself, and Ray's own checkpointing and retries stay unused.
 
 from __future__ import annotations
 
-import dataclasses
 import gc
 import logging
 import time
@@ -22,8 +21,8 @@ from pydantic import BaseModel, ConfigDict
 from ray import tune
 
 from sctune.config import Task, TrialConfig
-from sctune.data.split import split_for
-from sctune.errors import ClusterError, StoppedError, StorageError
+from sctune.data.split import Split, split_for
+from sctune.errors import ClusterError, DataError, PlaceError, StoppedError, StorageError
 from sctune.model.weights import file_sha256, resolve_weights
 from sctune.report import OBJECTIVE, EpochReport, merge_reports
 from sctune.train.trainer import Trainer
@@ -72,7 +71,11 @@ def package_versions() -> dict[str, str]:
 
 
 class SaliencyCutTrainable(tune.Trainable):
-    """Ray class Trainable; its configuration is {"number", "params", "attempt"}, `spec` a TrialSpec as a dict."""
+    """Ray class Trainable; `spec` is a TrialSpec as a dict.
+
+    Its configuration is {"number", "params", "attempt", "launch", "first_launch"}: the launch's number from 1, and that
+    of the launch which began the trial, 0 where an earlier version did.
+    """
 
     def setup(self, config: dict[str, Any], spec: dict[str, Any]) -> None:
         self.spec = TrialSpec.model_validate(spec)
@@ -98,13 +101,16 @@ class SaliencyCutTrainable(tune.Trainable):
                 report = merge_reports({trainer.task.key: trainer.run_epoch() for trainer in self.trainers})
             if trained:
                 self._save(report)
-                self.told.append(dataclasses.replace(report, scores={}).to_dict())
+                self.told.append(report.to_dict())
         except StoppedError:
             # the driver has stopped listening; the trial goes on from its checkpoint in the next launch
             self._drop()
             return {OBJECTIVE: float("nan"), "done": True}
         except StorageError as problem:
             return self._failure(problem.kind, problem)
+        except OSError as problem:
+            # no configuration makes a file or a disk: the driver tries another node
+            return self._failure(PlaceError.__name__, problem)
         except Exception as problem:  # the trial's own fault: told with its traceback, and the actor lives on
             return self._failure("out of memory" if _is_out_of_memory(problem) else type(problem).__name__, problem)
         return report.to_dict() | {
@@ -122,6 +128,7 @@ class SaliencyCutTrainable(tune.Trainable):
         self._drop()
         self.number = int(config["number"])
         self.attempt = int(config["attempt"])
+        self.launch, self.first_launch = (int(config.get(key, 0)) for key in ("launch", "first_launch"))
         self.params = dict(config["params"])
         self.saved_at = time.monotonic()
         self.told: list[dict[str, Any]] = []
@@ -139,11 +146,7 @@ class SaliencyCutTrainable(tune.Trainable):
         weights = self._weights(config)
         trainers = []
         for task in self.spec.tasks:
-            split = split_for(config.for_task(task), task)
-            if split.digest != self.spec.splits[task.key]:
-                raise ClusterError(
-                    f"the data of task {task.key} differ from the driver's; give every node the same files"
-                )
+            split = self._split(config, task)
             trainers.append(
                 Trainer(
                     config,
@@ -158,16 +161,26 @@ class SaliencyCutTrainable(tune.Trainable):
         if self.attempt == 1:
             # left over by a trial that took this number and whose driver was killed before it was recorded
             with answering(self.spec.storage):
-                self.store.clear()
-        saved = self.store.load_latest()
+                self.store.clear_before(self.launch)
+        saved = self.store.load_latest(self.first_launch)
         if saved is not None:
             for trainer in trainers:
                 trainer.load_state(*saved.tasks[trainer.task.key])
             # the driver may have died before these reached its record; told twice they change nothing
             reports = [*saved.earlier, *([saved.report] if saved.report is not None else [])]
             self.untold = deque(map(EpochReport.from_dict, reports))
-            self.told = [row | {"scores": {}} for row in reports]
+            self.told = [dict(row) for row in reports]
         self.trainers = trainers
+
+    def _split(self, config: TrialConfig, task: Task) -> Split:
+        try:
+            split = split_for(config.for_task(task), task)
+        except DataError as problem:
+            # the driver made the very same one, so it is the files here
+            raise PlaceError(str(problem)) from None
+        if split.digest != self.spec.splits[task.key]:
+            raise ClusterError(f"the data of task {task.key} differ from the driver's; give every node the same files")
+        return split
 
     def _check_versions(self) -> None:
         here = package_versions()
@@ -224,12 +237,13 @@ class SaliencyCutTrainable(tune.Trainable):
                 report.to_dict(),
                 report.last,
                 self.told,
+                self.launch,
             )
             self.saved_at = time.monotonic()
 
     def _failure(self, kind: str, problem: BaseException) -> dict[str, Any]:
         message = " ".join(str(problem).split())[:500]
-        told = {"where": self._where(), "log": "\n".join(self.log.take())}
+        told = {"where": self._where(), "node": self._node, "log": "\n".join(self.log.take())}
         text = "".join(traceback.format_exception(problem))
         problem.__traceback__ = None
         if torch.cuda.is_initialized():

@@ -28,7 +28,8 @@ cluster.shutdown()
 
 CHECK = """
 import sys
-from sctune.search.cluster import check_nodes, prepare_environment
+from sctune.search.cluster import prepare_environment
+from sctune.search.node_check import check_nodes
 prepare_environment()
 import ray
 from sctune.errors import ClusterError

@@ -147,7 +147,7 @@ def test_pictures_and_tables_are_in_mlflow(study: dict[str, Any], runs_of: Any, 
 def test_only_the_best_checkpoints_stay(study: dict[str, Any], sctune: Any) -> None:
     kept = [path for path in (sctune.study(NAME) / "trials").iterdir() if any(path.iterdir())]
     assert [path.name for path in kept] == [f"{study['best_trial']:05d}"]
-    assert [path.name for path in kept[0].iterdir()] == [f"epoch-{EPOCHS:04d}-attempt-01"]
+    assert [path.name for path in kept[0].iterdir()] == [f"epoch-{EPOCHS:04d}-attempt-01-launch-01"]
     assert not (sctune.study(NAME) / "ray").exists()
 
 

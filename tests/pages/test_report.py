@@ -90,6 +90,26 @@ def written(study: Study) -> Path:
     return path
 
 
+def test_trials_of_which_no_scores_are_kept_are_named(tmp_path: Path, tiny: TrialConfig) -> None:
+    """As an earlier sctune recorded them: resumed, and stopped at an epoch that was told again without scores."""
+    study = make_study(tmp_path, tiny)
+    for number, scores in enumerate((drawn_scores(study, 2.0), None, drawn_scores(study, -2.0, 1))):
+        state = TrialState.PRUNED if number == 1 else TrialState.COMPLETE
+        record_trial(study, number, state, {"augment.threshold": 0.3, "optim.lr": 1e-4}, 1, scores)
+    done = CliRunner().invoke(app, ["status", study.name, "--study-root", str(tmp_path)])
+    assert done.exit_code == 0, done.output
+    line = "no standard errors of trial(s) 1: the record does not hold their scores of the selection images"
+    assert line in " ".join(done.output.split())
+    assert "(standard error over" in " ".join(done.output.split())
+    # nor has the best one any
+    blind = make_study(tmp_path, tiny, "blind")
+    for number, state in enumerate((TrialState.COMPLETE, TrialState.PRUNED, TrialState.COMPLETE)):
+        record_trial(blind, number, state, {"augment.threshold": 0.3, "optim.lr": 1e-4}, 1)
+    page = written(blind).read_text()
+    assert "trial(s) 0, 2: the record" in page
+    assert "no scores are kept" in page
+
+
 def add_pictures(study: Study, trial: int) -> None:
     best = study.folder / "best"
     best.mkdir()

@@ -110,6 +110,33 @@ def test_a_storage_that_takes_nothing_is_waited_for(kind: str) -> None:
     assert judge.told(2, failure(kind), NODE).storage
 
 
+@pytest.mark.parametrize("kind", ["PlaceError", "ClusterError", "WeightsError"])
+def test_what_a_node_lacks_costs_that_node_and_no_trial(kind: str) -> None:
+    judge = Faults(Share(1.0, 0.0), NODE, lambda _: True, lambda _: {"a", "b", "c"}, left_out={"c"})
+    told = failure(kind) | {"node": "a", "where": "host-a, process 7, cpu"}
+    first = judge.told(1, told, NODE)
+    assert first.failure is None and first.abort is None and first.wait_s == 0
+    assert first.left_out == "node host-a: no luck; it is left out until the next launch"
+    assert "node host-a: no luck" in first.reason
+    assert judge.left_out == {"a", "c"}
+    # one that was on its way there already
+    again = judge.told(2, told, NODE)
+    assert again.failure is None and again.abort is None and again.left_out is None
+    last = judge.told(2, told | {"node": "b", "where": "host-b, process 8"}, NODE)
+    assert last.abort == "no node is left; node host-b: no luck"
+    assert last.failure is None
+
+
+def test_the_only_node_ends_the_launch() -> None:
+    judge = Faults(Share(1.0, 0.0), NODE, lambda _: True, lambda share: {"a"} if share.cpus > 4 else {"a", "b"})
+    told = failure("PlaceError") | {"node": "a", "where": "host-a, process 7"}
+    # the other one is too small for this trial
+    assert judge.told(1, told, Share(8.0, 0.0)).abort == "node host-a: no luck"
+    assert judge.told(1, told, Share(1.0, 0.0)).abort is None
+    # where it ran is not known
+    assert faults().told(1, failure("PlaceError"), Share(1.0, 0.0)).abort == "no luck"
+
+
 def test_who_waits_starts_in_order() -> None:
     now = [0.0]
     waiting = WaitingTrials([4, 5], lambda: now[0])

@@ -76,7 +76,9 @@ def make_trial(trouble: Any) -> type[trainable.SaliencyCutTrainable]:
     return Troubled
 
 
-def search(root: Path, monkeypatch: pytest.MonkeyPatch, trouble: Any, gpus: float) -> tuple[Any, list[Any]]:
+def search(
+    root: Path, monkeypatch: pytest.MonkeyPatch, trouble: Any, gpus: float, judge: Faults | None = None
+) -> tuple[Any, list[Any]]:
     """The searcher and the stored trials after five trials, a checkpoint after each epoch."""
     monkeypatch.setattr(trainable, "SaliencyCutTrainable", make_trial(trouble))
     monkeypatch.setattr(faults, "RETRY_PAUSES_S", (0.1,))
@@ -96,7 +98,7 @@ def search(root: Path, monkeypatch: pytest.MonkeyPatch, trouble: Any, gpus: floa
     )
     study = Study.create(root / "studies", manifest)
     resources = Resources(4.0, 1.0, 1.0, gpus, 3, 1)
-    judge = Faults(Share(1.0, gpus), Share(4.0, 1.0), lambda _: True)
+    judge = judge or Faults(Share(1.0, gpus), Share(4.0, 1.0), lambda _: True)
     searcher = StudySearcher(manifest, study.manifest.build_space(), study.record, (), judge)
     launch.tune_trials(study, space, {}, resources, searcher)
     stored = study.record.load()

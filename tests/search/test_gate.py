@@ -69,6 +69,21 @@ def test_a_full_disk_holds_starts_back_until_there_is_room(
     assert gate.stuck is None
 
 
+def test_only_the_disk_of_the_checkpoints_needs_room_for_them(
+    study: Path, lines: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = {study: MARGIN + 1, study.parent / "store": 10**9}
+    monkeypatch.setattr(gates.shutil, "disk_usage", lambda place: Usage(10**10, 0, free[place]))
+    monkeypatch.setattr(gates, "_device", str)
+    gate = make_gate(study, lines)
+    assert not held_back(gate)
+    free[study] = MARGIN - 1
+    assert held_back(gate)
+    assert f"the disk of {study} has" in lines[0] and "16.8MB may be needed" in lines[0]
+    free |= {study: 10**9, study.parent / "store": MARGIN + 10**6}
+    assert held_back(gate)
+
+
 def test_max_disk_gives_up_the_worst_first_and_the_best_never(study: Path, lines: list[str]) -> None:
     storage = str(study.parent / "store")
 

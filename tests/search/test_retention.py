@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -9,8 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from sctune.search import retention
+from sctune.search import retention, stored_trials
 from sctune.search.retention import CheckpointKeeper
+from sctune.tracking.callback import PastTrial
 from sctune.trial.checkpoint import TrialStore
 
 
@@ -70,3 +72,18 @@ def test_a_storage_that_hangs_is_not_waited_for(storage: str, monkeypatch: pytes
     keeper.close()
     hanging.set()
     assert kept(storage) == [0, 1, 2]
+
+
+def test_what_goes_does_not_hang_on_how_it_is_told(storage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    half = f"{storage}/trials/00001/.epoch-0002-attempt-01-launch-01.ab12"
+    Path(half).mkdir()
+    compare = stored_trials.compare_checkpoints
+    monkeypatch.setattr(
+        stored_trials,
+        "compare_checkpoints",
+        lambda *args, **named: [dataclasses.replace(one, text="other words") for one in compare(*args, **named)],
+    )
+    trials = [PastTrial(0, {}, 1, 0, {}, "PRUNED", 1, 0.5), PastTrial(1, {}, 1, 0, {}, "COMPLETE", 1, 0.6)]
+    assert stored_trials.remove_strays(storage, trials, keep_best=1) == 3
+    assert kept(storage) == [1]
+    assert not Path(storage, "trials/00000").exists() and not Path(half).exists()

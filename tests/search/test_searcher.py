@@ -14,6 +14,7 @@ from sctune.config import load_profile
 from sctune.errors import ConfigError
 from sctune.report import EPOCH, OBJECTIVE
 from sctune.search import faults
+from sctune.search.operate import study_launches
 from sctune.search.record import reports_of
 from sctune.search.sampler import SAMPLERS, make_sampler
 from sctune.search.searcher import StudySearcher, read_failure, read_report
@@ -317,6 +318,35 @@ def test_trouble_of_a_node_ends_the_launch_and_no_trial(tmp_path: Path) -> None:
     study.record.close()
 
 
+def test_a_trial_goes_to_another_node_when_its_own_lacks_the_images(tmp_path: Path) -> None:
+    study = make_study(tmp_path, FLAT, trials=3)
+    lines: list[str] = []
+    one = faults.Share(1.0, 0.0)
+    judge = faults.Faults(one, one, lambda _: True, lambda _: {"good", "bad"})
+    listener = Listener()
+    space = study.manifest.build_space()
+    searcher = StudySearcher(study.manifest, space, study.record, [listener], judge, on_left_out=lines.append)
+    assert suggest(searcher, "a")["avoid"] == []
+    failure = {"kind": "PlaceError", "message": "there is no folder /images", "traceback": "", "node": "bad"}
+    failure["where"] = "host-3, process 7"
+    searcher.on_trial_complete("a", {"failure": failure, "selection_auroc": float("nan")})
+    again = suggest(searcher, "b")
+    assert (again["number"], again["attempt"], again["avoid"]) == (0, 2, ["bad"])
+    assert suggest(searcher, "c")["avoid"] == ["bad"]
+    assert lines == ["node host-3: there is no folder /images; it is left out until the next launch"]
+    assert [event[2] for event in listener.events if event[0] == "wait"] == [
+        "its node cannot run it (node host-3: there is no folder /images); again on another one"
+    ]
+    run_whole(searcher, "b", 0.5)
+    assert [trial.state.name for trial in study.record.load()] == ["COMPLETE", "RUNNING"]
+    assert searcher.abort is None
+    study.record.close()
+    # as the driver tells it
+    study.add_launch("2026-01-01T00:00:00+00:00", ("node host-2: too full",))
+    study.leave_out(lines[0])
+    assert study_launches(study.folder.parent, study.name).lines()[1:] == ["node host-2: too full", *lines]
+
+
 def test_a_search_whose_first_trials_all_fail_ends(tmp_path: Path) -> None:
     searcher = open_searcher(make_study(tmp_path, FLAT, 20))
     for number in range(faults.FIRST_FAILURES):
@@ -359,3 +389,17 @@ def test_an_observer_that_raises_ends_the_search(tmp_path: Path) -> None:
     # the others, and the record, know all of it
     assert rest.events[-1] == ("report", 0, 1, 0.5)
     assert searcher.record.load()[0].intermediate_values == {1: 0.5}
+
+
+def test_a_trial_carries_its_launch_and_the_one_that_began_it(tmp_path: Path) -> None:
+    study = make_study(tmp_path, FLAT, 4)
+    searcher = open_searcher(study)
+    first = suggest(searcher, "a")
+    assert (first["launch"], first["first_launch"]) == (1, 1)
+    searcher.record.close()
+    study.add_launch("2026-01-01T00:00:00+00:00")
+    later = open_searcher(study)
+    again, new = suggest(later, "b"), suggest(later, "c")
+    assert (again["number"], again["launch"], again["first_launch"]) == (0, 2, 1)
+    assert (new["number"], new["launch"], new["first_launch"]) == (1, 2, 2)
+    later.record.close()

@@ -49,6 +49,39 @@ def test_an_earlier_attempt_never_removes_a_later_one(tmp_path):
     assert {"epoch-0003-attempt-02", "epoch-0004-attempt-02"} <= set(folders(store))
 
 
+def test_two_drivers_may_have_a_trial_of_one_number_and_attempt(tmp_path):
+    """The first was cut off from its database before it recorded the trial; its worker goes on writing."""
+    store = TrialStore(str(tmp_path), 7)
+    store.save(3, 1, state(3), launch=1)
+    store.clear_before(2)
+    assert store.names() == []
+    store.save(1, 1, state(1), launch=2)
+    store.save(4, 1, state(4), launch=1)
+    assert folders(store) == ["epoch-0001-attempt-01-launch-02", "epoch-0004-attempt-01-launch-01"]
+    assert store.load_latest(first_launch=2).tasks["task"][1] == {"epoch": 1}
+    # a worker of the first driver that starts only now, and writes
+    store.clear_before(1)
+    for epoch in (1, 2, 3):
+        store.save(epoch, 1, state(epoch), launch=1)
+    assert "epoch-0001-attempt-01-launch-02" in folders(store)
+    assert store.load_latest(first_launch=2).tasks["task"][1] == {"epoch": 1}
+    # the last one of both is the later driver's, and the end of its trial removes the other's
+    store.save(4, 1, state(40), launch=1)
+    store.save(4, 1, state(4), last=True, launch=2)
+    assert store.load_latest().tasks["task"][1] == {"epoch": 4}
+    assert folders(store) == ["epoch-0004-attempt-01-launch-02"]
+
+
+def test_checkpoints_of_earlier_versions_are_found_and_give_way(tmp_path):
+    store = TrialStore(str(tmp_path), 7)
+    store.save(3, 4, state(3))
+    (tmp_path / "trials/00007/.epoch-0004-attempt-04.ab12").mkdir()
+    assert folders(store) == ["epoch-0003-attempt-04"]
+    assert store.load_latest().tasks["task"][1] == {"epoch": 3}
+    store.save(4, 1, state(4), last=True, launch=9)
+    assert [path.name for path in (tmp_path / "trials/00007").iterdir()] == ["epoch-0004-attempt-01-launch-09"]
+
+
 @pytest.mark.parametrize("file", ["task-0.safetensors", "checkpoint.json"])
 @pytest.mark.parametrize("damage", ["cut", "garbage"])
 def test_a_damaged_checkpoint_costs_its_epochs_only(tmp_path, file, damage):

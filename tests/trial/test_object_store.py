@@ -5,14 +5,17 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from sctune.errors import CheckpointError, StorageError, StudyError
 from sctune.report import OBJECTIVE, EpochReport
+from sctune.search import gate as gates
 from sctune.search.gate import DiskUse
 from sctune.search.places import storage_uri
+from sctune.search.retention import CheckpointKeeper
 from sctune.search.stored_trials import list_trials
 from sctune.trial import storage as storages
 from sctune.trial.checkpoint import CheckpointName, TrialStore
@@ -61,6 +64,44 @@ def test_a_trials_checkpoints_come_and_go(storage: str, server: S3Server) -> Non
     assert DiskUse(Path("/nowhere"), storage).largest_checkpoint() > 200
     store.clear()
     assert store.names() == [] and not [key for key in server.objects() if key.startswith(folder)]
+
+
+def test_the_drivers_disk_needs_no_room_for_a_stores_checkpoints(
+    storage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    large = {"task": ({"model/w": torch.zeros(250_000)}, {})}
+    for number in range(2):
+        TrialStore(storage, number).save(1, 1, large)
+    listed: list[str] = []
+    files = gates._files
+    monkeypatch.setattr(gates, "_files", lambda system, root: listed.append(root) or files(system, root))
+    monkeypatch.setattr(gates.shutil, "disk_usage", lambda _: SimpleNamespace(free=gates.MARGIN + 1))
+    lines: list[str] = []
+
+    def make_gate(max_bytes: int | None) -> gates.StartGate:
+        keeper = CheckpointKeeper(storage, 3, [])
+        keeper.kept = [(0.9, 0), (0.8, -1)]
+        return gates.StartGate(DiskUse(tmp_path, storage), keeper, max_bytes, 8, lambda: None, lines.append)
+
+    gate = make_gate(None)
+    for _ in range(3):
+        gate.look()
+    assert not gate() and not lines
+    assert listed == [], "nothing asks what the store holds"
+    limited = make_gate(10**8)
+    for _ in range(3):
+        limited.look()
+    bucket = storage.removeprefix("s3://")
+    assert listed.count(bucket) == 1
+    # what there is to be removed is looked up when it is
+    small = make_gate(1_500_000)
+    small.look()
+    assert not small() and [bool(TrialStore(storage, number).names()) for number in range(2)] == [True, False]
+    # a store that is away is noticed without a listing
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    away = make_gate(None)
+    away.look()
+    assert away() and "does not answer or refuses" in lines[-1]
 
 
 def test_without_its_last_file_a_checkpoint_is_none(storage: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from sctune.trial.trainable import SaliencyCutTrainable, TrialSpec
 EPOCHS = 4
 
 
-def make_trial(tiny: TrialConfig, root: Path, attempt: int) -> Any:
+def make_trial(tiny: TrialConfig, root: Path, attempt: int, launch: int = 1, first: int = 1) -> Any:
     """Trial 5 with a checkpoint after its third epoch only."""
     config = tiny.override({"budget.epochs": EPOCHS})
     task = Task(source=config.data.source, seed=config.seed)
@@ -35,7 +36,8 @@ def make_trial(tiny: TrialConfig, root: Path, attempt: int) -> Any:
         versions={},
     )
     trial: Any = object.__new__(SaliencyCutTrainable)
-    trial.setup({"number": 5, "params": {}, "attempt": attempt}, spec.model_dump())
+    config_of_trial = {"number": 5, "params": {}, "attempt": attempt, "launch": launch, "first_launch": first}
+    trial.setup(config_of_trial, spec.model_dump())
     return trial
 
 
@@ -51,9 +53,9 @@ def test_an_attempt_tells_again_what_its_driver_may_not_have_heard(tiny: TrialCo
     assert [row["epoch"] for row in told] == [1, 2, 3, 4]
     assert [row["selection_auroc"] for row in told] == [row["selection_auroc"] for row in expected]
     assert [row["done"] for row in told] == [False, False, False, True]
-    # scores are those of the latest epoch: the checkpoint's own, then the one that was trained
-    assert [bool(row["scores"]) for row in told] == [False, False, True, True]
-    assert told[-1]["scores"] == expected[-1]["scores"]
+    # a rule may stop the trial at any of them: each is told with its scores
+    assert [row["scores"] for row in told] == [row["scores"] for row in expected]
+    assert all(row["scores"] for row in told)
 
 
 def test_a_first_attempt_takes_nothing_from_a_namesake(tiny: TrialConfig, tmp_path: Path) -> None:
@@ -61,6 +63,27 @@ def test_a_first_attempt_takes_nothing_from_a_namesake(tiny: TrialConfig, tmp_pa
     stale.save(3, 1, {"other": ({}, {"epoch": 3})})
     assert make_trial(tiny, tmp_path, 1).step()["epoch"] == 1
     assert not stale.names()
+
+
+def test_the_worker_of_a_driver_that_was_cut_off_disturbs_no_namesake(tiny: TrialConfig, tmp_path: Path) -> None:
+    """Both call their trial "5, attempt 1": the first driver could not record it before the second came."""
+    old, new = make_trial(tiny, tmp_path, 1), make_trial(tiny, tmp_path, 1, launch=2, first=2)
+    for _ in range(3):
+        new.step()
+    for _ in range(EPOCHS):
+        old.step()
+    again = make_trial(tiny, tmp_path, 2, launch=2, first=2)
+    assert [again.step()["epoch"] for _ in range(EPOCHS)] == [1, 2, 3, 4]
+    # one epoch was trained: the checkpoint of its own third was still there
+    assert [(name.epoch, name.launch, name.attempt) for name in again.store.names()] == [(4, 2, 2)]
+
+
+def test_a_trial_of_an_earlier_launch_goes_on_from_its_checkpoint(tiny: TrialConfig, tmp_path: Path) -> None:
+    first = make_trial(tiny, tmp_path, 1)
+    for _ in range(3):
+        first.step()
+    again = make_trial(tiny, tmp_path, 2, launch=2)
+    assert again.step()["epoch"] == 1 and again.trainers[0].epoch == 3
 
 
 def broken(store: TrialStore, times: int, code: int = errno.EIO) -> Callable[..., Any]:
@@ -118,3 +141,43 @@ def test_a_trial_that_waits_for_its_storage_ends_with_the_launch(
     monkeypatch.setattr(trial, "_wait", lambda _: (_ for _ in ()).throw(StoppedError("stopped")))
     told = trial.step()
     assert told["done"] and "epoch" not in told and "failure" not in told
+
+
+def moved(tiny: TrialConfig, tmp_path: Path) -> TrialConfig:
+    """The same images in a folder that the test may break."""
+    return tiny.override({"data.source": str(shutil.copytree(tiny.data.source, tmp_path / "mount"))})
+
+
+def test_what_a_node_lacks_is_told_as_the_places_fault(tiny: TrialConfig, tmp_path: Path) -> None:
+    config = moved(tiny, tmp_path)
+    trial = make_trial(config, tmp_path, 1)
+    (tmp_path / "mount").rename(tmp_path / "away")
+    failure = trial.step()["failure"]
+    assert (failure["kind"], failure["node"]) == ("PlaceError", "")
+    assert str(tmp_path / "mount") in failure["message"]
+    (tmp_path / "away").rename(tmp_path / "mount")
+    # a cache that takes nothing
+    (tmp_path / "cache").write_text("no folder")
+    assert make_trial(config, tmp_path, 1).step()["failure"]["kind"] == "PlaceError"
+    (tmp_path / "cache").unlink()
+    assert make_trial(config, tmp_path, 1).step()["epoch"] == 1
+
+
+def test_an_image_that_is_corrupt_everywhere_is_no_fault_of_the_place(tiny: TrialConfig, tmp_path: Path) -> None:
+    config = moved(tiny, tmp_path)
+    trial = make_trial(config, tmp_path, 1)
+    task = Task(source=config.data.source, seed=config.seed)
+    broken_image = Path(config.data.source) / split_for(config.for_task(task), task).development[0].path
+    broken_image.write_bytes(b"no image")
+    assert trial.step()["failure"]["kind"] == "CorruptImageError"
+
+
+def test_trouble_with_a_file_in_mid_training_is_the_places_fault(
+    tiny: TrialConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trial = make_trial(tiny, tmp_path, 1)
+    trial.step()
+    stale = OSError(errno.ESTALE, "Stale file handle", "/mount/images")
+    monkeypatch.setattr(trial.trainers[0], "run_epoch", lambda: (_ for _ in ()).throw(stale))
+    failure = trial.step()["failure"]
+    assert failure["kind"] == "PlaceError" and "Stale file handle" in failure["message"]
