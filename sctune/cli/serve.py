@@ -11,7 +11,9 @@ from sctune.cli import options as opt
 from sctune.cli.output import emit, say
 from sctune.errors import ConfigError
 
-Registry = Annotated[str | None, typer.Option("--tracking-uri", help="Store of the registry; default: the local one.")]
+Registry = Annotated[
+    str | None, typer.Option("--tracking-uri", help="Store of the registry; default: as for a search.")
+]
 _MOST = 256
 
 

@@ -92,9 +92,12 @@ def _first_launch(
     from sctune.search.operate_launch import run_launch
     from sctune.search.places import mark_storage
     from sctune.search.study import Study
+    from sctune.tracking.server import check_tracking
 
     if on_plan is not None:
         on_plan(plan, resources)
+    # the plan has written nothing: a database gets its tables here
+    check_tracking(plan.manifest.tracking_uri)
     study = Study.create(plan.study_root, plan.manifest)
     with study.lock():
         mark_storage(study.manifest)

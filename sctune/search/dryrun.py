@@ -52,6 +52,7 @@ class DryRun:
             "format_version": 1,
             "manifest": self.plan.manifest.model_dump(mode="json", exclude={"tracking_uri", "storage_url"}),
             "tracking_uri": safe_uri(self.plan.manifest.tracking_uri),
+            "tracking_origin": self.plan.tracking_origin,
             "splits": {key: split.summary() for key, split in self.plan.splits.items()},
             "timed": self.timed,
             "step_seconds": self.step_seconds,
@@ -124,6 +125,7 @@ def plan_lines(plan: Plan, resources: Resources) -> list[str]:
         f"scheduler {manifest.scheduler.name}",
         *(_parameter(plan.space, parameter) for parameter in plan.space.parameters),
         *(f"  variant {name}: {_fields(fields)}" for name, fields in plan.space.variants.items()),
+        f"runs: {safe_uri(manifest.tracking_uri)} ({plan.tracking_origin})",
         f"data {manifest.data.name}: {_counts(manifest.data.counts)}",
         f"selection by {manifest.selection.mode}: {manifest.selection.reason}",
         f"tasks: {', '.join(task.key for task in manifest.tasks)}; {base.budget.epochs} epochs x "

@@ -16,7 +16,8 @@ from sctune.paths import home
 from sctune.search.manifest import StudyManifest
 from sctune.search.options import SearchOptions
 from sctune.search.study import Study, list_studies, valid_name
-from sctune.tracking.server import check_tracking, local_database, resolve_tracking_uri
+from sctune.tracking.choice import resolve_tracking_uri
+from sctune.tracking.server import check_tracking, local_database
 from sctune.trial.storage import answering, open_storage, probe, reason, with_region
 
 MARK = "storage.json"

@@ -26,14 +26,18 @@ from sctune.search.proxy_evidence import proxy_warning
 from sctune.search.sampler import LEARNS_FROM_FULL_RUNS, make_sampler
 from sctune.search.scheduler import make_rule
 from sctune.search.space import Space
-from sctune.tracking.server import check_tracking, resolve_tracking_uri
+from sctune.tracking.choice import choose_store
+from sctune.tracking.server import check_tracking
 from sctune.trial.trainable import package_versions
 from sctune.urls import STORAGE_VARIABLE, chosen
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A search that passed all checks. splits: task key -> split; warnings: lines for the user."""
+    """A search that passed all checks. splits: task key -> split; warnings: lines for the user.
+
+    tracking_origin: what named the store of the runs, for the user.
+    """
 
     manifest: StudyManifest
     space: Space
@@ -41,6 +45,7 @@ class Plan:
     study_root: Path
     skipped: tuple[str, ...]
     warnings: tuple[str, ...]
+    tracking_origin: str = "the study's"
 
 
 def make_plan(options: SearchOptions, has_gpu: bool) -> Plan:
@@ -73,17 +78,17 @@ def make_plan(options: SearchOptions, has_gpu: bool) -> Plan:
     for backbone, weights in weights_files(space).items():
         # a file that does not fit is refused here, not in every trial
         build_backbone(base.model.model_copy(update={"backbone": backbone, "freeze": 0}), weights)
-    tracking = resolve_tracking_uri(options.tracking_uri, home())
-    check_tracking(tracking)
+    store = choose_store(options.tracking_uri, home())
+    check_tracking(store.uri, make=False)
     skipped = _decode(splits, base)
     warnings += [line for split in splits.values() for line in split.warnings]
     if any(split.makers for split in splits.values()):
         half = selection.mode != "proxy"
         warnings.append(proxy_warning(options.setting, base.n_anomalies, half=half))
-    asked = _Asked(name, profile, sampler, scheduler, selection, tracking, storage, record)
+    asked = _Asked(name, profile, sampler, scheduler, selection, store.uri, storage, record)
     manifest = _manifest(options, asked, space, tasks, _data_spec(datasets, splits))
     manifest = manifest.model_copy(update={"splits": {key: split.digest for key, split in splits.items()}})
-    return Plan(manifest, space, splits, root, skipped, tuple(dict.fromkeys(warnings)))
+    return Plan(manifest, space, splits, root, skipped, tuple(dict.fromkeys(warnings)), store.origin)
 
 
 @dataclass(frozen=True)
