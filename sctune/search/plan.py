@@ -31,6 +31,9 @@ from sctune.tracking.server import check_tracking
 from sctune.trial.trainable import package_versions
 from sctune.urls import STORAGE_VARIABLE, chosen
 
+MAX_GRID = 100_000
+"""Points of a grid that are run to the end without a number of trials or a time budget."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -69,6 +72,7 @@ def make_plan(options: SearchOptions, has_gpu: bool) -> Plan:
     base = space.base
     sampler = options.sampler or ("grid" if space.is_grid else search_defaults(profile).sampler)
     make_sampler(sampler, options.sampler_seed, space=space)
+    _check_grid(options, sampler, space)
     scheduler, warnings = _scheduler(options, profile, sampler, space)
     warnings += space.notes
     datasets = {
@@ -260,6 +264,16 @@ def _data_spec(datasets: dict[str | None, DataSet], splits: dict[str, Split]) ->
         licence=first.licence or None,
         attribution=first.attribution,
     )
+
+
+def _check_grid(options: SearchOptions, sampler: str, space: Space) -> None:
+    """A grid without a limit runs every point; ConfigError where nobody can have meant that."""
+    points = space.size() if sampler == "grid" and not (options.trials or options.time_budget_s) else None
+    if points is not None and points > MAX_GRID:
+        raise ConfigError(
+            f"sampler grid: {points} points, a trial for each; give --trials N for the first N in declared order, a "
+            "--time-budget, a coarser step, or take --sampler qmc, which spreads N trials over all of it"
+        )
 
 
 def _scheduler(options: SearchOptions, profile: str, sampler: str, space: Space) -> tuple[SchedulerSpec, list[str]]:

@@ -39,6 +39,16 @@ def test_a_plan_names_the_store_of_the_runs_and_makes_none(image_folder, sctune_
     assert [path.name for path in sctune_home.iterdir()] == ["cache"]
 
 
+def test_a_grid_that_nobody_can_run_to_its_end_needs_a_limit(image_folder, tmp_path):
+    path = tmp_path / "space.yaml"
+    path.write_text("parameters:\n  augment.threshold: {type: float, low: 0.1, high: 0.9, step: 0.00000003}\n")
+    asked = options(image_folder, sampler="grid", selection="extra").model_copy(update={"space": str(path)})
+    with pytest.raises(ConfigError, match=r"sampler grid: 26666667 points, a trial for each; give --trials N"):
+        make_plan(asked, has_gpu=False)
+    plan = make_plan(asked.model_copy(update={"trials": 3}), has_gpu=False)
+    assert plan.manifest.trials == 3
+
+
 def test_folds_are_tasks(image_folder):
     plan = make_plan(options(image_folder, selection="seen"), has_gpu=False)
     assert [task.key for task in plan.manifest.tasks] == ["seed42-fold1of2", "seed42-fold2of2"]
