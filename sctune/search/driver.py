@@ -14,7 +14,7 @@ from rich.console import Console
 
 from sctune.errors import StudyError, TrackingError
 from sctune.paths import studies_folder
-from sctune.search.cluster import Resources, check_nodes, connect, exposure, plan_resources
+from sctune.search.cluster import Resources, check_nodes, check_temporary_folder, connect, exposure, plan_resources
 from sctune.search.options import SearchOptions
 
 if TYPE_CHECKING:
@@ -52,6 +52,8 @@ def planned(options: SearchOptions) -> Iterator[tuple[Plan, Resources]]:
 
     from sctune.search.plan import make_plan
 
+    if options.address is None:
+        check_temporary_folder()
     plan = make_plan(options, has_gpu=torch.cuda.is_available()) if options.address is None else None
     with session(options.address) as warnings:
         if plan is None:

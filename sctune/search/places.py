@@ -28,6 +28,10 @@ def free_name(options: SearchOptions, root: Path) -> str:
     """The study's name; StudyError where it is taken, or the study root cannot be written to."""
     stem = Path(options.space).stem
     name = valid_name(f"{stem}-{datetime.now(UTC):%Y%m%d-%H%M%S}" if options.name is None else options.name)
+    if name.startswith("-"):
+        raise StudyError(
+            f"--name {name!r}: a leading '-' would be taken for an option by every later command; change it"
+        )
     if name in list_studies(root) or (root / name).exists():
         raise StudyError(f"study {name!r} exists in {root}; go on with `sctune resume {name}` or choose another --name")
     _check_writable(root, "--study-root")
