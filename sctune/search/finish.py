@@ -142,7 +142,7 @@ def _agree(study: Study, trials: list[FrozenTrial], reason: str, writer: Writer)
     except (TimeoutError, TrackingError) as problem:
         return [f"the runs in MLflow were not compared with the record: {problem}; `sctune sync {study.name}` does it"]
     # the model is registered after this
-    differences = [one for one in found.differences if one.kind not in ("model", "checkpoint")]
+    differences = [one for one in found.differences if one.kind not in ("model", "alias", "version", "checkpoint")]
     if not differences:
         writer.replayed()
         return []

@@ -12,13 +12,14 @@ from optuna.trial import FrozenTrial
 from sctune.errors import SctuneError, StorageError, TrackingError
 from sctune.search.check import check, study_state
 from sctune.search.delivery import deliveries, register_best
+from sctune.search.registered import restore_champion
 from sctune.search.replay import past_trial, replay, tracking_of
 from sctune.search.stored_trials import remove_strays
 from sctune.search.study import Study
 from sctune.search.summary import best_noise, summary
 from sctune.search.truth import Agreement, Difference, StudyState, study_status
 from sctune.tracking.callback import TrackingCallback
-from sctune.tracking.server import run_bounded
+from sctune.tracking.server import run_bounded, scrub
 from sctune.tracking.writer import Writer
 
 JOURNAL = "tracking.jsonl"
@@ -117,6 +118,8 @@ class _Sync:
             return None
 
     def _register(self, differences: Sequence[Difference]) -> None:
+        if any(one.kind == "alias" for one in differences):
+            self._restore_alias()
         parent = self.writer.parent_run_id
         if any(one.kind == "model" for one in differences) and parent is not None:
             try:
@@ -127,6 +130,12 @@ class _Sync:
             if model is not None:
                 self.tracking.on_tags(None, {"model_uri": model.uri})
                 self.done.append(f"best model: {model.uri} (version {model.version})")
+
+    def _restore_alias(self) -> None:
+        try:
+            self.done += run_bounded(lambda: restore_champion(self.study), self._seconds())
+        except Exception as problem:  # whatever MLflow raises
+            self.done.append(f"the registry refused: {scrub(problem, self.study.manifest.tracking_uri)}")
 
     def _drain(self) -> int:
         """Wait for the writer, to the end of the time or until nothing arrives any more; gives the events left."""
@@ -160,7 +169,7 @@ def mend(
 
     MLflow lets no parameter or point be changed, so a run with a wrong one is deleted and made anew; its files move.
     """
-    ours = [one for one in differences if one.repair == "sync" and one.kind not in ("checkpoint", "model")]
+    ours = [one for one in differences if one.repair == "sync" and one.kind not in ("checkpoint", "model", "alias")]
     by_trial: dict[int | None, list[Difference]] = {}
     for one in ours:
         by_trial.setdefault(one.trial, []).append(one)

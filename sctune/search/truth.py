@@ -13,7 +13,20 @@ from sctune.tracking.events import SHORT_OBJECTIVE, as_key, as_texts, shown_metr
 from sctune.tracking.runs import RUN_STATUS
 from sctune.tracking.stored import Point, StoredRun
 
-Kind = Literal["record", "run", "extra run", "parameters", "points", "state", "parent", "checkpoint", "files", "model"]
+Kind = Literal[
+    "record",
+    "run",
+    "extra run",
+    "parameters",
+    "points",
+    "state",
+    "parent",
+    "checkpoint",
+    "files",
+    "model",
+    "alias",
+    "version",
+]
 OPEN_STATES = ("RUNNING", "WAITING", "UNFINISHED")
 """Tag `state` of a run whose trial has not ended."""
 

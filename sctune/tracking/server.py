@@ -114,8 +114,12 @@ def mlflow_client(uri: str) -> MlflowClient:
     return MlflowClient(tracking_uri=full, registry_uri=full)
 
 
-def find_experiment(client: MlflowClient, uri: str) -> str:
-    """Id of the experiment that holds all studies; made, or restored from the bin, where needed."""
+def find_experiment(client: MlflowClient, uri: str, study_id: str | None = None) -> str:
+    """Id of the experiment that holds all studies; made, or restored from the bin, where needed.
+
+    study_id: the study whose runs come back with it. Those of all others stay in the bin, since nobody knows here
+    which of them were deleted on purpose; a study's own `sync` brings it back.
+    """
     from mlflow.exceptions import MlflowException
 
     name = experiment_name()
@@ -129,15 +133,34 @@ def find_experiment(client: MlflowClient, uri: str) -> str:
             if experiment is None:
                 raise
     if experiment.lifecycle_stage == "deleted":
-        client.restore_experiment(experiment.experiment_id)
+        _restore(client, str(experiment.experiment_id), study_id)
     return str(experiment.experiment_id)
+
+
+def _restore(client: MlflowClient, experiment: str, study_id: str | None) -> None:
+    """MLflow restores all runs of an experiment, also those that were deleted before it."""
+    from mlflow.entities import ViewType
+
+    others: list[str] = []
+    token: str | None = None
+    while True:
+        page = client.search_runs([experiment], "", ViewType.ALL, 1000, page_token=token)
+        others += [run.info.run_id for run in page if study_id is None or run.data.tags.get(STUDY_TAG) != study_id]
+        token = page.token
+        if not token:
+            break
+    client.restore_experiment(experiment)
+    for run_id in others:
+        client.delete_run(run_id)
 
 
 def find_parent_run(uri: str, study_id: str) -> str | None:
     """Id of the study's run in the store at `uri`, None where it is not there. Raises MLflow's errors."""
     client = mlflow_client(uri)
     condition = f"tags.`{STUDY_TAG}` = '{study_id}' and tags.`{ROLE_TAG}` = 'study'"
-    runs = client.search_runs([find_experiment(client, uri)], condition, order_by=["attributes.start_time ASC"])
+    runs = client.search_runs(
+        [find_experiment(client, uri, study_id)], condition, order_by=["attributes.start_time ASC"]
+    )
     return str(runs[0].info.run_id) if runs else None
 
 
