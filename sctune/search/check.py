@@ -15,6 +15,7 @@ from sctune.search.replay import past_trial, tracking_of
 from sctune.search.stored_trials import list_trials
 from sctune.search.study import Study
 from sctune.search.truth import (
+    UNFINISHED,
     Agreement,
     Difference,
     Expected,
@@ -101,6 +102,9 @@ def _checkpoints(study: Study, past: Sequence[PastTrial]) -> list[Difference]:
 
 
 def _files(study: Study, past: Sequence[PastTrial], runs: Sequence[StoredRun], state: StudyState) -> list[Difference]:
+    if state.reason == UNFINISHED:
+        text = "its figures or its model were not written, since the disk was full"
+        return [Difference(None, "files", text)]
     if state.reason != "done":
         return []  # the next launch makes them anew
     uri = study.manifest.tracking_uri

@@ -54,7 +54,7 @@ def run_launch(launch: Launch, hooks: Sequence[str] = ()) -> StudyResult:
         except BaseException as problem:
             _notify(study, hooks, *_failed(problem))
             raise
-        state = "stopped" if result.stopped else "done"
+        state = "done" if result.way_on is None else "stopped"
         message = result.way_on or "done"
         _log.info("the launch ended: %s", message)
         _notify(study, hooks, state, message)

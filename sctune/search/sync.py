@@ -17,7 +17,7 @@ from sctune.search.replay import past_trial, replay, tracking_of
 from sctune.search.stored_trials import remove_strays
 from sctune.search.study import Study
 from sctune.search.summary import best_noise, summary
-from sctune.search.truth import Agreement, Difference, StudyState, study_status
+from sctune.search.truth import UNFINISHED, Agreement, Difference, StudyState, study_status
 from sctune.tracking.callback import TrackingCallback
 from sctune.tracking.server import run_bounded, scrub
 from sctune.tracking.writer import Writer
@@ -80,6 +80,10 @@ class _Sync:
             self.done.append(str(problem))
         if removed:
             self.done.append(f"removed checkpoints of {removed} trial(s) that should have none")
+        if self.state.reason == UNFINISHED:
+            hindrance = self._write_files()
+            if hindrance is not None:
+                return SyncResult(tuple(self.done), (hindrance,), None)
         owed = self.writer.undelivered
         left = self._drain()
         if owed > left:
@@ -107,6 +111,19 @@ class _Sync:
         if agreement.agrees:
             self.writer.replayed()
         return SyncResult(tuple(self.done), (), agreement)
+
+    def _write_files(self) -> str | None:
+        """Make what the last launch had no room for; gives why it cannot be made."""
+        # it needs this module for the end of a resume
+        from sctune.search.finish import finish_files
+
+        try:
+            self.done += finish_files(self.study, self.tracking)
+        except SctuneError as problem:
+            return str(problem)
+        self.done.append("made the figures and the model that the disk had no room for")
+        self.state = study_state(self.study, self.trials)
+        return None
 
     def _check(self) -> Agreement | None:
         try:

@@ -27,6 +27,8 @@ Kind = Literal[
     "alias",
     "version",
 ]
+UNFINISHED = "unfinished"
+"""Reason of a launch whose trials are all over, and which had no room for its figures or its model."""
 OPEN_STATES = ("RUNNING", "WAITING", "UNFINISHED")
 """Tag `state` of a run whose trial has not ended."""
 
@@ -252,7 +254,7 @@ def study_status(study: StudyState) -> tuple[str, ...]:
     """What the run of a study that no driver has may say; the first is what `sync` makes of it."""
     if study.reason == "stopped":
         return ("KILLED",)
-    if study.reason == "done":
+    if study.reason in ("done", UNFINISHED):
         return ("FAILED",) if study.all_failed else ("FINISHED",)
     if study.reason == "failed":
         return ("FAILED",)
@@ -273,7 +275,7 @@ def compare_record(
         found.append(Difference(None, "record", text, repair=None))
     for trial in trials:
         found += _check_trial(trial, objectives.get(trial.number, {}))
-        if trial.state is None and study.reason == "done" and not study.running:
+        if trial.state is None and study.reason in ("done", UNFINISHED) and not study.running:
             text = "the record says RUNNING, though the study has ended and no driver runs it"
             found.append(Difference(trial.number, "record", text, repair="resume"))
     return found
