@@ -8,7 +8,7 @@ import sys
 from importlib.util import find_spec
 from typing import Any
 
-from sctune.errors import DataError, TrackingError, WeightsError
+from sctune.errors import DataError, SctuneError, WeightsError
 from sctune.paths import home
 
 
@@ -63,11 +63,12 @@ def _weights(backbone: str) -> dict[str, Any]:
 
 
 def _tracking() -> dict[str, Any]:
-    from sctune.tracking.server import check_tracking, default_tracking_uri
+    from sctune.tracking.choice import choose_store
+    from sctune.tracking.server import check_tracking, safe_uri
 
-    uri = default_tracking_uri(home())
     try:
-        check_tracking(uri)
-    except TrackingError as problem:
+        uri, origin = choose_store(None, home())
+        check_tracking(uri, make=False)
+    except SctuneError as problem:
         return _row("tracking", False, str(problem))
-    return _row("tracking", True, uri)
+    return _row("tracking", True, f"{safe_uri(uri)} ({origin})")

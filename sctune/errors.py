@@ -67,6 +67,12 @@ class UnrecordedStopError(StudyError):
     exit_code = 3
 
 
+class EndedAtOnceError(StudyError):
+    """A launch that a second signal ended before it had left cleanly; its trials go on with a resume."""
+
+    exit_code = 3
+
+
 class FencedError(StudyError):
     """Another driver has the study by now; this one writes nothing more of it."""
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from sctune.errors import ConfigError
@@ -36,6 +39,27 @@ def replace_files(writers: Mapping[Path, Callable[[Path], object]], option: str 
             with suppress(OSError):
                 left.unlink(missing_ok=True)
     return list(writers)
+
+
+@contextmanager
+def staged_files(folder: Path) -> Iterator[Path]:
+    """A folder to write into; its files are put into `folder` when the block ends well, and none of them otherwise."""
+    folder.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".new-") as staging:
+        yield Path(staging)
+        for path in sorted(Path(staging).iterdir()):
+            place = folder / path.name
+            if place.is_dir():
+                shutil.rmtree(place)
+            os.replace(path, place)
+
+
+def is_disk_full(problem: BaseException | str) -> bool:
+    """Whether an error, or its text, says that a disk or a quota is full; libraries wrap the system's error."""
+    if isinstance(problem, OSError) and problem.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    text = str(problem)
+    return any(os.strerror(code) in text for code in (errno.ENOSPC, errno.EDQUOT))
 
 
 def refuse_folder(path: Path, option: str = "--out") -> None:

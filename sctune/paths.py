@@ -11,6 +11,27 @@ def home() -> Path:
     return Path(os.environ.get("SCTUNE_HOME") or "~/.sctune").expanduser().absolute()
 
 
+def use_own_folders() -> None:
+    """Let libraries that keep files below HOME keep them in SCTUNE_HOME, where HOME takes none; makes nothing.
+
+    What the environment names stays, and so does a torch cache that holds weights already, which need only be read.
+    """
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    settings = Path(os.environ.get("XDG_CONFIG_HOME") or "~/.config").expanduser()
+    if "MPLCONFIGDIR" not in os.environ and not takes_files(settings / "matplotlib"):
+        os.environ["MPLCONFIGDIR"] = str(home() / "matplotlib")
+    weights = any((cache / "torch" / "hub" / "checkpoints").glob("*.pth"))
+    if "TORCH_HOME" not in os.environ and not weights and not takes_files(cache / "torch"):
+        os.environ["TORCH_HOME"] = str(home() / "torch")
+
+
+def takes_files(folder: Path) -> bool:
+    """Whether a folder can be written to, or made."""
+    while not os.path.lexists(folder) and folder != folder.parent:
+        folder = folder.parent
+    return folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
+
+
 def studies_folder() -> Path:
     return home() / "studies"
 

@@ -16,12 +16,14 @@ from sctune.errors import ConfigError
 
 STORAGE_VARIABLE = "SCTUNE_STORAGE"
 TRACKING_VARIABLE = "SCTUNE_TRACKING_URI"
+MLFLOW_VARIABLE = "MLFLOW_TRACKING_URI"
+"""MLflow's own, which names the store where ours does not."""
 
 SECRET_VARIABLES = (
     STORAGE_VARIABLE,
     TRACKING_VARIABLE,
     "PGPASSWORD",
-    "MLFLOW_TRACKING_URI",
+    MLFLOW_VARIABLE,
     "MLFLOW_REGISTRY_URI",
     "MLFLOW_BACKEND_STORE_URI",
     "MLFLOW_TRACKING_USERNAME",
@@ -91,7 +93,7 @@ def complete(url: str) -> str:
     bare = without_secrets(written_out(url))
     if bare in _given:
         return _given[bare]
-    for variable in (STORAGE_VARIABLE, TRACKING_VARIABLE):
+    for variable in (STORAGE_VARIABLE, TRACKING_VARIABLE, MLFLOW_VARIABLE):
         full = written_out(os.environ.get(variable, ""))
         if full and without_secrets(full) == bare:
             return full

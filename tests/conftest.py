@@ -33,6 +33,15 @@ os.environ.update(
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     }
 )
+# those of the shell would send what the tests make to somebody's server
+for _name in (
+    "MLFLOW_TRACKING_URI",
+    "MLFLOW_REGISTRY_URI",
+    "MLFLOW_EXPERIMENT_NAME",
+    "SCTUNE_TRACKING_URI",
+    "SCTUNE_STORAGE",
+):
+    os.environ.pop(_name, None)
 os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 

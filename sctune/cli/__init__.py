@@ -1,7 +1,8 @@
 """The command line: parse, make paths absolute, call, print. Errors become one line and an exit code.
 
-Exit codes: 0 done, 1 bug (with its traceback), an alarm of `sctune monitor` or a consumer that `sctune export --check`
-finds to differ, 2 bad input, 3 stopped and resumable, 4 all trials failed.
+Exit codes: 0 done, 1 bug (with its traceback), an alarm of `sctune monitor`, a consumer that `sctune export --check`
+finds to differ or something that `sctune data check` found, 2 bad input, 3 stopped and resumable, 4 all trials failed,
+130 interrupted with nothing that could be resumed.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from sctune.cli.data import data_app
 from sctune.cli.hide import hide_passwords
 from sctune.cli.output import messages
 from sctune.errors import SctuneError
+from sctune.paths import use_own_folders
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -77,13 +79,20 @@ app.add_typer(data_app, name="data")
 USAGE_ERROR: Any = typer.BadParameter.__mro__[1]
 
 
+INTERRUPTED = 128 + 2
+"""Exit code of a process that SIGINT ended, as shells have it."""
+
+
 def main() -> None:
     """Entry point of `sctune`."""
     try:
+        use_own_folders()
         hide_passwords()
         sys.exit(app(standalone_mode=False))
     except SctuneError as problem:
         _complain(str(problem), problem.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        _complain("interrupted", INTERRUPTED)
     except USAGE_ERROR as problem:
         if len(sys.argv) < 3 and not str(problem):
             problem.show()  # no arguments at all: the help

@@ -71,7 +71,8 @@ def rollback(
     from sctune.deploy.registry import only_model
     from sctune.deploy.registry import rollback as roll_back
     from sctune.errors import SctuneError, TrackingError
-    from sctune.tracking.server import check_tracking, mlflow_client, resolve_tracking_uri, safe_uri, scrub
+    from sctune.tracking.choice import resolve_tracking_uri
+    from sctune.tracking.server import check_tracking, mlflow_client, safe_uri, scrub
 
     uri = resolve_tracking_uri(tracking_uri, home())
     check_tracking(uri)

@@ -16,16 +16,17 @@ cache_app = typer.Typer(no_args_is_help=True, help="Decoded images that all tria
 
 def ui(
     port: Annotated[int, typer.Option(min=1, max=65535)] = 5000,
-    tracking_uri: Annotated[str | None, typer.Option(help="MLflow store; default: the local one.")] = None,
+    tracking_uri: Annotated[str | None, typer.Option(help="MLflow store; default: as for a search.")] = None,
 ) -> None:
     """MLflow's pages on the right store, on this machine only."""
     from sctune.paths import home
-    from sctune.tracking.server import check_tracking, resolve_tracking_uri, ui_command, ui_environment
+    from sctune.tracking.choice import choose_store
+    from sctune.tracking.server import check_tracking, safe_uri, ui_command, ui_environment
 
-    uri = resolve_tracking_uri(tracking_uri, home())
+    uri, origin = choose_store(tracking_uri, home())
     command = ui_command(uri, port)
     check_tracking(uri)
-    say([f"MLflow at http://127.0.0.1:{port} (end with Ctrl-C)"])
+    say([f"MLflow at http://127.0.0.1:{port}, over {safe_uri(uri)} ({origin}); end with Ctrl-C"])
     with subprocess.Popen(command, env=ui_environment(uri)) as server:
         try:
             code = server.wait()

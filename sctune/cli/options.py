@@ -41,7 +41,8 @@ AllowDuplicates = Annotated[
 ]
 StoragePath = Annotated[str | None, typer.Option(help="Checkpoints: a folder or s3:// URI that all nodes see.")]
 TrackingUri = Annotated[
-    str | None, typer.Option(help="MLflow server, postgresql:// or SQLite file; default: a local file.")
+    str | None,
+    typer.Option(help="MLflow server (http://...), database or folder; default: MLFLOW_TRACKING_URI, else local."),
 ]
 Storage = Annotated[
     str | None,

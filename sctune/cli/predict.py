@@ -24,7 +24,9 @@ ALARM = 1
 """Exit code of `sctune monitor` for an alarm."""
 
 Where = Annotated[str, typer.Option("--model", help="models:/NAME@champion, models:/NAME/VERSION or a folder.")]
-Registry = Annotated[str | None, typer.Option("--tracking-uri", help="Store of the registry; default: the local one.")]
+Registry = Annotated[
+    str | None, typer.Option("--tracking-uri", help="Store of the registry; default: as for a search.")
+]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 GivenThreshold = Annotated[float | None, typer.Option("--threshold", help="Scores above it are anomalous.")]
 Wanted = Annotated[

@@ -152,7 +152,7 @@ def _finish(result: StudyResult, as_json: bool) -> None:
         lines.append(result.way_on)
     lines.append(f"look: sctune status {result.name}; sctune ui; files in {result.folder}")
     emit(result.to_dict() if as_json else None, lines)
-    if result.stopped:
+    if result.way_on is not None:
         raise typer.Exit(3)
 
 

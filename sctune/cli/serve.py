@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 DIFFERS = 1
 """Exit code of `sctune export --check` for a consumer that differs."""
 
-Registry = Annotated[str | None, typer.Option("--tracking-uri", help="Store of the registry; default: the local one.")]
+Registry = Annotated[
+    str | None, typer.Option("--tracking-uri", help="Store of the registry; default: as for a search.")
+]
 _MOST = 256
 
 

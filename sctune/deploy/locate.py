@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 from sctune.deploy.model import Model, load_model_folder
 from sctune.errors import CheckpointError, SctuneError, TrackingError
 from sctune.paths import home
+from sctune.tracking.choice import resolve_tracking_uri
 from sctune.tracking.server import (
     configure_mlflow,
     local_database,
     mlflow_client,
-    resolve_tracking_uri,
     run_bounded,
     safe_uri,
     scrub,
@@ -45,7 +45,7 @@ class Address:
 def open_model(where: str, tracking_uri: str | None = None, device: str = "auto") -> Model:
     """Load a model: `models:/NAME@ALIAS`, `models:/NAME/VERSION`, or a folder of it.
 
-    tracking_uri: of the registry, None for the local store (or SCTUNE_TRACKING_URI). Raises TrackingError for a
+    tracking_uri: of the registry, None for that of the environment or the local one. Raises TrackingError for a
     registry that does not answer or does not hold it, CheckpointError for a folder that is none or damaged.
     """
     with model_folder(where, tracking_uri) as folder:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 CANDIDATE = "candidate"
-_DIGEST_TAG = "sctune.weights_sha256"
+DIGEST_TAG = "sctune.weights_sha256"
 _THRESHOLD_TAG = "sctune.threshold"
 _DATA = "detector"
 _PACKAGES = (
@@ -81,7 +81,7 @@ def log_model_run(
 
 def is_registered(tracking_uri: str, name: str, weights: Path) -> bool:
     """Whether these weights are a version of the registered model `name`, at any threshold; raises MLflow's errors."""
-    wanted = {_DIGEST_TAG: file_sha256(weights)}
+    wanted = {DIGEST_TAG: file_sha256(weights)}
     return _registered_already(mlflow_client(tracking_uri), registered_name(name), wanted) is not None
 
 
@@ -141,7 +141,7 @@ def save_model(folder: Path, config: TrialConfig, weights: Path, parts: ModelPar
 
 def _log(uri: str, run_id: str, config: TrialConfig, weights: Path, parts: ModelParts, study: str) -> Registered:
     client, name = mlflow_client(uri), registered_name(study)
-    same = {_DIGEST_TAG: file_sha256(weights), _THRESHOLD_TAG: _threshold_tag(parts)}
+    same = {DIGEST_TAG: file_sha256(weights), _THRESHOLD_TAG: _threshold_tag(parts)}
     found = _registered_already(client, name, same)
     created = found is None
     number = found if found is not None else _register(client, run_id, config, weights, parts, name, same)

@@ -118,13 +118,22 @@ def _previous(alias: str) -> str:
     return f"{PREVIOUS_TAG}.{alias}"
 
 
-def _remember(client: MlflowClient, move: Move) -> None:
-    stored = client.get_registered_model(move.name).tags.get(HISTORY_TAG, "[]")
+def last_move(client: MlflowClient, name: str, alias: str = CHAMPION) -> int | None:
+    """The version that sctune let the alias name last, by a promotion or a rollback; None where that is not known."""
+    versions = [move["version"] for move in _history(client, name) if move.get("alias") == alias and "version" in move]
+    return int(versions[-1]) if versions else None
+
+
+def _history(client: MlflowClient, name: str) -> list[Mapping[str, Any]]:
+    stored = client.get_registered_model(name).tags.get(HISTORY_TAG, "[]")
     try:
-        history: list[Mapping[str, Any]] = list(json.loads(stored))
+        return [move for move in json.loads(stored) if isinstance(move, dict)]
     except (ValueError, TypeError):
-        history = []  # somebody else's text
-    text = json.dumps([*history, move.to_dict()][-HISTORY_KEPT:])
+        return []  # somebody else's text
+
+
+def _remember(client: MlflowClient, move: Move) -> None:
+    text = json.dumps([*_history(client, move.name), move.to_dict()][-HISTORY_KEPT:])
     client.set_registered_model_tag(move.name, HISTORY_TAG, text)
 
 

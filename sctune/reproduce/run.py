@@ -17,6 +17,7 @@ from sctune.errors import (
     CheckpointError,
     ConfigError,
     DataError,
+    EndedAtOnceError,
     NonFiniteError,
     SctuneError,
     StudyError,
@@ -82,6 +83,9 @@ def run_table(plan: TablePlan, say: Say, console: Console | None = None) -> Outc
                     if stopped:
                         break
                     _score(plan, study, say)
+                except EndedAtOnceError:
+                    stopped = True
+                    break
                 except OF_ONE_STUDY as problem:
                     problems[study.name] = problem
                     say([f"{study.name}: {problem}"])

@@ -10,10 +10,12 @@ from optuna.trial import FrozenTrial
 from sctune.errors import SctuneError, TrackingError
 from sctune.search.delivery import compare_files
 from sctune.search.operate import running_driver
+from sctune.search.registered import compare_registry
 from sctune.search.replay import past_trial, tracking_of
 from sctune.search.stored_trials import list_trials
 from sctune.search.study import Study
 from sctune.search.truth import (
+    UNFINISHED,
     Agreement,
     Difference,
     Expected,
@@ -100,11 +102,14 @@ def _checkpoints(study: Study, past: Sequence[PastTrial]) -> list[Difference]:
 
 
 def _files(study: Study, past: Sequence[PastTrial], runs: Sequence[StoredRun], state: StudyState) -> list[Difference]:
+    if state.reason == UNFINISHED:
+        text = "its figures or its model were not written, since the disk was full"
+        return [Difference(None, "files", text)]
     if state.reason != "done":
         return []  # the next launch makes them anew
     uri = study.manifest.tracking_uri
     try:
-        return compare_files(study, runs)
+        return [*compare_files(study, runs), *compare_registry(study, runs)]
     except Exception as problem:
         raise TrackingError(
             f"the files of {study.name} cannot be listed at {safe_uri(uri)}: {scrub(problem, uri)}"

@@ -7,6 +7,7 @@ import os
 import re
 import secrets
 import socket
+import sys
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from importlib import import_module
 from pathlib import Path
 
 from sctune.errors import ClusterError
+from sctune.paths import home, use_own_folders
 from sctune.search.faults import Share
 from sctune.urls import secrets_hidden
 
@@ -34,6 +36,10 @@ RAY_ENVIRONMENT = {
 
 
 LOOPBACK = "127.0.0.1"
+
+MAX_SOCKET_BYTES = 103 if sys.platform == "darwin" else 107
+_SOCKET = "/ray/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store"
+"""What Ray puts behind the folder for temporary files; the last number is that of the process."""
 
 CONNECT_S = 10.0
 """Seconds that a cluster may take to answer at all."""
@@ -58,6 +64,7 @@ class Resources:
 def prepare_environment() -> None:
     """Set Ray's switches; must run before ray is imported, which reads them once."""
     os.environ.update(RAY_ENVIRONMENT)
+    use_own_folders()
 
 
 def ensure_token(path: Path) -> None:
@@ -75,16 +82,55 @@ def ensure_token(path: Path) -> None:
 
 
 def use_token() -> None:
-    """See that this user has a token, unless the environment gives one."""
-    if "RAY_AUTH_TOKEN" not in os.environ:
-        ensure_token(Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token"))
+    """See that this user has a token, unless the environment gives one; raises ClusterError where it cannot be kept.
+
+    Where HOME takes no file it lies in SCTUNE_HOME, which Ray and its workers are told.
+    """
+    if "RAY_AUTH_TOKEN" in os.environ:
+        return
+    given = os.environ.get("RAY_AUTH_TOKEN_PATH")
+    usual = Path(given) if given else Path("~/.ray/auth_token").expanduser()
+    try:
+        ensure_token(usual)
+        return
+    except OSError as problem:
+        if given:
+            raise ClusterError(
+                f"RAY_AUTH_TOKEN_PATH {given}: {problem.strerror}; name a file in a folder of yours"
+            ) from None
+    own = home() / "ray_auth_token"
+    try:
+        ensure_token(own)
+    except OSError as problem:
+        raise ClusterError(
+            f"Ray's token can be kept neither in {usual} nor in {own}: {problem.strerror}; set SCTUNE_HOME to a folder "
+            "that can be written to"
+        ) from None
+    os.environ["RAY_AUTH_TOKEN_PATH"] = str(own)
+
+
+def check_temporary_folder() -> None:
+    """Raises ClusterError where the folder for temporary files has too long a path for the sockets of a local Ray."""
+    variable = next((name for name in ("RAY_TMPDIR", "TMPDIR") if os.environ.get(name)), None)
+    if variable is None:
+        return
+    folder = os.environ[variable]
+    room = MAX_SOCKET_BYTES - len(_SOCKET)
+    if len(os.fsencode(folder)) > room:
+        raise ClusterError(
+            f"{variable} {folder}: its path has {len(os.fsencode(folder))} bytes, and Ray's sockets need one of {room} "
+            f"at most (the system's limit is {MAX_SOCKET_BYTES} for a socket); set RAY_TMPDIR to a shorter one, for "
+            "example RAY_TMPDIR=/tmp"
+        )
 
 
 def connect(address: str | None) -> bool:
     """Connect to Ray, or start a local one; returns whether this call did. Raises ClusterError."""
+    if address is None:
+        check_temporary_folder()
+    use_token()
     import ray
 
-    use_token()
     keep_keys_out_of_logs()
     if ray.is_initialized():
         return False

@@ -5,6 +5,7 @@ Connections notice a dead server or a dead client within half a minute, and a se
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,6 +15,7 @@ import optuna
 from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial
+from sqlalchemy import create_engine, inspect
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
@@ -179,8 +181,10 @@ def close_database(storage: RDBStorage) -> None:
 
 
 def check_free(url: str, name: str) -> None:
-    """Raises StudyError when the database cannot be reached, or holds a study of this name."""
+    """Raises StudyError when the database cannot be reached, or holds a study of this name. Writes nothing."""
     try:
+        if not _has_tables(url):
+            return
         storage = open_database(url)
         known = [study.study_name for study in storage.get_all_studies()]
         close_database(storage)
@@ -188,6 +192,29 @@ def check_free(url: str, name: str) -> None:
         raise unreachable(url, problem) from None
     if name in known:
         raise taken(name)
+
+
+def _has_tables(url: str) -> bool:
+    """Whether the database holds Optuna's tables, which opening it would make."""
+    full = complete(url)
+    file = Path(full.removeprefix("sqlite:///"))
+    if full.startswith("sqlite:///") and not file.exists():
+        check_place(file)
+        return False
+    missing = missing_driver(full)
+    if missing is not None:
+        raise StudyError(missing)
+    engine = create_engine(full, **engine_options(full))
+    try:
+        return bool(inspect(engine).has_table("studies"))
+    finally:
+        engine.dispose()
+
+
+def check_place(file: Path) -> None:
+    """Raises StudyError where a file cannot be made there; makes nothing."""
+    if not file.parent.is_dir() or not os.access(file.parent, os.W_OK | os.X_OK):
+        raise StudyError(f"cannot open the record at {file}: {file.parent} is no folder that can be written to")
 
 
 def unreachable(url: str, problem: BaseException) -> StudyError:

@@ -14,7 +14,14 @@ from rich.console import Console
 
 from sctune.errors import StudyError, TrackingError
 from sctune.paths import cache_folder, studies_folder
-from sctune.search.cluster import Resources, connect, exposure, nodes_alive, plan_resources
+from sctune.search.cluster import (
+    Resources,
+    check_temporary_folder,
+    connect,
+    exposure,
+    nodes_alive,
+    plan_resources,
+)
 from sctune.search.node_check import check_nodes
 from sctune.search.options import SearchOptions
 
@@ -55,6 +62,8 @@ def planned(options: SearchOptions) -> Iterator[tuple[Plan, Resources]]:
 
     from sctune.search.plan import make_plan
 
+    if options.address is None:
+        check_temporary_folder()
     plan = make_plan(options, has_gpu=torch.cuda.is_available()) if options.address is None else None
     with session(options.address) as warnings:
         if plan is None:
@@ -95,9 +104,12 @@ def _first_launch(
     from sctune.search.operate_launch import run_launch
     from sctune.search.places import mark_storage
     from sctune.search.study import Study
+    from sctune.tracking.server import check_tracking
 
     if on_plan is not None:
         on_plan(plan, resources)
+    # the plan has written nothing: a database gets its tables here
+    check_tracking(plan.manifest.tracking_uri)
     study = Study.create(plan.study_root, plan.manifest)
     with study.lock():
         mark_storage(study.manifest)

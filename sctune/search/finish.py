@@ -21,17 +21,19 @@ from sctune.data.split import Split
 from sctune.deploy.build import model_parts
 from sctune.deploy.card import CardFacts, model_card
 from sctune.deploy.model import ModelParts, write_parts
-from sctune.errors import CheckpointError, SctuneError, TrackingError
+from sctune.errors import CheckpointError, SctuneError, StudyError, TrackingError
+from sctune.files import is_disk_full, staged_files
 from sctune.search.check import check, study_state
 from sctune.search.delivery import BEST, FIGURES, WEIGHTS, register_best, write_model
 from sctune.search.manifest import StudyManifest
-from sctune.search.plan import selection_labels
+from sctune.search.plan import selection_labels, study_splits
 from sctune.search.replay import tracking_of
 from sctune.search.result import StudyResult, study_result
 from sctune.search.searcher import StudySearcher
 from sctune.search.study import Study
 from sctune.search.summary import summary
 from sctune.search.sync import mend
+from sctune.search.truth import UNFINISHED
 from sctune.tracking import plots
 from sctune.tracking.callback import TrackingCallback
 from sctune.tracking.leaderboard import leaderboard_csv, leaderboard_markdown, optuna_plots
@@ -47,6 +49,9 @@ STOPPED_DRAIN_S = 3.0
 AWAY_DRAIN_S = 10.0
 AGREE_S = 30.0
 REGISTER_S = 120.0
+
+BEST_MODEL, COPIES = "best model", "MLflow's copies"
+"""What may meet a full disk at the end, beside the figures."""
 
 _log = logging.getLogger(__name__)
 
@@ -72,13 +77,10 @@ def finish(
     stopped = hasty or (searcher.stopping and searcher.hopeless is None and (left_over or unspent))
     facts: dict[str, Any] = {"tracking_uri": safe_uri(manifest.tracking_uri), "stopped": stopped}
     result = study_result(study, trials, labels, seconds, exhausted=searcher.exhausted, **facts)
-    notes: list[str] = []
-    figures = study.folder / FIGURES
-    if result.rows and not stopped:
-        notes += _tried("figures", lambda: _study_figures(result, trials, figures))
-        tracking.on_artifact(None, figures, "study")
-    if result.best is not None and not stopped:
-        notes += _tried("best model", lambda: _best_files(study, splits, result, labels, tracking))
+    made = Making()
+    if not stopped:
+        made.files(study, splits, result, trials, labels, tracking)
+    notes = made.notes
     told = summary(study, trials, result.noise)
     told["tags"]["epochs_saved"] = f"{result.saved_share:.3f}"
     failed = searcher.hopeless is not None or (bool(result.rows) and all(row.state == "FAIL" for row in result.rows))
@@ -88,15 +90,84 @@ def finish(
     patience = STOPPED_DRAIN_S if stopped else DRAIN_S if writer.last_error is None else AWAY_DRAIN_S
     if writer.drain(patience) == 0 and not stopped:
         reason = "failed" if searcher.hopeless is not None else "done"
-        notes += _tried("the comparison with MLflow", lambda: _agree(study, trials, reason, writer))
-        if result.best is not None and writer.last_error is None:
-            notes += _tried("best model", lambda: _best_model(study, tracking, writer))
+        made.tried("the comparison with MLflow", lambda: _agree(study, trials, reason, writer))
+        if result.best is not None and writer.last_error is None and BEST_MODEL not in made.unwritten:
+            made.tried(BEST_MODEL, lambda: _best_model(study, tracking, writer))
         writer.drain(STOPPED_DRAIN_S)
     if writer.undelivered or writer.owed:
         reason = "" if writer.last_error is None else f" ({writer.last_error})"
         what = f"{writer.undelivered} events have" if writer.undelivered else "some of the study has"
         notes.append(f"{what} not reached MLflow{reason}; `sctune sync {study.name}` sends them, and so does a resume")
-    return replace(result, parent_run_id=writer.parent_run_id, notes=(*result.notes, *notes))
+    if any(map(is_disk_full, notes)):
+        made.unwritten.append(COPIES)
+    return replace(
+        result,
+        parent_run_id=writer.parent_run_id,
+        unwritten=tuple(dict.fromkeys(made.unwritten)),
+        notes=(*result.notes, *notes),
+    )
+
+
+def ended(result: StudyResult) -> str:
+    """The reason of a launch that ran to its end: `unfinished` where files are missing, which a `sync` makes."""
+    return UNFINISHED if set(result.unwritten) - {COPIES} else "done"
+
+
+def finish_files(study: Study, tracking: TrackingCallback) -> list[str]:
+    """Make the files that the last launch had no room for, and close it as done; gives notes for the user.
+
+    Raises DataError where the images changed, StudyError where the disk is still full.
+    """
+    manifest, trials = study.manifest, study.record.load()
+    splits = study_splits(manifest)
+    labels = selection_labels(manifest, splits)
+    uri = safe_uri(manifest.tracking_uri)
+    result = study_result(study, trials, labels, 0.0, exhausted=None, tracking_uri=uri)
+    made = Making()
+    made.files(study, splits, result, trials, labels, tracking)
+    if made.unwritten:
+        raise StudyError(f"the disk is still full: {', '.join(made.unwritten)} could not be written")
+    last = manifest.launches[-1]
+    study.end_launch(last.ended or last.started, "done")
+    return made.notes
+
+
+class Making:
+    """The files at the end of a study, made one kind after the other. unwritten: those that met a full disk."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+        self.unwritten: list[str] = []
+
+    def files(
+        self,
+        study: Study,
+        splits: dict[str, Split],
+        result: StudyResult,
+        trials: list[FrozenTrial],
+        labels: dict[str, list[int]],
+        tracking: TrackingCallback,
+    ) -> None:
+        """Pictures and tables of the study, and the files of its best trial; the tracking is told what was made."""
+        figures = study.folder / FIGURES
+        if result.rows and self.tried(FIGURES, lambda: _study_figures(result, trials, figures)):
+            tracking.on_artifact(None, figures, "study")
+        if result.best is not None:
+            self.tried(BEST_MODEL, lambda: _best_files(study, splits, result, labels, tracking))
+
+    def tried(self, what: str, work: Callable[[], list[str]]) -> bool:
+        """Whether `work` was done; its error is logged with its traceback and noted, since the study is complete."""
+        try:
+            self.notes += work()
+        except Exception as problem:
+            if is_disk_full(problem):
+                _log.info("%s could not be written: %s", what, problem)
+                self.unwritten.append(what)
+            else:
+                _log.exception("%s could not be made", what)
+                self.notes.append(f"{what} could not be made: {problem}")
+            return False
+        return True
 
 
 def best_trainer(manifest: StudyManifest, splits: dict[str, Split], number: int, params: dict[str, Any]) -> Trainer:
@@ -110,24 +181,15 @@ def best_trainer(manifest: StudyManifest, splits: dict[str, Split], number: int,
     return trainer
 
 
-def _tried(what: str, work: Callable[[], list[str]]) -> list[str]:
-    """The notes of `work`; an error in it is logged with its traceback and noted, since the study is complete."""
-    try:
-        return work()
-    except Exception as problem:
-        _log.exception("%s could not be made", what)
-        return [f"{what} could not be made: {problem}"]
-
-
 def _study_figures(result: StudyResult, trials: list[FrozenTrial], folder: Path) -> list[str]:
-    folder.mkdir(exist_ok=True)
-    plots.search_picture(result.rows, folder / "search.png")
-    plots.learning_curves(result.rows, folder / "learning_curves.png")
-    leaderboard_csv(result.rows, folder / "leaderboard.csv")
-    (folder / "leaderboard.md").write_text(leaderboard_markdown(result.rows), encoding="utf-8")
     shown = optuna.create_study(direction=StudyDirection.MAXIMIZE)
     shown.add_trials([trial for trial in trials if trial.state.is_finished()])
-    optuna_plots(shown, folder)
+    with staged_files(folder) as staging:
+        plots.search_picture(result.rows, staging / "search.png")
+        plots.learning_curves(result.rows, staging / "learning_curves.png")
+        leaderboard_csv(result.rows, staging / "leaderboard.csv")
+        (staging / "leaderboard.md").write_text(leaderboard_markdown(result.rows), encoding="utf-8")
+        optuna_plots(shown, staging)
     return []
 
 
@@ -142,7 +204,7 @@ def _agree(study: Study, trials: list[FrozenTrial], reason: str, writer: Writer)
     except (TimeoutError, TrackingError) as problem:
         return [f"the runs in MLflow were not compared with the record: {problem}; `sctune sync {study.name}` does it"]
     # the model is registered after this
-    differences = [one for one in found.differences if one.kind not in ("model", "checkpoint")]
+    differences = [one for one in found.differences if one.kind not in ("model", "alias", "version", "checkpoint")]
     if not differences:
         writer.replayed()
         return []
@@ -169,7 +231,21 @@ def _best_files(
         trainer = best_trainer(manifest, splits, best.number, best.params)
     except SctuneError as problem:
         return [f"no pictures and no model of trial {best.number}: {problem}"]
-    scores = _pictures(trainer, labels[trainer.task.key], folder, manifest.data.attribution)
+    with staged_files(folder) as staging:
+        parts, meta = _model_files(study, trainer, result, labels[trainer.task.key], staging)
+    # last: it says that the model is there
+    proof = write_model(study, meta | {"params": best.params})
+    tracking.on_artifact(best.number, folder, BEST, proof)
+    return [] if parts.threshold is None else [parts.threshold.line()]
+
+
+def _model_files(
+    study: Study, trainer: Trainer, result: StudyResult, labels: list[int], folder: Path
+) -> tuple[ModelParts, dict[str, Any]]:
+    """Write pictures, weights and parts of a model; gives the parts, and what registering it takes besides."""
+    manifest, best = study.manifest, result.best
+    assert best is not None
+    scores = _pictures(trainer, labels, folder, manifest.data.attribution)
     save_file({k: v.cpu().contiguous() for k, v in trainer.detector.state_dict().items()}, folder / WEIGHTS)
     meta = {
         "study": study.name,
@@ -181,9 +257,7 @@ def _best_files(
     }
     parts = model_parts(trainer, meta)
     write_parts(folder, replace(parts, card=_card(parts, trainer, study, result)))
-    proof = write_model(study, meta | {"params": best.params})
-    tracking.on_artifact(best.number, folder, BEST, proof)
-    return [] if parts.threshold is None else [parts.threshold.line()]
+    return parts, meta
 
 
 def _card(parts: ModelParts, trainer: Trainer, study: Study, result: StudyResult) -> str:

@@ -20,7 +20,7 @@ from sctune.errors import AllTrialsFailedError, ClusterError, StudyError, Unreco
 from sctune.paths import cache_folder
 from sctune.search.cluster import Resources, largest_share, nodes_alive, nodes_for
 from sctune.search.faults import Faults, Share
-from sctune.search.finish import finish
+from sctune.search.finish import ended, finish
 from sctune.search.gate import DiskUse, StartGate
 from sctune.search.operate import stop_requests
 from sctune.search.plan import selection_labels, weights_digests
@@ -69,7 +69,7 @@ class Launch:
         tracking = TrackingCallback(AfterRecord(study.record, writer), study_facts(study), self.space.assignments)
         try:
             searcher, result = self._search(tracking, writer)
-            reason = "failed" if searcher.hopeless else "stopped" if result.stopped else "done"
+            reason = "failed" if searcher.hopeless else "stopped" if result.stopped else ended(result)
             study.end_launch(_now(), reason)
         except BaseException as problem:
             # the trials stay as the record has them; nothing may look as if it still ran

@@ -166,7 +166,7 @@ class Deletion:
 def _find(client: MlflowClient, study: Study) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
     """Ids of the runs that go, versions that go, and lines about what stays."""
     manifest = study.manifest
-    experiment, token = find_experiment(client, manifest.tracking_uri), None
+    experiment, token = find_experiment(client, manifest.tracking_uri, manifest.study_id), None
     runs: list[str] = []
     parents: list[str] = []
     while True:

@@ -14,7 +14,7 @@ from logging.handlers import QueueHandler, QueueListener, RotatingFileHandler
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
-from sctune.errors import AllTrialsFailedError, SctuneError
+from sctune.errors import AllTrialsFailedError, EndedAtOnceError, SctuneError
 from sctune.search.leaderboard import best_row, leaderboard
 from sctune.search.notify import notify
 from sctune.search.operate_process import job_id
@@ -46,10 +46,15 @@ def run_launch(launch: Launch, hooks: Sequence[str] = ()) -> StudyResult:
     with driver_log(study):
         try:
             result = launch.run()
+        except KeyboardInterrupt as problem:
+            _notify(study, hooks, *_failed(problem))
+            raise EndedAtOnceError(
+                f"{study.name} was ended at once by a second signal; go on with `sctune resume {study.name}`"
+            ) from None
         except BaseException as problem:
             _notify(study, hooks, *_failed(problem))
             raise
-        state = "stopped" if result.stopped else "done"
+        state = "done" if result.way_on is None else "stopped"
         message = result.way_on or "done"
         _log.info("the launch ended: %s", message)
         _notify(study, hooks, state, message)

@@ -28,6 +28,9 @@ LARGEST = 1e15
 
 MAX_CHOICES = 1000
 
+MAX_SHOWN = 8
+"""Values of a stepped range that are listed for the user; of more the first two and the last."""
+
 When = tuple[tuple[str, tuple[Any, ...]], ...]
 
 # YAML 1.1 reads 5e-5 as text
@@ -114,7 +117,29 @@ class Range:
         return f"{float(value):.12g}"
 
     def describe(self) -> str:
-        return f"{'an integer' if self.integer else 'a number'} in [{self.low:g}, {self.high:g}]"
+        text = f"{'an integer' if self.integer else 'a number'} in [{self.low:g}, {self.high:g}]"
+        if self.step is None or (self.integer and self.step == 1):
+            return text
+        return f"{text} by steps of {self.step:g}: {self._tried()}"
+
+    @property
+    def note(self) -> str | None:
+        """A line for the user where the step leaves nothing to search."""
+        if self.count != 1 or self.low == self.high:
+            return None
+        return (
+            f"{self.name}: a step of {self.step:g} leaves one value in [{self.low:g}, {self.high:g}], which is "
+            f"{self.low:g}; give a smaller step, or the value under set:"
+        )
+
+    def _tried(self) -> str:
+        """The values that are drawn, the middle of many left out; and that the end of the range is not one of them."""
+        count, last = self.count or 0, self._at(-1)
+        if count <= MAX_SHOWN:
+            text = ", ".join(f"{value:g}" for value in self.values())
+        else:
+            text = f"{self._at(0):g}, {self._at(1):g}, ... {last:g} ({count} values)"
+        return text if self.key(last) == self.key(self.high) else f"{text} ({self.high:g} is never tried)"
 
     def _at(self, index: int) -> Any:
         """Value number `index` of a stepped range (-1: the last), free of accumulated rounding."""

@@ -16,7 +16,8 @@ from sctune.paths import home
 from sctune.search.manifest import StudyManifest
 from sctune.search.options import SearchOptions
 from sctune.search.study import Study, list_studies, valid_name
-from sctune.tracking.server import check_tracking, local_database, resolve_tracking_uri
+from sctune.tracking.choice import resolve_tracking_uri
+from sctune.tracking.server import check_tracking, local_database
 from sctune.trial.storage import answering, open_storage, probe, reason, with_region
 
 MARK = "storage.json"
@@ -27,6 +28,10 @@ def free_name(options: SearchOptions, root: Path) -> str:
     """The study's name; StudyError where it is taken, or the study root cannot be written to."""
     stem = Path(options.space).stem
     name = valid_name(f"{stem}-{datetime.now(UTC):%Y%m%d-%H%M%S}" if options.name is None else options.name)
+    if name.startswith("-"):
+        raise StudyError(
+            f"--name {name!r}: a leading '-' would be taken for an option by every later command; change it"
+        )
     if name in list_studies(root) or (root / name).exists():
         raise StudyError(f"study {name!r} exists in {root}; go on with `sctune resume {name}` or choose another --name")
     _check_writable(root, "--study-root")

@@ -30,9 +30,13 @@ from sctune.search.proxy_evidence import proxy_warning
 from sctune.search.sampler import LEARNS_FROM_FULL_RUNS, make_sampler
 from sctune.search.scheduler import make_rule
 from sctune.search.space import Space
-from sctune.tracking.server import check_tracking, resolve_tracking_uri
+from sctune.tracking.choice import choose_store
+from sctune.tracking.server import check_tracking
 from sctune.trial.trainable import package_versions
 from sctune.urls import STORAGE_VARIABLE, chosen
+
+MAX_GRID = 100_000
+"""Points of a grid that are run to the end without a number of trials or a time budget."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,7 @@ class Plan:
     """A search that passed all checks. splits: task key -> split; warnings: lines for the user.
 
     depth: how values of more than 8 bits are read, in words; checks: what each data set was found to be.
+    tracking_origin: what named the store of the runs, for the user.
     """
 
     manifest: StudyManifest
@@ -50,6 +55,7 @@ class Plan:
     warnings: tuple[str, ...]
     depth: str = ""
     checks: tuple[DataCheck, ...] = ()
+    tracking_origin: str = "the study's"
 
 
 def make_plan(options: SearchOptions, has_gpu: bool) -> Plan:
@@ -73,6 +79,7 @@ def make_plan(options: SearchOptions, has_gpu: bool) -> Plan:
     base = space.base
     sampler = options.sampler or ("grid" if space.is_grid else search_defaults(profile).sampler)
     make_sampler(sampler, options.sampler_seed, space=space)
+    _check_grid(options, sampler, space)
     scheduler, warnings = _scheduler(options, profile, sampler, space)
     warnings += space.notes
     datasets = {
@@ -85,8 +92,8 @@ def make_plan(options: SearchOptions, has_gpu: bool) -> Plan:
     for backbone, weights in weights_files(space).items():
         # a file that does not fit is refused here, not in every trial
         build_backbone(base.model.model_copy(update={"backbone": backbone, "freeze": 0}), weights)
-    tracking = resolve_tracking_uri(options.tracking_uri, home())
-    check_tracking(tracking)
+    store = choose_store(options.tracking_uri, home())
+    check_tracking(store.uri, make=False)
     skipped = _decode(splits, base)
     checks = _check(datasets, tasks, splits, base)
     warnings += [*depth.warnings, *(line for check in checks for line in check.warnings)]
@@ -95,10 +102,12 @@ def make_plan(options: SearchOptions, has_gpu: bool) -> Plan:
     if any(split.makers for split in splits.values()):
         half = selection.mode != "proxy"
         warnings.append(proxy_warning(options.setting, base.n_anomalies, half=half))
-    asked = _Asked(name, profile, sampler, scheduler, selection, tracking, storage, record)
+    asked = _Asked(name, profile, sampler, scheduler, selection, store.uri, storage, record)
     manifest = _manifest(options, asked, space, tasks, _data_spec(datasets, splits))
     manifest = manifest.model_copy(update={"splits": {key: split.digest for key, split in splits.items()}})
-    return Plan(manifest, space, splits, root, skipped, tuple(dict.fromkeys(warnings)), depth.line, checks)
+    return Plan(
+        manifest, space, splits, root, skipped, tuple(dict.fromkeys(warnings)), depth.line, checks, store.origin
+    )
 
 
 @dataclass(frozen=True)
@@ -291,6 +300,16 @@ def _data_spec(datasets: dict[str | None, DataSet], splits: dict[str, Split]) ->
         licence=first.licence or None,
         attribution=first.attribution,
     )
+
+
+def _check_grid(options: SearchOptions, sampler: str, space: Space) -> None:
+    """A grid without a limit runs every point; ConfigError where nobody can have meant that."""
+    points = space.size() if sampler == "grid" and not (options.trials or options.time_budget_s) else None
+    if points is not None and points > MAX_GRID:
+        raise ConfigError(
+            f"sampler grid: {points} points, a trial for each; give --trials N for the first N in declared order, a "
+            "--time-budget, a coarser step, or take --sampler qmc, which spreads N trials over all of it"
+        )
 
 
 def _scheduler(options: SearchOptions, profile: str, sampler: str, space: Space) -> tuple[SchedulerSpec, list[str]]:

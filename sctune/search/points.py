@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from sctune.search.parameter import Parameter
+from sctune.search.parameter import Choice, Parameter
 
 if TYPE_CHECKING:
     from sctune.search.space import Space, Values
@@ -23,15 +23,41 @@ def count_points(space: Space, index: int = 0, values: Values | None = None) -> 
     parameter = space.parameters[index]
     if not space.is_active(parameter, values):
         return count_points(space, index + 1, values)
-    # branch only where a later condition looks; elsewhere the values just multiply
-    if any(parameter.name == space.decider(other) for later in space.parameters for other, _ in later.conditions):
-        return sum(count_points(space, index + 1, {**values, parameter.name: value}) for value in parameter.values())
-    rest = count_points(space, index + 1, {**values, parameter.name: next(parameter.values())})
-    return (parameter.count or 0) * rest
+    return sum(
+        alike * count_points(space, index + 1, {**values, parameter.name: value})
+        for value, alike in _told_apart(space, parameter)
+    )
+
+
+def _told_apart(space: Space, parameter: Parameter) -> list[tuple[Any, int]]:
+    """The values that later conditions tell apart, and how many others each stands for; all alike where none looks."""
+    count = parameter.count or 0
+    looked_at = [
+        allowed for later in space.parameters for other, allowed in later.conditions
+        if space.decider(other) == parameter.name
+    ]  # fmt: skip
+    if not looked_at:
+        return [(next(parameter.values()), count)]
+    if isinstance(parameter, Choice):
+        return [(value, 1) for value in parameter.values()]
+    named = {parameter.key(value): value for allowed in looked_at for value in allowed if parameter.contains(value)}
+    others = (value for value in parameter.values() if parameter.key(value) not in named)
+    rest = [(value, count - len(named)) for value in itertools.islice(others, 1)]
+    return [(value, 1) for value in named.values()] + rest
+
+
+class AllValues:
+    """Every value of a finite parameter in order, made as they are asked for: a fine step leaves millions."""
+
+    def __init__(self, parameter: Parameter) -> None:
+        self._parameter = parameter
+
+    def __iter__(self) -> Iterator[Any]:
+        return self._parameter.values()
 
 
 def walk(
-    space: Space, candidates: Mapping[str, Sequence[Any]], index: int = 0, values: Values | None = None
+    space: Space, candidates: Mapping[str, Iterable[Any]], index: int = 0, values: Values | None = None
 ) -> Iterator[Values]:
     """All points that take their values from `candidates`; the first declared parameter varies slowest."""
     values = values or {}

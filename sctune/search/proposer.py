@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -64,6 +65,9 @@ class Proposer:
         self._seen = {space.key(values) for values in self._params.values()}
         # each earlier trial took one at most, while there were some; one that is tried again draws on for its number
         self._start = deque(space.start[len(trials) :])
+        # what was passed was tried, and stays so: a proposal late in a large grid costs what the first one did
+        self._ahead = (point for point in space.points() if space.key(point) not in self._seen)
+        self._listed: dict[str, Values] | None = None
         self._study_attrs = dict(study_attrs or {})
         self._fill([_bare(trial) for trial in trials])
 
@@ -140,13 +144,18 @@ class Proposer:
             random = RandomSampler(seed=self._draw_seed())
             tries = (self._try(None, random) for _ in range(MAX_RANDOM_ASKS))
             return next((trial for trial in tries if trial is not None), None)
-        untried = (point for point in self._space.points() if self._space.key(point) not in self._seen)
-        if self._in_order or self._size > MAX_LISTED:
-            point = next(untried, None)
-        else:
-            listed = list(untried)
-            point = listed[self._draw_seed() % len(listed)] if listed else None
+        point = next(self._ahead, None) if self._in_order or self._size > MAX_LISTED else self._at_random()
         return None if point is None else self._try(point)
+
+    def _at_random(self) -> Values | None:
+        if self._listed is None:
+            self._listed = {self._space.key(point): point for point in self._space.points()}
+        for key in self._listed.keys() & self._seen:
+            del self._listed[key]
+        if not self._listed:
+            return None
+        drawn = self._draw_seed() % len(self._listed)
+        return next(itertools.islice(self._listed.values(), drawn, None))
 
     def _draw_seed(self) -> int:
         return int(np.random.SeedSequence([self._seed, self.n_trials, 1]).generate_state(1)[0])

@@ -54,11 +54,17 @@ class StudyResult:
     stopped: bool = False
     out_of_time: bool = False
     exhausted: str | None = None
+    unwritten: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
     @property
     def way_on(self) -> str | None:
-        """How a stopped study goes on, for people; None for one that is done."""
+        """How a study goes on that was stopped or met a full disk at its end, for people; None for one that is done."""
+        if self.unwritten and not self.stopped:
+            return (
+                f"the disk is full: {', '.join(self.unwritten)} could not be written; make room, then `sctune sync "
+                f"{self.name}`"
+            )
         if not self.stopped:
             return None
         if self.out_of_time:

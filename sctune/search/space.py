@@ -19,8 +19,8 @@ from optuna.trial import Trial
 from sctune.config import TrialConfig, read_yaml
 from sctune.errors import ConfigError, SpaceError, nearest
 from sctune.search.needs import NEEDS, with_needs
-from sctune.search.parameter import Parameter, as_number, parse_parameter
-from sctune.search.points import count_points, extreme_points, walk
+from sctune.search.parameter import Parameter, Range, as_number, parse_parameter
+from sctune.search.points import AllValues, count_points, extreme_points, walk
 from sctune.search.setting import possible_in
 from sctune.search.space_base import settled_base
 from sctune.search.space_checks import (
@@ -152,8 +152,8 @@ class Space:
         return count_points(self)
 
     def points(self) -> Iterator[Values]:
-        """All points of a finite space; the first declared parameter varies slowest."""
-        return walk(self, {parameter.name: list(parameter.values()) for parameter in self.parameters})
+        """All points of a finite space, one at a time; the first declared parameter varies slowest."""
+        return walk(self, {parameter.name: AllValues(parameter) for parameter in self.parameters})
 
     def probe_points(self) -> Iterator[Values]:
         """Points whose feasibility stands for that of all."""
@@ -269,7 +269,8 @@ def load_space(name_or_path: str | Path, base: TrialConfig, overrides: Mapping[s
     space = _build(tree, merged, where)
     check_distinct(space, where)
     check_feasible(space, where)
-    return replace(space, notes=tuple(notes))
+    steps = [parameter.note for parameter in space.parameters if isinstance(parameter, Range)]
+    return replace(space, notes=(*notes, *filter(None, steps)))
 
 
 def _build(tree: dict[str, Any], base: TrialConfig, where: str) -> Space:

@@ -12,13 +12,14 @@ from optuna.trial import FrozenTrial
 from sctune.errors import SctuneError, StorageError, TrackingError
 from sctune.search.check import check, study_state
 from sctune.search.delivery import deliveries, register_best
+from sctune.search.registered import restore_champion
 from sctune.search.replay import past_trial, replay, tracking_of
 from sctune.search.stored_trials import remove_strays
 from sctune.search.study import Study
 from sctune.search.summary import best_noise, summary
-from sctune.search.truth import Agreement, Difference, StudyState, study_status
+from sctune.search.truth import UNFINISHED, Agreement, Difference, StudyState, study_status
 from sctune.tracking.callback import TrackingCallback
-from sctune.tracking.server import run_bounded
+from sctune.tracking.server import run_bounded, scrub
 from sctune.tracking.writer import Writer
 
 JOURNAL = "tracking.jsonl"
@@ -79,6 +80,10 @@ class _Sync:
             self.done.append(str(problem))
         if removed:
             self.done.append(f"removed checkpoints of {removed} trial(s) that should have none")
+        if self.state.reason == UNFINISHED:
+            hindrance = self._write_files()
+            if hindrance is not None:
+                return SyncResult(tuple(self.done), (hindrance,), None)
         owed = self.writer.undelivered
         left = self._drain()
         if owed > left:
@@ -107,6 +112,19 @@ class _Sync:
             self.writer.replayed()
         return SyncResult(tuple(self.done), (), agreement)
 
+    def _write_files(self) -> str | None:
+        """Make what the last launch had no room for; gives why it cannot be made."""
+        # it needs this module for the end of a resume
+        from sctune.search.finish import finish_files
+
+        try:
+            self.done += finish_files(self.study, self.tracking)
+        except SctuneError as problem:
+            return str(problem)
+        self.done.append("made the figures and the model that the disk had no room for")
+        self.state = study_state(self.study, self.trials)
+        return None
+
     def _check(self) -> Agreement | None:
         try:
             return run_bounded(lambda: check(self.study, self.trials, self.state), self._seconds())
@@ -117,6 +135,8 @@ class _Sync:
             return None
 
     def _register(self, differences: Sequence[Difference]) -> None:
+        if any(one.kind == "alias" for one in differences):
+            self._restore_alias()
         parent = self.writer.parent_run_id
         if any(one.kind == "model" for one in differences) and parent is not None:
             try:
@@ -127,6 +147,12 @@ class _Sync:
             if model is not None:
                 self.tracking.on_tags(None, {"model_uri": model.uri})
                 self.done.append(f"best model: {model.uri} (version {model.version})")
+
+    def _restore_alias(self) -> None:
+        try:
+            self.done += run_bounded(lambda: restore_champion(self.study), self._seconds())
+        except Exception as problem:  # whatever MLflow raises
+            self.done.append(f"the registry refused: {scrub(problem, self.study.manifest.tracking_uri)}")
 
     def _drain(self) -> int:
         """Wait for the writer, to the end of the time or until nothing arrives any more; gives the events left."""
@@ -160,7 +186,7 @@ def mend(
 
     MLflow lets no parameter or point be changed, so a run with a wrong one is deleted and made anew; its files move.
     """
-    ours = [one for one in differences if one.repair == "sync" and one.kind not in ("checkpoint", "model")]
+    ours = [one for one in differences if one.repair == "sync" and one.kind not in ("checkpoint", "model", "alias")]
     by_trial: dict[int | None, list[Difference]] = {}
     for one in ours:
         by_trial.setdefault(one.trial, []).append(one)

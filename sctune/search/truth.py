@@ -13,7 +13,22 @@ from sctune.tracking.events import SHORT_OBJECTIVE, as_key, as_texts, shown_metr
 from sctune.tracking.runs import RUN_STATUS
 from sctune.tracking.stored import Point, StoredRun
 
-Kind = Literal["record", "run", "extra run", "parameters", "points", "state", "parent", "checkpoint", "files", "model"]
+Kind = Literal[
+    "record",
+    "run",
+    "extra run",
+    "parameters",
+    "points",
+    "state",
+    "parent",
+    "checkpoint",
+    "files",
+    "model",
+    "alias",
+    "version",
+]
+UNFINISHED = "unfinished"
+"""Reason of a launch whose trials are all over, and which had no room for its figures or its model."""
 OPEN_STATES = ("RUNNING", "WAITING", "UNFINISHED")
 """Tag `state` of a run whose trial has not ended."""
 
@@ -241,7 +256,7 @@ def study_status(study: StudyState) -> tuple[str, ...]:
     """What the run of a study that no driver has may say; the first is what `sync` makes of it."""
     if study.reason == "stopped":
         return ("KILLED",)
-    if study.reason == "done":
+    if study.reason in ("done", UNFINISHED):
         return ("FAILED",) if study.all_failed else ("FINISHED",)
     if study.reason == "failed":
         return ("FAILED",)
@@ -262,7 +277,7 @@ def compare_record(
         found.append(Difference(None, "record", text, repair=None))
     for trial in trials:
         found += _check_trial(trial, objectives.get(trial.number, {}))
-        if trial.state is None and study.reason == "done" and not study.running:
+        if trial.state is None and study.reason in ("done", UNFINISHED) and not study.running:
             text = "the record says RUNNING, though the study has ended and no driver runs it"
             found.append(Difference(trial.number, "record", text, repair="resume"))
     return found

@@ -269,7 +269,7 @@ class Runs:
     def _list(self, study: str) -> dict[int | None, list[str]]:
         """Trial (None: the study) -> ids of its runs, oldest first. Read once: only this process makes more."""
         if study not in self._listed:
-            default = self._default_experiment()
+            default = self._default_experiment(study)
             runs = find_runs(self._client, study)
             listed: dict[int | None, list[str]] = {}
             for run in runs:
@@ -292,10 +292,10 @@ class Runs:
         run = self._client.create_run(self._homes[study], start_time=time, tags=tags, run_name=name)
         return str(run.info.run_id)
 
-    def _default_experiment(self) -> str:
-        """Made, or restored with the runs in it, before anything is looked for."""
+    def _default_experiment(self, study: str) -> str:
+        """Made, or restored with this study's runs in it, before anything is looked for."""
         if self._experiment is None:
-            self._experiment = find_experiment(self._client, self._uri)
+            self._experiment = find_experiment(self._client, self._uri, study)
         return self._experiment
 
     # sending

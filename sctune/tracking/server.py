@@ -1,4 +1,4 @@
-"""Which MLflow store a study is shown in: URIs resolved, made safe to print, and checked before a search.
+"""The MLflow store that a study is shown in: its client, its URI made safe to print, and its check before a search.
 
 MLflow is imported inside the functions only: the import takes seconds, and its telemetry and request
 limits are read from the environment, which `configure_mlflow` sets first.
@@ -16,16 +16,17 @@ from typing import TYPE_CHECKING, TypeVar
 
 from sctune.errors import TrackingError
 from sctune.paths import home
-from sctune.urls import TRACKING_VARIABLE, accept, chosen, complete, missing_driver
+from sctune.tracking.choice import SCHEMES
+from sctune.tracking.choice import SQLITE as _SQLITE
+from sctune.tracking.choice import default_tracking_uri as default_tracking_uri
+from sctune.urls import complete, missing_driver
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql")
 REQUEST_TIMEOUT_S = 10
 _SERVER_CHECK_S = 12.0
 _DATABASE_CHECK_S = 60.0  # the first use of a database creates its tables
-_SQLITE = "sqlite:///"
 
 STUDY_TAG = "sctune.study_id"
 TRIAL_TAG = "sctune.trial"
@@ -47,30 +48,6 @@ EXPERIMENT_TAGS = {
 """Of the experiment that is made for the studies; one that is there already keeps its own."""
 
 Result = TypeVar("Result")
-
-
-def default_tracking_uri(folder: Path) -> str:
-    """The local store: an SQLite file in `folder`, as an absolute URI."""
-    return f"{_SQLITE}{folder.expanduser().absolute() / 'mlflow.db'}"
-
-
-def resolve_tracking_uri(text: str | None, folder: Path) -> str:
-    """What the user gave, or SCTUNE_TRACKING_URI, as a full URI.
-
-    Nothing -> the local store; a path or a relative SQLite URI -> absolute.
-
-    A worker's or a later launch's current folder is another one, so nothing relative may be kept; and no password,
-    which `complete` adds when a connection is opened.
-    """
-    text = chosen(text, TRACKING_VARIABLE)
-    if not text:
-        return default_tracking_uri(folder)
-    if text.startswith(_SQLITE):
-        return f"{_SQLITE}{Path(text.removeprefix(_SQLITE)).expanduser().absolute()}"
-    if "://" in text:
-        return accept(text, "--tracking-uri")
-    path = Path(text).expanduser().absolute()
-    return f"{_SQLITE}{path if path.suffix == '.db' else path / 'mlflow.db'}"
 
 
 def safe_uri(uri: str) -> str:
@@ -137,8 +114,12 @@ def mlflow_client(uri: str) -> MlflowClient:
     return MlflowClient(tracking_uri=full, registry_uri=full)
 
 
-def find_experiment(client: MlflowClient, uri: str) -> str:
-    """Id of the experiment that holds all studies; made, or restored from the bin, where needed."""
+def find_experiment(client: MlflowClient, uri: str, study_id: str | None = None) -> str:
+    """Id of the experiment that holds all studies; made, or restored from the bin, where needed.
+
+    study_id: the study whose runs come back with it. Those of all others stay in the bin, since nobody knows here
+    which of them were deleted on purpose; a study's own `sync` brings it back.
+    """
     from mlflow.exceptions import MlflowException
 
     name = experiment_name()
@@ -152,15 +133,34 @@ def find_experiment(client: MlflowClient, uri: str) -> str:
             if experiment is None:
                 raise
     if experiment.lifecycle_stage == "deleted":
-        client.restore_experiment(experiment.experiment_id)
+        _restore(client, str(experiment.experiment_id), study_id)
     return str(experiment.experiment_id)
+
+
+def _restore(client: MlflowClient, experiment: str, study_id: str | None) -> None:
+    """MLflow restores all runs of an experiment, also those that were deleted before it."""
+    from mlflow.entities import ViewType
+
+    others: list[str] = []
+    token: str | None = None
+    while True:
+        page = client.search_runs([experiment], "", ViewType.ALL, 1000, page_token=token)
+        others += [run.info.run_id for run in page if study_id is None or run.data.tags.get(STUDY_TAG) != study_id]
+        token = page.token
+        if not token:
+            break
+    client.restore_experiment(experiment)
+    for run_id in others:
+        client.delete_run(run_id)
 
 
 def find_parent_run(uri: str, study_id: str) -> str | None:
     """Id of the study's run in the store at `uri`, None where it is not there. Raises MLflow's errors."""
     client = mlflow_client(uri)
     condition = f"tags.`{STUDY_TAG}` = '{study_id}' and tags.`{ROLE_TAG}` = 'study'"
-    runs = client.search_runs([find_experiment(client, uri)], condition, order_by=["attributes.start_time ASC"])
+    runs = client.search_runs(
+        [find_experiment(client, uri, study_id)], condition, order_by=["attributes.start_time ASC"]
+    )
     return str(runs[0].info.run_id) if runs else None
 
 
@@ -176,10 +176,11 @@ def is_permanent(problem: Exception) -> bool:
     return False
 
 
-def check_tracking(uri: str) -> None:
+def check_tracking(uri: str, *, make: bool = True) -> None:
     """Raises TrackingError with one line when runs cannot be written to `uri`; bounded in time.
 
-    A server is asked once (12 s at most); a database is opened, and its tables made where they are missing.
+    A server is asked once (12 s at most); a database is opened. make: its tables (and a local store's folder and file)
+    are made where they are missing; False: nothing is written.
     """
     scheme = uri.partition("://")[0].partition("+")[0]
     if "://" not in uri or scheme not in SCHEMES:
@@ -192,20 +193,38 @@ def check_tracking(uri: str) -> None:
         raise TrackingError(missing)
     database = local_database(uri)
     if database is not None:
-        _check_writable(database)
+        _check_writable(database, make)
+        if not make and not (database.exists() and database.stat().st_size):
+            return
     limit = _SERVER_CHECK_S if scheme.startswith("http") else _DATABASE_CHECK_S
     try:
-        run_bounded(lambda: mlflow_client(uri).search_experiments(max_results=1), limit)
+        run_bounded(lambda: _look(uri, make), limit)
     except TimeoutError:
         raise TrackingError(
-            f"tracking URI {safe_uri(uri)} did not answer within {limit:.0f} s; start the server, or leave out "
-            "--tracking-uri to use a local store"
+            f"tracking URI {safe_uri(uri)} did not answer within {limit:.0f} s; start the server, or name "
+            "another store with --tracking-uri (a folder, for a local one)"
         ) from None
     except Exception as problem:
         raise TrackingError(
             f"tracking URI {safe_uri(uri)} cannot be used: {scrub(problem, uri)}; start the server, correct the "
-            "URI, or leave out --tracking-uri to use a local store"
+            "URI, or name another store with --tracking-uri (a folder, for a local one)"
         ) from None
+
+
+def _look(uri: str, make: bool) -> None:
+    """Ask the store once; MLflow's client makes the tables of a database, so where it must not they are looked for."""
+    if make or uri.startswith("http") or _has_tables(uri):
+        mlflow_client(uri).search_experiments(max_results=1)
+
+
+def _has_tables(uri: str) -> bool:
+    from sqlalchemy import create_engine, inspect
+
+    engine = create_engine(complete(uri))
+    try:
+        return bool(inspect(engine).has_table("experiments"))
+    finally:
+        engine.dispose()
 
 
 def run_bounded(work: Callable[[], Result], limit_s: float) -> Result:
@@ -251,13 +270,17 @@ def ui_environment(uri: str) -> dict[str, str]:
     return {**os.environ, "MLFLOW_BACKEND_STORE_URI": complete(uri), "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
 
 
-def _check_writable(database: Path) -> None:
-    try:
-        database.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as problem:
-        raise TrackingError(f"cannot make the folder {database.parent} of the tracking store: {problem}") from None
-    target = database if database.exists() else database.parent
-    if database.is_dir() or not os.access(target, os.W_OK):
+def _check_writable(database: Path, make: bool) -> None:
+    folder = database.parent
+    if make:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as problem:
+            raise TrackingError(f"cannot make the folder {folder} of the tracking store: {problem}") from None
+    while not os.path.lexists(folder):
+        folder = folder.parent
+    target = database if database.exists() else folder
+    if database.is_dir() or not folder.is_dir() or not os.access(target, os.W_OK):
         raise TrackingError(
             f"tracking store {database} cannot be written; give a file in a folder of yours with --tracking-uri"
         )

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +15,28 @@ import pytest
 SIZE = 64 * 2**20
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 64 MiB."""
+@contextmanager
+def mounted(folder: Path, size: int) -> Iterator[Path]:
+    """A file system of so many bytes at `folder`, which is made where it is missing."""
     if os.geteuid() != 0 or shutil.which("mount") is None:
         pytest.skip("mounting a small file system needs root and mount(8)")
-    folder = tmp_path / "small"
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     done = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={SIZE}", "tmpfs", str(folder)], capture_output=True, check=False
+        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], capture_output=True, check=False
     )
     if done.returncode != 0:
         pytest.skip(f"no tmpfs can be mounted here: {done.stderr.decode().strip()}")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 64 MiB."""
+    with mounted(tmp_path / "small", SIZE) as folder:
+        yield folder
 
 
 @pytest.mark.timeout(240)
@@ -77,3 +86,27 @@ def test_a_full_disk_pauses_a_search(
     folders = sorted(path.name for path in (small_disk / "full" / "trials").iterdir())
     assert len(folders) == 2
     assert not list(small_disk.rglob(".epoch-*"))
+
+
+@pytest.mark.timeout(300)
+def test_a_disk_that_is_full_at_the_end_costs_nothing_but_a_sync(
+    sctune: Any, smoke: list[str], wait_until: Callable[..., None], tmp_path: Path
+) -> None:
+    study = sctune.study("late")
+    with sctune.started(*smoke, "--name", "late", "--trials", 1, stderr=tmp_path / "stderr") as process:
+        wait_until((study / "study.json").exists, 100, "the study")
+        with mounted(study / "figures", 2**14) as figures, mounted(study / "best", 2**18) as best:
+            out, _ = process.communicate(timeout=100)
+            left = [*figures.iterdir(), *best.iterdir()]
+    err = (tmp_path / "stderr").read_text()
+    assert process.returncode == 3, out + err
+    (line,) = [line for line in (out + err).splitlines() if "disk is full" in line]
+    assert line == "the disk is full: figures, best model could not be written; make room, then `sctune sync late`"
+    assert "Traceback" not in err and "COMPLETE" in out + err
+    assert left == []
+    checked = sctune("status", "late", "--check", code=3).stdout
+    assert "its figures or its model were not written, since the disk was full; `sctune sync late`" in checked
+    synced = sctune("sync", "late").stdout
+    assert "best model: models:/late@candidate" in synced
+    assert (study / "figures" / "search.png").is_file() and (study / "best" / "model.safetensors").is_file()
+    assert "record and MLflow agree" in sctune("status", "late", "--check").stdout

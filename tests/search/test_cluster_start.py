@@ -13,7 +13,10 @@ import pytest
 import ray
 
 from sctune.errors import ClusterError
-from sctune.search.cluster import connect, ensure_token, is_loopback
+from sctune.paths import use_own_folders
+from sctune.search.cluster import check_temporary_folder, connect, ensure_token, is_loopback, use_token
+from sctune.search.driver import planned
+from sctune.search.options import SearchOptions
 
 # as ray/_private/node.py raises it, with no class of its own
 TIMED_OUT = Exception("The current node timed out during startup. This could happen because some of the raylet failed.")
@@ -117,3 +120,56 @@ def test_keys_are_not_handed_on_where_ray_writes_them_down() -> None:
 
     keep_keys_out_of_logs()
     assert not [name for name in class_cache.ENV_VARS_TO_PROPAGATE if "AWS" in name or "SECRET" in name]
+
+
+def test_a_token_lies_in_our_own_folder_where_home_takes_none(
+    monkeypatch: pytest.MonkeyPatch, sctune_home: Path, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
+    monkeypatch.delenv("RAY_AUTH_TOKEN_PATH", raising=False)
+    monkeypatch.setenv("HOME", "/dev/null/home")
+    use_token()
+    own = sctune_home / "ray_auth_token"
+    assert os.environ["RAY_AUTH_TOKEN_PATH"] == str(own)
+    assert stat.S_IMODE(own.stat().st_mode) == 0o600
+    kept = own.read_text()
+    use_token()
+    assert own.read_text() == kept
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", "/dev/null/token")
+    with pytest.raises(ClusterError, match=r"^RAY_AUTH_TOKEN_PATH /dev/null/token: .*; name a file"):
+        use_token()
+    monkeypatch.delenv("RAY_AUTH_TOKEN_PATH")
+    monkeypatch.setenv("SCTUNE_HOME", "/dev/null/ours")
+    with pytest.raises(ClusterError, match=r"Ray's token can be kept neither in .* set SCTUNE_HOME to a folder"):
+        use_token()
+
+
+def test_libraries_keep_their_files_with_ours_where_home_takes_none(
+    monkeypatch: pytest.MonkeyPatch, sctune_home: Path, tmp_path: Path
+) -> None:
+    for name in ("MPLCONFIGDIR", "TORCH_HOME", "XDG_CONFIG_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.setenv(name, "x")  # so that it is put back
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    use_own_folders()
+    assert not {"MPLCONFIGDIR", "TORCH_HOME"} & os.environ.keys()
+    monkeypatch.setenv("HOME", "/dev/null/home")
+    use_own_folders()
+    assert os.environ["MPLCONFIGDIR"] == str(sctune_home / "matplotlib")
+    assert os.environ["TORCH_HOME"] == str(sctune_home / "torch")
+
+
+@pytest.mark.parametrize("variable", ["TMPDIR", "RAY_TMPDIR"])
+def test_a_long_temporary_folder_is_named_before_anything_is_planned(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, variable: str
+) -> None:
+    monkeypatch.setenv(variable, "/" + 40 * "t")
+    wanted = rf"^{variable} /t+: its path has 41 bytes, and Ray's sockets need one of 39 at most .* RAY_TMPDIR=/tmp"
+    # a folder without images would be refused by the plan
+    options = SearchOptions(space="threshold_patch", data=str(tmp_path))
+    with pytest.raises(ClusterError, match=wanted), planned(options):
+        pass
+    with pytest.raises(ClusterError, match=wanted):
+        connect(None)
+    monkeypatch.setenv(variable, "/" + 38 * "t")
+    check_temporary_folder()

@@ -6,7 +6,9 @@ import pytest
 from safetensors.torch import save_file
 
 from sctune.errors import ConfigError, DataError, SpaceError, StudyError, WeightsError
+from sctune.search.cluster import Resources
 from sctune.search.driver import _check_versions
+from sctune.search.dryrun import plan_lines
 from sctune.search.options import SearchOptions
 from sctune.search.plan import make_plan, study_splits
 from sctune.search.study import Study
@@ -21,6 +23,30 @@ def test_a_plan_writes_no_study(image_folder, sctune_home):
     assert [task.key for task in plan.manifest.tasks] == ["seed1", "seed2"]
     assert plan.manifest.splits == {key: split.digest for key, split in plan.splits.items()}
     assert not (sctune_home / "studies").exists()
+
+
+def test_a_plan_names_the_store_of_the_runs_and_makes_none(image_folder, sctune_home, tmp_path, monkeypatch):
+    record = tmp_path / "record.db"
+    asked = options(image_folder, selection="extra", storage=f"sqlite:///{record}")
+    resources = Resources(2, 0, 1, 0, 2, 1)
+    plan = make_plan(asked, has_gpu=False)
+    assert f"runs: sqlite:///{sctune_home}/mlflow.db (the default)" in plan_lines(plan, resources)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", str(tmp_path / "theirs"))
+    plan = make_plan(asked, has_gpu=False)
+    assert plan.manifest.tracking_uri == f"sqlite:///{tmp_path}/theirs/mlflow.db"
+    assert f"runs: sqlite:///{tmp_path}/theirs/mlflow.db (MLFLOW_TRACKING_URI)" in plan_lines(plan, resources)
+    assert not record.exists() and not (tmp_path / "theirs").exists()
+    assert [path.name for path in sctune_home.iterdir()] == ["cache"]
+
+
+def test_a_grid_that_nobody_can_run_to_its_end_needs_a_limit(image_folder, tmp_path):
+    path = tmp_path / "space.yaml"
+    path.write_text("parameters:\n  augment.threshold: {type: float, low: 0.1, high: 0.9, step: 0.00000003}\n")
+    asked = options(image_folder, sampler="grid", selection="extra").model_copy(update={"space": str(path)})
+    with pytest.raises(ConfigError, match=r"sampler grid: 26666667 points, a trial for each; give --trials N"):
+        make_plan(asked, has_gpu=False)
+    plan = make_plan(asked.model_copy(update={"trials": 3}), has_gpu=False)
+    assert plan.manifest.trials == 3
 
 
 def test_folds_are_tasks(image_folder):

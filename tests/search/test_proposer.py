@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from optuna.trial import FrozenTrial, TrialState
 
 from sctune.config import load_profile
+from sctune.search.parameter import Range
 from sctune.search.proposer import Proposer, ProposerStorage
 from sctune.search.sampler import SAMPLERS, make_sampler
 from sctune.search.space import Space, load_space
@@ -58,3 +61,53 @@ def test_a_rejected_proposal_copies_no_trial(tmp_path: Path, monkeypatch: pytest
         proposer.tell(number, TrialState.COMPLETE, 0.5)
     # one per proposal: at most 20 of the sampler and one untried point for each trial
     assert 40 < made <= 40 * 21
+
+
+def test_an_untried_point_of_a_small_grid_is_drawn_as_it_always_was(tmp_path: Path) -> None:
+    """A resumed study draws what an undisturbed one would, also one that an earlier sctune began."""
+    space = make_space(tmp_path, 6)
+    proposer = Proposer(space, make_sampler("random", 0, space=space), 5)
+    seen: list[str] = []
+    for number in range(12):
+        left = [point for point in space.points() if space.key(point) not in seen]
+        drawn = int(np.random.SeedSequence([5, number, 1]).generate_state(1)[0]) % len(left)
+        if number % 4 == 2:  # as after a resume
+            proposer = Proposer(space, make_sampler("random", 0, space=space), 5, proposer.trials())
+        trial = proposer._try_untried()
+        assert trial is not None
+        assert proposer.params(number) == left[drawn]
+        proposer.tell(number, TrialState.COMPLETE, 0.5)
+        seen.append(space.key(left[drawn]))
+    assert proposer.ask() is None
+
+
+@pytest.mark.parametrize("in_order", [True, False])
+def test_a_proposal_late_in_a_grid_of_25_million_points_makes_few_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_order: bool
+) -> None:
+    parameters = {
+        "augment.threshold": {"type": "float", "low": 0.1, "high": 0.9, "step": 0.00016},
+        "model.top_k": {"type": "float", "low": 0.1, "high": 0.9, "step": 0.00016},
+    }
+    (tmp_path / "space.yaml").write_text(yaml.safe_dump({"parameters": parameters}))
+    space = load_space(tmp_path / "space.yaml", load_profile("cpu"))
+    assert space.size() == 5001 * 5001
+    proposer = Proposer(space, make_sampler("random", 0, space=space), 0, in_order=in_order)
+    made = 0
+    make = Range._at
+
+    def counted(self: Range, index: int) -> Any:
+        nonlocal made
+        made += 1
+        return make(self, index)
+
+    monkeypatch.setattr(Range, "_at", counted)
+    costs = []
+    for number in range(60):
+        made = 0
+        trial = proposer._try_untried()
+        assert trial is not None and trial.number == number
+        costs.append(made)
+        proposer.tell(number, TrialState.COMPLETE, 0.5)
+    assert [params["model.top_k"] for params in map(proposer.params, range(3))] == [0.1, 0.10016, 0.10032]
+    assert max(costs) < 20

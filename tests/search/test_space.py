@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import yaml
 
 from sctune.config import TrialConfig, load_profile, profile_names
 from sctune.errors import ConfigError, SpaceError
+from sctune.search.parameter import Range
 from sctune.search.space import Space, load_space, shipped_spaces
 
 CONDITIONAL = {
@@ -236,6 +238,59 @@ def test_stepped_floats_are_free_of_rounding_and_share_a_key(tmp_path: Path) -> 
     assert {values["augment.threshold"] for values in draw(space, 200)} == {
         p["augment.threshold"] for p in space.points()
     }
+
+
+@pytest.mark.parametrize(
+    ("body", "shown"),
+    [
+        ({"low": 0.1, "high": 0.9}, "a number in [0.1, 0.9]"),
+        ({"low": 0.1, "high": 0.9, "step": 0.4}, "a number in [0.1, 0.9] by steps of 0.4: 0.1, 0.5, 0.9"),
+        (
+            {"low": 0.1, "high": 0.9, "step": 0.3},
+            "a number in [0.1, 0.9] by steps of 0.3: 0.1, 0.4, 0.7 (0.9 is never tried)",
+        ),
+        (
+            {"low": 0.1, "high": 0.9, "step": 0.03},
+            "a number in [0.1, 0.9] by steps of 0.03: 0.1, 0.13, ... 0.88 (27 values) (0.9 is never tried)",
+        ),
+    ],
+)
+def test_a_stepped_range_shows_the_values_that_are_tried(tmp_path: Path, body: dict[str, Any], shown: str) -> None:
+    space = make_space(tmp_path, {"augment.threshold": {"type": "float", **body}})
+    assert space.parameters[0].describe() == shown
+    assert space.notes == ()
+
+
+def test_a_step_that_leaves_one_value_is_said(tmp_path: Path) -> None:
+    parameters = {
+        "augment.threshold": {"type": "float", "low": 0.1, "high": 0.9, "step": 1.0},
+        "model.patch_count": {"type": "int", "low": 2, "high": 4, "step": 2},
+    }
+    (note,) = make_space(tmp_path, parameters).notes
+    assert note.startswith(
+        "augment.threshold: a step of 1 leaves one value in [0.1, 0.9], which is 0.1; give a smaller"
+    )
+
+
+def test_millions_of_values_are_counted_without_making_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parameters = {
+        "augment.threshold": {"type": "float", "low": 0.1, "high": 0.9, "step": 3.2e-8},
+        "model.patch_count": {"type": "int", "low": 2, "high": 4, "when": {"augment.threshold": [0.1, 0.9]}},
+    }
+    space = make_space(tmp_path, parameters)
+    made = 0
+    make = Range._at
+
+    def counted(self: Range, index: int) -> Any:
+        nonlocal made
+        made += 1
+        return make(self, index)
+
+    monkeypatch.setattr(Range, "_at", counted)
+    assert space.size() == 2 * 3 + 24_999_999
+    first = [point["augment.threshold"] for point in itertools.islice(space.points(), 5)]
+    assert first == [0.1, 0.1, 0.1, 0.100000032, 0.100000064]
+    assert made < 100
 
 
 def test_ordered_choices_are_indices_inside_and_values_outside(tmp_path: Path) -> None:

@@ -30,18 +30,6 @@ def test_messages_hold_no_credentials() -> None:
     assert server.scrub(text, uri) == "request to http://host:5000/api failed, tried http://other too"
 
 
-def test_every_local_form_becomes_an_absolute_uri(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    resolve = server.resolve_tracking_uri
-    assert resolve(None, tmp_path) == server.default_tracking_uri(tmp_path) == f"sqlite:///{tmp_path}/mlflow.db"
-    assert resolve("sqlite:///here.db", Path("/x")) == f"sqlite:///{tmp_path}/here.db"
-    assert resolve("sqlite:////a/b.db", Path("/x")) == "sqlite:////a/b.db"
-    assert resolve("runs", Path("/x")) == f"sqlite:///{tmp_path}/runs/mlflow.db"
-    assert resolve("http://h:1", Path("/x")) == "http://h:1"
-    assert server.artifact_location(f"sqlite:///{tmp_path}/mlflow.db") == f"file://{tmp_path}/mlartifacts"
-    assert server.artifact_location("http://h:1") is None
-
-
 def test_a_local_store_is_made_and_accepted(tmp_path: Path) -> None:
     server.check_tracking(server.default_tracking_uri(tmp_path / "new"))
     assert (tmp_path / "new" / "mlflow.db").is_file()
