@@ -12,7 +12,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from sctune.data.decode import CorruptImageError, Pixels, decode_image
+from sctune.data.digests import THREADS, data_digest, file_digest
 from sctune.errors import DataError
 
 __all__ = [
@@ -37,7 +37,6 @@ DEFAULT_LIMIT = 20 * 2**30
 RECENT_SECONDS = 600
 """Entries used within this time are never evicted: a trial may be about to map them."""
 CHUNK = 64
-THREADS = min(8, os.cpu_count() or 1)
 Stored = np.memmap[Any, np.dtype[np.uint8]]
 ARRAY, META, UNFINISHED = "images.npy", "meta.json", ".tmp"
 
@@ -86,7 +85,7 @@ class ImageCache:
         wanted = sorted(set(paths))
         if not wanted:
             raise DataError(f"no images of {root} are asked for")
-        key = _key(root, wanted, size, resize)
+        key = _key(self.folder, root, wanted, size, resize)
         with self._reported():
             opened = self._open(key, len(wanted), size)
             if opened is None:
@@ -226,23 +225,6 @@ class ImageCache:
             raise DataError(f"cannot use the image cache {self.folder}: {problem.strerror or problem}") from None
 
 
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file's content, remembered in this process until its size or time changes."""
-    try:
-        state = path.stat()
-        return _digest(str(path), state.st_size, state.st_mtime_ns)
-    except OSError as problem:
-        raise DataError(f"cannot read {path}: {problem.strerror}") from None
-
-
-def data_digest(root: Path, paths: Iterable[str]) -> str:
-    """SHA-256 over the sorted paths and the contents of all files."""
-    wanted = sorted(set(paths))
-    with ThreadPoolExecutor(THREADS) as pool:
-        digests = list(pool.map(lambda path: file_digest(root / path), wanted))
-    return hashlib.sha256(json.dumps(list(zip(wanted, digests, strict=True))).encode()).hexdigest()
-
-
 def check_images(root: Path, paths: Iterable[str]) -> list[str]:
     """Sorted paths of the images that cannot be decoded; raises DataError for files that cannot be read."""
     wanted = sorted(set(paths))
@@ -278,8 +260,10 @@ def _read_meta(place: Path) -> dict[str, Any] | None:
 
 def _whole_array(place: Path, meta: dict[str, Any], shape: tuple[int, ...]) -> Stored | None:
     """The stored array, mapped; None where it is not what was written. Sets of earlier versions have no digest."""
-    state = place.stat()
-    if meta.get("sha256") not in (None, _digest(str(place), state.st_size, state.st_mtime_ns)):
+    if not place.exists():
+        raise FileNotFoundError(place)
+    # read, not looked up: it is the disk that is doubted
+    if meta.get("sha256") not in (None, file_digest(place)):
         return None
     try:
         array = np.load(place, mmap_mode="r")
@@ -289,12 +273,6 @@ def _whole_array(place: Path, meta: dict[str, Any], shape: tuple[int, ...]) -> S
     return array if whole else None
 
 
-def _key(root: Path, wanted: Sequence[str], size: int, resize: str) -> str:
-    text = json.dumps([FORMAT_VERSION, data_digest(root, wanted), size, resize])
+def _key(folder: Path, root: Path, wanted: Sequence[str], size: int, resize: str) -> str:
+    text = json.dumps([FORMAT_VERSION, data_digest(root, wanted, folder), size, resize])
     return hashlib.sha256(text.encode()).hexdigest()[:40]
-
-
-@cache
-def _digest(path: str, size: int, mtime_ns: int) -> str:
-    with open(path, "rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
