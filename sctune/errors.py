@@ -28,6 +28,10 @@ class DataError(SctuneError):
     """Images, labels or splits that cannot be used; names the file or folder."""
 
 
+class ChangedDataError(DataError):
+    """Images that are not those that a study began with, or that its driver sees."""
+
+
 class WeightsError(SctuneError):
     """Backbone weights that cannot be had or do not fit."""
 

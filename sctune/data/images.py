@@ -23,6 +23,7 @@ from sctune.data.digests import THREADS, data_digest, file_digest
 from sctune.errors import DataError
 
 __all__ = [
+    "THREADS",
     "CachedImages",
     "CorruptImageError",
     "ImageCache",

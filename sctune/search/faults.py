@@ -17,7 +17,7 @@ OUT_OF_MEMORY = "out of memory"
 DISK_FULL, STORAGE_AWAY = "disk full", "storage away"
 """Kinds of failure that a trial tells, and that are no failure of its configuration."""
 
-ENVIRONMENT_ERRORS = ("ClusterError", "WeightsError")
+ENVIRONMENT_ERRORS = ("ClusterError", "WeightsError", "ChangedDataError")
 """Kinds that every other trial would meet too: the launch ends, the trials stay as they are."""
 
 MAX_WORKER_LOSSES = 3

@@ -19,6 +19,7 @@ from sctune.data.split import Split
 from sctune.errors import AllTrialsFailedError, ClusterError, StudyError, UnrecordedStopError
 from sctune.paths import cache_folder
 from sctune.search.cluster import Resources, largest_share, nodes_alive
+from sctune.search.content import task_digests
 from sctune.search.faults import Faults, Share
 from sctune.search.finish import finish
 from sctune.search.gate import DiskUse, StartGate
@@ -212,6 +213,7 @@ def _trial_spec(study: Study, space: Space, splits: dict[str, Split], rungs: lis
         checkpoint_epochs=rungs,
         checkpoint_interval=manifest.checkpoint_interval,
         splits={key: split.digest for key, split in splits.items()},
+        contents=task_digests(splits),
         weights_sha256=weights_digests(space),
         versions=manifest.versions,
         stop_key=_stop_key(study),

@@ -13,7 +13,9 @@ from sctune.tracking.events import SHORT_OBJECTIVE, as_key, as_texts, shown_metr
 from sctune.tracking.runs import RUN_STATUS
 from sctune.tracking.stored import Point, StoredRun
 
-Kind = Literal["record", "run", "extra run", "parameters", "points", "state", "parent", "checkpoint", "files", "model"]
+Kind = Literal[
+    "record", "run", "extra run", "parameters", "points", "state", "parent", "checkpoint", "files", "model", "data"
+]
 OPEN_STATES = ("RUNNING", "WAITING", "UNFINISHED")
 """Tag `state` of a run whose trial has not ended."""
 
@@ -80,13 +82,17 @@ class StoredTrial:
 
 @dataclass(frozen=True)
 class Agreement:
-    """The outcome of a check. driver: who runs the study now; waiting: differences that may be on the way."""
+    """The outcome of a check. driver: who runs the study now; waiting: differences that may be on the way.
+
+    notes: what could not be compared, and why.
+    """
 
     trials: int
     points: int
     differences: tuple[Difference, ...] = field(default=())
     driver: str | None = None
     waiting: int = 0
+    notes: tuple[str, ...] = ()
 
     @property
     def agrees(self) -> bool:
@@ -330,7 +336,7 @@ def agreement_lines(name: str, result: Agreement) -> list[str]:
         lines.append(one.line if one.repair is None else f"{one.line}; `sctune {one.repair} {name}`")
     if result.agrees:
         lines.append(f"record and MLflow agree: {result.trials} trials, {result.points} points")
-    return lines
+    return [*lines, *result.notes]
 
 
 def _some(things: Collection[object]) -> str:
