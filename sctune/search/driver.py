@@ -73,9 +73,9 @@ def run_plan(
     """Run a plan that was made without the options of a search (`sctune confirm`); as `run_search`."""
     started = time.monotonic()
     with session(address) as warnings:
-        gpus = plan.manifest.resources.gpus or None
         plan = replace(plan, warnings=(*plan.warnings, *warnings))
-        plan, resources = _with_resources(plan, address, gpus, max_concurrent)
+        # 0 is an answer too: what was searched without a GPU is trained without one again, as in a resume
+        plan, resources = _with_resources(plan, address, plan.manifest.resources.gpus, max_concurrent)
         return _first_launch(plan, resources, on_plan, None, console, started, ())
 
 
