@@ -155,7 +155,7 @@ def study_splits(manifest: StudyManifest) -> dict[str, Split]:
     config = manifest.trial_config()
     splits = {task.key: split_for(config.for_task(task), task) for task in manifest.tasks}
     for key, split in splits.items():
-        if split.digest != manifest.splits[key]:
+        if split.digest != manifest.splits.get(key, split.digest):
             raise ChangedDataError(
                 f"the images of {manifest.data.name} (task {key}) are not those that study {manifest.name} began with; "
                 "put them back, or start a new study"
