@@ -100,7 +100,7 @@ class Launch:
             self.space.base.budget.epochs,
             self.resources.concurrent,
             trials,
-            lambda scores: value_se(scores, labels, 200),
+            lambda scores: value_se(scores, labels),
             self.console or Console(stderr=True),
         )
         remove_strays(manifest.storage_path, [past_trial(trial) for trial in trials], manifest.keep_best)
