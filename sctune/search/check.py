@@ -60,12 +60,13 @@ def check(study: Study, trials: Sequence[FrozenTrial], state: StudyState, driver
         expected = expected_runs(study, trials)
     past = [past_trial(trial) for trial in trials]
     objectives = {trial.number: trial.intermediate_values for trial in trials}
-    found = [*compare_record(past, objectives, state), *compare_runs(expected, runs, state)]
+    found = [*compare_record(past, objectives, state, study.record.foreign), *compare_runs(expected, runs, state)]
     if not state.running:
         found += _checkpoints(study, past)
         found += _files(study, past, runs, state)
+    notes = () if study.record.foreign_note is None else (study.record.foreign_note,)
     differences, waiting = settled(found, state.running)
-    return Agreement(len(expected), sum(one.n_points for one in expected), differences, driver, waiting)
+    return Agreement(len(expected), sum(one.n_points for one in expected), differences, driver, waiting, notes)
 
 
 def study_state(study: Study, trials: Sequence[FrozenTrial], *, running: bool = False) -> StudyState:

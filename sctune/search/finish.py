@@ -72,7 +72,7 @@ def finish(
     stopped = hasty or (searcher.stopping and searcher.hopeless is None and (left_over or unspent))
     facts: dict[str, Any] = {"tracking_uri": safe_uri(manifest.tracking_uri), "stopped": stopped}
     result = study_result(study, trials, labels, seconds, exhausted=searcher.exhausted, **facts)
-    notes: list[str] = []
+    notes = [study.record.foreign_note] if study.record.foreign_note else []
     figures = study.folder / FIGURES
     if result.rows and not stopped:
         notes += _tried("figures", lambda: _study_figures(result, trials, figures))

@@ -94,6 +94,10 @@ class Launch:
     def _search(self, tracking: TrackingCallback, writer: Writer) -> tuple[StudySearcher, StudyResult]:
         study, manifest = self.study, self.study.manifest
         trials = study.record.load()
+        if study.record.foreign_note is not None:
+            (self.console or Console(stderr=True)).print(
+                study.record.foreign_note, markup=False, highlight=False, soft_wrap=True
+            )
         labels = selection_labels(manifest, self.splits)
         progress = SearchProgress(
             manifest.trials,

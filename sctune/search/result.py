@@ -214,9 +214,7 @@ def summary_lines(result: StudyResult) -> list[str]:
         lines.append(f"best: trial {result.best.number}, {OBJECTIVE} {result.best.value:.4f}{noise}")
         lines += [f"  {name} = {value}" for name, value in result.best.params.items()]
     if result.equal > 1:
-        lines.append(
-            f"{result.equal} full runs are exactly equal in AUROC; the best is the first of them by number"
-        )
+        lines.append(f"{result.equal} full runs are exactly equal in AUROC; the best is the first of them by number")
     if result.gap is not None:
         gap = result.gap
         verdict = "more" if gap.clear else "not more"

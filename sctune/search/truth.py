@@ -254,11 +254,17 @@ def study_status(study: StudyState) -> tuple[str, ...]:
 
 
 def compare_record(
-    trials: Sequence[PastTrial], objectives: Mapping[int, Mapping[int, float]], study: StudyState
+    trials: Sequence[PastTrial],
+    objectives: Mapping[int, Mapping[int, float]],
+    study: StudyState,
+    foreign: Sequence[int] = (),
 ) -> list[Difference]:
-    """Where the record contradicts itself; objectives: trial -> epoch -> its intermediate value."""
+    """Where the record contradicts itself; objectives: trial -> epoch -> its intermediate value.
+
+    foreign: numbers of trials that another program put there.
+    """
     found: list[Difference] = []
-    numbers = [trial.number for trial in trials]
+    numbers = sorted([*(trial.number for trial in trials), *foreign])
     if numbers != list(range(len(numbers))):
         gaps = sorted(set(range(max(numbers) + 1)) - set(numbers))
         twice = sorted({number for number in numbers if numbers.count(number) > 1})
