@@ -217,8 +217,15 @@ def set_dotted(tree: dict[str, Any], name: str, value: Any) -> None:
     tree[leaf] = value
 
 
+_TEXT_MARKS = ("'", '"', "!", "|", ">")
+"""How a YAML value begins that is text whatever it looks like."""
+
+
 def parse_assignments(assignments: list[str]) -> dict[str, Any]:
-    """`key=value` strings of the command line to dotted values; the value is read as YAML."""
+    """`key=value` strings of the command line to dotted values; the value is read as YAML.
+
+    2e-4 is a number here, which YAML 1.1 reads as text; what is quoted stays text: data.group='"12"'.
+    """
     values = {}
     for text in assignments:
         name, sign, raw = text.partition("=")
@@ -228,7 +235,8 @@ def parse_assignments(assignments: list[str]) -> dict[str, Any]:
             value = parse_yaml(raw)
         except yaml.YAMLError:
             raise ConfigError(f"--set {text!r}: the value is not valid YAML") from None
-        values[name.strip()] = float(value) if isinstance(value, str) and _is_number(value) else value
+        plain = isinstance(value, str) and not raw.lstrip().startswith(_TEXT_MARKS)
+        values[name.strip()] = float(value) if plain and _is_number(value) else value
     return values
 
 

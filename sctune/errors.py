@@ -32,6 +32,10 @@ class PlaceError(DataError):
     """What this machine lacks, and another may have: the image folder, a file that can be read, room for the cache."""
 
 
+class ChangedDataError(DataError):
+    """Images that are not those that a study began with, or that its driver sees."""
+
+
 class WeightsError(SctuneError):
     """Backbone weights that cannot be had or do not fit."""
 

@@ -45,6 +45,14 @@ def test_numbers_of_the_command_line_are_numbers():
         parse_assignments(["optim.lr"])
 
 
+@pytest.mark.parametrize("text", ['"12"', "'12'", ' "12"', "!!str 12"])
+def test_quoted_numbers_of_the_command_line_are_text(text):
+    values = parse_assignments([f"data.group={text}"])
+    assert values == {"data.group": "12"}
+    assert TrialConfig().override(values).data.group == "12"
+    assert parse_assignments(["model.weights='2e-4'", "optim.lr= 2e-4"]) == {"model.weights": "2e-4", "optim.lr": 2e-4}
+
+
 @pytest.mark.parametrize("name", profile_names())
 def test_profiles_survive_being_stored(name):
     profile = load_profile(name)

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sctune.cli import options as opt
-from sctune.cli.output import emit, print_lines
+from sctune.cli.output import emit, print_lines, say
 from sctune.cli.sync import show_check
 from sctune.errors import StudyError
 from sctune.paths import studies_folder
@@ -112,6 +112,7 @@ def best(
         raise StudyError(f"study {study} has no full run yet; go on with `sctune resume {study}`")
     manifest = Study.open((study_root or studies_folder()).expanduser().absolute(), study, storage).manifest
     config = manifest.config_of(result.best.params)
+    say(list(result.notes))
     print(f"# study {study}, trial {result.best.number}, selection AUROC {result.best.value:.4f}")
     print(yaml.safe_dump(config.document(), sort_keys=False), end="")
 

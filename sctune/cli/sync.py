@@ -62,6 +62,7 @@ def _document(study: str, agreement: Agreement | None) -> dict[str, Any]:
         "points": agreement.points,
         "running": agreement.driver,
         "on_the_way": agreement.waiting,
+        "notes": list(agreement.notes),
         "differences": [
             {
                 "trial": one.trial,

@@ -12,7 +12,7 @@ from sctune.deploy.card import CardFacts, model_card
 from sctune.deploy.model import Model, ModelParts
 from sctune.deploy.speed import Speed, measure
 from sctune.search.leaderboard import leaderboard
-from sctune.search.plan import study_splits
+from sctune.search.plan import checked_splits
 from sctune.search.record import Record
 from sctune.search.study import Study
 from sctune.train.threshold import escape_rate, false_alarm_rate
@@ -38,7 +38,7 @@ def build(study: Study, found: Confirmation, test: Tested, chosen: ChosenModel, 
     with closing(Record(trained.record_url, trained.name)) as record:
         rows = {str(row.params["variant"]): row for row in leaderboard(record.load())}
     task = next(task for task in trained.manifest.tasks if task.key == chosen.task)
-    split = study_splits(trained.manifest)[task.key]
+    split = checked_splits(trained.manifest, trained.folder)[task.key]
     trainer = trained_model(trained, rows[found.winner.name], task, split)
     manifest = study.manifest
     meta = {

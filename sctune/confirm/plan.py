@@ -11,9 +11,10 @@ from sctune.config import Task, TrialConfig
 from sctune.confirm.candidates import Candidate, variant_space
 from sctune.data.split import Split, split_for
 from sctune.errors import DataError, StudyError
+from sctune.search.content import content_digest
 from sctune.search.database import check_free
 from sctune.search.manifest import SchedulerSpec, StudyManifest
-from sctune.search.plan import Plan, git_commit, study_splits
+from sctune.search.plan import Plan, checked_splits, git_commit
 from sctune.search.study import Study, list_studies, valid_name
 from sctune.tracking.server import check_tracking
 from sctune.trial.trainable import package_versions
@@ -49,7 +50,7 @@ def confirm_plan(study: Study, name: str, chosen: Sequence[Candidate], seeds: Se
     if manifest.storage_url is not None:
         check_free(study.storage or manifest.storage_url, name)
     check_tracking(manifest.tracking_uri)
-    before = study_splits(manifest)
+    before = checked_splits(manifest, study.folder)
     space = variant_space(manifest, chosen)
     splits: dict[str, Split] = {}
     tasks: list[Task] = []
@@ -71,6 +72,7 @@ def confirm_plan(study: Study, name: str, chosen: Sequence[Candidate], seeds: Se
         "sampler": "grid",
         "scheduler": SchedulerSpec(name="none"),
         "trials": len(chosen),
+        "data": manifest.data.model_copy(update={"digest": content_digest(splits)}),
         "splits": {key: split.digest for key, split in splits.items()},
         "storage_path": sibling(manifest.storage_path, name),
         "keep_best": len(chosen),

@@ -16,7 +16,7 @@ from sctune.files import replace_files
 from sctune.report import OBJECTIVE
 from sctune.search.leaderboard import TrialRow, best_row, leaderboard
 from sctune.search.manifest import StudyManifest
-from sctune.search.plan import selection_labels, study_splits
+from sctune.search.plan import checked_splits, selection_labels
 from sctune.search.record import Record
 from sctune.search.result import compare
 from sctune.search.study import Study
@@ -70,7 +70,7 @@ def run_rescore(study_root: Path, name: str, trial: int | None, say: Say, storag
     study = Study.open(study_root, name, storage)
     manifest = study.manifest
     row = _row(study, trial)
-    splits = study_splits(manifest)
+    splits = checked_splits(manifest, study.folder)
     labels = selection_labels(manifest, splits)
     variants = score_variants(manifest.config_of(row.params))
     say([f"trial {row.number}: {len(variants)} ways to score, on the selection images of {len(splits)} task(s)"])

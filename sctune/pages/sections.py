@@ -22,7 +22,7 @@ from sctune.search.result import compare, has_scores
 from sctune.urls import without_secrets
 
 MOST_COMPARED = 60
-"""Full runs that are compared with the best one, each by a bootstrap."""
+"""Full runs that are compared with the best one, in their order."""
 _BEST = {
     "pseudo_anomalies.png": "Pseudo anomalies: donor, receiver, saliency of the donor, mask, result",
     "roc.png": "ROC curve on the selection images",

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from optuna.trial import FrozenTrial
 
-from sctune.errors import SctuneError, TrackingError
+from sctune.errors import ChangedDataError, SctuneError, TrackingError
 from sctune.search.delivery import compare_files
 from sctune.search.operate import running_driver
+from sctune.search.plan import checked_splits
 from sctune.search.registered import compare_registry
 from sctune.search.replay import past_trial, tracking_of
 from sctune.search.stored_trials import list_trials
@@ -43,9 +45,10 @@ def check_stored(study_root: Path, name: str, storage: str | None = None) -> Agr
         check_tracking(study.manifest.tracking_uri)
         trials = study.record.load()
         state = study_state(study, trials, running=driver is not None)
-        return check(study, trials, state, None if driver is None else driver.text)
+        found = check(study, trials, state, None if driver is None else driver.text)
     finally:
         study.record.close()
+    return _with_images(study, found)
 
 
 def check(study: Study, trials: Sequence[FrozenTrial], state: StudyState, driver: str | None = None) -> Agreement:
@@ -59,12 +62,13 @@ def check(study: Study, trials: Sequence[FrozenTrial], state: StudyState, driver
         expected = expected_runs(study, trials)
     past = [past_trial(trial) for trial in trials]
     objectives = {trial.number: trial.intermediate_values for trial in trials}
-    found = [*compare_record(past, objectives, state), *compare_runs(expected, runs, state)]
+    found = [*compare_record(past, objectives, state, study.record.foreign), *compare_runs(expected, runs, state)]
     if not state.running:
         found += _checkpoints(study, past)
         found += _files(study, past, runs, state)
+    notes = () if study.record.foreign_note is None else (study.record.foreign_note,)
     differences, waiting = settled(found, state.running)
-    return Agreement(len(expected), sum(one.n_points for one in expected), differences, driver, waiting)
+    return Agreement(len(expected), sum(one.n_points for one in expected), differences, driver, waiting, notes)
 
 
 def study_state(study: Study, trials: Sequence[FrozenTrial], *, running: bool = False) -> StudyState:
@@ -90,6 +94,18 @@ def read_runs(study: Study, metrics: set[str]) -> list[StoredRun]:
         raise TrackingError(
             f"the runs of {study.name} cannot be read from {safe_uri(uri)}: {scrub(problem, uri)}"
         ) from None
+
+
+def _with_images(study: Study, found: Agreement) -> Agreement:
+    """The agreement, and whether the images are those that the study began with; a note where they are not here."""
+    try:
+        checked_splits(study.manifest, study.folder)
+    except ChangedDataError as problem:
+        changed = Difference(None, "data", str(problem), repair=None)
+        return replace(found, differences=(*found.differences, changed))
+    except SctuneError as problem:
+        return replace(found, notes=(*found.notes, f"the images were not compared: {problem}"))
+    return found
 
 
 def _checkpoints(study: Study, past: Sequence[PastTrial]) -> list[Difference]:

@@ -6,10 +6,13 @@ Connections notice a dead server or a dead client within half a minute, and a se
 from __future__ import annotations
 
 import os
+import sqlite3
 import time
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 import optuna
 from optuna.exceptions import StorageInternalError
@@ -132,6 +135,7 @@ def with_retries(job: Callable[[], Result], limit_s: float = RETRY_S) -> Result:
 
 def read_attrs(url: str, name: str) -> dict[str, Any]:
     """What a study keeps with its record: attribute -> JSON value. Raises StudyError at once where there is none."""
+    check_is_record(url)
     return _in_database(url, name, lambda storage, study: dict(storage.get_study_user_attrs(study)), 0.0)
 
 
@@ -147,6 +151,7 @@ def write_attrs(url: str, name: str, attrs: Mapping[str, Any], limit_s: float = 
 
 def stored_manifests(url: str) -> dict[str, Any]:
     """Name -> manifest (JSON) of every study of sctune in a database. Raises StudyError when it cannot be read."""
+    check_is_record(url)
     try:
         storage = open_database(url)
         try:
@@ -180,8 +185,54 @@ def close_database(storage: RDBStorage) -> None:
     storage.engine.dispose()
 
 
+def check_is_record(url: str) -> None:
+    """Raises NoRecordError where an SQLite file is missing or empty, StudyError where it is something else.
+
+    Opening it would write to it.
+    """
+    path = _sqlite_file(url)
+    if path is None:
+        return
+    if not path.is_file():
+        raise NoRecordError(f"there is no record at {path}")
+    try:
+        empty = not _has_studies(path)
+    except sqlite3.OperationalError:
+        # locked, or left by a killed writer: opening it for writing mends that
+        return
+    except sqlite3.DatabaseError as problem:
+        raise StudyError(f"{path} is no record: {problem}; name the file that the study was begun with") from None
+    if empty:
+        raise NoRecordError(f"{path} is no record: it holds no study; name the file that the study was begun with")
+
+
+def _sqlite_file(url: str) -> Path | None:
+    parts = make_url(url)
+    plain = parts.get_backend_name() == "sqlite" and parts.database and parts.database != ":memory:"
+    return Path(str(parts.database)) if plain else None
+
+
+def _has_studies(path: Path) -> bool:
+    """Whether the tables of a record are in an SQLite file, which is only read."""
+    with closing(sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True)) as base:
+        return base.execute("SELECT 1 FROM sqlite_master WHERE name = 'studies'").fetchone() is not None
+
+
+def _can_be_made(url: str) -> bool:
+    """Whether an SQLite file has no tables yet, and could get some."""
+    path = _sqlite_file(url)
+    if path is None:
+        return False
+    try:
+        return os.access(path if path.exists() else path.parent, os.W_OK) and not (path.exists() and _has_studies(path))
+    except sqlite3.Error:
+        return False
+
+
 def check_free(url: str, name: str) -> None:
     """Raises StudyError when the database cannot be reached, or holds a study of this name. Writes nothing."""
+    if _can_be_made(url):
+        return
     try:
         if not _has_tables(url):
             return

@@ -85,9 +85,9 @@ def run_plan(
     """Run a plan that was made without the options of a search (`sctune confirm`); as `run_search`."""
     started = time.monotonic()
     with session(address) as warnings:
-        gpus = plan.manifest.resources.gpus or None
         plan = replace(plan, warnings=(*plan.warnings, *warnings))
-        plan, resources = _with_resources(plan, address, gpus, max_concurrent)
+        # 0 is an answer too: what was searched without a GPU is trained without one again, as in a resume
+        plan, resources = _with_resources(plan, address, plan.manifest.resources.gpus, max_concurrent)
         return _first_launch(plan, resources, on_plan, None, console, started, ())
 
 
@@ -100,6 +100,7 @@ def _first_launch(
     started: float,
     notify: Sequence[str],
 ) -> StudyResult:
+    from sctune.search.content import keep_files
     from sctune.search.launch import Launch
     from sctune.search.operate_launch import run_launch
     from sctune.search.places import mark_storage
@@ -112,6 +113,7 @@ def _first_launch(
     check_tracking(plan.manifest.tracking_uri)
     study = Study.create(plan.study_root, plan.manifest)
     with study.lock():
+        keep_files(study.folder, plan.splits)
         mark_storage(study.manifest)
         return run_launch(Launch(study, plan.space, plan.splits, resources, budget_s, console, started), notify)
 
@@ -160,13 +162,13 @@ def resume(
     infinity: none any more. storage: URL of the record, where the study was begun on another machine or the URL holds
     the password. storage_path, tracking_uri: places of checkpoints and runs from now on; None: as they are. max_disk:
     bytes, replaces the study's limit. Raises StudyError for a missing study, one that runs, or one whose places are
-    not seen from here.
+    not seen from here; ChangedDataError where its images are not those that it began with.
     """
     started = time.monotonic()
     from sctune.search.launch import Launch
     from sctune.search.operate_launch import run_launch
     from sctune.search.places import check_seen, move
-    from sctune.search.plan import study_splits
+    from sctune.search.plan import checked_splits
     from sctune.search.study import Study
 
     study = Study.open((study_root or studies_folder()).expanduser().absolute(), name, storage)
@@ -174,7 +176,7 @@ def resume(
         _check_versions(study)
         move(study, storage_path, tracking_uri)
         check_seen(study)
-        splits = study_splits(study.manifest)
+        splits = checked_splits(study.manifest, study.folder)
         _warn_about_tracking(study, console)
         if more_trials:
             _warn_about_looks(study, console)

@@ -18,7 +18,7 @@ OUT_OF_MEMORY = "out of memory"
 DISK_FULL, STORAGE_AWAY = "disk full", "storage away"
 """Kinds of failure that a trial tells, and that are no failure of its configuration."""
 
-NODE_ERRORS = ("PlaceError", "ClusterError", "WeightsError")
+NODE_ERRORS = ("PlaceError", "ClusterError", "WeightsError", "ChangedDataError")
 """Kinds that every other trial would meet on that node: it is left out. Without another node the launch ends."""
 
 MAX_WORKER_LOSSES = 3

@@ -24,7 +24,7 @@ from sctune.search.figure_files import GROUPS, Cloud, FigureReport, Sheet, publi
 from sctune.search.leaderboard import TrialRow, best_row, leaderboard
 from sctune.search.ledger import add_look, show_looks
 from sctune.search.manifest import StudyManifest
-from sctune.search.plan import study_splits
+from sctune.search.plan import checked_splits
 from sctune.search.study import Study
 from sctune.tracking.run_files import log_run_files
 from sctune.train.embedding import fitting_perplexity, silhouette, tsne
@@ -133,7 +133,7 @@ def choose_trial(study: Study, options: FigureOptions) -> Chosen:
             f"trial {row.number} has no checkpoint any more: the best {manifest.keep_best} full runs and unfinished "
             f"trials keep theirs; choose one of these with --trial: {', '.join(kept) or 'none is left'}"
         )
-    split = study_splits(manifest)[task.key]
+    split = checked_splits(manifest, study.folder)[task.key]
     return Chosen(row, best is not None and best.number == row.number, task, split, saved)
 
 

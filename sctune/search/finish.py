@@ -78,6 +78,7 @@ def finish(
     facts: dict[str, Any] = {"tracking_uri": safe_uri(manifest.tracking_uri), "stopped": stopped}
     result = study_result(study, trials, labels, seconds, exhausted=searcher.exhausted, **facts)
     made = Making()
+    made.notes += [study.record.foreign_note] if study.record.foreign_note else []
     if not stopped:
         made.files(study, splits, result, trials, labels, tracking)
     notes = made.notes

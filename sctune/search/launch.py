@@ -19,6 +19,7 @@ from sctune.data.split import Split
 from sctune.errors import AllTrialsFailedError, ClusterError, StudyError, UnrecordedStopError
 from sctune.paths import cache_folder
 from sctune.search.cluster import Resources, largest_share, nodes_alive, nodes_for
+from sctune.search.content import task_digests
 from sctune.search.faults import Faults, Share
 from sctune.search.finish import ended, finish
 from sctune.search.gate import DiskUse, StartGate
@@ -93,13 +94,17 @@ class Launch:
     def _search(self, tracking: TrackingCallback, writer: Writer) -> tuple[StudySearcher, StudyResult]:
         study, manifest = self.study, self.study.manifest
         trials = study.record.load()
+        if study.record.foreign_note is not None:
+            (self.console or Console(stderr=True)).print(
+                study.record.foreign_note, markup=False, highlight=False, soft_wrap=True
+            )
         labels = selection_labels(manifest, self.splits)
         progress = SearchProgress(
             manifest.trials,
             self.space.base.budget.epochs,
             self.resources.concurrent,
             trials,
-            lambda scores: value_se(scores, labels, 200),
+            lambda scores: value_se(scores, labels),
             self.console or Console(stderr=True),
         )
         remove_strays(manifest.storage_path, [past_trial(trial) for trial in trials], manifest.keep_best)
@@ -223,6 +228,7 @@ def _trial_spec(study: Study, space: Space, splits: dict[str, Split], rungs: lis
         checkpoint_epochs=rungs,
         checkpoint_interval=manifest.checkpoint_interval,
         splits={key: split.digest for key, split in splits.items()},
+        contents=task_digests(splits),
         weights_sha256=weights_digests(space),
         versions=manifest.versions,
         stop_key=_stop_key(study),

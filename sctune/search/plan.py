@@ -6,7 +6,6 @@ import itertools
 import subprocess
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from hashlib import sha256
 from pathlib import Path
 
 from sctune.config import Task, TrialConfig, search_defaults
@@ -14,14 +13,15 @@ from sctune.data.catalog import DataSet, open_dataset
 from sctune.data.check import DataCheck, check_data
 from sctune.data.decode import Decoding
 from sctune.data.depth import FoundRange, find_range
-from sctune.data.images import CorruptImageError, ImageCache, data_digest
+from sctune.data.images import CorruptImageError, ImageCache
 from sctune.data.ranges import AUTO
 from sctune.data.split import Split, selection_subset, split_for
-from sctune.errors import ConfigError, DataError
+from sctune.errors import ChangedDataError, ConfigError, DataError
 from sctune.model.backbone import build_backbone
 from sctune.model.weights import file_sha256, resolve_weights
 from sctune.paths import cache_folder, home, studies_folder
 from sctune.search.base import base_config, search_space
+from sctune.search.content import check_content, content_digest
 from sctune.search.database import check_free, storage_url
 from sctune.search.manifest import DataSpec, ResourceSpec, SchedulerSpec, SelectionSpec, StudyManifest
 from sctune.search.options import SearchOptions
@@ -172,15 +172,28 @@ def weights_digests(space: Space) -> dict[str, str]:
 
 
 def study_splits(manifest: StudyManifest) -> dict[str, Split]:
-    """Task key -> split of a stored study, made anew from the data; raises DataError where the data changed."""
+    """Task key -> split of a stored study, made anew from the data; raises DataError where the data are gone.
+
+    ChangedDataError where the lists of files are others; what the files hold is not looked at.
+    """
     config = manifest.trial_config()
     splits = {task.key: split_for(config.for_task(task), task) for task in manifest.tasks}
     for key, split in splits.items():
-        if split.digest != manifest.splits[key]:
-            raise DataError(
+        if split.digest != manifest.splits.get(key, split.digest):
+            raise ChangedDataError(
                 f"the images of {manifest.data.name} (task {key}) are not those that study {manifest.name} began with; "
                 "put them back, or start a new study"
             )
+    return splits
+
+
+def checked_splits(manifest: StudyManifest, folder: Path) -> dict[str, Split]:
+    """As `study_splits`, with what the images hold compared too; folder: of the study.
+
+    For all that trains or scores. Raises ChangedDataError, which names the first image that was changed.
+    """
+    splits = study_splits(manifest)
+    check_content(manifest, splits, folder)
     return splits
 
 
@@ -286,16 +299,9 @@ def _check(
 def _data_spec(datasets: dict[str | None, DataSet], splits: dict[str, Split]) -> DataSpec:
     """The first task's data set; the digest covers the development files of all tasks."""
     first, split = next(iter(datasets.values())), next(iter(splits.values()))
-    digests: dict[tuple[str, tuple[str, ...]], str] = {}
-    for one in splits.values():
-        paths = tuple(file.path for file in one.development)
-        digests.setdefault((str(one.root), paths), data_digest(one.root, paths))
-    joined = (
-        next(iter(digests.values())) if len(digests) == 1 else sha256("".join(digests.values()).encode()).hexdigest()
-    )
     return DataSpec(
         name=first.name,
-        digest=joined,
+        digest=content_digest(splits),
         counts=split.summary(),
         licence=first.licence or None,
         attribution=first.attribution,

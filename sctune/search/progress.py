@@ -128,7 +128,7 @@ class SearchProgress:
         best = "no full run yet"
         if self.best:
             number, value, scores = self.best
-            # a bootstrap of some ms: when it is looked at, and then in the display's own thread
+            # when it is looked at, and then in the display's own thread
             if self._noise_of is None or self._noise_of[0] != number:
                 self._noise_of = (number, self._noise(scores))
             best = f"best {value:.4f} +- {self._noise_of[1]:.4f} (trial {number})"

@@ -53,8 +53,12 @@ class Proposer:
         study_attrs: Mapping[str, Any] | None = None,
         *,
         in_order: bool = False,
+        taken: Sequence[int] = (),
     ) -> None:
-        """trials: of earlier launches, in order of their numbers; in_order: try all points as declared (a grid)."""
+        """trials: of earlier launches, in order of their numbers; in_order: try all points as declared (a grid).
+
+        taken: numbers between theirs that are no trials of the study, and are not given again.
+        """
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._space = space
         self._sampler = sampler
@@ -69,7 +73,8 @@ class Proposer:
         self._ahead = (point for point in space.points() if space.key(point) not in self._seen)
         self._listed: dict[str, Values] | None = None
         self._study_attrs = dict(study_attrs or {})
-        self._fill([_bare(trial) for trial in trials])
+        blanks = [_blank(number) for number in taken]
+        self._fill(sorted([*map(_bare, trials), *blanks], key=lambda trial: trial.number))
 
     @property
     def n_trials(self) -> int:
@@ -174,6 +179,13 @@ class Proposer:
 
     def _id(self, number: int) -> int:
         return self._storage.get_trial_id_from_study_id_trial_number(self._study_id, number)
+
+
+def _blank(number: int) -> FrozenTrial:
+    """What stands for a number that another program took: samplers learn nothing from it."""
+    trial = optuna.trial.create_trial(state=TrialState.FAIL)
+    trial.number = number
+    return trial
 
 
 def _bare(trial: FrozenTrial) -> FrozenTrial:

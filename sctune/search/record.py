@@ -27,6 +27,7 @@ from sctune.report import OBJECTIVE
 from sctune.search.database import (
     DATABASE_ERRORS,
     NoRecordError,
+    check_is_record,
     close_database,
     open_database,
     taken,
@@ -68,7 +69,7 @@ class Record:
     """One study's rows. All writes are queued and kept until the database has taken them, however long that takes.
 
     A database that is away, locked or full shows in `trouble`; what no repetition mends is raised by `check` and
-    `flush`.
+    `flush`. foreign: numbers of trials that something else than sctune put there, as `load` found them.
     """
 
     def __init__(self, url: str, name: str, *, create: bool = False, fencing: int | None = None) -> None:
@@ -78,6 +79,9 @@ class Record:
         reached, or the study is there already or missing.
         """
         self.name = name
+        self.foreign: tuple[int, ...] = ()
+        if not create:
+            check_is_record(url)
         try:
             self._storage = open_database(url)
             self._study_id = self._create() if create else self._storage.get_study_id_from_name(name)
@@ -114,12 +118,25 @@ class Record:
             raise StudyError(f"the record of {self.name} cannot be written: {_reason(self._error)}") from self._error
 
     def load(self) -> list[FrozenTrial]:
-        """All trials in order of their numbers, after everything queued so far has been written."""
+        """Trials in order of their numbers, foreign ones left out, after all that is queued has been written."""
         self.flush()
         stored = with_retries(lambda: self._storage.get_all_trials(self._study_id))
         trials = sorted(stored, key=lambda trial: trial.number)
         self._rows.ids = {trial.number: trial._trial_id for trial in trials}
-        return trials
+        self.foreign = tuple(trial.number for trial in trials if _is_foreign(trial))
+        return [trial for trial in trials if trial.number not in self.foreign]
+
+    @property
+    def foreign_note(self) -> str | None:
+        """One line that names the foreign trials; None where there are none."""
+        if not self.foreign:
+            return None
+        shown = ", ".join(map(str, self.foreign[:5])) + (", ..." if len(self.foreign) > 5 else "")
+        one = len(self.foreign) == 1
+        return (
+            f"trial{'' if one else 's'} {shown} of the record {'was' if one else 'were'} put there by another program "
+            f"and {'is' if one else 'are'} left out"
+        )
 
     def load_study_attrs(self) -> dict[str, Any]:
         """What samplers keep with the study (the place in a QMC sequence, NSGA-II's parents)."""
@@ -314,6 +331,11 @@ def reports_of(trial: FrozenTrial) -> dict[int, dict[str, Any]]:
     }
     # a report is complete when its value is there
     return {epoch: found[epoch] for epoch in sorted(found) if epoch in trial.intermediate_values}
+
+
+def _is_foreign(trial: FrozenTrial) -> bool:
+    """Whether another program made it: sctune starts a trial together with its attributes, in one transaction."""
+    return not {"params", "attempt", "launch"} & trial.user_attrs.keys()
 
 
 def _reason(problem: BaseException) -> str:

@@ -36,6 +36,7 @@ class Gap:
 class StudyResult:
     """A study as it stands. rows: trials in order of merit; noise: standard error of the best value.
 
+    equal: full runs, the best one counted in, whose value is exactly the best one's.
     gap: the best full run against the median trial; indistinct: full runs not told apart from the best one.
     saved_share: share of the epochs of all ended trials that early stopping did not spend.
     """
@@ -47,6 +48,7 @@ class StudyResult:
     noise: float | None
     gap: Gap | None
     indistinct: int
+    equal: int
     saved_share: float
     seconds: float
     tracking_uri: str
@@ -90,6 +92,7 @@ class StudyResult:
                 "se": self.gap.error,
                 "clear": self.gap.clear,
             },
+            "equal_to_best": self.equal,
             "epochs_saved_share": self.saved_share,
             "seconds": self.seconds,
             "stopped": self.stopped,
@@ -155,6 +158,7 @@ def study_result(
         noise=noise,
         gap=gap,
         indistinct=indistinct,
+        equal=sum(row.value == best.value for row in full) if best is not None else 0,
         saved_share=1 - spent / (epochs * len(ended)) if ended else 0.0,
         seconds=seconds,
         tracking_uri=tracking_uri,
@@ -196,17 +200,15 @@ def _parts(scores: Mapping[str, Sequence[float]], labels: Mapping[str, Sequence[
     return parts
 
 
-def value_se(
-    scores: Mapping[str, Sequence[float]], labels: Mapping[str, Sequence[int]], resamples: int = 1000
-) -> float:
-    """Bootstrap standard error of an objective; the AUROC values that it averages are taken as independent."""
-    return math.sqrt(sum((weight * auroc_se(y, s, resamples)) ** 2 for weight, y, s in _parts(scores, labels)))
+def value_se(scores: Mapping[str, Sequence[float]], labels: Mapping[str, Sequence[int]]) -> float:
+    """Standard error of an objective; the AUROC values that it averages are taken as independent."""
+    return math.sqrt(sum((weight * auroc_se(y, s)) ** 2 for weight, y, s in _parts(scores, labels)))
 
 
 def compare(
     first: int, second: int, scores: Mapping[int, Mapping[str, Sequence[float]]], labels: Mapping[str, Sequence[int]]
 ) -> Gap:
-    """Paired difference of two trials' latest objectives with its bootstrap standard error."""
+    """Paired difference of two trials' latest objectives with its standard error."""
     pairs = [
         (weight, auroc_difference_se(truth, a, b))
         for (weight, truth, a), (_, _, b) in zip(
@@ -233,6 +235,8 @@ def summary_lines(result: StudyResult) -> list[str]:
         noise = "" if result.noise is None else f" +- {result.noise:.4f} (standard error over the scored images)"
         lines.append(f"best: trial {result.best.number}, {OBJECTIVE} {result.best.value:.4f}{noise}")
         lines += [f"  {name} = {value}" for name, value in result.best.params.items()]
+    if result.equal > 1:
+        lines.append(f"{result.equal} full runs are exactly equal in AUROC; the best is the first of them by number")
     if result.gap is not None:
         gap = result.gap
         verdict = "more" if gap.clear else "not more"

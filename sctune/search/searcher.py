@@ -119,6 +119,7 @@ class StudySearcher(Searcher):
             trials,
             record.load_study_attrs(),
             in_order=manifest.sampler == "grid",
+            taken=record.foreign,
         )
 
     @property

@@ -30,5 +30,6 @@ def load_result(study_root: Path, name: str, noise: bool = True, storage: str | 
         trials = study.record.load()
     finally:
         study.record.close()
+    notes += [study.record.foreign_note] if study.record.foreign_note else []
     seconds = sum(launch.seconds or 0.0 for launch in manifest.launches)
     return study_result(study, trials, labels, seconds, tracking_uri=safe_uri(manifest.tracking_uri), notes=notes)

@@ -26,6 +26,7 @@ Kind = Literal[
     "model",
     "alias",
     "version",
+    "data",
 ]
 UNFINISHED = "unfinished"
 """Reason of a launch whose trials are all over, and which had no room for its figures or its model."""
@@ -97,13 +98,17 @@ class StoredTrial:
 
 @dataclass(frozen=True)
 class Agreement:
-    """The outcome of a check. driver: who runs the study now; waiting: differences that may be on the way."""
+    """The outcome of a check. driver: who runs the study now; waiting: differences that may be on the way.
+
+    notes: what could not be compared, and why.
+    """
 
     trials: int
     points: int
     differences: tuple[Difference, ...] = field(default=())
     driver: str | None = None
     waiting: int = 0
+    notes: tuple[str, ...] = ()
 
     @property
     def agrees(self) -> bool:
@@ -265,11 +270,17 @@ def study_status(study: StudyState) -> tuple[str, ...]:
 
 
 def compare_record(
-    trials: Sequence[PastTrial], objectives: Mapping[int, Mapping[int, float]], study: StudyState
+    trials: Sequence[PastTrial],
+    objectives: Mapping[int, Mapping[int, float]],
+    study: StudyState,
+    foreign: Sequence[int] = (),
 ) -> list[Difference]:
-    """Where the record contradicts itself; objectives: trial -> epoch -> its intermediate value."""
+    """Where the record contradicts itself; objectives: trial -> epoch -> its intermediate value.
+
+    foreign: numbers of trials that another program put there.
+    """
     found: list[Difference] = []
-    numbers = [trial.number for trial in trials]
+    numbers = sorted([*(trial.number for trial in trials), *foreign])
     if numbers != list(range(len(numbers))):
         gaps = sorted(set(range(max(numbers) + 1)) - set(numbers))
         twice = sorted({number for number in numbers if numbers.count(number) > 1})
@@ -347,7 +358,7 @@ def agreement_lines(name: str, result: Agreement) -> list[str]:
         lines.append(one.line if one.repair is None else f"{one.line}; `sctune {one.repair} {name}`")
     if result.agrees:
         lines.append(f"record and MLflow agree: {result.trials} trials, {result.points} points")
-    return lines
+    return [*lines, *result.notes]
 
 
 def _some(things: Collection[object]) -> str:

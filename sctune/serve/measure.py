@@ -14,7 +14,7 @@ from sctune.train.evaluate import auroc, average_precision
 from sctune.train.threshold import Rate, escape_rate, false_alarm_rate
 
 RESAMPLES = 500
-"""Of the standard errors by bootstrap, within each class."""
+"""Of the standard errors by bootstrap, within each class: all but that of the AUROC."""
 
 
 def measures(labels: ArrayLike, scores: ArrayLike, threshold: float | None) -> dict[str, Any]:

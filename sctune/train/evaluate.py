@@ -7,14 +7,15 @@ from numpy.typing import ArrayLike
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from sctune.errors import DataError, NonFiniteError
+from sctune.train.ties import rounded, with_ties
 
 
 def auroc(labels: ArrayLike, scores: ArrayLike) -> float:
-    """Area under the ROC curve in [0, 1] of labels [N] in {0, 1} and scores [N].
+    """Area under the ROC curve in [0, 1] of labels [N] in {0, 1} and scores [N]; scores alike (`TIE`) count half.
 
     Raises DataError where one class is missing (undefined) and NonFiniteError for NaN or infinite scores.
     """
-    return float(roc_auc_score(*_checked(labels, scores)))
+    return rounded(float(roc_auc_score(*_checked(labels, scores))))
 
 
 def average_precision(labels: ArrayLike, scores: ArrayLike) -> float:
@@ -33,4 +34,4 @@ def _checked(labels: ArrayLike, scores: ArrayLike) -> tuple[np.ndarray, np.ndarr
         )
     if not np.isfinite(s).all():
         raise NonFiniteError(f"{int((~np.isfinite(s)).sum())} of {len(s)} scores are not finite numbers")
-    return y, s
+    return y, with_ties(s)

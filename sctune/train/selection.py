@@ -13,6 +13,7 @@ from sctune.data.images import CachedImages
 from sctune.data.split import Split, selection_subset
 from sctune.report import OBJECTIVE
 from sctune.train.evaluate import auroc, average_precision
+from sctune.train.ties import rounded
 
 PROXY_SETS_KEPT = 8
 
@@ -51,7 +52,7 @@ class SelectionSet:
                 labels = np.r_[np.zeros(len(normal)), np.ones(len(altered))].astype(int)
                 metrics[f"selection_auroc_{name}"] = auroc(labels, np.r_[normal, altered])
             parts.append(float(np.mean([metrics[f"selection_auroc_{name}"] for name in self.proxy])))
-        metrics[OBJECTIVE] = float(np.mean(parts))
+        metrics[OBJECTIVE] = rounded(float(np.mean(parts)))
         return metrics, raw
 
 

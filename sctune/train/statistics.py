@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
+from sctune.train.ties import with_ties
+
 Array = np.ndarray
 
 RESAMPLES = 2000
@@ -67,10 +69,11 @@ class Scores:
 
 
 def weighted_auroc(labels: Array, scores: Array, counts: Array) -> Array:
-    """AUROC [B] of labels [N] and scores [N] where image i occurs counts[b, i] times; ties count half.
+    """AUROC [B] of labels [N] and scores [N] where image i occurs counts[b, i] times; ties (`TIE`) count half.
 
     NaN where a resample has no normal or no anomalous image.
     """
+    scores = with_ties(scores)
     order = np.argsort(scores, kind="stable")
     sorted_scores, anomalous = scores[order], labels[order].astype(bool)
     starts = np.flatnonzero(np.append(True, np.diff(sorted_scores) != 0))

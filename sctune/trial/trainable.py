@@ -21,8 +21,10 @@ from pydantic import BaseModel, ConfigDict
 from ray import tune
 
 from sctune.config import Task, TrialConfig
+from sctune.data.digests import data_digest
+from sctune.data.pools import Files
 from sctune.data.split import Split, split_for
-from sctune.errors import ClusterError, DataError, PlaceError, StoppedError, StorageError
+from sctune.errors import ChangedDataError, ClusterError, DataError, PlaceError, StoppedError, StorageError
 from sctune.model.weights import file_sha256, resolve_weights
 from sctune.report import OBJECTIVE, EpochReport, merge_reports
 from sctune.train.trainer import Trainer
@@ -48,7 +50,8 @@ class TrialSpec(BaseModel):
 
     config: base TrialConfig tree; tasks: what a trial is scored on; storage: URI of the checkpoints;
     checkpoint_epochs: rungs, always saved; checkpoint_interval: seconds between other checkpoints;
-    splits: task key -> digest the driver saw; weights_sha256: of the backbone's weights file, by backbone.
+    splits, contents: task key -> digest of its lists of files and of what its images hold, as the driver saw them;
+    weights_sha256: of the backbone's weights file, by backbone.
     stop_key: where the driver raises the flag that ends the launch's trials.
     """
 
@@ -61,6 +64,7 @@ class TrialSpec(BaseModel):
     checkpoint_epochs: list[int]
     checkpoint_interval: float
     splits: dict[str, str]
+    contents: dict[str, str] = {}
     weights_sha256: dict[str, str]
     versions: dict[str, str]
     stop_key: str = ""
@@ -145,8 +149,10 @@ class SaliencyCutTrainable(tune.Trainable):
         config = TrialConfig.load(self.spec.config).override(self.params)
         weights = self._weights(config)
         trainers = []
+        seen: dict[tuple[Path, Files], str] = {}
         for task in self.spec.tasks:
             split = self._split(config, task)
+            self._check_content(task, split, seen)
             trainers.append(
                 Trainer(
                     config,
@@ -189,6 +195,21 @@ class SaliencyCutTrainable(tune.Trainable):
         ]
         if wrong:
             raise ClusterError(f"this node has other versions than the driver: {', '.join(wrong)}; install the same")
+
+    def _check_content(self, task: Task, split: Split, seen: dict[tuple[Path, Files], str]) -> None:
+        """seen: root and files of earlier tasks -> what they hold."""
+        wanted = self.spec.contents.get(task.key)
+        if wanted is None:
+            return
+        files = (split.root, split.development)
+        if files not in seen:
+            paths = (file.path for file in split.development)
+            seen[files] = data_digest(split.root, paths, Path(self.spec.cache))
+        if seen[files] != wanted:
+            raise ChangedDataError(
+                f"the images of task {task.key} in {split.root} hold something else than the driver's did when it "
+                "began; give every node the same files, and change none while a study runs"
+            )
 
     def _weights(self, config: TrialConfig) -> Path | None:
         backbone = config.model.backbone

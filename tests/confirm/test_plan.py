@@ -12,7 +12,8 @@ from sctune.confirm.candidates import Candidate
 from sctune.confirm.plan import confirm_plan
 from sctune.data.split import split_for
 from sctune.errors import StudyError
-from sctune.search.manifest import SelectionSpec
+from sctune.search.content import content_digest
+from sctune.search.manifest import DataSpec, SelectionSpec
 from sctune.search.study import Study
 from sctune.tracking.server import default_tracking_uri
 from tests.builders import make_manifest, make_space
@@ -26,13 +27,15 @@ def study_of(folder: Path, source: Path, tasks: list[Task], mode: str, **values:
     data = {"data.source": str(source), "data.setting": first.setting, "data.known_class": first.known_class}
     base = load_profile("smoke").override({**data, "model.weights": "random", "data.selection": mode, **values})
     space = make_space(folder, base, parameters={"augment.threshold": {"type": "float", "low": 0.5, "high": 0.9}})
-    digests = {task.key: split_for(base.for_task(task), task).digest for task in tasks}
+    splits = {task.key: split_for(base.for_task(task), task) for task in tasks}
+    digests = {key: split.digest for key, split in splits.items()}
     changes = {"tasks": tuple(tasks), "splits": digests, "selection": SelectionSpec(mode=mode), "folds": 3}
     manifest = make_manifest(
         space,
         tracking_uri=default_tracking_uri(folder),
         storage_path=str(folder / "studies" / "s"),
         config=space.base.model_dump(),
+        data=DataSpec(name="stripes", digest=content_digest(splits)),
         **changes,
     )
     return Study.create(folder / "studies", manifest)

@@ -7,9 +7,9 @@ from safetensors.torch import save_file
 from sctune.config import ModelConfig, load_profile
 from sctune.errors import WeightsError
 from sctune.geometry import BACKBONES, feature_side
-from sctune.model.backbone import build_backbone
+from sctune.model.backbone import BUILDERS, build_backbone
 from sctune.model.detector import build_detector
-from sctune.model.weights import read_state, resolve_weights
+from sctune.model.weights import SOURCES, local_weights, read_state, resolve_weights
 
 
 @pytest.mark.parametrize("backbone", sorted(BACKBONES))
@@ -38,6 +38,20 @@ def test_lite0_weights_come_from_the_installed_package():
     path = resolve_weights("efficientnet_lite0", "imagenet")
     net = build_backbone(ModelConfig(backbone="efficientnet_lite0"), path)
     assert torch.equal(net.blocks[0][0].weight, read_state(path)["_conv_stem.weight"])
+
+
+def test_every_backbone_has_its_own_builder_and_source_of_weights():
+    assert BUILDERS.keys() == SOURCES.keys() == BACKBONES.keys()
+    assert len(set(BUILDERS.values())) == len({source.fetch for source in SOURCES.values()}) == len(BACKBONES)
+
+
+def test_no_other_backbones_weights_are_taken_for_an_unknown_one():
+    for ask in (local_weights, lambda name: resolve_weights(name, "imagenet")):
+        with pytest.raises(WeightsError, match="known for backbone 'resnet50', did you mean 'resnet18'"):
+            ask("resnet50")
+    unknown = ModelConfig().model_copy(update={"backbone": "resnet50"})
+    with pytest.raises(WeightsError, match="'resnet50' cannot be built; did you mean 'resnet18'"):
+        build_backbone(unknown, None)
 
 
 def test_resnet18_without_a_download_says_the_way_out(monkeypatch, tmp_path):

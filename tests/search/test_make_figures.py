@@ -21,6 +21,7 @@ from sctune.data.decode import Decoding, decode_image
 from sctune.data.split import split_for
 from sctune.errors import CheckpointError, ConfigError, DataError, StudyError
 from sctune.report import merge_reports
+from sctune.search.content import content_digest
 from sctune.search.figure_files import FigureReport
 from sctune.search.figures import FigureOptions, make_figures
 from sctune.search.manifest import DataSpec, SchedulerSpec, SelectionSpec
@@ -52,7 +53,7 @@ def create(root: Path, config: TrialConfig, seeds: tuple[int, ...] = (42,), name
         trials=2,
         selection=SelectionSpec(mode=splits[tasks[0].key].mode),
         splits={key: split.digest for key, split in splits.items()},
-        data=DataSpec(name="stripes", digest="abc", attribution="Stripes by nobody"),
+        data=DataSpec(name="stripes", digest=content_digest(splits), attribution="Stripes by nobody"),
         storage_path=str(root / name),
         tracking_uri=f"sqlite:///{root / 'gone.db'}",
     )

@@ -227,6 +227,7 @@ def running_trial() -> FrozenTrial:
         state=TrialState.RUNNING,
         params={"augment.threshold": 0.4},
         distributions={"augment.threshold": FloatDistribution(0.1, 0.9)},
+        user_attrs={"params": {"augment.threshold": 0.4}, "attempt": 1},
     )
     trial.number, trial.datetime_start = 0, datetime(2026, 1, 1)
     return trial

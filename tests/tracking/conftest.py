@@ -13,7 +13,7 @@ import pytest
 import torch
 from optuna.trial import TrialState
 
-from sctune.config import load_profile
+from sctune.config import Task, load_profile
 from sctune.report import OBJECTIVE
 from sctune.search.manifest import DataSpec, SchedulerSpec
 from sctune.search.record import AfterRecord
@@ -56,14 +56,17 @@ STATES = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL, TrialState.CO
 
 
 def make_study(root: Path, uri: str, name: str = "played", keep_best: int = 1) -> Study:
-    space = load_space("threshold_patch", load_profile("cpu"), {"optim.lr": 1e-3})
+    # images that are not here: nothing is trained
+    base = load_profile("cpu").override({"data.source": str(root / "images")})
+    space = load_space("threshold_patch", base, {"optim.lr": 1e-3})
     manifest = make_manifest(
         space,
         name=name,
         created=STARTED,
+        tasks=(Task(source=str(root / "images")),),
         scheduler=SchedulerSpec(name="none"),
         trials=12,
-        data=DataSpec(name="elpv", digest="abc"),
+        data=DataSpec(name="images", digest="abc"),
         storage_path=str(root / name),
         tracking_uri=uri,
         keep_best=keep_best,
