@@ -19,6 +19,7 @@ from sctune.model.detector import Detector, build_detector
 from sctune.train.threshold import conformal_threshold
 
 SMALL = {
+    "data.range": "container",
     "data.image_size": 64,
     "model.backbone": "efficientnet_lite0",
     "model.tap": "middle",
