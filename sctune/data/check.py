@@ -113,7 +113,7 @@ def check_data(
     findings = [
         *unreadable(found),
         *_identical(data, parts),
-        *_near(data, good, decoding, parts),
+        *_near(data, good, parts),
         *_shortcuts(trivial),
         *odd_images(good),
         *flags(good),
@@ -157,10 +157,9 @@ def _across(group: Sequence[str], parts: Iterable[Pools]) -> bool:
     return any(sum(1 for part in pools.values() if set(group) & set(part)) > 1 for pools in parts)
 
 
-def _near(data: DataSet, facts: Mapping[str, ImageFacts], decoding: Decoding, parts: Sequence[Pools]) -> list[Finding]:
+def _near(data: DataSet, facts: Mapping[str, ImageFacts], parts: Sequence[Pools]) -> list[Finding]:
     # a constant picture has no structure that could be compared
-    structured = {path: one.fingerprint for path, one in facts.items() if one.deviation > 0}
-    pairs = near_identical(data.root, structured, decoding)
+    pairs = near_identical(data.root, {path: one.thumb for path, one in facts.items() if one.deviation > 0})
     if not pairs:
         return []
     labels = {file.path: file.label for file in data.files}

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.ndimage import uniform_filter
 
 from sctune.data.catalog import DataSet
-from sctune.data.decode import Decoding, decode_image
-from sctune.data.facts import hash_bits
+from sctune.data.facts import difference_hashes
 from sctune.data.images import THREADS, file_digest
 from sctune.errors import DataError
 
@@ -22,12 +22,12 @@ MOST_BITS = 20
 BANDS = 16
 """Above BRUTE pictures, only those are compared that share one of so many parts of their hashes."""
 BRUTE = 20_000
-SIDE, SMOOTH = 128, 5
-ALIKE = 0.982
-"""Correlation of the fine structure from which on two pictures are called one.
+SMOOTH = 5
+ALIKE = 0.993
+"""Correlation of the fine structure from which on two small pictures are called one.
 
-On ELPV the most similar pair of different cells (neighbours cut from one crystal) has .979; a copy saved as JPEG of
-quality 60 has .96 to .99, one of 60 % of the size .97 to .99, a brightened one .99. A copy that is cut is not found.
+On ELPV the most similar pair of different cells (neighbours cut from one crystal) has .992; most copies that were saved
+again, resized to 60 % or brightened have more. A copy that is cut is not found.
 """
 COMMON = 200
 """Pictures whose mean is taken out first: bus bars and backgrounds are alike in all of them."""
@@ -72,28 +72,24 @@ def contradiction(root: Path, group: Sequence[str]) -> str:
     )
 
 
-def near_identical(root: Path, fingerprints: dict[str, str], decoding: Decoding) -> list[tuple[str, str]]:
-    """Pairs of paths whose pictures are one and whose files are not, sorted.
-
-    fingerprints: path -> difference hash (`facts.ImageFacts`); decoding: how the files are read, at any size.
-    """
-    paths = sorted(fingerprints)
-    pairs = _candidates(hash_bits([fingerprints[path] for path in paths])) if len(paths) > 1 else []
-    pairs = [(a, b) for a, b in pairs if file_digest(root / paths[a]) != file_digest(root / paths[b])]
+def near_identical(root: Path, thumbs: Mapping[str, NDArray[np.uint8]]) -> list[tuple[str, str]]:
+    """Pairs of paths whose pictures are one and whose files are not, sorted; thumbs: path -> `ImageFacts.thumb`."""
+    paths = sorted(thumbs)
+    if len(paths) < 2:
+        return []
+    small = np.stack([thumbs[path] for path in paths])
+    pairs = _candidates(difference_hashes(small))
     if not pairs:
         return []
-    small = replace(decoding, size=SIDE, resize="stretch")
-    some = np.random.RandomState(0).permutation(len(paths))[:COMMON]
-    wanted = sorted({*some.tolist(), *(row for pair in pairs for row in pair)})
-    with ThreadPoolExecutor(THREADS) as pool:
-        found = pool.map(lambda row: _structure(decode_image(root / paths[row], small)), wanted)
-        structure = dict(zip(wanted, found, strict=True))
-    common = np.mean([structure[row] for row in some.tolist()], axis=0)
+    some = np.random.RandomState(0).permutation(len(paths))[:COMMON].tolist()
+    structure = {row: _structure(small[row]) for row in sorted({*some, *(row for pair in pairs for row in pair)})}
+    common = np.mean([structure[row] for row in some], axis=0)
     # of a handful of pictures the mean is mostly the pictures themselves
     length = float(common @ common) if len(some) >= COMMON // 10 else 0.0
     if length > 0:
         structure = {row: own - common * float(own @ common) / length for row, own in structure.items()}
-    return [(paths[a], paths[b]) for a, b in pairs if _correlation(structure[a], structure[b]) >= ALIKE]
+    alike = [(paths[a], paths[b]) for a, b in pairs if _correlation(structure[a], structure[b]) >= ALIKE]
+    return [(a, b) for a, b in alike if file_digest(root / a) != file_digest(root / b)]
 
 
 def _candidates(hashes: NDArray[np.uint8]) -> list[tuple[int, int]]:
@@ -123,14 +119,10 @@ def _buckets(hashes: NDArray[np.uint8]) -> list[NDArray[np.int64]]:
     return [np.array(rows) for rows in buckets.values() if len(rows) > 1]
 
 
-def _structure(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+def _structure(grey: NDArray[np.uint8]) -> NDArray[np.float32]:
     """What is left of a grey picture without its smooth part, as a vector of length 1: brightness does not count."""
-    grey = pixels.astype(np.float32).mean(axis=-1)
-    padded = np.pad(grey, SMOOTH // 2, mode="edge")
-    sums = sum(
-        padded[top : top + len(grey), left : left + len(grey)] for top in range(SMOOTH) for left in range(SMOOTH)
-    )
-    fine = (grey - np.asarray(sums) / SMOOTH**2).reshape(-1)
+    values = grey.astype(np.float32)
+    fine = (values - uniform_filter(values, SMOOTH, mode="nearest")).reshape(-1)
     fine -= fine.mean()
     return np.asarray(fine / max(float(np.linalg.norm(fine)), 1e-6), np.float32)
 

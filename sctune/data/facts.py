@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,9 @@ from PIL import Image
 
 from sctune.data.decode import Decoded
 
+THUMB = 64
+"""Side of the small grey picture that is kept of each image; near copies are found by it."""
 HASH_SIDE = 16
-"""The perceptual hash has this many bits squared."""
 SAMPLE = 80
 LEVELS, SQUARES = np.arange(256.0), np.arange(256.0) ** 2
 
@@ -27,7 +28,7 @@ class ImageFacts:
 
     quality: of a JPEG, 1 to 100, 0 for other formats. mean, deviation: of the grey levels 0 .. 255 as the model takes
     them; black, white: share of the pixels at 0 and at 255; sharpness: variance of the Laplacian, grey levels squared;
-    fingerprint: difference hash of the grey picture, 256 bits as 64 hexadecimal digits; notes: what decoding flagged.
+    thumb: the grey picture, uint8 [THUMB, THUMB]; notes: what decoding flagged.
     """
 
     kind: str
@@ -41,16 +42,17 @@ class ImageFacts:
     black: float
     white: float
     sharpness: float
-    fingerprint: str
+    thumb: NDArray[np.uint8]
     notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """All but the small picture."""
+        return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "thumb"}
 
     @staticmethod
-    def from_dict(content: dict[str, Any]) -> ImageFacts:
+    def from_dict(content: dict[str, Any], thumb: NDArray[np.uint8]) -> ImageFacts:
         """Raises TypeError or KeyError for a damaged record."""
-        return ImageFacts(**content | {"notes": tuple(content["notes"])})
+        return ImageFacts(**content | {"notes": tuple(content["notes"]), "thumb": thumb})
 
 
 def measure(decoded: Decoded, nbytes: int) -> ImageFacts:
@@ -71,7 +73,7 @@ def measure(decoded: Decoded, nbytes: int) -> ImageFacts:
         black=round(int(counts[0]) / grey.size, 4),
         white=round(int(counts[255]) / grey.size, 4),
         sharpness=round(_sharpness(decoded.pixels), 3),
-        fingerprint=_fingerprint(grey),
+        thumb=_thumb(decoded.pixels),
         notes=decoded.notes,
     )
 
@@ -83,8 +85,13 @@ Found = dict[str, ImageFacts | str]
 def write_facts(place: Path, found: Mapping[str, ImageFacts | str]) -> None:
     """Replace a file at once; several processes may do so. Raises OSError."""
     place.parent.mkdir(parents=True, exist_ok=True)
-    staged = place.with_name(f"{place.name}.{os.getpid()}")
     content = {path: one if isinstance(one, str) else one.to_dict() for path, one in found.items()}
+    thumbs = [one.thumb for one in found.values() if isinstance(one, ImageFacts)]
+    stack = np.stack(thumbs) if thumbs else np.zeros((0, THUMB, THUMB), np.uint8)
+    staged = place.with_name(f"{place.stem}.{os.getpid()}.npy")
+    # the pictures first: facts without them are not read
+    np.save(staged, stack)
+    os.replace(staged, place.with_suffix(".npy"))
     staged.write_text(json.dumps(content), encoding="utf-8")
     os.replace(staged, place)
 
@@ -93,15 +100,24 @@ def read_facts(place: Path) -> Found | None:
     """What `write_facts` wrote; None where there is nothing, or it is damaged or of another version."""
     try:
         content = json.loads(place.read_text(encoding="utf-8"))
-        return {path: one if isinstance(one, str) else ImageFacts.from_dict(one) for path, one in content.items()}
+        thumbs = np.load(place.with_suffix(".npy"), mmap_mode="r")
+        measured = sum(not isinstance(one, str) for one in content.values())
+        if thumbs.shape != (measured, THUMB, THUMB) or thumbs.dtype != np.uint8:
+            return None
+        rows = iter(thumbs)
+        return {
+            path: one if isinstance(one, str) else ImageFacts.from_dict(one, next(rows))
+            for path, one in content.items()
+        }
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
 
 
-def hash_bits(fingerprints: list[str]) -> NDArray[np.uint8]:
-    """[N, 32]: the hashes as bytes."""
-    raw = b"".join(bytes.fromhex(text) for text in fingerprints)
-    return np.frombuffer(raw, np.uint8).reshape(len(fingerprints), HASH_SIDE**2 // 8)
+def difference_hashes(thumbs: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """[N, 32] of small pictures [N, THUMB, THUMB]: whether each of 16 x 16 cells is brighter than the one before."""
+    side = THUMB // HASH_SIDE
+    cells = thumbs.reshape(len(thumbs), HASH_SIDE, side, HASH_SIDE, side).sum(axis=(2, 4), dtype=np.int32)
+    return np.packbits((cells > np.roll(cells, 1, axis=2)).reshape(len(thumbs), -1), axis=1)
 
 
 def _grey(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -119,7 +135,6 @@ def _sharpness(pixels: NDArray[np.uint8]) -> float:
     return float(flat @ flat) / flat.size - float(flat.mean()) ** 2
 
 
-def _fingerprint(grey: NDArray[np.uint8]) -> str:
-    small = Image.fromarray(grey).resize((HASH_SIDE + 1, HASH_SIDE), Image.Resampling.BOX)
-    cells = np.asarray(small)
-    return np.packbits(cells[:, 1:] > cells[:, :-1]).tobytes().hex()
+def _thumb(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    whole = Image.fromarray(np.ascontiguousarray(pixels[..., 1]))
+    return np.asarray(whole.resize((THUMB, THUMB), Image.Resampling.BOX))

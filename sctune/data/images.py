@@ -164,7 +164,7 @@ class ImageCache:
                 old = time.time() - entry.used >= older_than_s
                 if old and total - freed > keep_bytes and self._remove(entry.key):
                     freed += entry.nbytes
-            for place in (self.folder / FACTS_FOLDER).glob("*.json"):
+            for place in (self.folder / FACTS_FOLDER).glob("*"):
                 with suppress(FileNotFoundError):
                     if time.time() - place.stat().st_mtime >= older_than_s:
                         place.unlink()
