@@ -101,6 +101,7 @@ def test_a_full_disk_pauses_a_search(sctune: Any, filled: Filled) -> None:
     assert not [path for path in filled.kept if path.name.startswith(".epoch-")]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_disk_that_is_full_at_the_end_costs_nothing_but_a_sync(sctune: Any, filled: Filled) -> None:
     told = filled.out + filled.err
