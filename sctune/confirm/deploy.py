@@ -31,7 +31,7 @@ from sctune.deploy.flavor import IMAGE_COLUMN, SCORE_COLUMN
 from sctune.deploy.locate import Address, fetched, open_model
 from sctune.deploy.model import Model
 from sctune.deploy.register import Registered, log_model_run, registered_name
-from sctune.deploy.registry import CHAMPION, Move, aliased, promote
+from sctune.deploy.registry import CHAMPION, Move, aliased, check_name, promote
 from sctune.deploy.speed import measure
 from sctune.errors import SctuneError, StudyError, TrackingError, nearest
 from sctune.search.ledger import add_look, show_looks
@@ -97,8 +97,12 @@ def run_deploy(
 ) -> DeployOutcome:
     """Register the model that a study's confirmation chose, and move the alias where every step of the gate passes.
 
-    Raises StudyError for a study that is not confirmed, TrackingError where the registry does not answer.
+    Raises ConfigError for a name that cannot be used, StudyError for a study that is not confirmed, TrackingError where
+    the registry does not answer.
     """
+    check_name(options.alias, "--alias")
+    if options.name is not None:
+        check_name(options.name, "--name")
     study = Study.open(study_root, name, storage)
     found = read_confirmation(study)
     if found is None or found.test is None:
@@ -108,7 +112,8 @@ def run_deploy(
     chosen = _chosen(found.test.models, options.category)
     given = None if options.acceptance is None else open_dataset(options.acceptance)
     built = build(study, found, found.test, chosen, options.rule)
-    model_name = registered_name(options.name or _default_name(built))
+    # the data's name is a folder's, which may be any
+    model_name = check_name(registered_name(options.name or _default_name(built)), "--name")
     client = mlflow_client(uri)
     serving = aliased(client, model_name, options.alias)
     with tempfile.TemporaryDirectory(prefix="sctune-deploy-") as scratch:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from sctune.errors import TrackingError
+from sctune.errors import ConfigError, TrackingError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -38,6 +38,17 @@ class Move:
         return {"alias": self.alias, "version": self.version, "before": self.before, "time": self.time} | {
             "reason": self.reason
         }
+
+
+def check_name(name: str, option: str) -> str:
+    """A registered model's name or alias as it is; ConfigError for one that no later command could be given.
+
+    option: of the command, by which another one is given.
+    """
+    if not name.strip() or name.startswith("-"):
+        wrong = "a leading '-' would be taken for an option by every later command" if name.strip() else "it is empty"
+        raise ConfigError(f"{option} {name!r}: {wrong}; change it")
+    return name
 
 
 def aliased(client: MlflowClient, name: str, alias: str = CHAMPION) -> int | None:

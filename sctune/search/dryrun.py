@@ -6,8 +6,9 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
+from sctune.search import costs
 from sctune.search.cluster import Resources
 from sctune.search.driver import planned
 from sctune.search.options import SearchOptions
@@ -21,11 +22,28 @@ _HEADS = ("single_head", "two_head_patch", "two_head_latent", "four_head")
 """By the seconds of a step; the last two pass reference images too."""
 
 
+class Probe(NamedTuple):
+    """A point, tried on the first task. Seconds of a step, of a scoring, and of scoring as the registered model does.
+
+    final_seconds: of all selection and calibration images, which the end of a search scores once. weights_bytes: of
+    the detector's state; checkpoint_bytes: with the optimiser's.
+    """
+
+    step_seconds: float
+    scoring_seconds: float
+    final_seconds: float
+    weights_bytes: int
+    checkpoint_bytes: int
+
+
 @dataclass(frozen=True)
 class DryRun:
     """A plan with measured costs; seconds are of this machine at the moment, with a trial's share of threads.
 
-    timed: the point that was timed, one of those whose steps take longest.
+    timed: the point that was timed, one of those whose steps take longest. study_seconds: all together, with
+    start_seconds (checks, Ray, its workers) and end_seconds (figures, model, its registration, Ray's end).
+    study_bytes: all together: the most that checkpoints take at a time, checkpoints_bytes, and files_bytes of figures,
+    record and MLflow's copies.
     """
 
     plan: Plan
@@ -33,18 +51,28 @@ class DryRun:
     timed: Values
     step_seconds: float
     epoch_seconds: float
+    start_seconds: float
+    end_seconds: float
     study_seconds: float
     checkpoint_bytes: int
-    study_bytes: int
+    checkpoints_bytes: int
+    files_bytes: int
+
+    @property
+    def study_bytes(self) -> int:
+        return self.checkpoints_bytes + self.files_bytes
 
     @property
     def lines(self) -> list[str]:
+        around = duration(self.start_seconds + self.end_seconds)
         return [
             *plan_lines(self.plan, self.resources),
             f"one step {self.step_seconds:.2f} s, one epoch with scoring {self.epoch_seconds:.1f} s, "
             f"timed at {_fields(self.timed)}",
-            f"expected time: about {duration(self.study_seconds)}, less what early stopping and cheaper points save",
-            f"disk: {self.checkpoint_bytes / 2**20:.0f} MiB per checkpoint, {self.study_bytes / 2**20:.0f} MiB in all",
+            f"expected time: about {duration(self.study_seconds)}, with {around} for start and end, "
+            "less what early stopping and cheaper points save",
+            f"disk: {_mib(self.checkpoint_bytes)} per checkpoint, {_mib(self.checkpoints_bytes)} of checkpoints "
+            f"+ {_mib(self.files_bytes)} of figures, record and MLflow's copies = {_mib(self.study_bytes)} in all",
         ]
 
     def to_dict(self) -> dict[str, Any]:
@@ -57,8 +85,12 @@ class DryRun:
             "timed": self.timed,
             "step_seconds": self.step_seconds,
             "epoch_seconds": self.epoch_seconds,
+            "start_seconds": self.start_seconds,
+            "end_seconds": self.end_seconds,
             "study_seconds": self.study_seconds,
             "checkpoint_bytes": self.checkpoint_bytes,
+            "checkpoints_bytes": self.checkpoints_bytes,
+            "files_bytes": self.files_bytes,
             "study_bytes": self.study_bytes,
             "data": [check.to_dict() for check in self.plan.checks],
             "warnings": list(self.plan.warnings),
@@ -69,24 +101,50 @@ def dry_run(options: SearchOptions) -> DryRun:
     """Check everything, run one step and one scoring of the first task, and work out time and disk."""
     import torch
 
+    began = time.perf_counter()
     with planned(options) as (plan, resources):
-        pass
+        # the search does the same before its launch
+        start = time.perf_counter() - began
+        closing = time.perf_counter()
+    end = time.perf_counter() - closing
     threads = torch.get_num_threads()
     torch.set_num_threads(max(1, round(resources.cpus)))
     try:
         timed = dearest_point(plan.space)
-        step, scoring, size = _probe(plan, timed)
+        probe = _probe(plan, timed)
     finally:
         torch.set_num_threads(threads)
+    return costed(plan, resources, timed, probe, start, end)
+
+
+def costed(
+    plan: Plan, resources: Resources, timed: Values, probe: Probe, start_s: float = 0.0, end_s: float = 0.0
+) -> DryRun:
+    """Time and disk of a plan from what one point takes; start_s, end_s: of checks and Ray, as measured here."""
     manifest = plan.manifest
     budget = plan.space.config(timed).budget
     tasks = len(manifest.tasks)
-    epoch = (budget.iterations * step + scoring) * tasks
+    epoch = (budget.iterations * probe.step_seconds + probe.scoring_seconds) * tasks
     turns = math.ceil(manifest.trials / resources.concurrent)
+    start = start_s + costs.WORKERS_S
+    end = end_s + costs.END_S + probe.final_seconds
     # running trials hold one checkpoint each (two for a moment), the best ones keep theirs
     held = 2 * resources.concurrent + manifest.keep_best
-    study = turns * budget.epochs * epoch
-    return DryRun(plan, resources, timed, step, epoch, study, size * tasks, held * size * tasks)
+    size = probe.checkpoint_bytes * tasks
+    images = max(len(split.development) for split in plan.splits.values())
+    return DryRun(
+        plan=plan,
+        resources=resources,
+        timed=timed,
+        step_seconds=probe.step_seconds,
+        epoch_seconds=epoch,
+        start_seconds=start,
+        end_seconds=end,
+        study_seconds=start + turns * (costs.TRIAL_S + budget.epochs * epoch) + end,
+        checkpoint_bytes=size,
+        checkpoints_bytes=held * size,
+        files_bytes=costs.files_bytes(probe.weights_bytes, manifest.trials, budget.epochs, images),
+    )
 
 
 def dearest_point(space: Space) -> Values:
@@ -159,12 +217,17 @@ def _counts(counts: dict[str, int]) -> str:
     return ", ".join(parts)
 
 
-def _probe(plan: Plan, point: Values) -> tuple[float, float, int]:
-    """Seconds of a training step and of one scoring, and bytes of a checkpoint, of a point and the first task."""
+def _mib(size: int) -> str:
+    return f"{size / 2**20:.0f} MiB"
+
+
+def _probe(plan: Plan, point: Values) -> Probe:
+    """Costs of a point on the first task."""
     from sctune.train.trainer import Trainer
 
     task = plan.manifest.tasks[0]
-    trainer = Trainer(plan.space.config(point), task, split=plan.splits[task.key])
+    split = plan.splits[task.key]
+    trainer = Trainer(plan.space.config(point), task, split=split)
     trainer.detector.train()
     trainer.step.start_epoch(0)
     trainer.step.run(0)
@@ -175,5 +238,9 @@ def _probe(plan: Plan, point: Values) -> tuple[float, float, int]:
     stepped = time.perf_counter()
     trainer.selection.evaluate(trainer.scorer)
     scored = time.perf_counter()
+    images = trainer.selection.images
+    trainer.detector.score_alike(images)
+    final = (time.perf_counter() - scored) * (1 + len(split.calibration) / len(images))
+    weights = sum(value.nbytes for value in trainer.detector.state_dict().values())
     size = sum(value.nbytes for value in trainer.state()[0].values())
-    return stepped - started, scored - stepped, size
+    return Probe(stepped - started, scored - stepped, final, weights, size)

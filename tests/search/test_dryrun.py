@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +12,9 @@ import yaml
 
 from sctune.config import load_profile
 from sctune.search.cluster import Resources
-from sctune.search.dryrun import DryRun, _probe, dearest_point
+from sctune.search.dryrun import Probe, _probe, costed, dearest_point
 from sctune.search.options import SearchOptions
-from sctune.search.plan import make_plan
+from sctune.search.plan import Plan, make_plan
 from sctune.search.space import Space, load_space
 
 HEADS = {"values": ["single_head", "two_head_patch", "four_head", "two_head_latent"]}
@@ -85,10 +87,54 @@ def test_the_probe_trains_the_point_that_the_dry_run_names(image_folder: Path, m
     options = SearchOptions(space="heads", name="s", profile="smoke", data=str(image_folder), selection="extra")
     plan = make_plan(options, has_gpu=False)
     point = dearest_point(plan.space)
-    step, scoring, size = _probe(plan, point)
+    probe = _probe(plan, point)
     assert [(config.model.heads, config.augment.kind) for config in made] == [("two_head_latent", "saliencycut")]
-    assert min(step, scoring, size) > 0
-    run = DryRun(plan, Resources(2, 0, 1, 0, 2, 1), point, step, step, 90.0, size, size)
+    assert min(probe) > 0
+    assert probe.checkpoint_bytes > probe.weights_bytes
+    run = costed(plan, Resources(2, 0, 1, 0, 2, 1), point, probe)
     assert any(line.endswith(", timed at model.heads=two_head_latent, augment.kind=saliencycut") for line in run.lines)
-    assert any(line.startswith("expected time: about ") for line in run.lines)
     assert run.to_dict()["timed"] == point
+
+
+@pytest.fixture(scope="module")
+def plan(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plan]:
+    """Of 4 trials in the profile `smoke`, whose three best keep their checkpoints."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SCTUNE_HOME", str(tmp_path_factory.mktemp("home")))
+        options = SearchOptions(name="s", profile="smoke", data=str(image_folder), selection="extra", trials=4)
+        yield make_plan(options, has_gpu=False)
+
+
+def test_the_time_has_start_and_end(plan: Plan) -> None:
+    point, resources = dearest_point(plan.space), Resources(2, 0, 1, 0, 2, 1)
+    run = costed(plan, resources, point, Probe(10.0, 10.0, 5.0, 1, 1), 8.0, 2.0)
+    told = run.to_dict()
+    budget = plan.space.config(point).budget
+    trials = 2 * budget.epochs * 10.0 * (budget.iterations + 1)
+    assert told["start_seconds"] > 8 and told["end_seconds"] > 7
+    assert told["study_seconds"] > told["start_seconds"] + trials + told["end_seconds"]
+    (line,) = [line for line in run.lines if line.startswith("expected time: about ")]
+    assert f", with {told['start_seconds'] + told['end_seconds']:.0f} s for start and end, " in line
+
+
+def test_the_disk_has_figures_and_copies(plan: Plan) -> None:
+    mib = 2**20
+    point, resources = dearest_point(plan.space), Resources(2, 0, 1, 0, 2, 1)
+
+    def told(weights: int, checkpoint: int, trials: int = 4) -> tuple[dict[str, Any], str]:
+        manifest = plan.manifest.model_copy(update={"trials": trials})
+        probe = Probe(1.0, 1.0, 1.0, weights * mib, checkpoint * mib)
+        run = costed(replace(plan, manifest=manifest), resources, point, probe)
+        return run.to_dict(), run.lines[-1]
+
+    small, line = told(10, 12)
+    files = small["files_bytes"]
+    assert small["checkpoint_bytes"] == 12 * mib and small["checkpoints_bytes"] == (2 * 2 + 3) * 12 * mib
+    assert small["study_bytes"] == small["checkpoints_bytes"] + files
+    assert line == (
+        f"disk: 12 MiB per checkpoint, 84 MiB of checkpoints + {files / mib:.0f} MiB of figures, record and MLflow's "
+        f"copies = {small['study_bytes'] / mib:.0f} MiB in all"
+    )
+    # the study's folder, the best trial's run, the registered model
+    assert told(30, 12)[0]["files_bytes"] == files + 3 * 20 * mib
+    assert told(10, 12, trials=1000)[0]["files_bytes"] > files
