@@ -20,7 +20,7 @@ from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial
 from sqlalchemy import create_engine, inspect
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import OperationalError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, OperationalError, SQLAlchemyError
 
 from sctune.errors import StudyError
 from sctune.urls import STORAGE_VARIABLE, accept, complete, missing_driver, written_out
@@ -207,7 +207,10 @@ def check_is_record(url: str) -> None:
 
 
 def _sqlite_file(url: str) -> Path | None:
-    parts = make_url(url)
+    try:
+        parts = make_url(url)
+    except ArgumentError:  # told where it is opened
+        return None
     plain = parts.get_backend_name() == "sqlite" and parts.database and parts.database != ":memory:"
     return Path(str(parts.database)) if plain else None
 

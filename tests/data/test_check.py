@@ -181,7 +181,7 @@ def mvtec(root: Path) -> Path:
     return root
 
 
-def test_copies_in_training_and_test_are_refused_unless_allowed_and_then_kept_in_one_pool(tmp_path: Path) -> None:
+def test_copies_in_training_and_test_are_refused_unless_allowed(tmp_path: Path) -> None:
     root = mvtec(tmp_path / "set")
     shutil.copy(root / "train" / "good" / "001.png", root / "test" / "good" / "900.png")
     code, document = checked(root)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from sctune.config import Task, TrialConfig
+from sctune.data.decode import Decoding
 from sctune.data.images import ImageCache
 from sctune.data.place import Needs, check_place, needs_of
 from sctune.data.split import Split, split_for
@@ -52,5 +53,5 @@ def test_a_full_disk_counts_unless_the_images_are_there_already(
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(10**9, 10**9, 1000))
     with pytest.raises(PlaceError, match="0 MB free, and the images need"):
         check_place(needs)
-    ImageCache(Path(needs.cache)).array(split.root, [file.path for file in split.development], 32)
+    ImageCache(Path(needs.cache)).array(split.root, [file.path for file in split.development], Decoding(32))
     check_place(needs)

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from sctune.data.catalog import open_dataset
-from sctune.data.decode import decode_image
+from sctune.data.decode import Decoding, decode_image
 from sctune.data.walk import images_below
 from sctune.errors import DataError
 from sctune.serve.inputs import list_inputs
@@ -112,5 +112,7 @@ def test_webp_and_jfif_are_decoded(tmp_path: Path) -> None:
     Image.fromarray(pixels).save(tmp_path / "a.jfif", "JPEG", quality=95)
     Image.fromarray(pixels).save(tmp_path / "a.jpg", quality=95)
     assert images_below(tmp_path)[0] == ["a.jfif", "a.jpg", "a.webp"]
-    assert np.array_equal(decode_image(tmp_path / "a.webp", 16), pixels)
-    assert np.array_equal(decode_image(tmp_path / "a.jfif", 16), decode_image(tmp_path / "a.jpg", 16))
+    assert np.array_equal(decode_image(tmp_path / "a.webp", Decoding(16)), pixels)
+    assert np.array_equal(
+        decode_image(tmp_path / "a.jfif", Decoding(16)), decode_image(tmp_path / "a.jpg", Decoding(16))
+    )

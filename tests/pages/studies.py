@@ -14,6 +14,7 @@ from optuna.trial import TrialState
 from sctune.config import Task, TrialConfig
 from sctune.data.split import split_for
 from sctune.report import OBJECTIVE, merge_reports
+from sctune.search.content import content_digest
 from sctune.search.manifest import DataSpec, SchedulerSpec, SelectionSpec
 from sctune.search.plan import selection_labels, study_splits
 from sctune.search.space import Space
@@ -46,7 +47,9 @@ def make_study(
         "trials": 6,
         "selection": SelectionSpec(mode=split.mode, reason="because"),
         "splits": {task.key: split.digest},
-        "data": DataSpec(name="stripes", digest="abc", licence="none", attribution="Stripes by nobody"),
+        "data": DataSpec(
+            name="stripes", digest=content_digest({task.key: split}), licence="none", attribution="Stripes by nobody"
+        ),
         "storage_path": str(root / name),
         "tracking_uri": f"sqlite:///{root / 'gone.db'}",
     }

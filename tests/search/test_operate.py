@@ -190,7 +190,7 @@ def fill(study: Study) -> None:
 
     record = study.record
     for number in (0, 1):
-        frozen = optuna.trial.create_trial(state=TrialState.RUNNING)
+        frozen = optuna.trial.create_trial(state=TrialState.RUNNING, user_attrs={"attempt": 1})
         frozen.number = number
         record.start(frozen)
         record.finish(number, TrialState.COMPLETE, 0.5, {})

@@ -27,7 +27,7 @@ def test_trials_have_the_gpus_that_the_study_was_searched_with(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, searched: float, given: float
 ) -> None:
     # a machine with a GPU, as Ray tells of it: there is none here
-    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 8.0, "GPU": 1.0}}])
+    monkeypatch.setattr(ray, "nodes", lambda: [{"NodeID": "a", "Alive": True, "Resources": {"CPU": 8.0, "GPU": 1.0}}])
 
     @contextmanager
     def connected(_address: str | None) -> Iterator[list[str]]:

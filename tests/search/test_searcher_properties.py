@@ -114,6 +114,10 @@ class SlowRecord:
         del self.waiting[round(kept * len(self.waiting)) :]
         self.flush()
 
+    @property
+    def foreign(self) -> tuple[int, ...]:
+        return self.record.foreign
+
     def __getattr__(self, name: str) -> Callable[..., None]:
         method = getattr(self.record, name)
         return lambda *words: self.waiting.append(lambda: method(*words))

@@ -112,6 +112,8 @@ def test_a_disk_that_takes_nothing_does_not_end_the_search(tmp_path: Path, caplo
 
 
 def test_a_worker_collects_warnings_of_a_step() -> None:
+    # another test of this process may have left it on
+    logging.captureWarnings(False)
     log = StepLog.attach()
     again = StepLog.attach()
     with warnings.catch_warnings():

@@ -75,6 +75,9 @@ def test_workers_get_fields_and_everybody_else_the_variant(tmp_path: Path) -> No
         "params": patch | {"augment.threshold": 0.2},
         "attempt": 2,
         "share": ALONE,
+        "launch": 1,
+        "first_launch": 1,
+        "avoid": [],
     }
     assert again.params == drawn[:1]
     assert resumed.manifest.config_of(drawn[3]).flat() == load_profile("cpu").flat() | METHODS["devnet"]

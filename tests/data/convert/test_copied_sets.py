@@ -223,7 +223,7 @@ def test_mastcam_values_that_are_no_picture(makers: dict[str, Maker], tmp_path: 
     raw = makers["mastcam"](tmp_path / "raw")
     bad = raw / "train_typical" / "train_typical_3.npy"
     np.save(bad, np.full((8, 8, 6), 300.0))
-    with pytest.raises(DataError, match=r"train_typical_3\.npy: values from 300 to 300; .*run the same command again"):
+    with pytest.raises(DataError, match=r"train_typical_3\.npy: values from 300 to 300, .*run the same command again"):
         prepare("mastcam", raw, tmp_path / "out", allow_counts=True)
     assert not (tmp_path / "out").exists()
     (raw / "test_typical").rename(tmp_path / "away")
