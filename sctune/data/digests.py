@@ -61,8 +61,11 @@ def file_digests(root: Path, paths: Iterable[str], folder: Path | None = None) -
     wanted = sorted(set(paths))
     places = [os.path.abspath(root / path) for path in wanted]
     store, began = _Store(cache_folder() if folder is None else folder), time.time_ns()
+    # handing over a file costs more than asking for its state, so a thread gets many of them
+    parts = [places[start : start + _AT_ONCE] for start in range(0, len(places), _AT_ONCE)]
     with ThreadPoolExecutor(THREADS) as pool:
-        states = dict(zip(places, pool.map(_state, places), strict=True))
+        found = pool.map(lambda part: [_state(place) for place in part], parts)
+        states = dict(zip(places, (state for part in found for state in part), strict=True))
         known = {place: digest for place in places if (digest := _remembered(place, states[place])) is not None}
         stored = store.find({place: states[place] for place in places if place not in known})
         unread = [place for place in places if place not in known and place not in stored]

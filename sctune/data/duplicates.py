@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,8 +12,8 @@ from numpy.typing import NDArray
 from scipy.ndimage import uniform_filter
 
 from sctune.data.catalog import DataSet
+from sctune.data.digests import file_digest, file_digests
 from sctune.data.facts import difference_hashes
-from sctune.data.images import THREADS, file_digest
 from sctune.errors import DataError
 
 MOST_BITS = 20
@@ -35,11 +34,8 @@ COMMON = 200
 
 def identical(root: Path, paths: Iterable[str]) -> list[tuple[str, ...]]:
     """Groups of two or more files with the same bytes, sorted; raises DataError for files that cannot be read."""
-    wanted = sorted(set(paths))
-    with ThreadPoolExecutor(THREADS) as pool:
-        digests = list(pool.map(lambda path: file_digest(root / path), wanted))
     groups = defaultdict(list)
-    for path, digest in zip(wanted, digests, strict=True):
+    for path, digest in file_digests(root, paths).items():
         groups[digest].append(path)
     return sorted(tuple(group) for group in groups.values() if len(group) > 1)
 
@@ -103,7 +99,8 @@ def _candidates(hashes: NDArray[np.uint8]) -> list[tuple[int, int]]:
         bits = np.unpackbits(hashes[bucket], axis=1).astype(np.float32)
         for start in range(0, len(bits), 1024):
             part = bits[start : start + 1024]
-            differing = part @ (1 - bits.T) + (1 - part) @ bits.T
+            # bits that one has and not the other
+            differing = part.sum(axis=1)[:, None] + bits.sum(axis=1) - 2 * (part @ bits.T)
             for a, b in zip(*np.nonzero(differing <= MOST_BITS), strict=True):
                 if start + a < b:
                     found.add((int(bucket[start + a]), int(bucket[b])))

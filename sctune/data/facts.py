@@ -18,7 +18,7 @@ from sctune.data.decode import Decoded
 THUMB = 64
 """Side of the small grey picture that is kept of each image; near copies are found by it."""
 HASH_SIDE = 16
-SAMPLE = 80
+SAMPLE = 64
 LEVELS, SQUARES = np.arange(256.0), np.arange(256.0) ** 2
 
 
@@ -121,8 +121,8 @@ def difference_hashes(thumbs: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _grey(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Every k-th pixel's green, at most twice SAMPLE a side: looking at all of them would cost as much as decoding."""
-    step = max(1, len(pixels) // SAMPLE)
+    """Every k-th pixel's green, at most SAMPLE a side: looking at all of them would cost as much as decoding."""
+    step = -(-len(pixels) // SAMPLE)
     return np.ascontiguousarray(pixels[::step, ::step, 1])
 
 
@@ -137,4 +137,7 @@ def _sharpness(pixels: NDArray[np.uint8]) -> float:
 
 def _thumb(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     whole = Image.fromarray(np.ascontiguousarray(pixels[..., 1]))
-    return np.asarray(whole.resize((THUMB, THUMB), Image.Resampling.BOX))
+    factor = len(pixels) // THUMB
+    # the mean of whole cells first, which is quick
+    small = whole.reduce(factor) if factor > 1 else whole
+    return np.asarray(small.resize((THUMB, THUMB), Image.Resampling.BOX))

@@ -92,8 +92,9 @@ def test_what_keeps_studies_apart_is_named(what: str, tmp_path: Path, tiny: Tria
 
 
 def test_other_images_of_the_same_data_are_not_paired(tmp_path: Path, tiny: TrialConfig) -> None:
-    finished(tmp_path, tiny, "one", (1.0,))
-    finished(tmp_path, tiny.override({"data.partition_seed": 7}), "two", (0.5,))
+    same = DataSpec(name="stripes", digest="abc")
+    finished(tmp_path, tiny, "one", (1.0,), data=same)
+    finished(tmp_path, tiny.override({"data.partition_seed": 7}), "two", (0.5,), data=same)
     found = compare_studies(tmp_path, ["one", "two"])
     assert found.warnings == ("two is not comparable with one: other lists of files",)
     assert found.pairs[0].reason == "they were scored on other images"
