@@ -15,7 +15,7 @@ from sctune.data.facts import Found, ImageFacts
 CLIPPED = 0.5
 """Share of black or of white pixels from which on an image counts as clipped, where most others have far less."""
 MORE_THAN_OTHERS = 0.25
-BLURRED, SPREADS = 1 / 6, 5.0
+BLURRED, SPREADS = 1 / 6, 7.5
 """A blurred image has less than this share of the median sharpness, and lies so many robust deviations below it."""
 ASPECTS = 1.1
 """Ratio of the widest to the narrowest aspect from which on `stretch` distorts images differently."""
