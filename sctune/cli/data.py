@@ -128,7 +128,8 @@ def check(
     from sctune.paths import cache_folder
 
     values = {"data.allow_duplicates": allow_duplicates} | parse_assignments(assignments or [])
-    settings = load_profile("cpu").override(values).data
+    # one image size is as good as another here: what heads and patches need of it is a matter of training
+    settings = load_profile("cpu").override({"model.heads": "single_head", "augment.kind": "none"} | values).data
     data = open_dataset(source, category, settings.group)
     if settings.allow_duplicates:
         data = kept_together(data)
