@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from sctune.search.cluster import prepare_environment
+from sctune.search.cluster.connection import prepare_environment
 
 prepare_environment()
 os.environ.update({"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true", "OMP_NUM_THREADS": "1"})
@@ -39,7 +39,7 @@ def measure(arm: str, trials: int) -> dict[str, Any]:
     """One search in this process. ms: per report; thread_ms: CPU of the driver's thread; mb: the driver's memory."""
     import noop_runs
 
-    from sctune.search import driver
+    from sctune.search.run import driver
 
     noop_runs.watch_controller()
     # what MLflow does not have yet at the end is no part of this
@@ -118,9 +118,9 @@ def show_asks(counts: list[int]) -> None:
     import optuna
 
     from sctune.config import load_profile
-    from sctune.search.proposer import Proposer
-    from sctune.search.sampler import make_sampler
-    from sctune.search.space import load_space
+    from sctune.search.space.definition import load_space
+    from sctune.search.suggest.samplers import make_sampler
+    from sctune.search.suggest.suggester import Proposer
 
     space = load_space("threshold_patch", load_profile("cpu"), {})
     for sampler in ("random", "tpe"):

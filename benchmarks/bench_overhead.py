@@ -20,7 +20,7 @@ from typing import Any
 
 from rich.console import Console
 
-from sctune.search.cluster import prepare_environment
+from sctune.search.cluster.connection import prepare_environment
 
 prepare_environment()
 os.environ.update({"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true", "OMP_NUM_THREADS": "1"})
@@ -28,13 +28,13 @@ os.environ.update({"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true", "
 import short_trials  # noqa: E402  (Ray and MLflow read the environment when they are imported)
 
 from sctune.paths import studies_folder  # noqa: E402
-from sctune.search import driver, launch  # noqa: E402
-from sctune.search.options import SearchOptions  # noqa: E402
-from sctune.search.progress import SearchProgress  # noqa: E402
-from sctune.search.record import reports_of  # noqa: E402
-from sctune.search.retention import CheckpointKeeper  # noqa: E402
-from sctune.search.searcher import StudySearcher  # noqa: E402
-from sctune.search.study import Study  # noqa: E402
+from sctune.search.plan.options import SearchOptions  # noqa: E402
+from sctune.search.run import driver, launch  # noqa: E402
+from sctune.search.run.progress import SearchProgress  # noqa: E402
+from sctune.search.run.retention import CheckpointKeeper  # noqa: E402
+from sctune.search.run.searcher import StudySearcher  # noqa: E402
+from sctune.search.study.record import reports_of  # noqa: E402
+from sctune.search.study.study import Study  # noqa: E402
 from sctune.tracking.callback import TrackingCallback  # noqa: E402
 from sctune.trial import trainable  # noqa: E402
 

@@ -14,7 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from sctune.search.cluster import prepare_environment
+from sctune.search.cluster.connection import prepare_environment
 
 prepare_environment()
 os.environ.update({"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true", "OMP_NUM_THREADS": "1"})
@@ -23,8 +23,8 @@ import noop_runs  # noqa: E402  (Ray and MLflow read the environment when they a
 from noop_runs import Clock  # noqa: E402
 from noop_trials import EPOCHS  # noqa: E402
 
-from sctune.search import driver  # noqa: E402
-from sctune.search.proposer import Proposer  # noqa: E402
+from sctune.search.run import driver  # noqa: E402
+from sctune.search.suggest.suggester import Proposer  # noqa: E402
 
 BARE_TARGET, PARTS_TARGET = 1.15, 3.0
 

@@ -29,10 +29,10 @@ from sctune.data.batches import PSEUDO, draw_slots, rotate, rotation_angles, str
 from sctune.data.catalog import open_dataset
 from sctune.data.decode import Decoding
 from sctune.data.images import ImageCache
-from sctune.model.detector import Detector, build_detector, normalise, to_pixels
+from sctune.methods.deviation.detector import Detector, build_detector, normalise, to_pixels
+from sctune.methods.deviation.step import TrainingStep
 from sctune.train.images import TrainingImages
 from sctune.train.runtime import apply_runtime, memory_format
-from sctune.train.step import TrainingStep
 
 SIZE, BATCH = 224, 18
 NORMALS, ANOMALIES = 120, 10

@@ -34,10 +34,10 @@ from sctune.config import Task, TrialConfig, load_profile
 from sctune.data.decode import Decoding
 from sctune.data.images import ImageCache
 from sctune.data.split import make_split, selection_subset
+from sctune.metrics.image_level import auroc
 from sctune.paths import cache_folder
 from sctune.report import OBJECTIVE
-from sctune.search.space import load_space
-from sctune.train.evaluate import auroc
+from sctune.search.space.definition import load_space
 
 SETTINGS = {"anomaly-free": ("anomaly-free", 10), "general-1": ("general", 1)}
 """Name -> setting and anomalies; the second is also the general split whose spare anomalies are scored."""

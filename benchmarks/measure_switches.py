@@ -33,8 +33,8 @@ from measure_common import (
 )
 
 from sctune.config import Task, TrialConfig, load_profile
+from sctune.metrics.image_level import auroc
 from sctune.report import OBJECTIVE
-from sctune.train.evaluate import auroc
 
 BASELINE = "baseline"
 OWN: dict[str, Any] = {

@@ -33,15 +33,15 @@ from rich.console import Console
 from sctune.data.split import Split
 from sctune.paths import studies_folder
 from sctune.report import OBJECTIVE
-from sctune.search import driver, launch
-from sctune.search.cluster import Resources
-from sctune.search.faults import Share
-from sctune.search.options import SearchOptions
-from sctune.search.plan import make_plan
-from sctune.search.result import StudyResult, study_result
-from sctune.search.searcher import StudySearcher
-from sctune.search.space import Space
-from sctune.search.study import Study
+from sctune.search.cluster.connection import Resources
+from sctune.search.plan.options import SearchOptions
+from sctune.search.plan.plan import make_plan
+from sctune.search.run import driver, launch
+from sctune.search.run.faults import Share
+from sctune.search.run.searcher import StudySearcher
+from sctune.search.space.definition import Space
+from sctune.search.study.result import StudyResult, study_result
+from sctune.search.study.study import Study
 from sctune.tracking.callback import TrackingCallback
 from sctune.tracking.server import ui_command, ui_environment
 from sctune.tracking.writer import Writer

@@ -48,9 +48,9 @@ def _data() -> dict[str, Any]:
 
 
 def _weights(backbone: str) -> dict[str, Any]:
+    from sctune.backbones.trunk import build_backbone
+    from sctune.backbones.weights import local_weights
     from sctune.config import ModelConfig
-    from sctune.model.backbone import build_backbone
-    from sctune.model.weights import local_weights
 
     try:
         path = local_weights(backbone)

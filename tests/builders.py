@@ -8,8 +8,8 @@ from typing import Any
 import yaml
 
 from sctune.config import Task, TrialConfig, load_profile
-from sctune.search.manifest import DataSpec, SchedulerSpec, SelectionSpec, StudyManifest
-from sctune.search.space import Space, load_space
+from sctune.search.space.definition import Space, load_space
+from sctune.search.study.manifest import DataSpec, SchedulerSpec, SelectionSpec, StudyManifest
 
 FLAT = {
     "augment.threshold": {"type": "float", "low": 0.1, "high": 0.9},

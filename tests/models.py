@@ -15,8 +15,8 @@ from sctune.config import TrialConfig
 from sctune.data.decode import Decoding
 from sctune.deploy.calibration import Calibration, prepare_image
 from sctune.deploy.model import ModelParts, write_model_folder
-from sctune.model.detector import Detector, build_detector
-from sctune.train.threshold import conformal_threshold
+from sctune.methods.deviation.detector import Detector, build_detector
+from sctune.metrics.threshold import conformal_threshold
 
 SMALL = {
     "data.range": "container",

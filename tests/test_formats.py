@@ -22,9 +22,9 @@ from sctune.data.decode import Decoding
 from sctune.data.images import ImageCache
 from sctune.data.manifest import read_manifest
 from sctune.errors import SctuneError
-from sctune.search.operate import running_driver
-from sctune.search.space import load_space
-from sctune.search.study import Study
+from sctune.search.space.definition import load_space
+from sctune.search.study.driver import running_driver
+from sctune.search.study.study import Study
 from sctune.tracking.journal import Journal
 from sctune.trial.checkpoint import CheckpointName, TrialStore
 

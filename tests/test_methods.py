@@ -4,7 +4,7 @@ import pytest
 
 from sctune.config import load_profile, profile_names
 from sctune.errors import ConfigError
-from sctune.methods import method_names, method_values
+from sctune.methods.named import method_names, method_values
 
 
 def test_every_method_makes_a_configuration_of_every_profile():

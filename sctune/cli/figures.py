@@ -31,7 +31,7 @@ def figures(
     as_json: opt.AsJson = False,
 ) -> None:
     """Pictures of what a trial has learned: its features by t-SNE (normal, seen, unseen, pseudo), and galleries."""
-    from sctune.search.figures import FigureOptions, make_figures
+    from sctune.manage.figures import FigureOptions, make_figures
 
     folder = None if out is None else out.expanduser().absolute()
     if folder is not None:

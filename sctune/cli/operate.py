@@ -14,10 +14,10 @@ from sctune.cli import options as opt
 from sctune.cli.output import emit, say
 from sctune.errors import ConfigError
 from sctune.paths import studies_folder
-from sctune.search.notify import VARIABLE
+from sctune.search.run.notify import VARIABLE
 
 if TYPE_CHECKING:
-    from sctune.search.study import Study
+    from sctune.search.study.study import Study
 
 LOCAL_PATHS = ("space", "data", "normal", "anomalous", "study_root", "storage_path")
 """Options that may name a place relative to this folder, which is not the one that a Ray job runs in."""
@@ -30,8 +30,8 @@ def logs(
     study_root: opt.StudyRoot = None,
 ) -> None:
     """What happened: starts, epochs, warnings, failures with their traceback, ends."""
-    from sctune.search.operate_logs import follow as follow_lines
-    from sctune.search.operate_logs import log_lines, log_path
+    from sctune.manage.logs import follow as follow_lines
+    from sctune.manage.logs import log_lines, log_path
 
     found = _open(study, study_root)
     path = log_path(found, trial)
@@ -51,7 +51,7 @@ def stop(
     as_json: opt.AsJson = False,
 ) -> None:
     """Ask the driver of a study to stop cleanly, here or on another host, and wait until it has."""
-    from sctune.search.operate import stop as stop_study
+    from sctune.search.study.driver import stop as stop_study
 
     driver, end = stop_study(_open(study, study_root, storage), wait)
     more = "" if end == "done" else f"; go on with `sctune resume {study}`"
@@ -68,7 +68,7 @@ def delete(
     as_json: opt.AsJson = False,
 ) -> None:
     """Remove a study: its MLflow runs, checkpoints, record and folder. Cut off, the same command goes on."""
-    from sctune.search.operate_delete import deletion, finish_leftover
+    from sctune.manage.delete import deletion, finish_leftover
 
     if finish_leftover(_root(study_root), study, storage):
         say([f"deleted the rest of {study}"])
@@ -88,9 +88,9 @@ def background(
     context: typer.Context, name: str, study_root: Path | None, address: str | None, hooks: tuple[str, ...]
 ) -> None:
     """Run the command of `context` without `--detach` in the background, and leave when its study runs."""
-    from sctune.search.operate import Driver
-    from sctune.search.operate_detach import detach
-    from sctune.search.operate_jobs import submit
+    from sctune.manage.detach import detach
+    from sctune.manage.jobs import submit
+    from sctune.search.study.driver import Driver
 
     root = _root(study_root)
     if address is None:
@@ -150,7 +150,7 @@ def _absolute(name: str, text: str) -> str:
 
 def _check_public(values: dict[str, Any], hooks: tuple[str, ...]) -> None:
     """ConfigError for what must not be seen in the cluster's list of jobs."""
-    from sctune.search.notify import is_url
+    from sctune.search.run.notify import is_url
     from sctune.urls import has_secrets, without_secrets
 
     for name in ("tracking_uri", "storage"):
@@ -180,6 +180,6 @@ def _root(study_root: Path | None) -> Path:
 
 
 def _open(name: str, study_root: Path | None, storage: str | None = None) -> Study:
-    from sctune.search.study import Study
+    from sctune.search.study.study import Study
 
     return Study.open(_root(study_root), name, storage)

@@ -13,11 +13,11 @@ from sctune.cli.operate import background, study_name
 from sctune.cli.output import emit, messages, say
 from sctune.config import parse_assignments
 from sctune.errors import ConfigError
-from sctune.search.notify import read_hooks
-from sctune.search.options import SearchOptions
+from sctune.search.plan.options import SearchOptions
+from sctune.search.run.notify import read_hooks
 
 if TYPE_CHECKING:
-    from sctune.search.result import StudyResult
+    from sctune.search.study.result import StudyResult
 
 
 def search(
@@ -111,7 +111,7 @@ def resume(
     if detach:
         background(context, study, study_root, address, hooks)
         return
-    from sctune.search.driver import resume as resume_study
+    from sctune.search.run.driver import resume as resume_study
 
     result = resume_study(
         study,
@@ -131,21 +131,21 @@ def resume(
 
 
 def _plan_only(options: SearchOptions, as_json: bool) -> None:
-    from sctune.search.dryrun import dry_run
+    from sctune.search.run.dryrun import dry_run
 
     report = dry_run(options)
     emit(report.to_dict() if as_json else None, report.lines)
 
 
 def _run(options: SearchOptions, hooks: tuple[str, ...], as_json: bool) -> None:
-    from sctune.search.driver import run_search
-    from sctune.search.dryrun import plan_lines
+    from sctune.search.run.driver import run_search
+    from sctune.search.run.dryrun import plan_lines
 
     _finish(run_search(options, messages, lambda plan, resources: say(plan_lines(plan, resources)), hooks), as_json)
 
 
 def _finish(result: StudyResult, as_json: bool) -> None:
-    from sctune.search.result import summary_lines
+    from sctune.search.study.result import summary_lines
 
     lines = summary_lines(result)
     if result.way_on is not None:

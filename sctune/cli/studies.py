@@ -17,7 +17,7 @@ from sctune.errors import StudyError
 from sctune.paths import studies_folder
 
 if TYPE_CHECKING:
-    from sctune.search.result import StudyResult
+    from sctune.search.study.result import StudyResult
 
 
 def status(
@@ -36,15 +36,15 @@ def status(
     if check:
         show_check(study, study_root, storage, as_json)
         return
-    from sctune.search.operate import study_launches
-    from sctune.search.result import summary_lines
+    from sctune.search.study.driver import study_launches
+    from sctune.search.study.result import summary_lines
 
     result = _stored(study, study_root, storage)
     launches = study_launches((study_root or studies_folder()).expanduser().absolute(), study, storage)
     if as_json:
         emit({**result.to_dict(), **launches.to_dict()}, [])
         return
-    from sctune.search.progress import short
+    from sctune.search.run.progress import short
 
     table = Table(title=f"study {result.name}")
     failed = any(row.failure for row in result.rows)
@@ -67,7 +67,7 @@ def status(
 
 def list_command(study_root: opt.StudyRoot = None, storage: opt.StoredAt = None, as_json: opt.AsJson = False) -> None:
     """All studies in the study root, or in a database."""
-    from sctune.search.study import list_stored, local_manifests
+    from sctune.search.study.study import list_stored, local_manifests
     from sctune.urls import without_secrets
 
     root = (study_root or studies_folder()).expanduser().absolute()
@@ -89,7 +89,7 @@ def spaces(name: Annotated[str | None, typer.Argument(help="Show this one whole.
     """The search spaces that come with sctune."""
     from sctune.config import read_yaml
     from sctune.errors import SpaceError, nearest
-    from sctune.search.space import shipped_spaces
+    from sctune.search.space.definition import shipped_spaces
 
     shipped = shipped_spaces()
     if name is not None:
@@ -105,7 +105,7 @@ def best(
     study: Annotated[str, typer.Argument()], study_root: opt.StudyRoot = None, storage: opt.StoredAt = None
 ) -> None:
     """The winning configuration as a YAML file on stdout."""
-    from sctune.search.study import Study
+    from sctune.search.study.study import Study
 
     result = _stored(study, study_root, storage, noise=False)
     if result.best is None:
@@ -118,6 +118,6 @@ def best(
 
 
 def _stored(name: str, study_root: Path | None, storage: str | None, noise: bool = True) -> StudyResult:
-    from sctune.search.stored import load_result
+    from sctune.search.study.stored import load_result
 
     return load_result((study_root or studies_folder()).expanduser().absolute(), name, noise, storage)

@@ -24,7 +24,7 @@ def train(
 ) -> None:
     """Train one configuration, without Ray."""
     from sctune.config import TrialConfig, load_profile, read_yaml
-    from sctune.methods import method_values
+    from sctune.methods.named import method_values
     from sctune.train.single import train_one
 
     base = TrialConfig.load(read_yaml(config)) if config is not None else load_profile(profile)

@@ -11,11 +11,11 @@ from sctune.deploy.build import model_parts
 from sctune.deploy.card import CardFacts, model_card
 from sctune.deploy.model import Model, ModelParts
 from sctune.deploy.speed import Speed, measure
-from sctune.search.leaderboard import leaderboard
-from sctune.search.plan import checked_splits
-from sctune.search.record import Record
-from sctune.search.study import Study
-from sctune.train.threshold import escape_rate, false_alarm_rate
+from sctune.metrics.threshold import escape_rate, false_alarm_rate
+from sctune.search.plan.plan import checked_splits
+from sctune.search.study.leaderboard import leaderboard
+from sctune.search.study.record import Record
+from sctune.search.study.study import Study
 from sctune.train.trainer import Trainer
 
 HELD_OUT_IMAGES = 32

@@ -8,9 +8,9 @@ from typing import Any
 
 from sctune.config import FIXED_FIELDS, TrialConfig
 from sctune.errors import ConfigError, StudyError
-from sctune.search.leaderboard import TrialRow
-from sctune.search.manifest import StudyManifest
-from sctune.search.space import Space
+from sctune.search.space.definition import Space
+from sctune.search.study.leaderboard import TrialRow
+from sctune.search.study.manifest import StudyManifest
 
 REFERENCE = "reference"
 

@@ -34,11 +34,11 @@ from sctune.deploy.register import Registered, log_model_run, registered_name
 from sctune.deploy.registry import CHAMPION, Move, aliased, check_name, promote
 from sctune.deploy.speed import measure
 from sctune.errors import SctuneError, StudyError, TrackingError, nearest
-from sctune.search.ledger import add_look, show_looks
-from sctune.search.study import Study
+from sctune.metrics.threshold import DEFAULT_RATE
+from sctune.search.study.ledger import add_look, show_looks
+from sctune.search.study.study import Study
 from sctune.tracking.run_files import tag_study_run
 from sctune.tracking.server import check_tracking, find_parent_run, mlflow_client, safe_uri, scrub
-from sctune.train.threshold import DEFAULT_RATE
 
 Say = Callable[[list[str]], None]
 

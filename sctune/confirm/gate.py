@@ -16,9 +16,9 @@ from sctune.deploy.export import Kind, exported_scores
 from sctune.deploy.model import Model
 from sctune.deploy.speed import Speed
 from sctune.errors import DataError, SctuneError
-from sctune.train.evaluate import auroc
-from sctune.train.statistics import Scores, seeded_difference
-from sctune.train.threshold import escape_rate, false_alarm_rate
+from sctune.metrics.image_level import auroc
+from sctune.metrics.statistics import Scores, seeded_difference
+from sctune.metrics.threshold import escape_rate, false_alarm_rate
 
 PARITY_LIMIT = 1e-4
 """Largest difference of a score between the trainer, the loaded model and the exported one."""

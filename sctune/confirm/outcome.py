@@ -7,9 +7,9 @@ from datetime import UTC, datetime
 
 from sctune.confirm.results import ChosenModel, Confirmation, Ranked, Tested
 from sctune.confirm.scoring import TaskScores, subset_of
-from sctune.train.evaluate import auroc
-from sctune.train.statistics import Estimate, Scores, seeded_difference, seeded_interval, spread
-from sctune.train.threshold import conformal_threshold, escape_rate, false_alarm_rate
+from sctune.metrics.image_level import auroc
+from sctune.metrics.statistics import Estimate, Scores, seeded_difference, seeded_interval, spread
+from sctune.metrics.threshold import conformal_threshold, escape_rate, false_alarm_rate
 
 
 def tested(

@@ -9,11 +9,11 @@ from sctune.config import Task
 from sctune.confirm.candidates import Candidate
 from sctune.confirm.results import Ranked
 from sctune.errors import AllTrialsFailedError
+from sctune.metrics.statistics import spread
 from sctune.report import OBJECTIVE
-from sctune.search.leaderboard import TrialRow, leaderboard
-from sctune.search.record import Record, reports_of
-from sctune.search.study import Study
-from sctune.train.statistics import spread
+from sctune.search.study.leaderboard import TrialRow, leaderboard
+from sctune.search.study.record import Record, reports_of
+from sctune.search.study.study import Study
 
 
 def rank(trained: Study, candidates: Sequence[Candidate]) -> tuple[dict[str, TrialRow], list[Ranked], list[str]]:

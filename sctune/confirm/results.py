@@ -9,10 +9,10 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from sctune.errors import StudyError
-from sctune.search.database import read_attrs, write_attrs
-from sctune.search.study import Study, write_json
-from sctune.train.statistics import Estimate
-from sctune.train.threshold import Rate
+from sctune.metrics.statistics import Estimate
+from sctune.metrics.threshold import Rate
+from sctune.search.study.database import read_attrs, write_attrs
+from sctune.search.study.study import Study, write_json
 
 FORMAT_VERSION = 1
 FOLDER = "confirm"

@@ -19,13 +19,13 @@ from sctune.confirm.rescore import better_variant
 from sctune.confirm.results import Confirmation, confirm_folder, read_confirmation, write_confirmation
 from sctune.confirm.scoring import score_models
 from sctune.errors import StudyError
-from sctune.search.database import stored_manifests
-from sctune.search.leaderboard import TrialRow, leaderboard
-from sctune.search.ledger import add_look, looks, show_looks
-from sctune.search.plan import checked_splits
-from sctune.search.record import Record
-from sctune.search.study import Study, list_studies
-from sctune.train.threshold import check_rate
+from sctune.metrics.threshold import check_rate
+from sctune.search.plan.plan import checked_splits
+from sctune.search.study.database import stored_manifests
+from sctune.search.study.leaderboard import TrialRow, leaderboard
+from sctune.search.study.ledger import add_look, looks, show_looks
+from sctune.search.study.record import Record
+from sctune.search.study.study import Study, list_studies
 
 Say = Callable[[list[str]], None]
 
@@ -134,8 +134,8 @@ def _train(
     known: Confirmation | None,
 ) -> Study | None:
     """The confirmation's study, complete; None where it was stopped."""
-    from sctune.search.driver import resume, run_plan
-    from sctune.search.dryrun import plan_lines
+    from sctune.search.run.driver import resume, run_plan
+    from sctune.search.run.dryrun import plan_lines
 
     root = study.folder.parent
     mine = _confirmations(study)

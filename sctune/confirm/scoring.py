@@ -15,10 +15,10 @@ from sctune.data.split import Split
 from sctune.deploy.build import calibrate
 from sctune.errors import CheckpointError, DataError
 from sctune.files import replace_files
-from sctune.search.leaderboard import TrialRow
-from sctune.search.study import Study
+from sctune.metrics.statistics import Scores
+from sctune.search.study.leaderboard import TrialRow
+from sctune.search.study.study import Study
 from sctune.train.single import score_test
-from sctune.train.statistics import Scores
 from sctune.train.trainer import Trainer
 from sctune.trial.checkpoint import TrialStore
 

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from sctune.config.fields import DataConfig
 from sctune.data.containers import (
     FORMATS,
     PIXEL_LIMIT,
@@ -28,7 +29,6 @@ from sctune.data.containers import (
 )
 from sctune.data.ranges import CONTAINER, RangeError, UsedValues, to_grey_levels, used_values
 from sctune.errors import DataError
-from sctune.fields import DataConfig
 
 __all__ = [
     "FORMATS",

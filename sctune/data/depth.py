@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sctune.config import TrialConfig
+from sctune.config.fields import DataConfig
 from sctune.data.containers import CorruptImageError
 from sctune.data.decode import Decoding, wide_values
 from sctune.data.images import THREADS
 from sctune.data.ranges import AUTO, UsedValues, resolved_range
 from sctune.data.split import Split
-from sctune.fields import DataConfig
 
 ODD_FACTOR = 8
 """How many times darker than the brightest normal image another one's brightest pixels are, where it is told."""

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sctune.config.fields import range_ends
 from sctune.errors import DataError
-from sctune.fields import range_ends
 
 AUTO, CONTAINER = "auto", "container"
 DEPTHS = (8, 10, 12, 14, 16)

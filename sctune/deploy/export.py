@@ -197,7 +197,7 @@ def _exportable(model: Model) -> nn.Module:
     import torch
     from torch import Tensor, nn
 
-    from sctune.model.detector import normalise
+    from sctune.methods.deviation.detector import normalise
 
     detector = copy.deepcopy(model.detector).cpu().to(memory_format=torch.contiguous_format).eval()
     detector.requires_grad_(False)

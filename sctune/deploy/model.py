@@ -26,10 +26,10 @@ from sctune.data.decode import Decoding
 from sctune.deploy.calibration import Calibration, Prepared, prepare_image
 from sctune.deploy.package import build_wheel
 from sctune.errors import CheckpointError, NonFiniteError
-from sctune.train.threshold import Threshold
+from sctune.metrics.threshold import Threshold
 
 if TYPE_CHECKING:
-    from sctune.model.detector import Detector
+    from sctune.methods.deviation.detector import Detector
     from sctune.train.heatmap import Kind
 
 FORMAT_VERSION = 1
@@ -191,7 +191,7 @@ def load_model_folder(folder: Path, device: str = "cpu") -> Model:
 
     Raises CheckpointError for a folder that is damaged or of a newer format, ConfigError for a GPU that is not there.
     """
-    from sctune.model.detector import load_detector
+    from sctune.methods.deviation.detector import load_detector
     from sctune.train.runtime import apply_runtime, resolve_device
 
     config = TrialConfig.load(_read(folder / "config.json")["config"])

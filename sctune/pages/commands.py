@@ -9,10 +9,10 @@ from typing import Any
 
 from sctune.config import TASK_FIELDS, TrialConfig, parse_assignments, read_yaml, search_defaults
 from sctune.errors import SctuneError
-from sctune.search.base import base_config
-from sctune.search.manifest import StudyManifest
-from sctune.search.options import SearchOptions
-from sctune.search.space import shipped_spaces
+from sctune.search.plan.base import base_config
+from sctune.search.plan.options import SearchOptions
+from sctune.search.space.definition import shipped_spaces
+from sctune.search.study.manifest import StudyManifest
 
 SPACE_FILE = "space.yaml"
 """What a space that does not come with sctune is to be saved as."""

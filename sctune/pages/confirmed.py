@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from sctune.confirm.results import Confirmation, read_confirmation
 from sctune.errors import StudyError
+from sctune.metrics.statistics import Estimate
 from sctune.pages.html import Html, facts, joined, missing, table, tag
 from sctune.pages.reading import figure
-from sctune.search.ledger import looks
-from sctune.search.study import Study
-from sctune.train.statistics import Estimate
+from sctune.search.study.ledger import looks
+from sctune.search.study.study import Study
 
 
 def confirm_section(study: Study) -> Html:

@@ -20,13 +20,13 @@ from sctune.augment.saliency import smooth_saliency
 from sctune.deploy.build import calibrate, choose_heat_map
 from sctune.errors import ConfigError, DataError
 from sctune.files import replace_files
-from sctune.model.detector import normalise, to_pixels
+from sctune.manage.figures import Chosen, FigureOptions, choose_trial
+from sctune.methods.deviation.detector import normalise, to_pixels
+from sctune.metrics.threshold import DEFAULT_RATE, Threshold, conformal_threshold
 from sctune.pages.diff_picture import Row, Side, diff_picture
-from sctune.search.figures import Chosen, FigureOptions, choose_trial
-from sctune.search.study import Study
+from sctune.search.study.study import Study
 from sctune.tracking.run_files import log_run_files
 from sctune.train.heatmap import Kind, heat_maps, scaled
-from sctune.train.threshold import DEFAULT_RATE, Threshold, conformal_threshold
 from sctune.train.trainer import Trainer
 
 FORMAT_VERSION = 1

@@ -13,9 +13,9 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from sctune.report import OBJECTIVE
-from sctune.search.leaderboard import TrialRow
-from sctune.search.manifest import StudyManifest
-from sctune.search.parameter import Choice
+from sctune.search.space.parameter import Choice
+from sctune.search.study.leaderboard import TrialRow
+from sctune.search.study.manifest import StudyManifest
 
 CONTOUR_PARAMS = 4
 """Most parameters of the contour figure: it has a panel for each pair."""

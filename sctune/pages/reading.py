@@ -11,13 +11,13 @@ from optuna.trial import FrozenTrial
 
 from sctune.errors import DataError
 from sctune.report import OBJECTIVE
-from sctune.search.leaderboard import TrialRow
-from sctune.search.manifest import StudyManifest
-from sctune.search.operate import Launches, running_driver
-from sctune.search.plan import selection_labels, study_splits
-from sctune.search.record import reports_of
-from sctune.search.result import StudyResult, study_result
-from sctune.search.study import Study
+from sctune.search.plan.plan import selection_labels, study_splits
+from sctune.search.study.driver import Launches, running_driver
+from sctune.search.study.leaderboard import TrialRow
+from sctune.search.study.manifest import StudyManifest
+from sctune.search.study.record import reports_of
+from sctune.search.study.result import StudyResult, study_result
+from sctune.search.study.study import Study
 from sctune.tracking.server import safe_uri
 
 STATES = ("COMPLETE", "PRUNED", "FAIL", "RUNNING", "WAITING")

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sctune.search.leaderboard import TrialRow
-from sctune.search.manifest import StudyManifest
-from sctune.search.scheduler import make_rule
+from sctune.search.run.scheduler import make_rule
+from sctune.search.study.leaderboard import TrialRow
+from sctune.search.study.manifest import StudyManifest
 
 
 @dataclass(frozen=True)

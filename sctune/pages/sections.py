@@ -15,10 +15,10 @@ from sctune.pages.html import Html, facts, joined, missing, picture, table, tag
 from sctune.pages.reading import StudyView, figure, ranked, value_text
 from sctune.pages.rungs import rungs
 from sctune.report import OBJECTIVE
-from sctune.search.delivery import BEST, FIGURES, read_model
-from sctune.search.leaderboard import TrialRow
-from sctune.search.progress import duration
-from sctune.search.result import compare, has_scores
+from sctune.search.reconcile.delivery import BEST, FIGURES, read_model
+from sctune.search.run.progress import duration
+from sctune.search.study.leaderboard import TrialRow
+from sctune.search.study.result import compare, has_scores
 from sctune.urls import without_secrets
 
 MOST_COMPARED = 60

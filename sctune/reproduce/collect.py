@@ -10,16 +10,16 @@ from optuna.exceptions import StorageInternalError
 from sqlalchemy.exc import SQLAlchemyError
 
 from sctune.errors import DataError, SctuneError, StudyError
+from sctune.metrics.statistics import Scores
 from sctune.reproduce.cells import Cell, CellKey
 from sctune.reproduce.columns import Column, before_training
 from sctune.reproduce.plan import TablePlan, cell_name
 from sctune.reproduce.scores import ScoreFolder
 from sctune.reproduce.studies import StudyPlan
 from sctune.reproduce.tables import Missing
-from sctune.search.leaderboard import TrialRow
-from sctune.search.stored import load_result
-from sctune.search.study import Study, list_studies
-from sctune.train.statistics import Scores
+from sctune.search.study.leaderboard import TrialRow
+from sctune.search.study.stored import load_result
+from sctune.search.study.study import Study, list_studies
 
 _DAMAGE = (StudyError, StorageInternalError, SQLAlchemyError, ValueError, KeyError)
 """What a manifest or record that is no longer whole may end in."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sctune.errors import ConfigError, nearest
-from sctune.methods import method_names, method_values
+from sctune.methods.named import method_names, method_values
 from sctune.reproduce.paper import PaperTable, column_label
 
 THRESHOLDS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)

@@ -7,11 +7,11 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
+from sctune.metrics.image_level import auroc
+from sctune.metrics.statistics import Scores, bootstrap_interval, pooled_std, spread
 from sctune.reproduce.cells import Block, Cell, CellKey
 from sctune.reproduce.columns import Column
 from sctune.reproduce.paper import Number, Numbers
-from sctune.train.evaluate import auroc
-from sctune.train.statistics import Scores, bootstrap_interval, pooled_std, spread
 
 Scored = Mapping[tuple[CellKey, str], Sequence[Scores]]
 """Cell and column name -> scores, one for each seed."""

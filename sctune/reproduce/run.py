@@ -23,13 +23,13 @@ from sctune.errors import (
     StudyError,
 )
 from sctune.files import refuse_folder, replace_files
+from sctune.metrics.image_level import auroc
 from sctune.reproduce.collect import Stored, collect, name_of, shown, stored_study
 from sctune.reproduce.plan import TablePlan
 from sctune.reproduce.results import Result, table_results
 from sctune.reproduce.scores import score_trial
 from sctune.reproduce.studies import StudyPlan, write_space
 from sctune.reproduce.tables import Missing, csv_text, markdown
-from sctune.train.evaluate import auroc
 
 Say = Callable[[list[str]], None]
 
@@ -102,8 +102,8 @@ def run_table(plan: TablePlan, say: Say, console: Console | None = None) -> Outc
 
 def _train(plan: TablePlan, study: StudyPlan, open_session: ExitStack, say: Say, console: Console | None) -> bool:
     """Begin or go on with a study unless it is complete; gives whether it was stopped."""
-    from sctune.search.driver import resume, run_search, session
-    from sctune.search.dryrun import plan_lines
+    from sctune.search.run.driver import resume, run_search, session
+    from sctune.search.run.dryrun import plan_lines
 
     before = stored_study(plan.study_root, study)
     if before is not None and before.is_complete:

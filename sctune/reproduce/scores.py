@@ -16,14 +16,14 @@ import torch
 from sctune.config import Task
 from sctune.errors import CheckpointError, ConfigError, DataError, NonFiniteError
 from sctune.files import replace_files
+from sctune.metrics.image_level import auroc
+from sctune.metrics.statistics import Scores
 from sctune.reproduce.cells import Cell
 from sctune.reproduce.columns import Column
 from sctune.reproduce.studies import StudyPlan
-from sctune.search.leaderboard import TrialRow
-from sctune.search.study import Study
-from sctune.train.evaluate import auroc
+from sctune.search.study.leaderboard import TrialRow
+from sctune.search.study.study import Study
 from sctune.train.single import score_test
-from sctune.train.statistics import Scores
 from sctune.train.trainer import Trainer
 from sctune.trial.checkpoint import Checkpoint, TrialStore
 

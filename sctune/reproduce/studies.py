@@ -20,8 +20,8 @@ from sctune.reproduce.cells import Block, Cell, Place
 from sctune.reproduce.columns import EPOCHS, Column
 from sctune.reproduce.files import data_digest
 from sctune.reproduce.paper import PaperTable
-from sctune.search.needs import NEEDS
-from sctune.search.options import SearchOptions
+from sctune.search.plan.options import SearchOptions
+from sctune.search.space.activation import NEEDS
 
 SELECTION_LIMIT = 16
 """Test images per class scored after each epoch: curves for the tracking only, nothing is chosen by them."""

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from sctune.search.noise import auroc_se
-from sctune.train.evaluate import auroc, average_precision
-from sctune.train.threshold import Rate, escape_rate, false_alarm_rate
+from sctune.metrics.image_level import auroc, average_precision
+from sctune.metrics.threshold import Rate, escape_rate, false_alarm_rate
+from sctune.search.study.noise import auroc_se
 
 RESAMPLES = 500
 """Of the standard errors by bootstrap, within each class: all but that of the AUROC."""

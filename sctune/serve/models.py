@@ -8,7 +8,7 @@ from dataclasses import replace
 from sctune.deploy.locate import open_model
 from sctune.deploy.model import Model
 from sctune.errors import ConfigError
-from sctune.train.threshold import Threshold, conformal_threshold
+from sctune.metrics.threshold import Threshold, conformal_threshold
 
 
 def opened(

@@ -18,10 +18,10 @@ from scipy import stats
 from sctune.deploy.calibration import Calibration
 from sctune.deploy.model import Model
 from sctune.errors import ConfigError, DataError
+from sctune.metrics.threshold import Rate, rate
 from sctune.serve.measure import rate_document
 from sctune.serve.predict import identity_of
 from sctune.serve.table import Row, read_identity, read_table
-from sctune.train.threshold import Rate, rate
 
 ALPHA = 0.01
 """Chance that images from the same source alarm by any of the tests of a drift."""

@@ -13,7 +13,7 @@ from typing import Any
 from sctune.deploy.locate import model_folder, open_model
 from sctune.deploy.model import load_model_folder
 from sctune.errors import ClusterError, ConfigError
-from sctune.search.cluster import connect, exposure, prepare_environment
+from sctune.search.cluster.connection import connect, exposure, prepare_environment
 from sctune.serve.app import Access, Service, make_app
 from sctune.serve.limits import Limits
 from sctune.serve.server import GRACE_S, Asked, line, listening, url, warm_up

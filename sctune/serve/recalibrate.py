@@ -16,11 +16,11 @@ from sctune.deploy.model import Model, ModelParts, load_model_folder, write_mode
 from sctune.deploy.register import Registered, log_model_run
 from sctune.deploy.registry import Move, promote
 from sctune.errors import ConfigError, DataError, TrackingError
+from sctune.metrics.threshold import DEFAULT_RATE, Rate, Threshold, conformal_threshold, rate
 from sctune.serve.inputs import scored
 from sctune.serve.results import refuse_folder
 from sctune.serve.table import writing
 from sctune.tracking.server import mlflow_client, safe_uri, scrub
-from sctune.train.threshold import DEFAULT_RATE, Rate, Threshold, conformal_threshold, rate
 
 LEAST = 10
 """Images below which a threshold would promise next to nothing."""

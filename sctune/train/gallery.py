@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sctune.data.batches import stream
 from sctune.errors import DataError
-from sctune.model.detector import IMAGENET_MEAN, IMAGENET_STD, to_pixels
+from sctune.methods.deviation.detector import IMAGENET_MEAN, IMAGENET_STD, to_pixels
 from sctune.train.trainer import Trainer
 
 WITHIN_ONE_IMAGE = ("cutmix", "cutpaste")

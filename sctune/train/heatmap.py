@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from sctune.augment.saliency import min_max, smooth_map
 from sctune.errors import DataError
 from sctune.geometry import patch_offsets, patch_side
-from sctune.model.detector import Detector, normalise, to_pixels
-from sctune.model.heads import LatentResidualHead, PatchResidualHead, PlainHead
-from sctune.model.patches import scoring_signs
-from sctune.model.roles import NORMAL_HEAD
+from sctune.methods.deviation.detector import Detector, normalise, to_pixels
+from sctune.methods.deviation.heads import LatentResidualHead, PatchResidualHead, PlainHead
+from sctune.methods.deviation.patches import scoring_signs
+from sctune.methods.deviation.roles import NORMAL_HEAD
 
 Kind = Literal["gradient", "score"]
 KINDS: tuple[Kind, ...] = ("gradient", "score")

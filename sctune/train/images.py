@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sctune.config import TrialConfig
 from sctune.data.batches import rotate, rotation_angles, stream
-from sctune.model.detector import normalise, to_pixels
+from sctune.methods.deviation.detector import normalise, to_pixels
 
 
 @dataclass(frozen=True)

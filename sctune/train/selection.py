@@ -11,9 +11,9 @@ import numpy as np
 from sctune.augment.proxy import make_proxy_set
 from sctune.data.images import CachedImages
 from sctune.data.split import Split, selection_subset
+from sctune.metrics.image_level import auroc, average_precision
+from sctune.metrics.ties import rounded
 from sctune.report import OBJECTIVE
-from sctune.train.evaluate import auroc, average_precision
-from sctune.train.ties import rounded
 
 PROXY_SETS_KEPT = 8
 

@@ -14,8 +14,8 @@ from sctune.config import TrialConfig
 from sctune.data.decode import Decoding
 from sctune.data.images import ImageCache
 from sctune.errors import ConfigError
+from sctune.metrics.image_level import auroc, average_precision
 from sctune.paths import cache_folder
-from sctune.train.evaluate import auroc, average_precision
 from sctune.train.trainer import Trainer
 
 

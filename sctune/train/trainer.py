@@ -24,14 +24,14 @@ from sctune.data.depth import with_range
 from sctune.data.images import ImageCache
 from sctune.data.split import Split, split_for
 from sctune.errors import CheckpointError, ConfigError, DataError, NonFiniteError, StoppedError
-from sctune.model.detector import build_detector
+from sctune.methods.deviation.detector import build_detector
+from sctune.methods.deviation.scorer import RepeatedScorer
+from sctune.methods.deviation.step import TrainingStep
 from sctune.paths import cache_folder
 from sctune.report import EpochReport
 from sctune.train.images import TrainingImages
 from sctune.train.runtime import apply_runtime, memory_format, resolve_device
-from sctune.train.scorer import RepeatedScorer
 from sctune.train.selection import build_selection
-from sctune.train.step import TrainingStep
 
 STATE_FORMAT = 1
 

@@ -20,12 +20,12 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from ray import tune
 
+from sctune.backbones.weights import file_sha256, resolve_weights
 from sctune.config import Task, TrialConfig
 from sctune.data.digests import data_digest
 from sctune.data.pools import Files
 from sctune.data.split import Split, split_for
 from sctune.errors import ChangedDataError, ClusterError, DataError, PlaceError, StoppedError, StorageError
-from sctune.model.weights import file_sha256, resolve_weights
 from sctune.report import OBJECTIVE, EpochReport, merge_reports
 from sctune.train.trainer import Trainer
 from sctune.trial.checkpoint import TrialStore

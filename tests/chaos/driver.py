@@ -14,14 +14,14 @@ import threading
 import time
 from typing import Any
 
-from sctune.search.cluster import prepare_environment
+from sctune.search.cluster.connection import prepare_environment
 
 prepare_environment()
 
 from sctune.cli import main  # noqa: E402
-from sctune.search import finish, launch  # noqa: E402
-from sctune.search.rows import RecordRows  # noqa: E402
-from sctune.search.searcher import StudySearcher  # noqa: E402
+from sctune.search.run import finish, launch  # noqa: E402
+from sctune.search.run.searcher import StudySearcher  # noqa: E402
+from sctune.search.study.record_sql import RecordRows  # noqa: E402
 from sctune.tracking.callback import TrackingCallback  # noqa: E402
 from sctune.tracking.runs import Runs  # noqa: E402
 from sctune.tracking.writer import Writer  # noqa: E402

@@ -96,7 +96,7 @@ class Studies:
         )
 
     def record(self, name: str) -> list[Any]:
-        from sctune.search.study import Study
+        from sctune.search.study.study import Study
 
         try:
             study = Study.open(self.root / "home" / "studies", name)

@@ -11,8 +11,8 @@ from sctune.config import TrialConfig, load_profile
 from sctune.confirm.candidates import best_candidates, reference, variant_space
 from sctune.confirm.plan import confirm_name, fresh_seeds, sibling
 from sctune.errors import StudyError
-from sctune.search.leaderboard import TrialRow
-from sctune.search.manifest import SelectionSpec, StudyManifest
+from sctune.search.study.leaderboard import TrialRow
+from sctune.search.study.manifest import SelectionSpec, StudyManifest
 from tests.builders import ANYWHERE, FLAT, make_manifest, make_space
 
 

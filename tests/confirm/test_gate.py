@@ -20,7 +20,7 @@ from sctune.confirm.gate import (
 from sctune.data.images import file_digest
 from sctune.deploy.model import Model, load_model_folder
 from sctune.deploy.speed import measure
-from sctune.train.threshold import Threshold
+from sctune.metrics.threshold import Threshold
 from tests.models import noise_png, small_config, write_small_model
 
 

@@ -12,9 +12,9 @@ from sctune.confirm.candidates import Candidate
 from sctune.confirm.plan import confirm_plan
 from sctune.data.split import split_for
 from sctune.errors import StudyError
-from sctune.search.content import content_digest
-from sctune.search.manifest import DataSpec, SelectionSpec
-from sctune.search.study import Study
+from sctune.search.study.content import content_digest
+from sctune.search.study.manifest import DataSpec, SelectionSpec
+from sctune.search.study.study import Study
 from sctune.tracking.server import default_tracking_uri
 from tests.builders import make_manifest, make_space
 

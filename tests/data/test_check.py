@@ -25,8 +25,8 @@ from sctune.data.shortcuts import shortcuts
 from sctune.data.split import make_split
 from sctune.errors import DataError
 from sctune.paths import cache_folder
-from sctune.search.options import SearchOptions
-from sctune.search.plan import make_plan
+from sctune.search.plan.options import SearchOptions
+from sctune.search.plan.plan import make_plan
 
 SIDE = 96
 

@@ -34,8 +34,8 @@ from sctune.deploy.export import (
 )
 from sctune.deploy.model import Model, ModelParts, load_model_folder
 from sctune.errors import CheckpointError, ConfigError, DataError, TrackingError
-from sctune.model.detector import build_detector
-from sctune.train.threshold import Threshold
+from sctune.methods.deviation.detector import build_detector
+from sctune.metrics.threshold import Threshold
 from tests.models import noise_png, small_config, write_small_model
 
 HEADS = {
@@ -185,7 +185,7 @@ def check_combination(head: str, backbone: str, scales: int, kind: Kind, folder:
 @pytest.mark.slow
 def test_many_signed_sets_in_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The sets of an exported program come in chunks that do not depend on its batch."""
-    from sctune.model import heads
+    from sctune.methods.named.deviation import heads
 
     monkeypatch.setattr(heads, "CHUNK_ELEMENTS", 7 * 32 * 112 * 9)
     model = made(small_config())

@@ -24,7 +24,7 @@ from sctune.deploy.model import ModelParts, load_model_folder, write_model_folde
 from sctune.deploy.package import build_wheel
 from sctune.deploy.register import log_model_run, registered_name, requirements
 from sctune.errors import CheckpointError, DataError, TrackingError
-from sctune.model.detector import Detector
+from sctune.methods.deviation.detector import Detector
 from sctune.serve.predict import predicted_rows
 from sctune.tracking.server import check_tracking, default_tracking_uri, find_experiment, mlflow_client
 from tests.models import small_config, small_detector

@@ -72,7 +72,7 @@ class Sctune:
 
     def record(self, name: str) -> list[FrozenTrial]:
         """The stored trials, in order of their numbers."""
-        from sctune.search.study import Study
+        from sctune.search.study.study import Study
 
         study = Study.open(self.home / "studies", name)
         try:

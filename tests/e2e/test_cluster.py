@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 from optuna.trial import FrozenTrial
 
-from sctune.search.record import reports_of
+from sctune.search.study.record import reports_of
 
 SERVE = """
 import sys
-from sctune.search.cluster import prepare_environment
+from sctune.search.cluster.connection import prepare_environment
 prepare_environment()
 from ray.cluster_utils import Cluster
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
@@ -28,8 +28,8 @@ cluster.shutdown()
 
 CHECK = """
 import sys
-from sctune.search.cluster import prepare_environment
-from sctune.search.node_check import check_nodes
+from sctune.search.cluster.connection import prepare_environment
+from sctune.search.cluster.node_check import check_nodes
 prepare_environment()
 import ray
 from sctune.errors import ClusterError

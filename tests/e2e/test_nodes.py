@@ -111,7 +111,7 @@ def nodes(sctune: Any) -> Iterator[Callable[..., Node]]:
     reason = namespaces_missing()
     if reason is not None:
         pytest.skip(reason)
-    from sctune.search.cluster import RAY_ENVIRONMENT
+    from sctune.search.cluster.connection import RAY_ENVIRONMENT
 
     env = {**sctune.env, **RAY_ENVIRONMENT, **HEALTH}
     # Ray's sockets need a short path

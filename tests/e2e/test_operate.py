@@ -21,7 +21,7 @@ LONG += ["--set", "budget.iterations=20"]
 
 
 def alive(pid: int) -> bool:
-    from sctune.search.operate_process import process_start
+    from sctune.search.study.process import process_start
 
     return process_start(pid) is not None
 

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 from optuna.trial import FrozenTrial, TrialState
 
-from sctune.search.database import storage_url
-from sctune.search.record import Record
+from sctune.search.study.database import storage_url
+from sctune.search.study.record import Record
 
 NAME = "moved"
 EPOCHS = 4

@@ -123,7 +123,7 @@ def check_whole(trials: int, sctune: Any, runs_of: Any, history: Any) -> None:
 
 def check_curves(sctune: Any, runs_of: Any, history: Any) -> None:
     """Every trial has the curves that it has when it is trained in one go, value by value."""
-    from sctune.search.study import Study
+    from sctune.search.study.study import Study
     from sctune.train.trainer import Trainer
 
     base = Study.open(sctune.home / "studies", NAME).manifest.trial_config()

@@ -56,7 +56,7 @@ def test_a_search_without_its_tracking_server(
 
 def check_runs(uri: str, sctune: Any) -> None:
     """Every trial once, every epoch once, nothing RUNNING; the pictures and the best model are there."""
-    from sctune.search.study import Study
+    from sctune.search.study.study import Study
 
     study_id = Study.open(sctune.home / "studies", NAME).manifest.study_id
     client = mlflow_client(uri)

@@ -4,12 +4,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from sctune.backbones.trunk import BUILDERS, build_backbone
+from sctune.backbones.weights import SOURCES, local_weights, read_state, resolve_weights
 from sctune.config import ModelConfig, load_profile
 from sctune.errors import WeightsError
 from sctune.geometry import BACKBONES, feature_side
-from sctune.model.backbone import BUILDERS, build_backbone
-from sctune.model.detector import build_detector
-from sctune.model.weights import SOURCES, local_weights, read_state, resolve_weights
+from sctune.methods.deviation.detector import build_detector
 
 
 @pytest.mark.parametrize("backbone", sorted(BACKBONES))

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from sctune.geometry import patch_offsets, patch_side
-from sctune.model.heads import NormalHead, PatchResidualHead, top_k_mean
-from sctune.model.patches import scoring_signs, signed_set_count, signs
+from sctune.methods.deviation.heads import NormalHead, PatchResidualHead, top_k_mean
+from sctune.methods.deviation.patches import scoring_signs, signed_set_count, signs
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "heads_public.npz"
 

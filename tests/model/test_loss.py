@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from sctune.data.batches import stream
-from sctune.model.loss import deviation_loss, deviation_losses
+from sctune.methods.deviation.loss import deviation_loss, deviation_losses
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "loss_public.npz"
 

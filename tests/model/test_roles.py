@@ -5,11 +5,11 @@ import pytest
 import torch
 from torch import nn
 
+from sctune.backbones.trunk import Backbone
 from sctune.config import LossConfig, TrialConfig
-from sctune.model.backbone import Backbone
-from sctune.model.detector import Detector, normalise, to_pixels
-from sctune.model.heads import LatentResidualHead, PlainHead
-from sctune.model.roles import HEADS, Role, combine, head_losses, head_roles
+from sctune.methods.deviation.detector import Detector, normalise, to_pixels
+from sctune.methods.deviation.heads import LatentResidualHead, PlainHead
+from sctune.methods.deviation.roles import HEADS, Role, combine, head_losses, head_roles
 
 LABELS = torch.tensor([0, 0, 1, 2])
 

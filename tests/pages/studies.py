@@ -13,13 +13,13 @@ from optuna.trial import TrialState
 
 from sctune.config import Task, TrialConfig
 from sctune.data.split import split_for
+from sctune.metrics.image_level import auroc
 from sctune.report import OBJECTIVE, merge_reports
-from sctune.search.content import content_digest
-from sctune.search.manifest import DataSpec, SchedulerSpec, SelectionSpec
-from sctune.search.plan import selection_labels, study_splits
-from sctune.search.space import Space
-from sctune.search.study import Study
-from sctune.train.evaluate import auroc
+from sctune.search.plan.plan import selection_labels, study_splits
+from sctune.search.space.definition import Space
+from sctune.search.study.content import content_digest
+from sctune.search.study.manifest import DataSpec, SchedulerSpec, SelectionSpec
+from sctune.search.study.study import Study
 from sctune.train.trainer import Trainer
 from sctune.trial.checkpoint import TrialStore
 from tests.builders import make_manifest

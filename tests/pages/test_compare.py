@@ -16,9 +16,9 @@ from sctune.config import TrialConfig
 from sctune.errors import StudyError
 from sctune.pages.compare import compare_studies
 from sctune.pages.reading import view_study
-from sctune.search.manifest import DataSpec, ResourceSpec, SelectionSpec
-from sctune.search.plan import selection_labels, study_splits
-from sctune.search.study import Study
+from sctune.search.plan.plan import selection_labels, study_splits
+from sctune.search.study.manifest import DataSpec, ResourceSpec, SelectionSpec
+from sctune.search.study.study import Study
 from tests.pages.studies import drawn_scores, make_study, record_trial
 
 PARAMS = {"augment.threshold": 0.4, "optim.lr": 1e-3}

@@ -17,8 +17,8 @@ from sctune.config import TrialConfig
 from sctune.deploy.build import calibrate
 from sctune.errors import CheckpointError, ConfigError, StudyError
 from sctune.pages.diff import DiffOptions, DiffReport, diff_trials, summary_lines
-from sctune.search.plan import study_splits
-from sctune.search.study import Study
+from sctune.search.plan.plan import study_splits
+from sctune.search.study.study import Study
 from sctune.train.trainer import Trainer
 from sctune.trial.checkpoint import TrialStore
 from tests.pages.studies import make_study, train_trial

@@ -21,13 +21,13 @@ from sctune.errors import ConfigError, StudyError
 from sctune.pages.commands import changed_fields, is_shipped, search_words
 from sctune.pages.report import write_report
 from sctune.pages.rungs import rungs
-from sctune.search.delivery import WEIGHTS, write_model
-from sctune.search.leaderboard import leaderboard
-from sctune.search.ledger import add_look
-from sctune.search.manifest import DataSpec, SelectionSpec
-from sctune.search.options import SearchOptions
-from sctune.search.plan import make_plan
-from sctune.search.study import Study
+from sctune.search.plan.options import SearchOptions
+from sctune.search.plan.plan import make_plan
+from sctune.search.reconcile.delivery import WEIGHTS, write_model
+from sctune.search.study.leaderboard import leaderboard
+from sctune.search.study.ledger import add_look
+from sctune.search.study.manifest import DataSpec, SelectionSpec
+from sctune.search.study.study import Study
 from tests.pages.studies import drawn_scores, make_study, record_trial
 
 CHROMIUM = Path("/usr/bin/chromium")
@@ -371,7 +371,7 @@ def planned(words: list[str], monkeypatch: pytest.MonkeyPatch) -> Any:
         asked.append(options)
         raise StoppedError
 
-    monkeypatch.setattr("sctune.search.dryrun.dry_run", take)
+    monkeypatch.setattr("sctune.search.run.dryrun.dry_run", take)
     with pytest.raises(StoppedError):
         CliRunner().invoke(app, [*words, "--dry-run"], catch_exceptions=False)
     manifest = make_plan(asked[0], has_gpu=False).manifest

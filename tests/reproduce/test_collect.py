@@ -14,9 +14,9 @@ from sctune.reproduce.cells import Asked
 from sctune.reproduce.collect import collect, stored_study
 from sctune.reproduce.plan import ReproduceOptions, TablePlan, make_plan
 from sctune.reproduce.studies import StudyPlan
-from sctune.search.manifest import DataSpec, SchedulerSpec, SelectionSpec
-from sctune.search.space import Space
-from sctune.search.study import Study
+from sctune.search.space.definition import Space
+from sctune.search.study.manifest import DataSpec, SchedulerSpec, SelectionSpec
+from sctune.search.study.study import Study
 from tests.builders import make_manifest
 
 FAILED = {"failure": {"message": "epoch 2: loss is nan"}}

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from sctune.errors import ConfigError
-from sctune.methods import method_names
+from sctune.methods.named import method_names
+from sctune.metrics.statistics import pooled_std
 from sctune.reproduce.columns import DIAGONAL_COUNTS, PATCH_COUNTS, THRESHOLDS, table_columns
 from sctune.reproduce.paper import Group, Number, PaperTable, paper_datasets, paper_table, table_names
 from sctune.reproduce.results import derived_mean
-from sctune.train.statistics import pooled_std
 
 # table, group, row ("" for the mean), training anomalies, column, mean, standard deviation
 COPIED = [

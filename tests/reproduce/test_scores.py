@@ -17,10 +17,10 @@ from sctune.reproduce.columns import before_training
 from sctune.reproduce.plan import ReproduceOptions, TablePlan, make_plan
 from sctune.reproduce.scores import PLAIN_ROWS, ScoreFolder, score_trial
 from sctune.reproduce.studies import StudyPlan
-from sctune.search.leaderboard import TrialRow
-from sctune.search.manifest import DataSpec, SchedulerSpec, SelectionSpec
-from sctune.search.space import Space
-from sctune.search.study import Study
+from sctune.search.space.definition import Space
+from sctune.search.study.leaderboard import TrialRow
+from sctune.search.study.manifest import DataSpec, SchedulerSpec, SelectionSpec
+from sctune.search.study.study import Study
 from sctune.train.single import score_test
 from sctune.train.trainer import Trainer
 from sctune.trial.checkpoint import TrialStore

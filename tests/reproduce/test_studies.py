@@ -12,8 +12,8 @@ from sctune.errors import ConfigError, DataError
 from sctune.reproduce.cells import Asked
 from sctune.reproduce.plan import ReproduceOptions, TablePlan, _default_name, make_plan, prepare_elpv
 from sctune.reproduce.studies import StudyPlan, write_space
-from sctune.search.space import load_space
-from sctune.search.study import valid_name
+from sctune.search.space.definition import load_space
+from sctune.search.study.study import valid_name
 
 
 def plan_of(table: str, root: Path, **options: Any) -> TablePlan:

@@ -14,6 +14,7 @@ from PIL import Image
 from rich.console import Console
 from sklearn.metrics import roc_auc_score
 
+from sctune.metrics.statistics import Scores
 from sctune.reproduce.cells import Asked, Block, table_blocks
 from sctune.reproduce.columns import Column, table_columns
 from sctune.reproduce.paper import Number, paper_table
@@ -30,7 +31,6 @@ from sctune.reproduce.tables import (
     markdown,
     terminal_tables,
 )
-from sctune.train.statistics import Scores
 
 HEADER = Header("table2", "AUROC in the hard setting", "cpu", "profile cpu; seeds 42, 43", ("a note",), False)
 

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from sctune.report import EPOCH, OBJECTIVE
-from sctune.search.searcher import Observer, StudySearcher
-from sctune.search.study import Study
+from sctune.search.run.searcher import Observer, StudySearcher
+from sctune.search.study.study import Study
 from tests.builders import ANYWHERE, make_manifest, make_space
 
 EPOCHS = 3

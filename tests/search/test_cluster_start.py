@@ -14,9 +14,9 @@ import ray
 
 from sctune.errors import ClusterError
 from sctune.paths import use_own_folders
-from sctune.search.cluster import check_temporary_folder, connect, ensure_token, is_loopback, use_token
-from sctune.search.driver import planned
-from sctune.search.options import SearchOptions
+from sctune.search.cluster.connection import check_temporary_folder, connect, ensure_token, is_loopback, use_token
+from sctune.search.plan.options import SearchOptions
+from sctune.search.run.driver import planned
 
 # as ray/_private/node.py raises it, with no class of its own
 TIMED_OUT = Exception("The current node timed out during startup. This could happen because some of the raylet failed.")
@@ -54,9 +54,9 @@ def test_an_interrupt_stays_one(monkeypatch: pytest.MonkeyPatch) -> None:
 
 START = """
 import json, os
-from sctune.search.cluster import listening_addresses, prepare_environment
+from sctune.search.cluster.connection import listening_addresses, prepare_environment
 prepare_environment()
-from sctune.search.driver import session
+from sctune.search.run.driver import session
 with session(None) as warnings:
     import ray
     inside = ray.get(ray.remote(num_cpus=0)(lambda: sorted(os.environ)).remote())
@@ -85,7 +85,7 @@ def test_a_ray_of_our_own_listens_here_only_and_never_has_the_drivers_secrets(tm
 def test_open_ports_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     import socket
 
-    from sctune.search.cluster import exposure
+    from sctune.search.cluster.connection import exposure
 
     with socket.create_server(("0.0.0.0", 0)):
         (line,) = exposure(None)
@@ -116,7 +116,7 @@ def test_the_token_is_the_owners_alone(tmp_path: Path) -> None:
 def test_keys_are_not_handed_on_where_ray_writes_them_down() -> None:
     from ray.tune.execution import class_cache
 
-    from sctune.search.cluster import keep_keys_out_of_logs
+    from sctune.search.cluster.connection import keep_keys_out_of_logs
 
     keep_keys_out_of_logs()
     assert not [name for name in class_cache.ENV_VARS_TO_PROPAGATE if "AWS" in name or "SECRET" in name]

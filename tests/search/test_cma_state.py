@@ -10,7 +10,7 @@ import cmaes
 import numpy as np
 import pytest
 
-from sctune.search.cma_state import STATE, CmaState, restored_attrs, stored_attrs
+from sctune.search.suggest.cma_state import STATE, CmaState, restored_attrs, stored_attrs
 from tests.search.searching import make_study, open_searcher, run_whole, suggest
 
 FLAT = {

@@ -12,13 +12,13 @@ from ray import tune
 
 from sctune.errors import ConfigError
 from sctune.report import EPOCH, OBJECTIVE
-from sctune.search.cluster import RAY_ENVIRONMENT
-from sctune.search.leaderboard import best_row, leaderboard
-from sctune.search.manifest import SchedulerSpec
-from sctune.search.sampler import SAMPLERS
-from sctune.search.scheduler import RuleScheduler, make_rule, refill
-from sctune.search.searcher import StudySearcher
-from sctune.search.study import Study
+from sctune.search.cluster.connection import RAY_ENVIRONMENT
+from sctune.search.run.scheduler import RuleScheduler, make_rule, refill
+from sctune.search.run.searcher import StudySearcher
+from sctune.search.study.leaderboard import best_row, leaderboard
+from sctune.search.study.manifest import SchedulerSpec
+from sctune.search.study.study import Study
+from sctune.search.suggest.samplers import SAMPLERS
 from tests.builders import ANYWHERE, make_manifest, make_space
 
 EPOCHS = 3

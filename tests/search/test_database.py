@@ -18,8 +18,8 @@ from optuna.trial import TrialState
 from sctune import urls
 from sctune.errors import ConfigError, StudyError
 from sctune.report import OBJECTIVE
-from sctune.search.database import check_free, close_database, open_database, read_attrs, storage_url, write_attrs
-from sctune.search.record import Record
+from sctune.search.study.database import check_free, close_database, open_database, read_attrs, storage_url, write_attrs
+from sctune.search.study.record import Record
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_the_environment_completes_a_bare_url(monkeypatch: pytest.MonkeyPatch) -
 def test_a_missing_driver_says_what_to_install() -> None:
     code = (
         "import sys; sys.modules['psycopg'] = None\n"
-        "from sctune.search.database import check_free\n"
+        "from sctune.search.study.database import check_free\n"
         "from sctune.errors import StudyError\n"
         "try: check_free('postgresql+psycopg://h/d', 'x')\n"
         "except StudyError as problem: print(problem)"

@@ -11,11 +11,11 @@ import pytest
 import yaml
 
 from sctune.config import load_profile
-from sctune.search.cluster import Resources
-from sctune.search.dryrun import Probe, _probe, costed, dearest_point
-from sctune.search.options import SearchOptions
-from sctune.search.plan import Plan, make_plan
-from sctune.search.space import Space, load_space
+from sctune.search.cluster.connection import Resources
+from sctune.search.plan.options import SearchOptions
+from sctune.search.plan.plan import Plan, make_plan
+from sctune.search.run.dryrun import Probe, _probe, costed, dearest_point
+from sctune.search.space.definition import Space, load_space
 
 HEADS = {"values": ["single_head", "two_head_patch", "four_head", "two_head_latent"]}
 KINDS = {"values": ["none", "cutmix", "saliencycut"]}

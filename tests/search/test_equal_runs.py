@@ -8,8 +8,8 @@ import pytest
 from optuna.trial import TrialState
 
 from sctune.config import TrialConfig
-from sctune.search.result import summary_lines
-from sctune.search.stored import load_result
+from sctune.search.study.result import summary_lines
+from sctune.search.study.stored import load_result
 from tests.pages.studies import drawn_scores, make_study, record_trial
 
 EQUAL = "2 full runs are exactly equal in AUROC; the best is the first of them by number"

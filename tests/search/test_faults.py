@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sctune.search.faults import (
+from sctune.search.run.faults import (
     MAX_STORAGE_FAILURES,
     MAX_WORKER_LOSSES,
     RETRY_PAUSES_S,

@@ -12,12 +12,12 @@ from optuna.trial import FrozenTrial
 
 from sctune.config import Task, TrialConfig, load_profile
 from sctune.report import EpochReport
-from sctune.search import faults, launch
-from sctune.search.cluster import RAY_ENVIRONMENT, Resources
-from sctune.search.faults import Faults, Share
-from sctune.search.manifest import SchedulerSpec
-from sctune.search.searcher import StudySearcher
-from sctune.search.study import Study
+from sctune.search.cluster.connection import RAY_ENVIRONMENT, Resources
+from sctune.search.run import faults, launch
+from sctune.search.run.faults import Faults, Share
+from sctune.search.run.searcher import StudySearcher
+from sctune.search.study.manifest import SchedulerSpec
+from sctune.search.study.study import Study
 from sctune.trial import trainable
 from sctune.trial.checkpoint import TrialStore
 from tests.builders import make_manifest, make_space

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from sctune.data.split import Split, make_split
-from sctune.search.figures import figure_files
+from sctune.manage.figures import figure_files
 
 
 def split_of(root: Path, setting: str, selection: str = "auto", n_anomalies: int = 6, **more: Any) -> Split:

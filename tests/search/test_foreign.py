@@ -13,12 +13,12 @@ from optuna.trial import TrialState, create_trial
 
 from sctune.cli.studies import best
 from sctune.errors import StudyError
-from sctune.search.check import check_stored
-from sctune.search.database import check_free, read_attrs, stored_manifests
-from sctune.search.record import Record
-from sctune.search.result import summary_lines
-from sctune.search.stored import load_result
-from sctune.search.study import Study
+from sctune.search.reconcile.check import check_stored
+from sctune.search.study.database import check_free, read_attrs, stored_manifests
+from sctune.search.study.record import Record
+from sctune.search.study.result import summary_lines
+from sctune.search.study.stored import load_result
+from sctune.search.study.study import Study
 from sctune.tracking.server import check_tracking
 from tests.builders import FLAT
 from tests.search.searching import make_study, open_searcher, run_whole, suggest

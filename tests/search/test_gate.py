@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from sctune.search import gate as gates
-from sctune.search.gate import MARGIN, DiskUse, StartGate
-from sctune.search.retention import CheckpointKeeper
+from sctune.search.run import back_pressure as gates
+from sctune.search.run.back_pressure import MARGIN, DiskUse, StartGate
+from sctune.search.run.retention import CheckpointKeeper
 from sctune.trial.checkpoint import TrialStore
 
 Usage = namedtuple("Usage", "total used free")

@@ -9,10 +9,10 @@ import pytest
 
 from sctune.config import load_profile
 from sctune.errors import StorageError
-from sctune.search import launch
-from sctune.search.cluster import Resources
-from sctune.search.space import load_space
-from sctune.search.study import Study
+from sctune.search.cluster.connection import Resources
+from sctune.search.run import launch
+from sctune.search.space.definition import load_space
+from sctune.search.study.study import Study
 from tests.builders import make_manifest
 
 

@@ -15,12 +15,12 @@ from typing import Any
 import pytest
 
 from sctune.errors import StudyError
-from sctune.search.database import DRIVER_ATTR, read_attrs, storage_url
-from sctune.search.lock import DatabaseLock
-from sctune.search.record import Record
+from sctune.search.study.database import DRIVER_ATTR, read_attrs, storage_url
+from sctune.search.study.lock import DatabaseLock
+from sctune.search.study.record import Record
 
 HOLD = (
-    "import sys; from sctune.search.lock import DatabaseLock\n"
+    "import sys; from sctune.search.study.lock import DatabaseLock\n"
     "lock = DatabaseLock(sys.argv[1], sys.argv[2], sys.argv[2]); lock.acquire()\n"
     "print(lock.fencing, flush=True); sys.stdin.read()"
 )

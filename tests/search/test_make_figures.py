@@ -20,13 +20,13 @@ from sctune.config import Task, TrialConfig
 from sctune.data.decode import Decoding, decode_image
 from sctune.data.split import split_for
 from sctune.errors import CheckpointError, ConfigError, DataError, StudyError
+from sctune.manage.figure_files import FigureReport
+from sctune.manage.figures import FigureOptions, make_figures
 from sctune.report import merge_reports
-from sctune.search.content import content_digest
-from sctune.search.figure_files import FigureReport
-from sctune.search.figures import FigureOptions, make_figures
-from sctune.search.manifest import DataSpec, SchedulerSpec, SelectionSpec
-from sctune.search.space import Space
-from sctune.search.study import Study
+from sctune.search.space.definition import Space
+from sctune.search.study.content import content_digest
+from sctune.search.study.manifest import DataSpec, SchedulerSpec, SelectionSpec
+from sctune.search.study.study import Study
 from sctune.train.embedding import fitting_perplexity
 from sctune.train.trainer import Trainer
 from sctune.trial.checkpoint import TrialStore

@@ -13,8 +13,8 @@ import pytest
 
 from sctune.config import load_profile
 from sctune.errors import SctuneError, StudyError
-from sctune.search.space import load_space
-from sctune.search.study import MANIFEST, Study, list_studies
+from sctune.search.space.definition import load_space
+from sctune.search.study.study import MANIFEST, Study, list_studies
 from tests.builders import make_manifest
 
 VALUES = [None, True, -1, 0, 2**70, 1e400, float("nan"), "", "../x", "\x00", "é" * 300, [], [[]], {}, {"a": {"b": 1}}]

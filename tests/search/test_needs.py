@@ -9,8 +9,8 @@ import yaml
 
 from sctune.config import FIELD_NAMES, TrialConfig, load_profile
 from sctune.errors import SpaceError
-from sctune.search.needs import NEEDS
-from sctune.search.space import Space, load_space
+from sctune.search.space.activation import NEEDS
+from sctune.search.space.definition import Space, load_space
 
 
 def make_space(folder: Path, parameters: dict, overrides: dict | None = None, **more: object) -> Space:

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from sctune.search.noise import auroc_difference_se, auroc_se
-from sctune.search.result import compare, value_se
+from sctune.search.study.noise import auroc_difference_se, auroc_se
+from sctune.search.study.result import compare, value_se
 
 
 def make_scores(seed: int, shift: float, n: int = 100) -> tuple[np.ndarray, np.ndarray]:

@@ -13,8 +13,8 @@ from threading import Event, Thread
 import pytest
 
 from sctune.errors import ConfigError
-from sctune.search import notify as hooks
-from sctune.search.notify import notify, read_hooks
+from sctune.search.run import notify as hooks
+from sctune.search.run.notify import notify, read_hooks
 
 DOCUMENT = {"format_version": 1, "study": "s", "state": "done", "best_value": 0.9}
 

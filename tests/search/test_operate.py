@@ -18,14 +18,14 @@ from typer.testing import CliRunner
 
 from sctune.cli import app
 from sctune.errors import StudyError, TrackingError
+from sctune.manage.delete import deletion
+from sctune.manage.logs import follow, log_path
 from sctune.report import OBJECTIVE
-from sctune.search.database import storage_url
-from sctune.search.operate import STOP, running_driver, stop, study_launches
-from sctune.search.operate_delete import deletion
-from sctune.search.operate_logs import follow, log_path
-from sctune.search.operate_process import driver_facts, is_running_here
-from sctune.search.record import Record
-from sctune.search.study import Study
+from sctune.search.study.database import storage_url
+from sctune.search.study.driver import STOP, running_driver, stop, study_launches
+from sctune.search.study.process import driver_facts, is_running_here
+from sctune.search.study.record import Record
+from sctune.search.study.study import Study
 from sctune.trial.checkpoint import TrialStore
 from tests.builders import make_manifest, make_space
 
@@ -34,9 +34,9 @@ import signal, socket, sys, time
 from pathlib import Path
 if len(sys.argv) > 2:
     socket.gethostname = lambda: sys.argv[2]
-from sctune.search.database import storage_url
-from sctune.search.operate import stop_requests
-from sctune.search.study import Study
+from sctune.search.study.database import storage_url
+from sctune.search.study.driver import stop_requests
+from sctune.search.study.study import Study
 study = Study.open(Path(sys.argv[1]).parent, Path(sys.argv[1]).name)
 def ended(*_):
     raise SystemExit(3)
@@ -281,7 +281,7 @@ def test_mlflow_away_leaves_everything_as_it_was(make_study: Callable[..., Study
 def test_a_deletion_that_was_cut_off_is_repeated(
     step: str, make_study: Callable[..., Study], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from sctune.search import operate_delete
+    from sctune.manage import delete as operate_delete
 
     study = make_study(storage_path=str(tmp_path / "far" / "s"), storage_url=f"sqlite:///{tmp_path / 'shared.db'}")
     TrialStore(study.manifest.storage_path, 0).save(1, 1, {})

@@ -18,11 +18,11 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from sctune.config import load_profile
 from sctune.errors import StudyError
 from sctune.report import OBJECTIVE
-from sctune.search.lock import DatabaseLock
-from sctune.search.manifest import DataSpec, SchedulerSpec
-from sctune.search.places import check_seen, mark_storage, move, storage_uri
-from sctune.search.space import load_space
-from sctune.search.study import Study, list_stored, local_manifests, write_json
+from sctune.search.space.definition import load_space
+from sctune.search.study.locations import check_seen, mark_storage, move, storage_uri
+from sctune.search.study.lock import DatabaseLock
+from sctune.search.study.manifest import DataSpec, SchedulerSpec
+from sctune.search.study.study import Study, list_stored, local_manifests, write_json
 from sctune.trial.trainable import package_versions
 from tests.builders import make_manifest
 
@@ -52,7 +52,7 @@ def begin(tmp_path: Path) -> Begin:
 
 @pytest.fixture
 def url(postgres: Any) -> str:
-    from sctune.search.database import storage_url
+    from sctune.search.study.database import storage_url
 
     return storage_url(postgres.url())
 
@@ -131,7 +131,7 @@ def test_runs_that_are_not_seen_are_not_begun_anew_silently(begin: Begin, url: s
 LOSER = """
 import signal, sys, time
 from pathlib import Path
-from sctune.search.study import Study
+from sctune.search.study.study import Study
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(3))
 study = Study.open(Path(sys.argv[1]), "fenced", sys.argv[2])
 with study.lock():
@@ -188,8 +188,8 @@ def test_a_killed_launch_counts_up_to_its_last_sign_of_life(begin: Begin, tmp_pa
 
 
 def test_a_running_launch_gives_signs_of_life(begin: Begin, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("sctune.search.lock.CHECK_S", 0.05)
-    monkeypatch.setattr("sctune.search.lock.BEAT_S", 0.05)
+    monkeypatch.setattr("sctune.search.study.lock.CHECK_S", 0.05)
+    monkeypatch.setattr("sctune.search.study.lock.BEAT_S", 0.05)
     study = begin("beats")
     with study.lock():
         study.add_launch("2026-01-01T00:00:00+00:00")
@@ -240,7 +240,7 @@ def report_epoch(study: Study, epoch: int) -> None:
 def test_a_driver_that_was_cut_off_writes_nothing_over_its_successor(
     begin: Begin, url: str, postgres: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sctune.search.lock.CHECK_S", 3600.0)
+    monkeypatch.setattr("sctune.search.study.lock.CHECK_S", 3600.0)
     first = begin("cut-off", storage_url=url)
     second = Study.open(tmp_path / "b", "cut-off", postgres.url())
     told: list[str] = []

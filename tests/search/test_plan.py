@@ -6,12 +6,12 @@ import pytest
 from safetensors.torch import save_file
 
 from sctune.errors import ConfigError, DataError, SpaceError, StudyError, WeightsError
-from sctune.search.cluster import Resources
-from sctune.search.driver import _check_versions
-from sctune.search.dryrun import plan_lines
-from sctune.search.options import SearchOptions
-from sctune.search.plan import make_plan, study_splits
-from sctune.search.study import Study
+from sctune.search.cluster.connection import Resources
+from sctune.search.plan.options import SearchOptions
+from sctune.search.plan.plan import make_plan, study_splits
+from sctune.search.run.driver import _check_versions
+from sctune.search.run.dryrun import plan_lines
+from sctune.search.study.study import Study
 
 
 def options(folder, **more):
@@ -111,7 +111,7 @@ def test_weights_that_do_not_fit_are_refused_at_once(image_folder, tmp_path, mon
 
 
 def test_relative_paths_are_made_absolute(image_folder, tmp_path, monkeypatch):
-    from sctune.model.weights import read_state, resolve_weights
+    from sctune.backbones.weights import read_state, resolve_weights
 
     state = read_state(resolve_weights("efficientnet_lite0", "imagenet"))
     save_file({name: value.contiguous() for name, value in state.items()}, tmp_path / "w.safetensors")

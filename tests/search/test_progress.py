@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from sctune.report import EPOCH, OBJECTIVE
-from sctune.search.progress import SHOWN, SearchProgress
+from sctune.search.run.progress import SHOWN, SearchProgress
 
 
 @pytest.fixture

@@ -11,10 +11,10 @@ import yaml
 from optuna.trial import FrozenTrial, TrialState
 
 from sctune.config import load_profile
-from sctune.search.parameter import Range
-from sctune.search.proposer import Proposer, ProposerStorage
-from sctune.search.sampler import SAMPLERS, make_sampler
-from sctune.search.space import Space, load_space
+from sctune.search.space.definition import Space, load_space
+from sctune.search.space.parameter import Range
+from sctune.search.suggest.samplers import SAMPLERS, make_sampler
+from sctune.search.suggest.suggester import Proposer, ProposerStorage
 
 
 def make_space(folder: Path, choices: int) -> Space:

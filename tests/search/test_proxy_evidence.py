@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from sctune.errors import DataError
-from sctune.search.options import SearchOptions
-from sctune.search.plan import make_plan
-from sctune.search.proxy_evidence import measured_values, proxy_warning
+from sctune.search.plan.options import SearchOptions
+from sctune.search.plan.plan import make_plan
+from sctune.search.plan.proxy_evidence import measured_values, proxy_warning
 
 NOT_SHOWN = "it has not been shown to predict detection of real anomalies"
 MEASURED: dict[str, Any] = {

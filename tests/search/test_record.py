@@ -24,9 +24,9 @@ from optuna.trial import FrozenTrial, TrialState
 
 from sctune.errors import StudyError
 from sctune.report import OBJECTIVE
-from sctune.search import database
-from sctune.search.record import Record, reports_of
-from sctune.search.rows import Attrs, Finish, RecordRows, Report, Start, StudyAttrs, Write
+from sctune.search.study.record import Record, reports_of
+from sctune.search.study.record_sql import Attrs, Finish, RecordRows, Report, Start, StudyAttrs, Write
+from sctune.search.study.study import database
 
 DISTRIBUTIONS: dict[str, BaseDistribution] = {
     "augment.threshold": FloatDistribution(0.1, 0.9),
@@ -285,7 +285,7 @@ import sys
 from itertools import islice
 sys.path.insert(0, sys.argv[3])
 from test_record import events, tell
-from sctune.search.record import Record
+from sctune.search.study.record import Record
 record = Record(sys.argv[1], "s")
 record.load()
 for count, event in enumerate(islice(events(), int(sys.argv[2]), None)):

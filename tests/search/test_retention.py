@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from sctune.search import retention, stored_trials
-from sctune.search.retention import CheckpointKeeper
+from sctune.search.reconcile import stored_trials
+from sctune.search.run import retention
+from sctune.search.run.retention import CheckpointKeeper
 from sctune.tracking.callback import PastTrial
 from sctune.trial.checkpoint import TrialStore
 

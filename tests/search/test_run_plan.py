@@ -10,11 +10,11 @@ import pytest
 import ray
 
 from sctune.errors import StudyError
-from sctune.search import driver
-from sctune.search.cluster import Resources
-from sctune.search.driver import run_plan
-from sctune.search.manifest import ResourceSpec
-from sctune.search.plan import Plan
+from sctune.search.cluster.connection import Resources
+from sctune.search.plan.plan import Plan
+from sctune.search.run import driver
+from sctune.search.run.driver import run_plan
+from sctune.search.study.manifest import ResourceSpec
 from tests.builders import ANYWHERE, FLAT, make_manifest, make_space
 
 

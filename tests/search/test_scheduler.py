@@ -12,7 +12,7 @@ from ray.tune.schedulers import TrialScheduler
 
 from sctune.errors import ConfigError
 from sctune.report import EPOCH, OBJECTIVE
-from sctune.search.scheduler import Hyperband, MedianStopping, Rule, RuleScheduler, SuccessiveHalving, make_rule
+from sctune.search.run.scheduler import Hyperband, MedianStopping, Rule, RuleScheduler, SuccessiveHalving, make_rule
 
 
 def test_rungs_lie_below_the_last_epoch() -> None:

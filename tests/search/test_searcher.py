@@ -13,12 +13,12 @@ from ray.tune.search import Searcher
 from sctune.config import load_profile
 from sctune.errors import ConfigError
 from sctune.report import EPOCH, OBJECTIVE
-from sctune.search import faults
-from sctune.search.operate import study_launches
-from sctune.search.record import reports_of
-from sctune.search.sampler import SAMPLERS, make_sampler
-from sctune.search.searcher import StudySearcher, read_failure, read_report
-from sctune.search.space import load_space
+from sctune.search.run import faults
+from sctune.search.run.searcher import StudySearcher, read_failure, read_report
+from sctune.search.space.definition import load_space
+from sctune.search.study.driver import study_launches
+from sctune.search.study.record import reports_of
+from sctune.search.suggest.samplers import SAMPLERS, make_sampler
 from tests.builders import FEW, FLAT
 from tests.search.searching import EPOCHS, make_study, open_searcher, result, run_whole, suggest
 

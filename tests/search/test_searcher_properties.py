@@ -23,11 +23,11 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from ray.tune.search import Searcher
 
 from sctune.report import EPOCH, OBJECTIVE
-from sctune.search import faults
-from sctune.search.record import reports_of
-from sctune.search.sampler import SAMPLERS
-from sctune.search.searcher import StudySearcher
-from sctune.search.study import MANIFEST, Study
+from sctune.search.run import faults
+from sctune.search.run.searcher import StudySearcher
+from sctune.search.study.record import reports_of
+from sctune.search.study.study import MANIFEST, Study
+from sctune.search.suggest.samplers import SAMPLERS
 from tests.builders import ANYWHERE, FEW, FLAT, make_manifest, make_space
 
 EPOCHS = 4

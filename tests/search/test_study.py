@@ -16,11 +16,11 @@ from optuna.trial import FrozenTrial, TrialState
 from sctune.config import Task, load_profile
 from sctune.errors import StudyError
 from sctune.report import OBJECTIVE
-from sctune.search.leaderboard import best_row, leaderboard
-from sctune.search.manifest import DataSpec, SchedulerSpec, SelectionSpec, StudyManifest
-from sctune.search.record import Record, reports_of
-from sctune.search.space import load_space
-from sctune.search.study import Study, list_studies, valid_name, write_json
+from sctune.search.space.definition import load_space
+from sctune.search.study.leaderboard import best_row, leaderboard
+from sctune.search.study.manifest import DataSpec, SchedulerSpec, SelectionSpec, StudyManifest
+from sctune.search.study.record import Record, reports_of
+from sctune.search.study.study import Study, list_studies, valid_name, write_json
 from tests import builders
 
 
@@ -137,7 +137,7 @@ def test_unknown_manifest_key_is_refused(tmp_path: Path) -> None:
 def test_lock_refuses_a_second_driver_in_another_process_and_survives_a_kill(tmp_path: Path) -> None:
     study = Study.create(tmp_path, make_manifest())
     code = (
-        "import sys, pathlib; from sctune.search.study import Study\n"
+        "import sys, pathlib; from sctune.search.study.study import Study\n"
         "with Study.open(pathlib.Path(sys.argv[1]), 'first').lock():\n"
         "    print('locked', flush=True); sys.stdin.read()"
     )

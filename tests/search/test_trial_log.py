@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from sctune.report import OBJECTIVE, EpochReport
-from sctune.search import trial_log
-from sctune.search.searcher import read_failure, read_report
-from sctune.search.trial_log import TrialLog, trial_log_path
+from sctune.search.run.searcher import read_failure, read_report
+from sctune.search.study.study import trial_log
+from sctune.search.study.trial_log import TrialLog, trial_log_path
 from sctune.trial.step_log import MAX_LINES, StepLog
 
 PARAMS = {"augment.threshold": 0.4}

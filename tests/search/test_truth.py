@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sctune.report import OBJECTIVE
-from sctune.search.truth import (
+from sctune.search.reconcile.comparison import (
     Agreement,
     Difference,
     Expected,

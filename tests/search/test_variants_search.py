@@ -8,12 +8,12 @@ import pytest
 import yaml
 
 from sctune.config import TrialConfig
-from sctune.model.detector import build_detector
+from sctune.methods.deviation.detector import build_detector
 from sctune.paths import home
-from sctune.search.driver import resume, run_search
-from sctune.search.leaderboard import leaderboard
-from sctune.search.options import SearchOptions
-from sctune.search.study import Study
+from sctune.search.plan.options import SearchOptions
+from sctune.search.run.driver import resume, run_search
+from sctune.search.study.leaderboard import leaderboard
+from sctune.search.study.study import Study
 from sctune.tracking.events import as_texts
 from sctune.tracking.leaderboard import leaderboard_csv
 from sctune.tracking.server import TRIAL_TAG, default_tracking_uri, find_experiment, mlflow_client

@@ -10,9 +10,9 @@ import pytest
 from sctune.config import load_profile
 from sctune.errors import ConfigError
 from sctune.report import EPOCH, OBJECTIVE
-from sctune.search.manifest import SchedulerSpec
-from sctune.search.sampler import SAMPLERS
-from sctune.search.study import Study
+from sctune.search.study.manifest import SchedulerSpec
+from sctune.search.study.study import Study
+from sctune.search.suggest.samplers import SAMPLERS
 from tests.builders import make_manifest, make_space
 from tests.search.searching import open_searcher
 

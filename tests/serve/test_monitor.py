@@ -17,11 +17,11 @@ from sctune.cli import main
 from sctune.deploy.calibration import Calibration
 from sctune.deploy.model import Model, load_model_folder
 from sctune.errors import ConfigError, DataError
+from sctune.metrics.threshold import Threshold, conformal_threshold
 from sctune.serve.inputs import list_inputs
 from sctune.serve.models import with_threshold
 from sctune.serve.monitor import ALPHA, EFFECT, drifts, holm, monitor, monitor_lines, sizes
 from sctune.serve.predict import predict_to_file
-from sctune.train.threshold import Threshold, conformal_threshold
 from tests.models import noise_png, small_config, write_small_model
 
 

@@ -25,7 +25,7 @@ from sctune.cli import main
 from sctune.deploy.incoming import shown
 from sctune.deploy.model import Model, load_model_folder, score_digest
 from sctune.errors import ConfigError, DataError, NonFiniteError, SctuneError
-from sctune.model.patches import scoring_signs
+from sctune.methods.deviation.patches import scoring_signs
 from sctune.serve import inputs
 from sctune.serve.inputs import AHEAD, CHUNK, list_inputs
 from sctune.serve.models import opened

@@ -18,10 +18,10 @@ from sctune.deploy.locate import open_model
 from sctune.deploy.model import Model, load_model_folder, read_parts, score_digest
 from sctune.deploy.register import is_registered, log_model_run
 from sctune.errors import ConfigError, DataError, TrackingError
+from sctune.metrics.threshold import conformal_threshold
 from sctune.serve.inputs import list_inputs
 from sctune.serve.recalibrate import Wish, recalibrate, run_recalibration
 from sctune.tracking.server import check_tracking, default_tracking_uri, find_experiment, mlflow_client
-from sctune.train.threshold import conformal_threshold
 from tests.models import noise_png
 
 

@@ -15,11 +15,11 @@ from optuna.trial import TrialState
 
 from sctune.config import Task, load_profile
 from sctune.report import OBJECTIVE
-from sctune.search.manifest import DataSpec, SchedulerSpec
-from sctune.search.record import AfterRecord
-from sctune.search.replay import tracking_of
-from sctune.search.space import load_space
-from sctune.search.study import Study
+from sctune.search.reconcile.replay import tracking_of
+from sctune.search.space.definition import load_space
+from sctune.search.study.manifest import DataSpec, SchedulerSpec
+from sctune.search.study.record import AfterRecord
+from sctune.search.study.study import Study
 from sctune.tracking.server import check_tracking, default_tracking_uri
 from sctune.tracking.writer import Writer
 from sctune.trial.checkpoint import TrialStore

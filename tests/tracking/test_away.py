@@ -13,8 +13,8 @@ import pytest
 from optuna.trial import TrialState
 
 from sctune.errors import TrackingError
-from sctune.search.check import check_stored
-from sctune.search.sync import sync
+from sctune.search.reconcile.check import check_stored
+from sctune.search.reconcile.sync import sync
 from sctune.tracking import server
 from sctune.tracking.stored import find_runs, histories
 from sctune.tracking.writer import Writer

@@ -15,10 +15,10 @@ import pytest
 from optuna.trial import TrialState
 
 from sctune.report import OBJECTIVE
-from sctune.search.check import check_stored
-from sctune.search.leaderboard import leaderboard
-from sctune.search.summary import best_points, summary
-from sctune.search.sync import sync
+from sctune.search.reconcile.check import check_stored
+from sctune.search.reconcile.summary import best_points, summary
+from sctune.search.reconcile.sync import sync
+from sctune.search.study.leaderboard import leaderboard
 from sctune.tracking.events import NOTE, SHORT_OBJECTIVE
 from sctune.tracking.note import linked, study_note
 from sctune.tracking.server import (
@@ -42,7 +42,7 @@ def told(player: Any, root: Path, uri: str, states: tuple[TrialState, ...] = (CO
     study = player.make_study(root, uri)
     writer = Writer(uri, study.folder / "tracking.jsonl")
     player.play(study, writer, states)
-    from sctune.search.replay import tracking_of
+    from sctune.search.reconcile.replay import tracking_of
 
     tracking_of(study, writer).on_study_end("FINISHED", **summary(study, study.record.load(), 0.0123))
     study.end_launch("2026-01-01T00:00:00+00:00", "done")

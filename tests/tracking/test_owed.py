@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from optuna.trial import TrialState
 
-from sctune.search.check import check_stored
-from sctune.search.sync import sync
+from sctune.search.reconcile.check import check_stored
+from sctune.search.reconcile.sync import sync
 from sctune.tracking.journal import Journal
 from sctune.tracking.writer import Writer
 

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 from mlflow.entities import ViewType
 
+from sctune.backbones.weights import file_sha256
 from sctune.deploy.register import CANDIDATE, DIGEST_TAG
 from sctune.deploy.registry import CHAMPION, aliased, promote
-from sctune.model.weights import file_sha256
-from sctune.search.check import check_stored
-from sctune.search.delivery import BEST, WEIGHTS, write_model
-from sctune.search.operate_delete import deletion
-from sctune.search.sync import SyncResult, sync
+from sctune.manage.delete import deletion
+from sctune.search.reconcile.check import check_stored
+from sctune.search.reconcile.delivery import BEST, WEIGHTS, write_model
+from sctune.search.reconcile.sync import SyncResult, sync
 from sctune.tracking.server import find_experiment, find_parent_run, mlflow_client
 from sctune.tracking.stored import find_runs
 from sctune.tracking.writer import Writer

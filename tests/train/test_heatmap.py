@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from sctune.errors import DataError
-from sctune.model.heads import LatentResidualHead, PatchResidualHead, PlainHead, top_k_mean
+from sctune.methods.deviation.heads import LatentResidualHead, PatchResidualHead, PlainHead, top_k_mean
 from sctune.train.heatmap import KINDS, aupro, head_cells, heat_maps, scaled
 from tests.models import small_config, small_detector
 

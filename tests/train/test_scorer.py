@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
+from sctune.methods.named.deviation import scorer
 
-from sctune.train import scorer
-from sctune.train.scorer import RepeatedScorer
+from sctune.methods.deviation.scorer import RepeatedScorer
 from sctune.train.trainer import Trainer
 
 

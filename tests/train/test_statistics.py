@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
-from sctune.train.statistics import (
+from sctune.metrics.statistics import (
     Scores,
     bootstrap_interval,
     pooled_std,
@@ -137,7 +137,7 @@ def test_more_images_narrow_the_interval() -> None:
 def test_chunks_of_resamples_cover_them_all(monkeypatch: pytest.MonkeyPatch) -> None:
     runs = [make_scores(1, 30, 30, 1.0)]
     whole = bootstrap_interval(runs, 400)
-    monkeypatch.setattr("sctune.train.statistics._CELLS_AT_ONCE", 700)
+    monkeypatch.setattr("sctune.metrics.statistics._CELLS_AT_ONCE", 700)
     parts = bootstrap_interval(runs, 400)
     assert parts == pytest.approx(whole, abs=0.2 * (whole[1] - whole[0]))
 

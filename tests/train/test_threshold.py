@@ -12,7 +12,7 @@ from scipy import stats
 from sklearn.metrics import f1_score
 
 from sctune.errors import ConfigError, DataError, NonFiniteError
-from sctune.train.threshold import (
+from sctune.metrics.threshold import (
     Threshold,
     best_f1_threshold,
     conformal_threshold,

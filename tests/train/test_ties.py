@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, roc_auc_score
 
+from sctune.metrics.image_level import auroc, average_precision
+from sctune.metrics.statistics import weighted_auroc
+from sctune.metrics.ties import TIE, with_ties
 from sctune.report import OBJECTIVE, EpochReport, merge_reports
-from sctune.search.noise import auroc_difference_se, auroc_se
-from sctune.train.evaluate import auroc, average_precision
-from sctune.train.statistics import weighted_auroc
-from sctune.train.ties import TIE, with_ties
+from sctune.search.study.noise import auroc_difference_se, auroc_se
 
 LABELS = np.array([0, 1, 0, 1, 1, 0])
 

@@ -18,10 +18,10 @@ from sctune.config import Task, TrialConfig, load_profile
 from sctune.data.images import ImageCache
 from sctune.data.manifest import FileRecord, Manifest, Options
 from sctune.report import OBJECTIVE, EpochReport
-from sctune.search.manifest import DataSpec, SchedulerSpec, SelectionSpec, StudyManifest
-from sctune.search.searcher import StudySearcher
-from sctune.search.space import load_space
-from sctune.search.study import Study
+from sctune.search.run.searcher import StudySearcher
+from sctune.search.space.definition import load_space
+from sctune.search.study.manifest import DataSpec, SchedulerSpec, SelectionSpec, StudyManifest
+from sctune.search.study.study import Study
 from sctune.tracking.callback import StudyFacts, TrackingCallback
 from sctune.tracking.journal import Journal
 from sctune.trial.checkpoint import TrialStore

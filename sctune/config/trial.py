@@ -1,0 +1,295 @@
+"""Everything a trial can be told, as one frozen tree; profiles, strict loading and dotted overrides.
+
+A profile sets values of the tree, a space fixes and varies them, `--set` overrides. Nothing is ignored:
+an unknown key or an impossible combination raises ConfigError before any work starts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from sctune.config.fields import (
+    AugmentConfig,
+    BudgetConfig,
+    DataConfig,
+    LossConfig,
+    ModelConfig,
+    OptimConfig,
+    RuntimeConfig,
+    ScoreConfig,
+    Section,
+    Task,
+)
+from sctune.config.strict_yaml import parse_yaml
+from sctune.errors import ConfigError, nearest
+from sctune.geometry import BACKBONES, feature_side, patch_offsets, patch_side, scale_sizes
+
+FORMAT_VERSION = 1
+"""Of a configuration that stands in a file of its own."""
+
+
+class TrialConfig(Section):
+    """One complete configuration; `TrialConfig()` is the paper's method with the corrections that the README names."""
+
+    data: DataConfig = DataConfig()
+    augment: AugmentConfig = AugmentConfig()
+    model: ModelConfig = ModelConfig()
+    score: ScoreConfig = ScoreConfig()
+    loss: LossConfig = LossConfig()
+    optim: OptimConfig = OptimConfig()
+    budget: BudgetConfig = BudgetConfig()
+    runtime: RuntimeConfig = RuntimeConfig()
+    seed: int = Field(42, ge=0, lt=2**32, description="drives split, initial weights, batches and augmentation")
+
+    @property
+    def n_anomalies(self) -> int | Literal["all"]:
+        """Labelled anomalies trained on: 0 in the anomaly-free setting."""
+        return 0 if self.data.setting == "anomaly-free" else self.data.n_anomalies
+
+    @property
+    def normal_slots(self) -> int:
+        """Batch slots for normal images (pseudo slots included); all of them where there are no anomalies."""
+        size = self.budget.batch_size
+        return size if self.n_anomalies == 0 else int(size * self.data.balance + 1e-9)
+
+    def learning_rate(self, epoch: int) -> float:
+        """Adam's learning rate in an epoch, the first being 0: it drops by `gamma` after each `step_fraction`."""
+        counted = epoch + (1 if self.optim.step_when == "start" else 0)
+        drops = counted // max(1, round(self.optim.step_fraction * self.budget.epochs))
+        return self.optim.lr * self.optim.gamma**drops
+
+    @model_validator(mode="after")
+    def _check_data(self) -> Self:
+        data = self.data
+        if (data.setting == "hard") != (data.known_class is not None):
+            word = "needs" if data.setting == "hard" else "takes no"
+            raise ValueError(f"data.setting={data.setting} {word} data.known_class; it goes with setting=hard only")
+        anomalous = self.budget.batch_size - self.normal_slots
+        if self.normal_slots < 2 or (self.n_anomalies != 0 and anomalous < 1):
+            raise ValueError(
+                f"budget.batch_size={self.budget.batch_size} with data.balance={data.balance:.3g} leaves "
+                f"{self.normal_slots} normal and {anomalous} anomalous slots; at least 2 and 1 are needed"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_something_anomalous(self) -> Self:
+        if self.n_anomalies == 0 and self.model.heads == "single_head":
+            more = " and augment.kind=saliencycut" if self.augment.kind == "none" else ""
+            raise ValueError(
+                "model.heads=single_head (DevNet) learns from labelled anomalies, and data.setting=anomaly-free has "
+                f"none; use model.heads=two_head_patch{more}, or another setting"
+            )
+        if self.n_anomalies == 0 and self.augment.kind == "none":
+            raise ValueError(
+                "augment.kind=none with data.setting=anomaly-free leaves nothing anomalous to learn from; use "
+                "augment.kind=saliencycut or another setting"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_model(self) -> Self:
+        model, size = self.model, self.data.image_size
+        shape = BACKBONES[model.backbone]
+        if model.freeze > shape.n_blocks:
+            raise ValueError(f"model.freeze={model.freeze}: {model.backbone} has {shape.n_blocks} blocks")
+        for scale in scale_sizes(size, model.n_scales):
+            side = feature_side(scale, model.backbone, model.tap)
+            if side < 1:
+                raise ValueError(
+                    f"data.image_size={size}: the {scale} px scale is too small for {model.backbone} with "
+                    f"model.tap={model.tap}; use a larger data.image_size, model.n_scales=1 or model.tap=middle"
+                )
+            if model.heads != "two_head_patch":
+                continue
+            patch = patch_side(side, model.patch_count, model.patch_size)
+            positions = len(patch_offsets(side, patch, model.patch_place)) if patch >= 1 else 0
+            if positions < model.patch_count:
+                raise ValueError(
+                    f"model.patch_count={model.patch_count}: the {scale} px scale gives a map of S={side} cells with "
+                    f"O={positions} {model.patch_place} positions, and P={model.patch_count} are needed; use a larger "
+                    "data.image_size, model.n_scales=1, model.tap=middle or model.patch_place=grid2d"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _check_augment(self) -> Self:
+        grid, size = self.augment.grid_size, self.data.image_size
+        if self.augment.kind == "saliencycut" and grid > size // 2:
+            raise ValueError(f"augment.grid_size={grid}: at most half of data.image_size={size} cells fit")
+        return self
+
+    @staticmethod
+    def load(tree: Mapping[str, Any]) -> TrialConfig:
+        """Strictly read a nested dictionary, as `document` writes it too; raises ConfigError with one line."""
+        content = dict(tree)
+        version = content.pop("format_version", FORMAT_VERSION)
+        if version != FORMAT_VERSION:
+            raise ConfigError(
+                f"the configuration has format_version {version!r}, this sctune reads {FORMAT_VERSION}; update sctune"
+            )
+        return _validate(_with_earlier_decoding(content))
+
+    def document(self) -> dict[str, Any]:
+        """The nested dictionary for a file that is read back, with its format_version."""
+        return {"format_version": FORMAT_VERSION, **self.model_dump()}
+
+    def flat(self) -> dict[str, Any]:
+        """Dotted name -> value of every field, in declaration order."""
+        return dict(_leaves(self.model_dump()))
+
+    def for_task(self, task: Task) -> TrialConfig:
+        """This configuration on one task; the task wins over the configuration."""
+        return self.override(
+            {
+                "data.source": task.source,
+                "data.category": task.category,
+                "data.setting": task.setting,
+                "data.known_class": task.known_class,
+                "seed": task.seed,
+            }
+        )
+
+    def override(self, values: Mapping[str, Any]) -> TrialConfig:
+        """A copy with dotted names replaced; raises ConfigError for unknown names and bad values."""
+        tree = self.model_dump()
+        for name, value in values.items():
+            set_dotted(tree, name, value)
+        return _validate(tree)
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+FIELD_NAMES = tuple(TrialConfig().flat())
+FIELD_NAMES_OR_SECTIONS = frozenset(FIELD_NAMES) | set(TrialConfig.model_fields)
+
+
+def set_dotted(tree: dict[str, Any], name: str, value: Any) -> None:
+    """Set one dotted name of a nested tree; ConfigError with the nearest name when there is none such."""
+    if name not in FIELD_NAMES:
+        raise ConfigError(f"unknown configuration key {name!r}; {nearest(name, FIELD_NAMES)}")
+    *path, leaf = name.split(".")
+    for part in path:
+        tree = tree.setdefault(part, {})
+    tree[leaf] = value
+
+
+_TEXT_MARKS = ("'", '"', "!", "|", ">")
+"""How a YAML value begins that is text whatever it looks like."""
+
+
+def parse_assignments(assignments: list[str]) -> dict[str, Any]:
+    """`key=value` strings of the command line to dotted values; the value is read as YAML.
+
+    2e-4 is a number here, which YAML 1.1 reads as text; what is quoted stays text: data.group='"12"'.
+    """
+    values = {}
+    for text in assignments:
+        name, sign, raw = text.partition("=")
+        if not sign:
+            raise ConfigError(f"--set {text!r}: write key=value, for example model.patch_count=4")
+        try:
+            value = parse_yaml(raw)
+        except yaml.YAMLError:
+            raise ConfigError(f"--set {text!r}: the value is not valid YAML") from None
+        plain = isinstance(value, str) and not raw.lstrip().startswith(_TEXT_MARKS)
+        values[name.strip()] = float(value) if plain and _is_number(value) else value
+    return values
+
+
+def read_yaml(path: Path, error: type[ConfigError] = ConfigError) -> dict[str, Any]:
+    """A YAML mapping, safely loaded; a clear error for a missing, unreadable or malformed file."""
+    try:
+        content = parse_yaml(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as problem:
+        raise error(f"cannot read {path}: {problem}") from None
+    except yaml.YAMLError as problem:
+        raise error(f"{path} is not valid YAML: {' '.join(str(problem).split())}") from None
+    if not isinstance(content, dict):
+        raise error(f"{path} must hold keys and values, got {type(content).__name__}")
+    return content
+
+
+class SearchDefaults(Section):
+    """What a profile says about the search itself; options of the command line win."""
+
+    trials: int = Field(24, ge=1)
+    sampler: str = "tpe"
+    scheduler: str = "asha"
+    grace: int | None = Field(None, ge=1, description="first rung in epochs; none: max(1, epochs / 9)")
+    factor: int = Field(3, ge=2, description="one in `factor` trials passes a rung")
+    folds: int = Field(5, ge=2, description="folds over the seen anomalies in selection mode `seen`")
+    cpus_per_trial: float = Field(1.0, gt=0)
+
+
+def profile_names() -> list[str]:
+    return sorted(_profiles())
+
+
+def load_profile(name: str) -> TrialConfig:
+    """The base configuration of a profile: smoke, cpu, gpu or paper. Raises ConfigError for others."""
+    return TrialConfig().override(dict(_leaves(_profile(name).get("config", {}))))
+
+
+def search_defaults(name: str) -> SearchDefaults:
+    """The search settings of a profile (trials, rungs, folds, resources per trial)."""
+    return SearchDefaults.model_validate(_profile(name).get("search", {}))
+
+
+def _profile(name: str) -> dict[str, Any]:
+    profiles = _profiles()
+    if name not in profiles:
+        raise ConfigError(f"unknown profile {name!r}; {nearest(name, profiles)}")
+    return dict(profiles[name])
+
+
+def _profiles() -> dict[str, Any]:
+    return dict(yaml.safe_load(files("sctune").joinpath("profiles.yaml").read_text(encoding="utf-8")))
+
+
+def _is_number(text: str) -> bool:
+    # YAML 1.1 reads 2e-4 as text; people mean the number
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _with_earlier_decoding(content: dict[str, Any]) -> dict[str, Any]:
+    """Whole configurations that were stored before `data.range` was: their images are decoded as they were then."""
+    data = content.get("data")
+    if not isinstance(data, Mapping) or "range" in data or not {"source", "resize", "skip_corrupt"} <= data.keys():
+        return content
+    return content | {"data": {"range": "container", "page": 1, "alpha": "drop", "reduce": False, **data}}
+
+
+def _validate(tree: Mapping[str, Any]) -> TrialConfig:
+    for name in dict(_leaves(tree)):
+        if name not in FIELD_NAMES_OR_SECTIONS:
+            raise ConfigError(f"unknown configuration key {name!r}; {nearest(name, FIELD_NAMES)}")
+    try:
+        return TrialConfig.model_validate(tree)
+    except ValidationError as problem:
+        raise ConfigError(_one_line(problem)) from None
+
+
+def _one_line(problem: ValidationError) -> str:
+    first = problem.errors()[0]
+    if first["type"] == "value_error":
+        return str(first["ctx"]["error"])
+    name = ".".join(str(part) for part in first["loc"])
+    known = next((field for field in FIELD_NAMES if name.startswith(field)), name)
+    return f"{known}={first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}"

@@ -1,0 +1,1 @@
+"""Looking after studies: logs, detached drivers and jobs, deletion, figures of a trial."""

@@ -1,0 +1,1 @@
+"""The family of deviation losses: SaliencyCut, DRA, DevNet and what lies between."""

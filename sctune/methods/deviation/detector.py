@@ -1,0 +1,301 @@
+"""The detector: backbone, image pyramid and heads; from images to one anomaly score each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from sctune.backbones.trunk import Backbone, build_backbone
+from sctune.backbones.weights import resolve_weights
+from sctune.config import ModelConfig, RuntimeConfig, ScoreConfig, TrialConfig
+from sctune.geometry import feature_side, scale_sizes
+from sctune.methods.deviation.heads import LatentResidualHead, NormalHead, PatchResidualHead, PlainHead
+from sctune.methods.deviation.roles import NORMAL_HEAD, combine, head_roles
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+ALIKE_BATCH = {"cpu": 1, "cuda": 32}
+"""Images of one pass where scores must not depend on what else is scored; on a CPU one by one is as fast as many."""
+
+
+def normalise(pixels: Tensor) -> Tensor:
+    """Images [N, 3, H, W] in [0, 1] to ImageNet's mean and standard deviation."""
+    mean = pixels.new_tensor(IMAGENET_MEAN)[:, None, None]
+    std = pixels.new_tensor(IMAGENET_STD)[:, None, None]
+    return (pixels - mean) / std
+
+
+def to_pixels(images: np.ndarray, device: torch.device, channels_last: bool = True) -> Tensor:
+    """uint8 images [N, H, W, 3] to floats [N, 3, H, W] in [0, 1] on a device."""
+    # copied: torch takes neither the read-only memory of the image cache nor negative strides
+    batch = torch.from_numpy(np.array(images, order="C")).to(device).permute(0, 3, 1, 2).float() / 255
+    return batch.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+
+
+def autocast(config: RuntimeConfig, device: torch.device) -> AbstractContextManager[object]:
+    """Context of a backbone's pass: bfloat16 where the configuration asks for it."""
+    if config.precision == "bf16":
+        return torch.autocast(device.type, dtype=torch.bfloat16)
+    return nullcontext()
+
+
+class Detector(nn.Module):
+    """Heads over a shared backbone, at every scale of the pyramid (paper section 3; METHODS 1.2 row 17, 3.1).
+
+    forward gives a score [N] per head, the mean over the scales; the anomaly score is the sum of the heads' scores,
+    the normal head's subtracted. roles: head name -> what it is for.
+
+    references: uint8 [R, S, S, 3], part of the state, where a head compares with reference images; the trainer sets
+    them, and scores without them raise ValueError.
+    """
+
+    references: Tensor
+
+    def __init__(self, config: TrialConfig, backbone: Backbone) -> None:
+        super().__init__()
+        self.config = config
+        self.backbone = backbone
+        self.roles = head_roles(config)
+        for name in self.roles:
+            self.add_module(name, _build_head(name, config.model, backbone.channels))
+        self.needs_references = any(isinstance(self.head(name), LatentResidualHead) for name in self.roles)
+        if self.needs_references:
+            side = config.data.image_size
+            blank = torch.zeros(config.model.reference_count, side, side, 3, dtype=torch.uint8)
+            self.register_buffer("references", blank)
+
+    def head(self, name: str) -> nn.Module:
+        return self.get_submodule(name)
+
+    def set_references(self, images: np.ndarray) -> None:
+        """Take uint8 images [R, S, S, 3] as those that the latent residual is measured from when scoring."""
+        self.references.copy_(torch.from_numpy(np.array(images)))
+
+    def draw_offsets(self, batch: int, generator: torch.Generator | None = None) -> list[Tensor] | None:
+        """Random patch positions for one forward pass, [1 or batch, P, 2] for each scale; None without a patch head."""
+        model, head = self.config.model, self._modules.get("anomaly")
+        if not isinstance(head, PatchResidualHead):
+            return None
+        sizes = scale_sizes(self.config.data.image_size, model.n_scales)
+        sides = [feature_side(size, model.backbone, model.tap) for size in sizes]
+        return [head.draw_offsets(side, batch, generator) for side in sides]
+
+    def forward(
+        self, images: Tensor, offsets: list[Tensor] | None = None, references: Tensor | list[Tensor] | None = None
+    ) -> dict[str, Tensor]:
+        """Scores of normalised images [N, 3, H, W]: head name -> [N].
+
+        references: images [R, 3, H, W] that pass through the backbone together with the batch (training), their
+        mean feature maps as `reference_maps` gives them, or None for the stored ones.
+        """
+        levels = self._pyramid(images)
+        if isinstance(references, Tensor):
+            count = len(references)
+            both = [self._features(torch.cat(pair)) for pair in zip(self._pyramid(references), levels, strict=True)]
+            means = [level[:count].mean(dim=0, keepdim=True) for level in both]
+            return self._head_scores([level[count:] for level in both], offsets, means)
+        if self.needs_references and references is None:
+            references = self.reference_maps()
+        return self._head_scores([self._features(level) for level in levels], offsets, references)
+
+    def features(self, images: Tensor) -> list[Tensor]:
+        """The backbone's maps [N, C, S, S] of normalised images [N, 3, H, W], one for each scale of the pyramid."""
+        return [self._features(level) for level in self._pyramid(images)]
+
+    def reference_maps(self, images: Tensor | None = None) -> list[Tensor]:
+        """Mean feature map [1, C, S, S] at each scale of references [R, 3, H, W], or of the stored ones."""
+        if images is None:
+            if not bool(self.references.any()):
+                raise ValueError("the detector has no reference images; call set_references first")
+            images = normalise(to_pixels(self.references.cpu().numpy(), self.references.device))
+        return [self._features(level).mean(dim=0, keepdim=True) for level in self._pyramid(images)]
+
+    def anomaly_score(self, images: Tensor, references: list[Tensor] | None = None) -> Tensor:
+        """One score [N] per normalised image, as `config.score` weighs heads and scales; higher is more anomalous."""
+        if self.needs_references and references is None:
+            references = self.reference_maps()
+        return self.score_features(self.features(images), references)
+
+    def score_images(self, images: np.ndarray, batch_size: int = 32) -> np.ndarray:
+        """Scores [N] (float64) of uint8 images [N, S, S, 3], in eval mode; the mode is put back."""
+        with self._scoring():
+            maps = self.reference_maps() if self.needs_references else None
+            return self._in_batches(images, batch_size, lambda batch: self.anomaly_score(batch, maps).double())
+
+    def score_alike(self, images: np.ndarray) -> np.ndarray:
+        """As `score_images`, in batches of one size, the last one filled up: the same image has the same score to the
+        last bit, whatever stands beside it. Sums of floats depend on the size of a batch, not on what is in it.
+        """
+        size = ALIKE_BATCH["cuda" if next(self.parameters()).is_cuda else "cpu"]
+        missing = -len(images) % size
+        filled = np.concatenate([images, np.zeros((missing, *images.shape[1:]), np.uint8)]) if missing else images
+        return self.score_images(filled, size)[: len(images)]
+
+    def frozen_maps(self, images: np.ndarray, max_bytes: int, batch_size: int = 32) -> list[list[Tensor]] | None:
+        """What the frozen blocks make of uint8 images [N, S, S, 3]: a list of batches, each with a map per scale.
+
+        None where all of them would take more than max_bytes.
+        """
+        found: list[list[Tensor]] = []
+        with self._scoring():
+            for batch in self._batches(images, batch_size):
+                with autocast(self.config.runtime, batch.device):
+                    found.append([self.backbone.frozen(level) for level in self._pyramid(batch)])
+                size = sum(level.nbytes for level in found[0])
+                if size * len(images) > max_bytes * min(batch_size, len(images)):
+                    return None
+        return found
+
+    def score_maps(self, maps: list[list[Tensor]]) -> np.ndarray:
+        """Scores [N] (float64) from `frozen_maps`: those of `score_images`, bit for bit."""
+        with self._scoring():
+            references = self.reference_maps() if self.needs_references else None
+            parts = []
+            for levels in maps:
+                features = [self._after_frozen(level) for level in levels]
+                parts.append(self.score_features(features, references).double())
+            return torch.cat(parts).cpu().numpy()
+
+    def embed(self, images: np.ndarray, batch_size: int = 32) -> np.ndarray:
+        """Features [N, C] of uint8 images [N, S, S, 3]: the backbone's map at full scale, averaged over its cells."""
+        with self._scoring():
+            return self._in_batches(images, batch_size, lambda batch: self._features(batch).mean(dim=(2, 3)))
+
+    @contextmanager
+    def _scoring(self) -> Iterator[None]:
+        was_training = self.training
+        self.eval()
+        try:
+            with torch.inference_mode():
+                yield
+        finally:
+            self.train(was_training)
+
+    def _in_batches(self, images: np.ndarray, batch_size: int, apply: Callable[[Tensor], Tensor]) -> np.ndarray:
+        parts = [apply(batch) for batch in self._batches(images, batch_size)]
+        return torch.cat(parts).cpu().numpy() if parts else np.zeros(0)
+
+    def _batches(self, images: np.ndarray, batch_size: int) -> Iterator[Tensor]:
+        device, channels_last = next(self.parameters()).device, self.config.runtime.channels_last
+        for start in range(0, len(images), batch_size):
+            yield normalise(to_pixels(images[start : start + batch_size], device, channels_last))
+
+    def _features(self, batch: Tensor) -> Tensor:
+        # heads stay in fp32: scores in bfloat16 would tie
+        with autocast(self.config.runtime, batch.device):
+            features: Tensor = self.backbone(batch)
+        return features.float()
+
+    def _after_frozen(self, maps: Tensor) -> Tensor:
+        with autocast(self.config.runtime, maps.device):
+            features = self.backbone.after_frozen(maps)
+        return features.float()
+
+    def score_features(self, features: list[Tensor], references: list[Tensor] | None) -> Tensor:
+        """Anomaly scores [N] from the backbone's maps as `features` gives them, weighed as `config.score` says."""
+        return self.weigh(self.scale_scores(features, None, references, self.config.score.top_k), self.config.score)
+
+    def weigh(self, scales: dict[str, list[Tensor]], score: ScoreConfig) -> Tensor:
+        """Anomaly scores [N] from each head's scores at each scale."""
+        weights = {"normal": score.normal, "seen": score.seen, "pseudo": score.pseudo}
+        return combine(_over_scales(scales, score.full_scale), self.roles, weights)
+
+    def scale_scores(
+        self,
+        features: list[Tensor],
+        offsets: list[Tensor] | None,
+        references: list[Tensor] | None,
+        top_k: float | None = None,
+    ) -> dict[str, list[Tensor]]:
+        """Scores [N] of each head at each scale; top_k: another share of the highest cells than in training."""
+        scores: dict[str, list[Tensor]] = {name: [] for name in self.roles}
+        for scale, level in enumerate(features):
+            place = None if offsets is None else offsets[scale]
+            reference = None if references is None else references[scale]
+            for name in self.roles:
+                scores[name].append(self._head_score(self.head(name), level, place, reference, top_k))
+        return scores
+
+    def _head_scores(
+        self, features: list[Tensor], offsets: list[Tensor] | None, references: list[Tensor] | None
+    ) -> dict[str, Tensor]:
+        """Mean over the scales of each head's scores [N]."""
+        return _over_scales(self.scale_scores(features, offsets, references))
+
+    @staticmethod
+    def _head_score(
+        head: nn.Module, features: Tensor, offsets: Tensor | None, reference: Tensor | None, top_k: float | None
+    ) -> Tensor:
+        if isinstance(head, NormalHead):
+            return head(features)
+        if isinstance(head, PatchResidualHead):
+            return head(features, offsets, top_k)
+        if isinstance(head, LatentResidualHead):
+            return head(features, reference, top_k)
+        return head(features, top_k)
+
+    def _pyramid(self, images: Tensor) -> list[Tensor]:
+        model = self.config.model
+        levels = [images]
+        for size in scale_sizes(images.shape[-1], model.n_scales)[1:]:
+            corners = {"nearest": None, "bilinear": False}[model.pyramid_interpolation]
+            levels.append(
+                nn.functional.interpolate(
+                    images, size=(size, size), mode=model.pyramid_interpolation, align_corners=corners
+                )
+            )
+        return levels
+
+
+def _over_scales(scales: dict[str, list[Tensor]], share: float = 0.5) -> dict[str, Tensor]:
+    """Each head's scores [N]: the mean over the scales, or that with `share` for the first of two."""
+    if share == 0.5 or any(len(parts) == 1 for parts in scales.values()):
+        return {name: torch.stack(parts).mean(dim=0) for name, parts in scales.items()}
+    return {name: share * full + (1 - share) * half for name, (full, half) in scales.items()}
+
+
+def _build_head(name: str, model: ModelConfig, channels: int) -> nn.Module:
+    if name == NORMAL_HEAD:
+        return NormalHead(channels)
+    if name == "latent" or model.heads == "two_head_latent":
+        return LatentResidualHead(channels, model.top_k)
+    if model.heads == "two_head_patch":
+        return PatchResidualHead(
+            channels,
+            model.patch_count,
+            model.top_k,
+            model.patch_place,
+            model.patch_evaluation,
+            model.patch_size,
+            model.patch_per_sample,
+        )
+    return PlainHead(channels, model.top_k)
+
+
+def build_detector(config: TrialConfig, weights: Path | None = None) -> Detector:
+    """A fresh detector: backbone weights as the configuration says, heads initialised from its seed.
+
+    weights: the resolved file, where the caller has it already (the driver fetches it once).
+    Raises WeightsError where weights cannot be had.
+    """
+    if weights is None:
+        weights = resolve_weights(config.model.backbone, config.model.weights)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        return Detector(config, build_backbone(config.model, weights))
+
+
+def load_detector(config: TrialConfig, weights: Path) -> Detector:
+    """A trained detector from its safetensors file; backbone weights are in it. In eval mode."""
+    detector = Detector(config, build_backbone(config.model, None))
+    detector.load_state_dict(load_file(weights))
+    if config.runtime.channels_last:
+        detector.to(memory_format=torch.channels_last)
+    return detector.eval()

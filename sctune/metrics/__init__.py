@@ -1,0 +1,1 @@
+"""Figures of quality: AUROC, average precision, thresholds, errors of them, ties."""

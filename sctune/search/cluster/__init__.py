@@ -1,0 +1,1 @@
+"""The Ray cluster: connecting to it, its nodes, and what they can hold."""

@@ -1,0 +1,82 @@
+"""From the options of a search to what its trials share: the base configuration, and the space over it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from sctune.backbones.weights import IMAGENET, RANDOM
+from sctune.config import TrialConfig, load_profile
+from sctune.errors import ConfigError
+from sctune.methods.named import method_values
+from sctune.search.plan.options import SearchOptions
+from sctune.search.space.definition import Space, load_space
+from sctune.search.space.parameter import as_number
+
+
+def base_config(options: SearchOptions, profile: str) -> TrialConfig:
+    """The profile with the method and the options merged; raises ConfigError for options that do not go together."""
+    values: dict[str, Any] = {"data.setting": options.setting, "data.selection": options.selection}
+    if (options.normal is None) != (options.anomalous is None):
+        raise ConfigError("--normal and --anomalous go together: two folders of images")
+    if options.normal is not None and options.anomalous is not None:
+        if options.data is not None:
+            raise ConfigError("--data or --normal with --anomalous, not both")
+        normal, anomalous = (Path(folder).expanduser().absolute() for folder in (options.normal, options.anomalous))
+        values["data.source"] = f"normal={normal};anomalous={anomalous}"
+    elif options.data is not None:
+        values["data.source"] = (
+            options.data if options.data == "elpv" else str(Path(options.data).expanduser().absolute())
+        )
+    if options.setting == "hard":
+        values["data.known_class"] = options.known_classes[0] if options.known_classes else None
+    elif options.known_classes:
+        raise ConfigError("--known-class goes with --setting hard")
+    values |= {
+        "data.category": options.categories[0] if options.categories else None,
+        "data.partition_seed": options.partition_seed,
+        "data.skip_corrupt": options.skip_corrupt,
+        "data.allow_duplicates": options.allow_duplicates,
+    }
+    if options.n_anomalies is not None:
+        values["data.n_anomalies"] = options.n_anomalies
+    if options.seeds:
+        values["seed"] = options.seeds[0]
+    if options.method is not None:
+        # what the user asked for by an option of its own wins over the method
+        values = method_values(options.method, profile) | values
+    return load_profile(profile).override(values)
+
+
+def search_space(options: SearchOptions, profile: str, base: TrialConfig) -> Space:
+    """The space over the profile; paths are made absolute, since workers have another current folder."""
+    overrides = dict(options.overrides)
+    weights = overrides.get("model.weights")
+    if isinstance(weights, str) and weights not in (IMAGENET, RANDOM):
+        overrides["model.weights"] = str(Path(weights).expanduser().absolute())
+    space = load_space(options.space, base, overrides)
+    if options.method is not None:
+        _check_method(options.method, method_values(options.method, profile), space)
+    fixed = space.base.model.weights
+    if fixed not in (IMAGENET, RANDOM) and not Path(fixed).is_absolute():
+        space = replace(space, base=space.base.override({"model.weights": str(Path(fixed).expanduser().absolute())}))
+    return space
+
+
+def _check_method(method: str, values: dict[str, Any], space: Space) -> None:
+    """ConfigError where the space decides what the method sets.
+
+    A method whose parts the space decides would be a method by name only, with the rest of its settings left.
+    """
+    for field, value in values.items():
+        if field in space.by_name or field in space.variant_fields:
+            raise ConfigError(
+                f"--method {method} sets {field}, which space {space.name} varies; leave --method out, or take "
+                "another space"
+            )
+        if field in space.fixed and as_number(space.fixed[field]) != value:
+            raise ConfigError(
+                f"--method {method} sets {field}={value}, and space {space.name} sets it to {space.fixed[field]}; "
+                "leave --method out, or take another space"
+            )

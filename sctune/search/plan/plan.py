@@ -1,0 +1,332 @@
+"""From options to a plan: all checks before a study exists; nothing is written but the image cache."""
+
+from __future__ import annotations
+
+import itertools
+import subprocess
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from sctune.backbones.trunk import build_backbone
+from sctune.backbones.weights import file_sha256, resolve_weights
+from sctune.config import Task, TrialConfig, search_defaults
+from sctune.data.catalog import DataSet, open_dataset
+from sctune.data.check import DataCheck, check_data
+from sctune.data.decode import Decoding
+from sctune.data.depth import FoundRange, find_range
+from sctune.data.images import CorruptImageError, ImageCache
+from sctune.data.ranges import AUTO
+from sctune.data.split import Split, selection_subset, split_for
+from sctune.errors import ChangedDataError, ConfigError, DataError
+from sctune.paths import cache_folder, home, studies_folder
+from sctune.search.plan.base import base_config, search_space
+from sctune.search.plan.options import SearchOptions
+from sctune.search.plan.proxy_evidence import proxy_warning
+from sctune.search.run.scheduler import make_rule
+from sctune.search.space.definition import Space
+from sctune.search.study.content import check_content, content_digest
+from sctune.search.study.database import check_free, storage_url
+from sctune.search.study.locations import free_name, storage_uri
+from sctune.search.study.manifest import DataSpec, ResourceSpec, SchedulerSpec, SelectionSpec, StudyManifest
+from sctune.search.suggest.samplers import LEARNS_FROM_FULL_RUNS, make_sampler
+from sctune.tracking.choice import choose_store
+from sctune.tracking.server import check_tracking
+from sctune.trial.trainable import package_versions
+from sctune.urls import STORAGE_VARIABLE, chosen
+
+MAX_GRID = 100_000
+"""Points of a grid that are run to the end without a number of trials or a time budget."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A search that passed all checks. splits: task key -> split; warnings: lines for the user.
+
+    depth: how values of more than 8 bits are read, in words; checks: what each data set was found to be.
+    tracking_origin: what named the store of the runs, for the user.
+    """
+
+    manifest: StudyManifest
+    space: Space
+    splits: dict[str, Split]
+    study_root: Path
+    skipped: tuple[str, ...]
+    warnings: tuple[str, ...]
+    depth: str = ""
+    checks: tuple[DataCheck, ...] = ()
+    tracking_origin: str = "the study's"
+
+
+def make_plan(options: SearchOptions, has_gpu: bool) -> Plan:
+    """Check everything that a search needs: configuration, space, data, weights, tracking, name.
+
+    has_gpu: whether trials will run on a GPU (decides the default profile). Raises SctuneError with one line.
+    """
+    profile = options.profile or ("gpu" if has_gpu and options.gpus_per_trial != 0 else "cpu")
+    if profile == "paper" and options.selection != "test":
+        raise ConfigError(
+            "profile paper selects on the test images; say so with --selection test, or take profile gpu or cpu"
+        )
+    root = (options.study_root or studies_folder()).expanduser().absolute()
+    name = free_name(options, root)
+    storage = storage_uri(options.storage_path, root / name)
+    record = chosen(options.storage, STORAGE_VARIABLE)
+    if record is not None:
+        record = storage_url(record)
+        check_free(record, name)
+    space = search_space(options, profile, base_config(options, profile))
+    base = space.base
+    sampler = options.sampler or ("grid" if space.is_grid else search_defaults(profile).sampler)
+    make_sampler(sampler, options.sampler_seed, space=space)
+    _check_grid(options, sampler, space)
+    scheduler, warnings = _scheduler(options, profile, sampler, space)
+    warnings += space.notes
+    datasets = {
+        category: open_dataset(base.data.source, category, base.data.group) for category in _categories(options)
+    }
+    tasks, splits, selection = _tasks(options, base, profile, datasets)
+    depth = _depth(base, splits)
+    space = replace(space, base=base.override({"data.range": depth.range}))
+    base = space.base
+    for backbone, weights in weights_files(space).items():
+        # a file that does not fit is refused here, not in every trial
+        build_backbone(base.model.model_copy(update={"backbone": backbone, "freeze": 0}), weights)
+    store = choose_store(options.tracking_uri, home())
+    check_tracking(store.uri, make=False)
+    skipped = _decode(splits, base)
+    checks = _check(datasets, tasks, splits, base)
+    warnings += [*depth.warnings, *(line for check in checks for line in check.warnings)]
+    warnings += [line for split in splits.values() for line in split.warnings]
+    warnings += [line for check in checks for line in check.notes]
+    if any(split.makers for split in splits.values()):
+        half = selection.mode != "proxy"
+        warnings.append(proxy_warning(options.setting, base.n_anomalies, half=half))
+    asked = _Asked(name, profile, sampler, scheduler, selection, store.uri, storage, record)
+    manifest = _manifest(options, asked, space, tasks, _data_spec(datasets, splits))
+    manifest = manifest.model_copy(update={"splits": {key: split.digest for key, split in splits.items()}})
+    return Plan(
+        manifest, space, splits, root, skipped, tuple(dict.fromkeys(warnings)), depth.line, checks, store.origin
+    )
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What options, profile and space together decided."""
+
+    name: str
+    profile: str
+    sampler: str
+    scheduler: SchedulerSpec
+    selection: SelectionSpec
+    tracking_uri: str
+    storage_path: str
+    storage_url: str | None
+
+
+def _manifest(options: SearchOptions, asked: _Asked, space: Space, tasks: list[Task], data: DataSpec) -> StudyManifest:
+    defaults = search_defaults(asked.profile)
+    points = space.size() if asked.sampler == "grid" else None
+    return StudyManifest(
+        name=asked.name,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        space=space.to_dict(),
+        profile=asked.profile,
+        config=space.base.model_dump(),
+        tasks=tuple(tasks),
+        sampler=asked.sampler,
+        sampler_seed=options.sampler_seed,
+        scheduler=asked.scheduler,
+        trials=options.trials or points or defaults.trials,
+        selection=asked.selection,
+        partition_seed=space.base.data.partition_seed,
+        folds=defaults.folds,
+        data=data,
+        storage_path=asked.storage_path,
+        tracking_uri=asked.tracking_uri,
+        storage_url=asked.storage_url,
+        time_budget_s=options.time_budget_s,
+        keep_best=options.keep_best,
+        max_disk=None if options.max_disk is None else int(options.max_disk),
+        checkpoint_interval=options.checkpoint_interval,
+        resources=ResourceSpec(
+            cpus=options.cpus_per_trial or defaults.cpus_per_trial,
+            gpus=options.gpus_per_trial or 0.0,
+            asked_concurrent=options.max_concurrent,
+        ),
+        versions=package_versions(),
+        git_commit=git_commit(),
+    )
+
+
+def weights_files(space: Space) -> dict[str, Path]:
+    """Backbone -> weights file of every backbone that the space can take; downloads what is missing."""
+    backbones = sorted(set(map(str, space.field_values("model.backbone"))))
+    found = {name: resolve_weights(name, space.base.model.weights) for name in backbones}
+    return {name: path for name, path in found.items() if path is not None}
+
+
+def weights_digests(space: Space) -> dict[str, str]:
+    """Backbone -> SHA-256 of its weights file, which workers compare with theirs."""
+    return {name: file_sha256(path) for name, path in weights_files(space).items()}
+
+
+def study_splits(manifest: StudyManifest) -> dict[str, Split]:
+    """Task key -> split of a stored study, made anew from the data; raises DataError where the data are gone.
+
+    ChangedDataError where the lists of files are others; what the files hold is not looked at.
+    """
+    config = manifest.trial_config()
+    splits = {task.key: split_for(config.for_task(task), task) for task in manifest.tasks}
+    for key, split in splits.items():
+        if split.digest != manifest.splits.get(key, split.digest):
+            raise ChangedDataError(
+                f"the images of {manifest.data.name} (task {key}) are not those that study {manifest.name} began with; "
+                "put them back, or start a new study"
+            )
+    return splits
+
+
+def checked_splits(manifest: StudyManifest, folder: Path) -> dict[str, Split]:
+    """As `study_splits`, with what the images hold compared too; folder: of the study.
+
+    For all that trains or scores. Raises ChangedDataError, which names the first image that was changed.
+    """
+    splits = study_splits(manifest)
+    check_content(manifest, splits, folder)
+    return splits
+
+
+def selection_labels(manifest: StudyManifest, splits: dict[str, Split]) -> dict[str, list[int]]:
+    """Task key -> labels of the images scored after each epoch, in the order of the stored scores."""
+    data = manifest.trial_config().data
+    labels = {}
+    for key, split in splits.items():
+        files = selection_subset(split, data.selection_limit, data.partition_seed)
+        if data.skip_corrupt:
+            index = (
+                ImageCache(cache_folder())
+                .array(split.root, [file.path for file in split.development], Decoding.of(data), True)
+                .index
+            )
+            files = tuple(file for file in files if file.path in index)
+        labels[key] = [file.label for file in files]
+    return labels
+
+
+def git_commit() -> str | None:
+    """Commit of the checkout that sctune runs from; None for an installed package."""
+    folder = Path(__file__).resolve().parents[2]
+    if not (folder / ".git").exists():
+        return None
+    try:
+        answer = subprocess.run(
+            ["git", "-C", str(folder), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.strip()
+
+
+def _categories(options: SearchOptions) -> tuple[str | None, ...]:
+    return options.categories or (None,)
+
+
+def _tasks(
+    options: SearchOptions, config: TrialConfig, profile: str, datasets: dict[str | None, DataSet]
+) -> tuple[list[Task], dict[str, Split], SelectionSpec]:
+    """Every category x known class x seed, and x fold where the seen anomalies select."""
+    tasks: list[Task] = []
+    splits: dict[str, Split] = {}
+    spec: SelectionSpec | None = None
+    for category, known, seed in itertools.product(
+        datasets, options.known_classes or (None,), options.seeds or (config.seed,)
+    ):
+        task = Task(source=config.data.source, category=category, setting=options.setting, known_class=known, seed=seed)
+        folds = search_defaults(profile).folds
+        split = split_for(config, task.model_copy(update={"folds": folds}), datasets[category])
+        spec = spec or SelectionSpec(mode=split.mode, reason=split.reason)
+        if split.mode != spec.mode:
+            raise ConfigError(
+                f"task {task.key} selects by {split.mode}, the first one by {spec.mode}; name one mode with --selection"
+            )
+        for fold in range(split.folds) or [None]:
+            if task.key in splits:
+                raise ConfigError(f"task {task.key} is asked for twice; name each category, class and seed once")
+            part = task if fold is None else task.model_copy(update={"fold": fold, "folds": split.folds})
+            tasks.append(part)
+            splits[part.key] = split if fold is None else split_for(config, part, datasets[category])
+    assert spec is not None
+    return tasks, splits, spec
+
+
+def _depth(base: TrialConfig, splits: dict[str, Split]) -> FoundRange:
+    """How values of more than 8 bits are read, the same way in the whole study."""
+    if base.data.range != AUTO:
+        return FoundRange(base.data.range, f"values: data.range={base.data.range}, as asked for")
+    return find_range(
+        ((split.root, [file.path for file in split.train if file.label == 0]) for split in splits.values()), base.data
+    )
+
+
+def _decode(splits: dict[str, Split], config: TrialConfig) -> tuple[str, ...]:
+    """Fill the cache that the trials share; a corrupt image is refused here, or skipped and counted."""
+    skipped: list[str] = []
+    cache = ImageCache(cache_folder())
+    for split in splits.values():
+        paths = [file.path for file in split.development]
+        try:
+            skipped += cache.array(split.root, paths, Decoding.of(config.data), config.data.skip_corrupt).skipped
+        except CorruptImageError as problem:
+            raise DataError(f"{problem}; repair or remove it, or leave such images out with --skip-corrupt") from None
+    return tuple(dict.fromkeys(skipped))
+
+
+def _check(
+    datasets: dict[str | None, DataSet], tasks: list[Task], splits: dict[str, Split], config: TrialConfig
+) -> tuple[DataCheck, ...]:
+    """Each data set under the pools of its tasks; raises DataError for copies across pools or under two labels."""
+    cache, checks = ImageCache(cache_folder()), []
+    for category, data in datasets.items():
+        own = [splits[task.key] for task in tasks if task.category == category]
+        pools = [pool for split in own for pool in split.pools]
+        decoded = [file.path for file in own[0].development]
+        checks.append(check_data(data, cache, Decoding.of(config.data), pools, decoded))
+        checks[-1].refuse()
+    return tuple(checks)
+
+
+def _data_spec(datasets: dict[str | None, DataSet], splits: dict[str, Split]) -> DataSpec:
+    """The first task's data set; the digest covers the development files of all tasks."""
+    first, split = next(iter(datasets.values())), next(iter(splits.values()))
+    return DataSpec(
+        name=first.name,
+        digest=content_digest(splits),
+        counts=split.summary(),
+        licence=first.licence or None,
+        attribution=first.attribution,
+    )
+
+
+def _check_grid(options: SearchOptions, sampler: str, space: Space) -> None:
+    """A grid without a limit runs every point; ConfigError where nobody can have meant that."""
+    points = space.size() if sampler == "grid" and not (options.trials or options.time_budget_s) else None
+    if points is not None and points > MAX_GRID:
+        raise ConfigError(
+            f"sampler grid: {points} points, a trial for each; give --trials N for the first N in declared order, a "
+            "--time-budget, a coarser step, or take --sampler qmc, which spreads N trials over all of it"
+        )
+
+
+def _scheduler(options: SearchOptions, profile: str, sampler: str, space: Space) -> tuple[SchedulerSpec, list[str]]:
+    defaults = search_defaults(profile)
+    # a grid is there to be compared point by point, and these samplers learn from full runs only
+    quiet = sampler in LEARNS_FROM_FULL_RUNS or sampler == "grid"
+    name = options.scheduler or ("none" if quiet else defaults.scheduler)
+    epochs = space.base.budget.epochs
+    grace = min(defaults.grace, epochs) if defaults.grace is not None else None
+    make_rule(name, epochs, grace, defaults.factor, options.sampler_seed)
+    warnings = []
+    if sampler in LEARNS_FROM_FULL_RUNS and name != "none":
+        warnings.append(f"sampler {sampler} learns from full runs only; scheduler {name} will leave it few of them")
+    return SchedulerSpec(name=name, grace=grace, factor=defaults.factor), warnings

@@ -1,0 +1,1 @@
+"""The record against MLflow and the checkpoints: compare, and mend."""

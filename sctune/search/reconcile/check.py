@@ -1,0 +1,139 @@
+"""Reads a study's record, its runs in MLflow and its checkpoints, and compares them: `sctune status STUDY --check`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from optuna.trial import FrozenTrial
+
+from sctune.errors import ChangedDataError, SctuneError, TrackingError
+from sctune.search.plan.plan import checked_splits
+from sctune.search.reconcile.comparison import (
+    UNFINISHED,
+    Agreement,
+    Difference,
+    Expected,
+    StudyState,
+    compare_checkpoints,
+    compare_record,
+    compare_runs,
+    expected_run,
+    settled,
+)
+from sctune.search.reconcile.delivery import compare_files
+from sctune.search.reconcile.registered import compare_registry
+from sctune.search.reconcile.replay import past_trial, tracking_of
+from sctune.search.reconcile.stored_trials import list_trials
+from sctune.search.study.driver import running_driver
+from sctune.search.study.study import Study
+from sctune.tracking.callback import PastTrial
+from sctune.tracking.events import Event
+from sctune.tracking.server import check_tracking, safe_uri, scrub
+from sctune.tracking.stored import StoredRun, read_study
+
+
+def check_stored(study_root: Path, name: str, storage: str | None = None) -> Agreement:
+    """What differs in a study as it stands, run by a driver or not. Raises TrackingError where MLflow is away.
+
+    storage: URL of the record of a study that another machine began.
+    """
+    study = Study.open(study_root, name, storage)
+    driver = running_driver(study)
+    try:
+        check_tracking(study.manifest.tracking_uri)
+        trials = study.record.load()
+        state = study_state(study, trials, running=driver is not None)
+        found = check(study, trials, state, None if driver is None else driver.text)
+    finally:
+        study.record.close()
+    return _with_images(study, found)
+
+
+def check(study: Study, trials: Sequence[FrozenTrial], state: StudyState, driver: str | None = None) -> Agreement:
+    """Compare; `trials` is the record as it is now. Raises TrackingError where MLflow cannot be read."""
+    expected = expected_runs(study, trials)
+    metrics = {metric for one in expected for metric in one.points}
+    runs = read_runs(study, metrics)
+    if state.running:
+        # read again, since a trial is recorded before its run tells of it
+        trials = study.record.load()
+        expected = expected_runs(study, trials)
+    past = [past_trial(trial) for trial in trials]
+    objectives = {trial.number: trial.intermediate_values for trial in trials}
+    found = [*compare_record(past, objectives, state, study.record.foreign), *compare_runs(expected, runs, state)]
+    if not state.running:
+        found += _checkpoints(study, past)
+        found += _files(study, past, runs, state)
+    notes = () if study.record.foreign_note is None else (study.record.foreign_note,)
+    differences, waiting = settled(found, state.running)
+    return Agreement(len(expected), sum(one.n_points for one in expected), differences, driver, waiting, notes)
+
+
+def study_state(study: Study, trials: Sequence[FrozenTrial], *, running: bool = False) -> StudyState:
+    """How the study ended, from its manifest and its record."""
+    launches = study.manifest.launches
+    failed = bool(trials) and all(trial.state.name == "FAIL" for trial in trials)
+    return StudyState(len(launches), launches[-1].reason if launches else None, running, failed)
+
+
+def expected_runs(study: Study, trials: Sequence[FrozenTrial]) -> list[Expected]:
+    """What MLflow must hold of each trial."""
+    shown = tracking_of(study, _Nowhere()).shown_params
+    past = [past_trial(trial) for trial in trials]
+    return [expected_run(one, shown(one.params)) for one in past]
+
+
+def read_runs(study: Study, metrics: set[str]) -> list[StoredRun]:
+    """The study's runs; MLflow's errors as TrackingError."""
+    uri = study.manifest.tracking_uri
+    try:
+        return read_study(uri, study.manifest.study_id, metrics)
+    except Exception as problem:  # whatever MLflow raises
+        raise TrackingError(
+            f"the runs of {study.name} cannot be read from {safe_uri(uri)}: {scrub(problem, uri)}"
+        ) from None
+
+
+def _with_images(study: Study, found: Agreement) -> Agreement:
+    """The agreement, and whether the images are those that the study began with; a note where they are not here."""
+    try:
+        checked_splits(study.manifest, study.folder)
+    except ChangedDataError as problem:
+        changed = Difference(None, "data", str(problem), repair=None)
+        return replace(found, differences=(*found.differences, changed))
+    except SctuneError as problem:
+        return replace(found, notes=(*found.notes, f"the images were not compared: {problem}"))
+    return found
+
+
+def _checkpoints(study: Study, past: Sequence[PastTrial]) -> list[Difference]:
+    manifest = study.manifest
+    try:
+        stored = list_trials(manifest.storage_path)
+    except (OSError, SctuneError) as problem:
+        return [Difference(None, "checkpoint", f"the checkpoints cannot be read: {problem}", repair=None)]
+    return compare_checkpoints(past, stored, manifest.keep_best, limited=manifest.max_disk is not None)
+
+
+def _files(study: Study, past: Sequence[PastTrial], runs: Sequence[StoredRun], state: StudyState) -> list[Difference]:
+    if state.reason == UNFINISHED:
+        text = "its figures or its model were not written, since the disk was full"
+        return [Difference(None, "files", text)]
+    if state.reason != "done":
+        return []  # the next launch makes them anew
+    uri = study.manifest.tracking_uri
+    try:
+        return [*compare_files(study, runs), *compare_registry(study, runs)]
+    except Exception as problem:
+        raise TrackingError(
+            f"the files of {study.name} cannot be listed at {safe_uri(uri)}: {scrub(problem, uri)}"
+        ) from None
+
+
+class _Nowhere:
+    """A sink for a callback that is only asked what it would show."""
+
+    def put(self, event: Event) -> None:
+        raise AssertionError(event)

@@ -1,0 +1,67 @@
+"""What the study's own run in MLflow says about its trials: tags, a description, and the best value as it rose."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from optuna.trial import FrozenTrial
+
+from sctune.errors import SctuneError
+from sctune.search.plan.plan import selection_labels, study_splits
+from sctune.search.study.leaderboard import best_row, leaderboard
+from sctune.search.study.result import value_se
+from sctune.search.study.study import Study
+from sctune.tracking.events import NOTE
+from sctune.tracking.note import study_note
+
+
+def summary(study: Study, trials: Sequence[FrozenTrial], noise: float | None) -> dict[str, Any]:
+    """Arguments `tags` and `points` of TrackingCallback.on_study_end; noise: standard error of the best value."""
+    rows = leaderboard(trials)
+    best = best_row(rows)
+    tags = {"trials": str(len(trials)), NOTE: study_note(study.name, rows, noise, _facts(study))}
+    if best is not None:
+        tags |= {"best_trial": str(best.number), "best_value": repr(best.value)}
+    return {"tags": tags, "points": best_points(trials)}
+
+
+def best_points(trials: Sequence[FrozenTrial]) -> list[tuple[int, float, int]]:
+    """(how many trials had ended, best value of a full run by then, time in ms) for each end that has one.
+
+    In the order of the ends, so that no later trial changes a point.
+    """
+    ended = [trial for trial in trials if trial.datetime_complete is not None]
+    ended.sort(key=lambda trial: (trial.datetime_complete, trial.number))
+    best, points = None, []
+    for step, trial in enumerate(ended, 1):
+        if trial.state.name == "COMPLETE" and trial.value is not None:
+            best = trial.value if best is None else max(best, trial.value)
+        if best is not None:
+            assert trial.datetime_complete is not None
+            points.append((step, float(best), int(trial.datetime_complete.timestamp() * 1000)))
+    return points
+
+
+def best_noise(study: Study, trials: Sequence[FrozenTrial]) -> float | None:
+    """Standard error of the best value, None where there is none or the data are gone."""
+    best = best_row(leaderboard(trials))
+    if best is None:
+        return None
+    scores = next(trial.user_attrs.get("scores") for trial in trials if trial.number == best.number)
+    try:
+        return value_se(scores, selection_labels(study.manifest, study_splits(study.manifest))) if scores else None
+    except SctuneError:
+        return None
+
+
+def _facts(study: Study) -> list[tuple[str, str]]:
+    manifest = study.manifest
+    reason = f" ({manifest.selection.reason})" if manifest.selection.reason else ""
+    return [
+        ("data", f"{manifest.data.name}, digest {manifest.data.digest[:12]}"),
+        ("selection", f"{manifest.selection.mode}{reason}"),
+        ("tasks", ", ".join(task.key for task in manifest.tasks)),
+        ("space", f"{manifest.space.get('name')}, profile {manifest.profile}"),
+        ("search", f"sampler {manifest.sampler}, scheduler {manifest.scheduler.name}"),
+    ]

@@ -1,0 +1,1 @@
+"""A launch over a study: driver, Ray adapters, rules, faults, retention, its end."""

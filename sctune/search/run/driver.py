@@ -1,0 +1,263 @@
+"""From the outside: `run_search` and `resume`, with the checks and the connection to Ray around a launch."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from sctune.errors import StudyError, TrackingError
+from sctune.paths import cache_folder, studies_folder
+from sctune.search.cluster.connection import (
+    Resources,
+    check_temporary_folder,
+    connect,
+    exposure,
+    nodes_alive,
+    plan_resources,
+)
+from sctune.search.cluster.node_check import check_nodes
+from sctune.search.plan.options import SearchOptions
+
+if TYPE_CHECKING:
+    from sctune.data.split import Split
+    from sctune.search.plan.plan import Plan
+    from sctune.search.study.manifest import StudyManifest
+    from sctune.search.study.result import StudyResult
+    from sctune.search.study.study import Study
+
+
+PlanHook = Callable[["Plan", Resources], None]
+
+
+def run_search(
+    options: SearchOptions,
+    console: Console | None = None,
+    on_plan: PlanHook | None = None,
+    notify: Sequence[str] = (),
+) -> StudyResult:
+    """Search from options to a finished or stopped study; what `sctune search` does.
+
+    on_plan is shown the plan before the first trial; notify: commands and URLs that are told the end. Raises
+    SctuneError with one line for bad input (nothing is left behind), AllTrialsFailedError when no trial succeeded.
+    """
+    started = time.monotonic()
+    with planned(options) as (plan, resources):
+        return _first_launch(plan, resources, on_plan, options.time_budget_s, console, started, notify)
+
+
+@contextmanager
+def planned(options: SearchOptions) -> Iterator[tuple[Plan, Resources]]:
+    """A plan that passed all checks, and the session that it was made for. Writes nothing but the image cache.
+
+    Without an address the checks come before Ray is started, so that bad input is told at once.
+    """
+    import torch
+
+    from sctune.search.plan.plan import make_plan
+
+    if options.address is None:
+        check_temporary_folder()
+    plan = make_plan(options, has_gpu=torch.cuda.is_available()) if options.address is None else None
+    with session(options.address) as warnings:
+        if plan is None:
+            import ray
+
+            plan = make_plan(options, has_gpu=ray.cluster_resources().get("GPU", 0) > 0)
+        plan = replace(plan, warnings=(*plan.warnings, *warnings))
+        yield _with_resources(plan, options.address, options.gpus_per_trial, options.max_concurrent)
+
+
+def run_plan(
+    plan: Plan,
+    *,
+    address: str | None = None,
+    max_concurrent: int | None = None,
+    console: Console | None = None,
+    on_plan: PlanHook | None = None,
+) -> StudyResult:
+    """Run a plan that was made without the options of a search (`sctune confirm`); as `run_search`."""
+    started = time.monotonic()
+    with session(address) as warnings:
+        plan = replace(plan, warnings=(*plan.warnings, *warnings))
+        # 0 is an answer too: what was searched without a GPU is trained without one again, as in a resume
+        plan, resources = _with_resources(plan, address, plan.manifest.resources.gpus, max_concurrent)
+        return _first_launch(plan, resources, on_plan, None, console, started, ())
+
+
+def _first_launch(
+    plan: Plan,
+    resources: Resources,
+    on_plan: PlanHook | None,
+    budget_s: float | None,
+    console: Console | None,
+    started: float,
+    notify: Sequence[str],
+) -> StudyResult:
+    from sctune.search.run.launch import Launch
+    from sctune.search.run.session import run_launch
+    from sctune.search.study.content import keep_files
+    from sctune.search.study.locations import mark_storage
+    from sctune.search.study.study import Study
+    from sctune.tracking.server import check_tracking
+
+    if on_plan is not None:
+        on_plan(plan, resources)
+    # the plan has written nothing: a database gets its tables here
+    check_tracking(plan.manifest.tracking_uri)
+    study = Study.create(plan.study_root, plan.manifest)
+    with study.lock():
+        keep_files(study.folder, plan.splits)
+        mark_storage(study.manifest)
+        return run_launch(Launch(study, plan.space, plan.splits, resources, budget_s, console, started), notify)
+
+
+def _with_resources(
+    plan: Plan, address: str | None, gpus: float | None, max_concurrent: int | None
+) -> tuple[Plan, Resources]:
+    wanted = plan.manifest.resources
+    left_out = _lacking_nodes(plan.manifest, plan.splits, address)
+    resources = plan_resources(wanted.cpus, gpus, max_concurrent, address is not None, left_out)
+    spec = wanted.model_copy(
+        update={"cpus": resources.cpus, "gpus": resources.gpus, "max_concurrent": resources.concurrent}
+    )
+    manifest = plan.manifest.model_copy(update={"resources": spec})
+    return replace(plan, manifest=manifest, warnings=(*plan.warnings, *left_out.values())), resources
+
+
+def _lacking_nodes(manifest: StudyManifest, splits: Mapping[str, Split], address: str | None) -> dict[str, str]:
+    """Id -> one line for each node that cannot run trials; ClusterError where none can. One of our own is not asked."""
+    if address is None and len(nodes_alive()) < 2:
+        return {}
+    from sctune.data.place import needs_of
+
+    needs = needs_of(splits.values(), cache_folder(), manifest.trial_config().data.image_size)
+    return check_nodes(manifest.storage_path, manifest.versions, needs)
+
+
+def resume(
+    name: str,
+    *,
+    study_root: Path | None = None,
+    more_trials: int = 0,
+    address: str | None = None,
+    max_concurrent: int | None = None,
+    time_budget_s: float | None = None,
+    max_disk: int | None = None,
+    storage: str | None = None,
+    storage_path: str | None = None,
+    tracking_uri: str | None = None,
+    console: Console | None = None,
+    notify: Sequence[str] = (),
+) -> StudyResult:
+    """Go on with a study: unfinished trials first, from their last checkpoint, then new ones up to the budget.
+
+    more_trials: added to the study's number of trials. time_budget_s: over all launches; None: the study's own,
+    infinity: none any more. storage: URL of the record, where the study was begun on another machine or the URL holds
+    the password. storage_path, tracking_uri: places of checkpoints and runs from now on; None: as they are. max_disk:
+    bytes, replaces the study's limit. Raises StudyError for a missing study, one that runs, or one whose places are
+    not seen from here; ChangedDataError where its images are not those that it began with.
+    """
+    started = time.monotonic()
+    from sctune.search.plan.plan import checked_splits
+    from sctune.search.run.launch import Launch
+    from sctune.search.run.session import run_launch
+    from sctune.search.study.locations import check_seen, move
+    from sctune.search.study.study import Study
+
+    study = Study.open((study_root or studies_folder()).expanduser().absolute(), name, storage)
+    with study.lock():
+        _check_versions(study)
+        move(study, storage_path, tracking_uri)
+        check_seen(study)
+        splits = checked_splits(study.manifest, study.folder)
+        _warn_about_tracking(study, console)
+        if more_trials:
+            _warn_about_looks(study, console)
+        budget_s = time_budget_s or study.manifest.time_budget_s
+        seconds_left = _budget_left(study, budget_s)
+        with session(address) as warnings:
+            _tell(warnings, console)
+            asked = study.manifest.resources
+            at_a_time = max_concurrent or asked.asked_concurrent
+            left_out = _lacking_nodes(study.manifest, splits, address)
+            _tell(list(left_out.values()), console)
+            resources = plan_resources(asked.cpus, asked.gpus, at_a_time, address is not None, left_out)
+            if max_disk is not None:
+                study.with_max_disk(max_disk)
+            if more_trials:
+                study.with_trials(study.manifest.trials + more_trials)
+            if time_budget_s is not None:
+                study.with_time_budget(None if math.isinf(time_budget_s) else time_budget_s)
+            space = study.manifest.build_space()
+            launch = Launch(study, space, splits, resources, seconds_left, console, started)
+            return run_launch(launch, notify)
+
+
+def _warn_about_tracking(study: Study, console: Console | None) -> None:
+    """A study goes on without MLflow: what it is owed waits in the journal."""
+    from sctune.tracking.server import check_tracking
+
+    try:
+        check_tracking(study.manifest.tracking_uri)
+    except TrackingError as problem:
+        text = f"{problem}; the study goes on, and `sctune sync {study.name}` sends later what is owed"
+        (console or Console(stderr=True)).print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _warn_about_looks(study: Study, console: Console | None) -> None:
+    """Who has seen the test numbers and searches on may choose by them, if only by when to stop."""
+    from sctune.search.study.ledger import ledger_line, looks
+
+    rows = looks(study)
+    if rows:
+        _tell([f"{ledger_line(rows)}; what is searched from here on is no longer blind to them"], console)
+
+
+def _check_versions(study: Study) -> None:
+    from sctune.trial.trainable import package_versions
+
+    here, then = package_versions(), study.manifest.versions
+    changed = [f"{name} {then[name]} then, {here.get(name)} now" for name in then if here.get(name) != then[name]]
+    if changed:
+        raise StudyError(
+            f"study {study.name} was begun with other versions ({', '.join(changed)}), so its trials could not be "
+            "compared; install those versions, or start a new study"
+        )
+
+
+@contextmanager
+def session(address: str | None) -> Iterator[list[str]]:
+    """A connection to Ray; a local cluster that it started ends with it. Gives warnings about what is reachable."""
+    started = connect(address)
+    try:
+        yield exposure(address)
+    finally:
+        if started:
+            import ray
+
+            ray.shutdown()
+
+
+def _tell(warnings: list[str], console: Console | None) -> None:
+    for line in warnings:
+        (console or Console(stderr=True)).print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _budget_left(study: Study, budget_s: float | None) -> float | None:
+    """Seconds that the study may still take; StudyError when none are left. None, infinity: no limit."""
+    if budget_s is None or math.isinf(budget_s):
+        return None
+    spent = sum(launch.seconds or 0.0 for launch in study.manifest.launches)
+    if spent >= budget_s:
+        raise StudyError(
+            f"the time budget of {budget_s:g} s is spent ({spent:.0f} s over {len(study.manifest.launches)} launches); "
+            f"give a larger one with `sctune resume {study.name} --time-budget 2h`, or none to have no limit"
+        )
+    return budget_s - spent

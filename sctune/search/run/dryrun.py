@@ -1,0 +1,246 @@
+"""What a search would do and cost, before it does: `sctune search --dry-run`."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from sctune.search.cluster.connection import Resources
+from sctune.search.plan import costs
+from sctune.search.plan.options import SearchOptions
+from sctune.search.plan.plan import Plan
+from sctune.search.run.driver import planned
+from sctune.search.run.progress import duration
+from sctune.search.space.definition import Space, Values
+from sctune.search.space.parameter import Parameter
+from sctune.tracking.server import safe_uri
+
+_HEADS = ("single_head", "two_head_patch", "two_head_latent", "four_head")
+"""By the seconds of a step; the last two pass reference images too."""
+
+
+class Probe(NamedTuple):
+    """A point, tried on the first task. Seconds of a step, of a scoring, and of scoring as the registered model does.
+
+    final_seconds: of all selection and calibration images, which the end of a search scores once. weights_bytes: of
+    the detector's state; checkpoint_bytes: with the optimiser's.
+    """
+
+    step_seconds: float
+    scoring_seconds: float
+    final_seconds: float
+    weights_bytes: int
+    checkpoint_bytes: int
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """A plan with measured costs; seconds are of this machine at the moment, with a trial's share of threads.
+
+    timed: the point that was timed, one of those whose steps take longest. study_seconds: all together, with
+    start_seconds (checks, Ray, its workers) and end_seconds (figures, model, its registration, Ray's end).
+    study_bytes: all together: the most that checkpoints take at a time, checkpoints_bytes, and files_bytes of figures,
+    record and MLflow's copies.
+    """
+
+    plan: Plan
+    resources: Resources
+    timed: Values
+    step_seconds: float
+    epoch_seconds: float
+    start_seconds: float
+    end_seconds: float
+    study_seconds: float
+    checkpoint_bytes: int
+    checkpoints_bytes: int
+    files_bytes: int
+
+    @property
+    def study_bytes(self) -> int:
+        return self.checkpoints_bytes + self.files_bytes
+
+    @property
+    def lines(self) -> list[str]:
+        around = duration(self.start_seconds + self.end_seconds)
+        return [
+            *plan_lines(self.plan, self.resources),
+            f"one step {self.step_seconds:.2f} s, one epoch with scoring {self.epoch_seconds:.1f} s, "
+            f"timed at {_fields(self.timed)}",
+            f"expected time: about {duration(self.study_seconds)}, with {around} for start and end, "
+            "less what early stopping and cheaper points save",
+            f"disk: {_mib(self.checkpoint_bytes)} per checkpoint, {_mib(self.checkpoints_bytes)} of checkpoints "
+            f"+ {_mib(self.files_bytes)} of figures, record and MLflow's copies = {_mib(self.study_bytes)} in all",
+        ]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "format_version": 1,
+            "manifest": self.plan.manifest.model_dump(mode="json", exclude={"tracking_uri", "storage_url"}),
+            "tracking_uri": safe_uri(self.plan.manifest.tracking_uri),
+            "tracking_origin": self.plan.tracking_origin,
+            "splits": {key: split.summary() for key, split in self.plan.splits.items()},
+            "timed": self.timed,
+            "step_seconds": self.step_seconds,
+            "epoch_seconds": self.epoch_seconds,
+            "start_seconds": self.start_seconds,
+            "end_seconds": self.end_seconds,
+            "study_seconds": self.study_seconds,
+            "checkpoint_bytes": self.checkpoint_bytes,
+            "checkpoints_bytes": self.checkpoints_bytes,
+            "files_bytes": self.files_bytes,
+            "study_bytes": self.study_bytes,
+            "data": [check.to_dict() for check in self.plan.checks],
+            "warnings": list(self.plan.warnings),
+        }
+
+
+def dry_run(options: SearchOptions) -> DryRun:
+    """Check everything, run one step and one scoring of the first task, and work out time and disk."""
+    import torch
+
+    began = time.perf_counter()
+    with planned(options) as (plan, resources):
+        # the search does the same before its launch
+        start = time.perf_counter() - began
+        closing = time.perf_counter()
+    end = time.perf_counter() - closing
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(1, round(resources.cpus)))
+    try:
+        timed = dearest_point(plan.space)
+        probe = _probe(plan, timed)
+    finally:
+        torch.set_num_threads(threads)
+    return costed(plan, resources, timed, probe, start, end)
+
+
+def costed(
+    plan: Plan, resources: Resources, timed: Values, probe: Probe, start_s: float = 0.0, end_s: float = 0.0
+) -> DryRun:
+    """Time and disk of a plan from what one point takes; start_s, end_s: of checks and Ray, as measured here."""
+    manifest = plan.manifest
+    budget = plan.space.config(timed).budget
+    tasks = len(manifest.tasks)
+    epoch = (budget.iterations * probe.step_seconds + probe.scoring_seconds) * tasks
+    turns = math.ceil(manifest.trials / resources.concurrent)
+    start = start_s + costs.WORKERS_S
+    end = end_s + costs.END_S + probe.final_seconds
+    # running trials hold one checkpoint each (two for a moment), the best ones keep theirs
+    held = 2 * resources.concurrent + manifest.keep_best
+    size = probe.checkpoint_bytes * tasks
+    images = max(len(split.development) for split in plan.splits.values())
+    return DryRun(
+        plan=plan,
+        resources=resources,
+        timed=timed,
+        step_seconds=probe.step_seconds,
+        epoch_seconds=epoch,
+        start_seconds=start,
+        end_seconds=end,
+        study_seconds=start + turns * (costs.TRIAL_S + budget.epochs * epoch) + end,
+        checkpoint_bytes=size,
+        checkpoints_bytes=held * size,
+        files_bytes=costs.files_bytes(probe.weights_bytes, manifest.trials, budget.epochs, images),
+    )
+
+
+def dearest_point(space: Space) -> Values:
+    """The extreme point to time: the one whose epoch takes longest by its configuration, the first of equal ones."""
+    base = space.base.flat()
+    return max(space.probe_points(), key=lambda point: _cost(base | space.assignments(point)))
+
+
+def _cost(config: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What makes an epoch long, the heaviest first: an order, not a number of seconds.
+
+    Pixels of an epoch; the larger backbone, and how far it is run and trained; SaliencyCut, which adds a forward and
+    a backward pass; heads, those with references first; then how many references and patches they take.
+    """
+    pixels = config["budget.iterations"] * config["budget.batch_size"] * config["data.image_size"] ** 2
+    return (
+        pixels,
+        config["model.n_scales"],
+        config["model.backbone"] == "resnet18",
+        config["model.tap"] == "deep",
+        -config["model.freeze"],
+        {"none": 0, "saliencycut": 2}.get(config["augment.kind"], 1),
+        _HEADS.index(config["model.heads"]),
+        config["model.reference_count"],
+        config["model.patch_count"],
+    )
+
+
+def plan_lines(plan: Plan, resources: Resources) -> list[str]:
+    """The plan in words, shown before every search."""
+    manifest, base = plan.manifest, plan.space.base
+    points = plan.space.size()
+    size = "continuous" if points is None else f"{points} points"
+    lines = [
+        f"study {manifest.name}: space {manifest.space['name']} ({size}), "
+        f"profile {manifest.profile}, {manifest.trials} trials, sampler {manifest.sampler}, "
+        f"scheduler {manifest.scheduler.name}",
+        *(_parameter(plan.space, parameter) for parameter in plan.space.parameters),
+        *(f"  variant {name}: {_fields(fields)}" for name, fields in plan.space.variants.items()),
+        f"runs: {safe_uri(manifest.tracking_uri)} ({plan.tracking_origin})",
+        f"data {manifest.data.name}: {_counts(manifest.data.counts)}",
+        *(f"  {line}" for check in plan.checks for line in check.table),
+        plan.depth,
+        f"selection by {manifest.selection.mode}: {manifest.selection.reason}",
+        f"tasks: {', '.join(task.key for task in manifest.tasks)}; {base.budget.epochs} epochs x "
+        f"{base.budget.iterations} iterations x {base.budget.batch_size} images of {base.data.image_size} px",
+        f"{resources.concurrent} trial(s) at a time, each with {resources.cpus:g} CPU and {resources.gpus:g} GPU, "
+        f"of {resources.cluster_cpus:g} CPUs and {resources.cluster_gpus:g} GPUs on {resources.nodes} node(s)",
+    ]
+    if manifest.data.licence:
+        lines.append(f"data licence: {manifest.data.licence}")
+    if plan.skipped:
+        lines.append(f"skipped {len(plan.skipped)} corrupt images, the first is {plan.skipped[0]}")
+    return [*lines, *(f"warning: {line}" for line in plan.warnings)]
+
+
+def _parameter(space: Space, parameter: Parameter) -> str:
+    idle = "" if space.can_be_active(parameter) else "; never drawn: it has no effect with this configuration"
+    return f"  {parameter.name}: {parameter.describe()}{idle}"
+
+
+def _fields(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in values.items()) or "the base as it is"
+
+
+def _counts(counts: dict[str, int]) -> str:
+    parts = []
+    for name in ("train", "selection", "calibration", "test"):
+        parts.append(f"{name} {counts[f'{name}_normals']} normal + {counts[f'{name}_anomalies']} anomalous")
+    return ", ".join(parts)
+
+
+def _mib(size: int) -> str:
+    return f"{size / 2**20:.0f} MiB"
+
+
+def _probe(plan: Plan, point: Values) -> Probe:
+    """Costs of a point on the first task."""
+    from sctune.train.trainer import Trainer
+
+    task = plan.manifest.tasks[0]
+    split = plan.splits[task.key]
+    trainer = Trainer(plan.space.config(point), task, split=split)
+    trainer.detector.train()
+    trainer.step.start_epoch(0)
+    trainer.step.run(0)
+    # the first scoring fills the kept maps of frozen blocks, which later epochs find
+    trainer.selection.evaluate(trainer.scorer)
+    started = time.perf_counter()
+    trainer.step.run(1)
+    stepped = time.perf_counter()
+    trainer.selection.evaluate(trainer.scorer)
+    scored = time.perf_counter()
+    images = trainer.selection.images
+    trainer.detector.score_alike(images)
+    final = (time.perf_counter() - scored) * (1 + len(split.calibration) / len(images))
+    weights = sum(value.nbytes for value in trainer.detector.state_dict().values())
+    size = sum(value.nbytes for value in trainer.state()[0].values())
+    return Probe(stepped - started, scored - stepped, final, weights, size)

@@ -1,0 +1,285 @@
+"""One launch over a study: observers, a fresh Tuner, clean stops, and an honest end whatever happens."""
+
+from __future__ import annotations
+
+import io
+import logging
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any
+
+from ray import tune
+from rich.console import Console
+
+from sctune.data.split import Split
+from sctune.errors import AllTrialsFailedError, ClusterError, StudyError, UnrecordedStopError
+from sctune.paths import cache_folder
+from sctune.search.cluster.connection import Resources, largest_share, nodes_alive, nodes_for
+from sctune.search.cluster.tune_registry import remembered_trainables
+from sctune.search.plan.plan import selection_labels, weights_digests
+from sctune.search.reconcile.replay import past_trial, replay_owed, study_facts
+from sctune.search.reconcile.stored_trials import remove_strays
+from sctune.search.run.back_pressure import DiskUse, StartGate
+from sctune.search.run.faults import Faults, Share
+from sctune.search.run.finish import ended, finish
+from sctune.search.run.progress import SearchProgress
+from sctune.search.run.retention import CheckpointKeeper
+from sctune.search.run.scheduler import RuleScheduler, make_rule, refill
+from sctune.search.run.searcher import Observer, StudySearcher
+from sctune.search.run.signals import LeaveNow, Stop, stop_signals
+from sctune.search.space.definition import Space
+from sctune.search.study.content import task_digests
+from sctune.search.study.driver import stop_requests
+from sctune.search.study.record import AfterRecord
+from sctune.search.study.result import StudyResult, value_se
+from sctune.search.study.study import Study
+from sctune.search.study.trial_log import TrialLog
+from sctune.tracking.callback import TrackingCallback
+from sctune.tracking.writer import Writer
+from sctune.trial import trainable as trials_in_ray
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What a launch needs; the caller holds the study's lock.
+
+    seconds_left: what is left of the time budget. started: time.monotonic() of the command.
+    """
+
+    study: Study
+    space: Space
+    splits: dict[str, Split]
+    resources: Resources
+    seconds_left: float | None
+    console: Console | None
+    started: float
+
+    def run(self) -> StudyResult:
+        """Search until the budget is spent, the space exhausted or a stop asked for.
+
+        Raises AllTrialsFailedError, and ClusterError for trouble of a node that every trial would meet.
+        """
+        study = self.study
+        writer = Writer(study.manifest.tracking_uri, study.folder / "tracking.jsonl")
+        tracking = TrackingCallback(AfterRecord(study.record, writer), study_facts(study), self.space.assignments)
+        try:
+            searcher, result = self._search(tracking, writer)
+            reason = "failed" if searcher.hopeless else "stopped" if result.stopped else ended(result)
+            study.end_launch(_now(), reason)
+        except BaseException as problem:
+            # the trials stay as the record has them; nothing may look as if it still ran
+            if study.launched and not study.taken:
+                tracking.on_study_end("FAILED", {"error": f"{type(problem).__name__}: {problem}"[:500]})
+            # events wait for the record
+            study.record.settle(3)
+            writer.drain(3)
+            if study.launched:
+                study.end_launch(_now(), "stopped" if isinstance(problem, UnrecordedStopError) else "failed")
+            raise
+        finally:
+            # the record hands the last events on
+            try:
+                study.record.close()
+            finally:
+                writer.close()
+        _check(study, searcher, result)
+        return result
+
+    def _search(self, tracking: TrackingCallback, writer: Writer) -> tuple[StudySearcher, StudyResult]:
+        study, manifest = self.study, self.study.manifest
+        trials = study.record.load()
+        if study.record.foreign_note is not None:
+            (self.console or Console(stderr=True)).print(
+                study.record.foreign_note, markup=False, highlight=False, soft_wrap=True
+            )
+        labels = selection_labels(manifest, self.splits)
+        progress = SearchProgress(
+            manifest.trials,
+            self.space.base.budget.epochs,
+            self.resources.concurrent,
+            trials,
+            lambda scores: value_se(scores, labels),
+            self.console or Console(stderr=True),
+        )
+        remove_strays(manifest.storage_path, [past_trial(trial) for trial in trials], manifest.keep_best)
+        keeper = CheckpointKeeper(
+            manifest.storage_path, manifest.keep_best, trials, study.record.then, lambda: study.taken
+        )
+        lacking = self.resources.left_out
+        faults = Faults(
+            Share(self.resources.cpus, self.resources.gpus),
+            largest_share(lacking),
+            lambda node: node in nodes_alive(),
+            lambda share: nodes_for(share.cpus, share.gpus),
+            lacking,
+        )
+        use = DiskUse(study.folder, manifest.storage_path)
+        gate = StartGate(
+            use, keeper, manifest.max_disk, self.resources.concurrent, lambda: study.record.trouble, progress.say
+        )
+        trial_log = TrialLog(study.folder, len(manifest.launches) + 1)
+        observers: list[Observer] = [tracking, keeper, progress, trial_log]
+
+        def left_out(line: str) -> None:
+            _log.warning("%s", line)
+            progress.say(line)
+            study.record.then(lambda: study.leave_out(line), always=True)
+
+        searcher = StudySearcher(manifest, self.space, study.record, observers, faults, gate, left_out)
+        study.add_launch(_now(), tuple(lacking.values()))
+        tracking.on_study_start()
+        replay_owed(study, trials, writer)
+        with stop_signals(searcher, _stop_key(study), self.seconds_left) as stop, stop_requests(study):
+            with progress, trial_log, gate, _only_our_own_output():
+                tune_trials(study, self.space, self.splits, self.resources, searcher)
+            if searcher.bug is not None:
+                keeper.close()
+                raise searcher.bug
+            self._flush(searcher)
+            # what it removes waits for the record
+            keeper.close()
+            if study.taken:
+                raise StudyError(study.lost or f"study {study.name!r} is being run by another driver")
+            return searcher, self._finish(searcher, tracking, writer, stop)
+
+    def _flush(self, searcher: StudySearcher) -> None:
+        record = self.study.record
+        try:
+            record.flush()
+        except StudyError as problem:
+            if not searcher.stopping or record.trouble is None:
+                raise
+            raise UnrecordedStopError(
+                f"stopped, but {problem}; what it lacks is in the checkpoints: go on with "
+                f"`sctune resume {self.study.name}` when the database is back"
+            ) from None
+
+    def _finish(self, searcher: StudySearcher, tracking: TrackingCallback, writer: Writer, stop: Stop) -> StudyResult:
+        def end(hasty: bool) -> StudyResult:
+            seconds = time.monotonic() - self.started
+            return finish(self.study, self.splits, searcher, tracking, writer, seconds, hasty)
+
+        try:
+            stop.finishing = True
+            return replace(end(hasty=False), out_of_time=stop.out_of_time)
+        except LeaveNow:
+            return end(hasty=True)
+
+
+def tune_trials(
+    study: Study, space: Space, splits: dict[str, Split], resources: Resources, searcher: StudySearcher
+) -> None:
+    """Run a fresh Tuner until the searcher has no more trials, or a signal ends it."""
+    manifest = study.manifest
+    spec = manifest.scheduler
+    rule = make_rule(spec.name, space.base.budget.epochs, spec.grace, spec.factor, manifest.sampler_seed)
+    if rule is not None:
+        refill(rule, searcher.history)
+    trainable = tune.with_parameters(
+        trials_in_ray.SaliencyCutTrainable, spec=_trial_spec(study, space, splits, list(rule.rungs) if rule else [])
+    )
+    scratch = study.folder / "ray"
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+    tuner = tune.Tuner(
+        tune.with_resources(trainable, _share_of),
+        tune_config=tune.TuneConfig(
+            search_alg=searcher,
+            scheduler=RuleScheduler(rule, searcher.on_error),
+            num_samples=-1,
+            max_concurrent_trials=resources.concurrent,
+            reuse_actors=True,
+            trial_name_creator=_trial_name,
+            trial_dirname_creator=_trial_name,
+        ),
+        run_config=tune.RunConfig(
+            name=f"launch-{len(manifest.launches)}",
+            storage_path=str(scratch),
+            # checkpoints are the trainable's own; Ray keeps none
+            checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
+            # the searcher decides which trial starts again, and when
+            failure_config=tune.FailureConfig(max_failures=0),
+            verbose=0,
+        ),
+    )
+    try:
+        with remembered_trainables():
+            tuner.fit()
+    finally:
+        # Ray's snapshot is never read back; the record is the truth
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _trial_spec(study: Study, space: Space, splits: dict[str, Split], rungs: list[int]) -> dict[str, Any]:
+    manifest, config = study.manifest, space.base
+    if manifest.resources.gpus == 0 and config.runtime.device == "auto":
+        # a trial without a GPU share must not take one that it can see
+        config = config.override({"runtime.device": "cpu"})
+    return trials_in_ray.TrialSpec(
+        config=config.model_dump(),
+        tasks=list(manifest.tasks),
+        storage=manifest.storage_path,
+        cache=str(cache_folder()),
+        checkpoint_epochs=rungs,
+        checkpoint_interval=manifest.checkpoint_interval,
+        splits={key: split.digest for key, split in splits.items()},
+        contents=task_digests(splits),
+        weights_sha256=weights_digests(space),
+        versions=manifest.versions,
+        stop_key=_stop_key(study),
+    ).model_dump()
+
+
+def _stop_key(study: Study) -> str:
+    return f"sctune-stop:{study.manifest.study_id}:{len(study.manifest.launches)}"
+
+
+def _share_of(config: dict[str, Any]) -> tune.PlacementGroupFactory:
+    share, avoid = config["share"], config["avoid"]
+    # part of the request, so that Tune reuses no idle worker of such a node
+    where = {"bundle_label_selector": [{"ray.io/node-id": f"!in({','.join(avoid)})"}]} if avoid else {}
+    return tune.PlacementGroupFactory([{"CPU": share["cpus"], "GPU": share["gpus"]}], **where)
+
+
+def _trial_name(trial: Any) -> str:
+    return f"trial-{trial.config.get('number', 0):05d}-{trial.trial_id}"
+
+
+@contextmanager
+def _only_our_own_output() -> Iterator[None]:
+    """Ray's remarks about lost workers go to the log; on stdout they would stand in the middle of a JSON document."""
+
+    class ToLog(io.TextIOBase):
+        def write(self, text: str) -> int:
+            for line in filter(str.strip, text.splitlines()):
+                _log.info("%s", line)
+            return len(text)
+
+    with redirect_stdout(ToLog()):
+        yield
+
+
+def _check(study: Study, searcher: StudySearcher, result: StudyResult) -> None:
+    if searcher.abort is not None:
+        raise ClusterError(f"{searcher.abort}; then `sctune resume {study.name}`")
+    if searcher.hopeless is not None:
+        count = sum(row.state == "FAIL" for row in result.rows)
+        raise AllTrialsFailedError(
+            f"the first {count} trials of {study.name} failed, so it was ended; "
+            f"{searcher.hopeless}; see `sctune logs {study.name} 0`, then `sctune resume {study.name}`"
+        )
+    if result.rows and all(row.state == "FAIL" for row in result.rows):
+        causes = {row.failure["message"] for row in result.rows if row.failure}
+        raise AllTrialsFailedError(
+            f"all {len(result.rows)} trials of {study.name} failed: {'; '.join(sorted(causes))[:300]}; "
+            f"see `sctune status {study.name}`"
+        )
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

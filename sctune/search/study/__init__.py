@@ -1,0 +1,1 @@
+"""A study at rest: manifest, record, database, lock, locations and what follows from them."""

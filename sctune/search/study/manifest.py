@@ -1,0 +1,144 @@
+"""What a study was asked for: its manifest, one file of JSON, or one attribute in a shared database."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from sctune.config import Task, TrialConfig
+from sctune.errors import StudyError
+from sctune.search.space.definition import Space
+
+FORMAT_VERSION = 1
+
+
+class Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class SchedulerSpec(Frozen):
+    name: str
+    grace: int | None = None
+    factor: int = 3
+
+
+class SelectionSpec(Frozen):
+    mode: str
+    reason: str = ""
+
+
+class DataSpec(Frozen):
+    name: str
+    digest: str
+    counts: dict[str, int] = {}
+    licence: str | None = None
+    attribution: str | None = None
+
+
+class ResourceSpec(Frozen):
+    cpus: float = 1.0
+    gpus: float = 0.0
+    max_concurrent: int = 1
+    asked_concurrent: int | None = None
+
+
+class Launch(Frozen):
+    """One run of the driver; times are ISO 8601 in UTC; no end: it runs, or it was killed.
+
+    seen: its last sign of life, some seconds old at most. host: where it ran. left_out: a line for each node that got
+    no trials, or none any more.
+    """
+
+    started: str
+    ended: str | None = None
+    reason: str | None = None
+    seen: str | None = None
+    host: str | None = None
+    left_out: tuple[str, ...] = ()
+
+    @property
+    def seconds(self) -> float | None:
+        """How long it took, up to its last sign of life where it has no end; None where there is none."""
+        last = self.ended or self.seen
+        if last is None:
+            return None
+        return (datetime.fromisoformat(last) - datetime.fromisoformat(self.started)).total_seconds()
+
+
+class StudyManifest(Frozen):
+    """What was asked for; written once, and changed only by larger budgets, places that moved and the launches.
+
+    config: the base TrialConfig tree, with the space's `set:` and the command line merged.
+    storage_path: URI that all nodes see (checkpoints); storage_url: SQLAlchemy URL of the record, None: SQLite in
+    the study's folder. No URL here holds a password. checkpoint_interval: seconds. time_budget_s: over all launches.
+    splits: task key -> digest of its lists of files. confirms: id of the study whose best trials this one trains anew.
+    """
+
+    format_version: Literal[1] = 1
+    study_id: str = Field(default_factory=lambda: uuid.uuid4().hex)
+    name: str
+    created: str
+    space: dict[str, Any]
+    profile: str
+    config: dict[str, Any]
+    tasks: tuple[Task, ...] = Field(min_length=1, strict=False)
+    sampler: str
+    sampler_seed: int = Field(0, ge=0, lt=2**32)
+    scheduler: SchedulerSpec
+    trials: int = Field(ge=1)
+    selection: SelectionSpec
+    partition_seed: int = 0
+    splits: dict[str, str] = {}
+    folds: int = 2
+    data: DataSpec
+    storage_path: str
+    tracking_uri: str
+    storage_url: str | None = None
+    keep_best: int = 3
+    max_disk: int | None = None
+    checkpoint_interval: float = 60.0
+    time_budget_s: float | None = None
+    resources: ResourceSpec = ResourceSpec()
+    versions: dict[str, str] = {}
+    git_commit: str | None = None
+    launches: tuple[Launch, ...] = ()
+    confirms: str | None = None
+
+    def trial_config(self) -> TrialConfig:
+        return TrialConfig.load(self.config)
+
+    def build_space(self) -> Space:
+        return Space.from_dict(self.space, self.trial_config())
+
+    def config_of(self, params: Mapping[str, Any]) -> TrialConfig:
+        """The complete configuration of a trial, from its parameters as results show them (with `variant`)."""
+        return self.build_space().config(params)
+
+
+def read_manifest(path: Path) -> StudyManifest:
+    """From a file; raises StudyError in one line where there is none that this sctune can read."""
+    try:
+        return manifest_of(path.read_text(encoding="utf-8"), str(path))
+    except (OSError, UnicodeDecodeError) as problem:
+        raise StudyError(f"{path} cannot be read: {problem}") from None
+
+
+def manifest_of(text: str, where: str) -> StudyManifest:
+    """From JSON; where: what messages call it. Raises StudyError as `read_manifest` does."""
+    try:
+        version = json.loads(text).get("format_version")
+        if version != FORMAT_VERSION:
+            raise StudyError(f"{where} has format_version {version!r}, this sctune reads {FORMAT_VERSION}; update it")
+        return StudyManifest.model_validate_json(text)
+    except ValidationError as problem:
+        first = problem.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise StudyError(f"{where} is damaged: {place}: {first['msg']}") from None
+    except (ValueError, AttributeError, RecursionError) as problem:
+        raise StudyError(f"{where} cannot be read: {problem}") from None

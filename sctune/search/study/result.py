@@ -1,0 +1,251 @@
+"""What a search gives: the study's trials in order of merit, the best of them, and where to look."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from optuna.trial import FrozenTrial
+
+from sctune.report import OBJECTIVE
+from sctune.search.run.progress import duration
+from sctune.search.study.leaderboard import TrialRow, best_row, leaderboard
+from sctune.search.study.noise import MIN_GAP, auroc_difference_se, auroc_se
+from sctune.search.study.study import Study
+
+
+@dataclass(frozen=True)
+class Gap:
+    """Two trials on the same images: difference of their objectives and its standard error."""
+
+    first: int
+    second: int
+    difference: float
+    error: float
+
+    @property
+    def clear(self) -> bool:
+        return abs(self.difference) >= MIN_GAP * self.error > 0
+
+
+@dataclass(frozen=True)
+class StudyResult:
+    """A study as it stands. rows: trials in order of merit; noise: standard error of the best value.
+
+    equal: full runs, the best one counted in, whose value is exactly the best one's.
+    gap: the best full run against the median trial; indistinct: full runs not told apart from the best one.
+    saved_share: share of the epochs of all ended trials that early stopping did not spend.
+    """
+
+    name: str
+    folder: Path
+    rows: tuple[TrialRow, ...]
+    best: TrialRow | None
+    noise: float | None
+    gap: Gap | None
+    indistinct: int
+    equal: int
+    saved_share: float
+    seconds: float
+    tracking_uri: str
+    parent_run_id: str | None = None
+    stopped: bool = False
+    out_of_time: bool = False
+    exhausted: str | None = None
+    unwritten: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def way_on(self) -> str | None:
+        """How a study goes on that was stopped or met a full disk at its end, for people; None for one that is done."""
+        if self.unwritten and not self.stopped:
+            return (
+                f"the disk is full: {', '.join(self.unwritten)} could not be written; make room, then `sctune sync "
+                f"{self.name}`"
+            )
+        if not self.stopped:
+            return None
+        if self.out_of_time:
+            return f"time budget spent; go on with `sctune resume {self.name} --time-budget` and a longer one, or none"
+        return f"stopped; go on with `sctune resume {self.name}`"
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON document of `--json`."""
+        best = self.best
+        return {
+            "format_version": 1,
+            "study": self.name,
+            "folder": str(self.folder),
+            "best_trial": best.number if best else None,
+            "best_value": best.value if best else None,
+            "best_params": best.params if best else None,
+            "best_value_se": self.noise,
+            "best_vs_median": None
+            if self.gap is None
+            else {
+                "trial": self.gap.second,
+                "difference": self.gap.difference,
+                "se": self.gap.error,
+                "clear": self.gap.clear,
+            },
+            "equal_to_best": self.equal,
+            "epochs_saved_share": self.saved_share,
+            "seconds": self.seconds,
+            "stopped": self.stopped,
+            "exhausted": self.exhausted,
+            "tracking_uri": self.tracking_uri,
+            "parent_run_id": self.parent_run_id,
+            "notes": list(self.notes),
+            "trials": [
+                {
+                    "number": row.number,
+                    "state": row.state,
+                    "params": row.params,
+                    "value": row.value,
+                    "values": {str(epoch): value for epoch, value in row.values.items()},
+                    "stop_reason": row.stop_reason,
+                    "failure": row.failure,
+                }
+                for row in sorted(self.rows, key=lambda row: row.number)
+            ],
+        }
+
+
+def study_result(
+    study: Study,
+    trials: Sequence[FrozenTrial],
+    labels: Mapping[str, Sequence[int]] | None,
+    seconds: float,
+    *,
+    tracking_uri: str,
+    parent_run_id: str | None = None,
+    stopped: bool = False,
+    exhausted: str | None = None,
+    notes: Sequence[str] = (),
+) -> StudyResult:
+    """Sum up the record; labels (task key -> labels of the scored images) give the noise, None leaves it out."""
+    rows = leaderboard(trials)
+    best = best_row(rows)
+    scores = {trial.number: trial.user_attrs.get("scores", {}) for trial in trials}
+    notes = [*notes]
+    full = [row for row in rows if row.state == "COMPLETE"]
+    epochs = study.manifest.trial_config().budget.epochs
+    ended = [row for row in rows if row.state in ("COMPLETE", "PRUNED")]
+    spent = sum(max(row.values, default=0) for row in ended)
+    noise, gap, indistinct = None, None, 0
+    if best is not None and labels is not None:
+        ranked = sorted((row for row in ended if row.value is not None), key=lambda row: row.value or 0.0)
+        median = ranked[(len(ranked) - 1) // 2]
+        unscored = sorted({r.number for r in (median, *full) if not has_scores(scores[r.number], labels)})
+        if unscored:
+            notes.append(_unscored_line(unscored))
+        told = {number: row for number, row in scores.items() if number not in unscored}
+        if best.number in told:
+            noise = value_se(told[best.number], labels)
+            if median.number in told and median.number != best.number:
+                gap = compare(best.number, median.number, told, labels)
+            others = [row.number for row in full if row.number in told and row.number != best.number]
+            indistinct = sum(not compare(best.number, other, told, labels).clear for other in others)
+    return StudyResult(
+        name=study.name,
+        folder=study.folder,
+        rows=tuple(rows),
+        best=best,
+        noise=noise,
+        gap=gap,
+        indistinct=indistinct,
+        equal=sum(row.value == best.value for row in full) if best is not None else 0,
+        saved_share=1 - spent / (epochs * len(ended)) if ended else 0.0,
+        seconds=seconds,
+        tracking_uri=tracking_uri,
+        parent_run_id=parent_run_id,
+        stopped=stopped,
+        exhausted=exhausted,
+        notes=tuple(notes),
+    )
+
+
+def has_scores(scores: Mapping[str, Sequence[float]], labels: Mapping[str, Sequence[int]]) -> bool:
+    """Whether a trial's stored scores cover the scored images: an earlier sctune lost those of some resumed trials."""
+    return all(len(scores.get(key, ())) == len(truth) for key, truth in labels.items())
+
+
+def _unscored_line(numbers: Sequence[int]) -> str:
+    shown = ", ".join(map(str, numbers[:5])) + (" ..." if len(numbers) > 5 else "")
+    return f"no standard errors of trial(s) {shown}: the record does not hold their scores of the selection images"
+
+
+Parts = list[tuple[float, list[int], list[float]]]
+
+
+def _parts(scores: Mapping[str, Sequence[float]], labels: Mapping[str, Sequence[int]]) -> Parts:
+    """Weight, labels and scores of each AUROC that the objective averages (train/selection.py)."""
+    parts: Parts = []
+    for key, truth in labels.items():
+        real = list(scores[key])
+        normal = [score for score, label in zip(real, truth, strict=True) if label == 0]
+        makers = [list(values) for name, values in scores.items() if name.startswith(f"{key}:")]
+        has_real = any(truth)
+        shares = int(has_real) + int(bool(makers))
+        if has_real:
+            parts.append((1 / (shares * len(labels)), list(truth), real))
+        parts += [
+            (1 / (shares * len(makers) * len(labels)), [0] * len(normal) + [1] * len(made), normal + made)
+            for made in makers
+        ]
+    return parts
+
+
+def value_se(scores: Mapping[str, Sequence[float]], labels: Mapping[str, Sequence[int]]) -> float:
+    """Standard error of an objective; the AUROC values that it averages are taken as independent."""
+    return math.sqrt(sum((weight * auroc_se(y, s)) ** 2 for weight, y, s in _parts(scores, labels)))
+
+
+def compare(
+    first: int, second: int, scores: Mapping[int, Mapping[str, Sequence[float]]], labels: Mapping[str, Sequence[int]]
+) -> Gap:
+    """Paired difference of two trials' latest objectives with its standard error."""
+    pairs = [
+        (weight, auroc_difference_se(truth, a, b))
+        for (weight, truth, a), (_, _, b) in zip(
+            _parts(scores[first], labels), _parts(scores[second], labels), strict=True
+        )
+    ]
+    difference = float(np.sum([weight * gap for weight, (gap, _) in pairs]))
+    return Gap(first, second, difference, math.sqrt(sum((weight * error) ** 2 for weight, (_, error) in pairs)))
+
+
+def summary_lines(result: StudyResult) -> list[str]:
+    """The end of a search in words: best configuration, how sure it is, what early stopping saved, where to look."""
+    counts = {
+        state: sum(row.state == state for row in result.rows) for state in ("COMPLETE", "PRUNED", "FAIL", "RUNNING")
+    }
+    lines = [
+        f"study {result.name}: "
+        + ", ".join(f"{count} {state}" for state, count in counts.items() if count)
+        + f" in {duration(result.seconds)}; early stopping saved {100 * result.saved_share:.0f} % of the epochs"
+    ]
+    if result.exhausted:
+        lines.append(result.exhausted)
+    if result.best is not None and result.best.value is not None:
+        noise = "" if result.noise is None else f" +- {result.noise:.4f} (standard error over the scored images)"
+        lines.append(f"best: trial {result.best.number}, {OBJECTIVE} {result.best.value:.4f}{noise}")
+        lines += [f"  {name} = {value}" for name, value in result.best.params.items()]
+    if result.equal > 1:
+        lines.append(f"{result.equal} full runs are exactly equal in AUROC; the best is the first of them by number")
+    if result.gap is not None:
+        gap = result.gap
+        verdict = "more" if gap.clear else "not more"
+        median = next(row for row in result.rows if row.number == gap.second)
+        stopped = f", stopped at epoch {max(median.values)}" if median.state == "PRUNED" else ""
+        lines.append(
+            f"best and median trial ({gap.second}{stopped}) differ by {gap.difference:+.4f} +- {gap.error:.4f}: "
+            f"{verdict} than two paired standard errors"
+        )
+        if result.indistinct:
+            lines.append(f"{result.indistinct} other full run(s) cannot be told apart from the best")
+    return [*lines, *result.notes]

@@ -1,0 +1,35 @@
+"""Reading a study that is not running here: its record and what follows from it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sctune.errors import DataError
+from sctune.search.plan.plan import selection_labels, study_splits
+from sctune.search.study.result import StudyResult, study_result
+from sctune.search.study.study import Study
+from sctune.tracking.server import safe_uri
+
+
+def load_result(study_root: Path, name: str, noise: bool = True, storage: str | None = None) -> StudyResult:
+    """The result of a study as it stands now; without `noise` the data are not looked at.
+
+    storage: URL of the record of a study that another machine began.
+    Raises StudyError for a missing study; where the data are gone the noise is left out and said so.
+    """
+    study = Study.open(study_root, name, storage)
+    manifest = study.manifest
+    notes: list[str] = []
+    labels = None
+    if noise:
+        try:
+            labels = selection_labels(manifest, study_splits(manifest))
+        except DataError as problem:
+            notes.append(f"no standard errors: {problem}")
+    try:
+        trials = study.record.load()
+    finally:
+        study.record.close()
+    notes += [study.record.foreign_note] if study.record.foreign_note else []
+    seconds = sum(launch.seconds or 0.0 for launch in manifest.launches)
+    return study_result(study, trials, labels, seconds, tracking_uri=safe_uri(manifest.tracking_uri), notes=notes)

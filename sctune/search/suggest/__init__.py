@@ -1,0 +1,1 @@
+"""Samplers, and the suggester that asks them for configurations."""

@@ -1,0 +1,205 @@
+"""New configurations: an Optuna study in memory that proposes, and never the same point twice."""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.samplers import BaseSampler, RandomSampler
+from optuna.storages import InMemoryStorage
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from sctune.search.space.definition import Space, Values
+from sctune.search.suggest.cma_state import restored_attrs
+
+MAX_ASKS = 20
+"""Proposals of the sampler that may repeat a point before an untried one is taken instead."""
+
+MAX_RANDOM_ASKS = 100
+MAX_LISTED = 10_000
+"""Finite spaces up to this size give a random untried point, larger ones the first."""
+
+
+class ProposerStorage(InMemoryStorage):
+    """Optuna's storage in memory, which can also forget its latest trial; Optuna has no way to delete one."""
+
+    def forget_latest(self, study_id: int) -> None:
+        """As if the latest trial had never been asked for: its number and id are given again."""
+        with self._lock:
+            trials = self._studies[study_id].trials
+            del self._trial_id_to_study_id_and_number[trials.pop()._trial_id]
+            self._max_trial_id -= 1
+            self._prev_waiting_trial_number[study_id] = min(self._prev_waiting_trial_number[study_id], len(trials))
+
+
+class Proposer:
+    """Asks the sampler, rejects repeated points without leaving a trace, and keeps its view of the trials.
+
+    Numbers are contiguous: a rejected proposal gives its number back. The sampler object stays, so that its random
+    numbers move on; the study's attributes stay, since QMC counts there.
+    """
+
+    def __init__(
+        self,
+        space: Space,
+        sampler: BaseSampler,
+        seed: int,
+        trials: Sequence[FrozenTrial] = (),
+        study_attrs: Mapping[str, Any] | None = None,
+        *,
+        in_order: bool = False,
+        taken: Sequence[int] = (),
+    ) -> None:
+        """trials: of earlier launches, in order of their numbers; in_order: try all points as declared (a grid).
+
+        taken: numbers between theirs that are no trials of the study, and are not given again.
+        """
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self._space = space
+        self._sampler = sampler
+        self._seed = seed
+        self._in_order = in_order
+        self._size = space.size()
+        self._params = {trial.number: space.decode(trial.params) for trial in trials}
+        self._seen = {space.key(values) for values in self._params.values()}
+        # each earlier trial took one at most, while there were some; one that is tried again draws on for its number
+        self._start = deque(space.start[len(trials) :])
+        # what was passed was tried, and stays so: a proposal late in a large grid costs what the first one did
+        self._ahead = (point for point in space.points() if space.key(point) not in self._seen)
+        self._listed: dict[str, Values] | None = None
+        self._study_attrs = dict(study_attrs or {})
+        blanks = [_blank(number) for number in taken]
+        self._fill(sorted([*map(_bare, trials), *blanks], key=lambda trial: trial.number))
+
+    @property
+    def n_trials(self) -> int:
+        return len(self._params)
+
+    def trials(self) -> list[FrozenTrial]:
+        return self._study.get_trials(deepcopy=False)
+
+    def params(self, number: int) -> Values:
+        return dict(self._params[number])
+
+    def ask(self) -> FrozenTrial | None:
+        """A running trial with an untried point, or None when there is none left.
+
+        First the start points (all points in order for a grid), then the sampler, then any untried point.
+        """
+        if self._size is not None and len(self._seen) >= self._size:
+            return None
+        while self._start:
+            trial = self._try(self._start.popleft())
+            if trial is not None:
+                return trial
+        if self._in_order:
+            return self._try_untried()
+        for _ in range(MAX_ASKS):
+            trial = self._try(None)
+            if trial is not None:
+                return trial
+        return self._try_untried()
+
+    def changed_study_attrs(self) -> dict[str, Any]:
+        """The study's system attributes that the sampler has set since the last call."""
+        attrs = self._storage.get_study_system_attrs(self._study_id)
+        changed = {key: value for key, value in attrs.items() if self._study_attrs.get(key) != value}
+        self._study_attrs.update(changed)
+        return changed
+
+    def report(self, number: int, epoch: int, value: float) -> None:
+        """Record an intermediate value of a running trial; the same epoch again replaces it."""
+        self._storage.set_trial_intermediate_value(self._id(number), epoch, value)
+
+    def value(self, number: int, epoch: int) -> float:
+        return self._storage.get_trial(self._id(number)).intermediate_values[epoch]
+
+    def tell(self, number: int, state: TrialState, value: float | None) -> None:
+        """End a running trial. value: None for FAIL."""
+        trial = self._storage.get_trial(self._id(number))
+        values = None if value is None else [value]
+        # study.tell() insists on the highest epoch's value for PRUNED; after a resume it may be of another attempt
+        self._sampler.after_trial(self._study, trial, state, values)
+        self._storage.set_trial_state_values(trial._trial_id, state, values)
+
+    def _try(self, point: Values | None, sampler: BaseSampler | None = None) -> FrozenTrial | None:
+        """One proposal: of the sampler, or (a part of) a given point. None when the point was tried before."""
+        if point is not None:
+            self._study.enqueue_trial(self._space.encode(point))
+        self._study.sampler = sampler or self._sampler
+        trial: Trial = self._study.ask()
+        values = self._space.suggest(trial)
+        self._study.sampler = self._sampler
+        key = self._space.key(values)
+        if key in self._seen:
+            self._storage.forget_latest(self._study_id)
+            return None
+        self._seen.add(key)
+        self._params[trial.number] = values
+        return self._storage.get_trial(trial._trial_id)
+
+    def _try_untried(self) -> FrozenTrial | None:
+        """Any point that was not tried: in declared order for a grid, at random otherwise."""
+        if self._size is None:
+            random = RandomSampler(seed=self._draw_seed())
+            tries = (self._try(None, random) for _ in range(MAX_RANDOM_ASKS))
+            return next((trial for trial in tries if trial is not None), None)
+        point = next(self._ahead, None) if self._in_order or self._size > MAX_LISTED else self._at_random()
+        return None if point is None else self._try(point)
+
+    def _at_random(self) -> Values | None:
+        if self._listed is None:
+            self._listed = {self._space.key(point): point for point in self._space.points()}
+        for key in self._listed.keys() & self._seen:
+            del self._listed[key]
+        if not self._listed:
+            return None
+        drawn = self._draw_seed() % len(self._listed)
+        return next(itertools.islice(self._listed.values(), drawn, None))
+
+    def _draw_seed(self) -> int:
+        return int(np.random.SeedSequence([self._seed, self.n_trials, 1]).generate_state(1)[0])
+
+    def _fill(self, trials: Sequence[FrozenTrial]) -> None:
+        self._storage = ProposerStorage()
+        # in a fresh storage ids equal numbers; NSGA-II stores its parents by id
+        self._study = optuna.create_study(
+            storage=self._storage, sampler=self._sampler, direction=StudyDirection.MAXIMIZE
+        )
+        self._study_id = self._storage.get_study_id_from_name(self._study.study_name)
+        for key, value in self._study_attrs.items():
+            self._storage.set_study_system_attr(self._study_id, key, value)
+        for trial in trials:
+            self._storage.create_new_trial(self._study_id, trial)
+
+    def _id(self, number: int) -> int:
+        return self._storage.get_trial_id_from_study_id_trial_number(self._study_id, number)
+
+
+def _blank(number: int) -> FrozenTrial:
+    """What stands for a number that another program took: samplers learn nothing from it."""
+    trial = optuna.trial.create_trial(state=TrialState.FAIL)
+    trial.number = number
+    return trial
+
+
+def _bare(trial: FrozenTrial) -> FrozenTrial:
+    """A stored trial without its reports, which samplers do not read."""
+    return FrozenTrial(
+        number=trial.number,
+        trial_id=trial._trial_id,
+        state=trial.state,
+        value=trial.value,
+        datetime_start=trial.datetime_start,
+        datetime_complete=trial.datetime_complete,
+        params=trial.params,
+        distributions=trial.distributions,
+        user_attrs={},
+        system_attrs=restored_attrs(trial.system_attrs),
+        intermediate_values=trial.intermediate_values,
+    )
