@@ -30,8 +30,8 @@ from sctune.data.catalog import open_dataset
 from sctune.data.decode import Decoding
 from sctune.data.images import ImageCache
 from sctune.methods.deviation.detector import Detector, build_detector, normalise, to_pixels
+from sctune.methods.deviation.images import TrainingImages
 from sctune.methods.deviation.step import TrainingStep
-from sctune.train.images import TrainingImages
 from sctune.train.runtime import apply_runtime, memory_format
 
 SIZE, BATCH = 224, 18

@@ -34,10 +34,10 @@ from sctune.data.split import Split
 from sctune.paths import studies_folder
 from sctune.report import OBJECTIVE
 from sctune.search.cluster.connection import Resources
+from sctune.search.cluster.resources import Share
 from sctune.search.plan.options import SearchOptions
 from sctune.search.plan.plan import make_plan
 from sctune.search.run import driver, launch
-from sctune.search.run.faults import Share
 from sctune.search.run.searcher import StudySearcher
 from sctune.search.space.definition import Space
 from sctune.search.study.result import StudyResult, study_result

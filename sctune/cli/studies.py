@@ -44,7 +44,7 @@ def status(
     if as_json:
         emit({**result.to_dict(), **launches.to_dict()}, [])
         return
-    from sctune.search.run.progress import short
+    from sctune.text import short
 
     table = Table(title=f"study {result.name}")
     failed = any(row.failure for row in result.rows)

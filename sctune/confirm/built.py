@@ -12,9 +12,9 @@ from sctune.deploy.card import CardFacts, model_card
 from sctune.deploy.model import Model, ModelParts
 from sctune.deploy.speed import Speed, measure
 from sctune.metrics.threshold import escape_rate, false_alarm_rate
-from sctune.search.plan.plan import checked_splits
 from sctune.search.study.leaderboard import leaderboard
 from sctune.search.study.record import Record
+from sctune.search.study.splits import checked_splits
 from sctune.search.study.study import Study
 from sctune.train.trainer import Trainer
 

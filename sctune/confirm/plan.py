@@ -11,10 +11,11 @@ from sctune.config import Task, TrialConfig
 from sctune.confirm.candidates import Candidate, variant_space
 from sctune.data.split import Split, split_for
 from sctune.errors import DataError, StudyError
-from sctune.search.plan.plan import Plan, checked_splits, git_commit
+from sctune.search.plan.plan import Plan, git_commit
 from sctune.search.study.content import content_digest
 from sctune.search.study.database import check_free
 from sctune.search.study.manifest import SchedulerSpec, StudyManifest
+from sctune.search.study.splits import checked_splits
 from sctune.search.study.study import Study, list_studies, valid_name
 from sctune.tracking.server import check_tracking
 from sctune.trial.trainable import package_versions

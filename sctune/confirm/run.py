@@ -20,11 +20,11 @@ from sctune.confirm.results import Confirmation, confirm_folder, read_confirmati
 from sctune.confirm.scoring import score_models
 from sctune.errors import StudyError
 from sctune.metrics.threshold import check_rate
-from sctune.search.plan.plan import checked_splits
 from sctune.search.study.database import stored_manifests
 from sctune.search.study.leaderboard import TrialRow, leaderboard
 from sctune.search.study.ledger import add_look, looks, show_looks
 from sctune.search.study.record import Record
+from sctune.search.study.splits import checked_splits
 from sctune.search.study.study import Study, list_studies
 
 Say = Callable[[list[str]], None]

@@ -21,10 +21,10 @@ from sctune.errors import CheckpointError, ConfigError, StudyError, nearest
 from sctune.manage.figure_files import GROUPS, Cloud, FigureReport, Sheet, publish
 from sctune.methods.deviation.detector import build_detector
 from sctune.paths import cache_folder
-from sctune.search.plan.plan import checked_splits
 from sctune.search.study.leaderboard import TrialRow, best_row, leaderboard
 from sctune.search.study.ledger import add_look, show_looks
 from sctune.search.study.manifest import StudyManifest
+from sctune.search.study.splits import checked_splits
 from sctune.search.study.study import Study
 from sctune.tracking.run_files import log_run_files
 from sctune.train.embedding import fitting_perplexity, silhouette, tsne

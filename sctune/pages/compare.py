@@ -10,8 +10,8 @@ from typing import Any
 
 from sctune.errors import StudyError
 from sctune.pages.reading import StudyView, figure, ranked, value_text, view_study
-from sctune.search.run.progress import duration
 from sctune.search.study.result import Gap, compare
+from sctune.text import duration
 
 FORMAT_VERSION = 1
 

@@ -11,12 +11,12 @@ from optuna.trial import FrozenTrial
 
 from sctune.errors import DataError
 from sctune.report import OBJECTIVE
-from sctune.search.plan.plan import selection_labels, study_splits
 from sctune.search.study.driver import Launches, running_driver
 from sctune.search.study.leaderboard import TrialRow
 from sctune.search.study.manifest import StudyManifest
 from sctune.search.study.record import reports_of
 from sctune.search.study.result import StudyResult, study_result
+from sctune.search.study.splits import selection_labels, study_splits
 from sctune.search.study.study import Study
 from sctune.tracking.server import safe_uri
 

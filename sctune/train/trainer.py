@@ -25,11 +25,11 @@ from sctune.data.images import ImageCache
 from sctune.data.split import Split, split_for
 from sctune.errors import CheckpointError, ConfigError, DataError, NonFiniteError, StoppedError
 from sctune.methods.deviation.detector import build_detector
+from sctune.methods.deviation.images import TrainingImages
 from sctune.methods.deviation.scorer import RepeatedScorer
 from sctune.methods.deviation.step import TrainingStep
 from sctune.paths import cache_folder
 from sctune.report import EpochReport
-from sctune.train.images import TrainingImages
 from sctune.train.runtime import apply_runtime, memory_format, resolve_device
 from sctune.train.selection import build_selection
 

@@ -185,7 +185,7 @@ def check_combination(head: str, backbone: str, scales: int, kind: Kind, folder:
 @pytest.mark.slow
 def test_many_signed_sets_in_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The sets of an exported program come in chunks that do not depend on its batch."""
-    from sctune.methods.named.deviation import heads
+    from sctune.methods.deviation import heads
 
     monkeypatch.setattr(heads, "CHUNK_ELEMENTS", 7 * 32 * 112 * 9)
     model = made(small_config())

@@ -19,9 +19,9 @@ from sctune.confirm import run as confirm_run
 from sctune.confirm.results import read_confirmation
 from sctune.confirm.run import ConfirmOptions, run_confirm
 from sctune.deploy.locate import open_model
-from sctune.search.plan.plan import study_splits
 from sctune.search.study.ledger import looks
 from sctune.search.study.record import Record
+from sctune.search.study.splits import study_splits
 from sctune.search.study.study import Study
 from sctune.tracking.server import STUDY_TAG, TRIAL_TAG, mlflow_client
 

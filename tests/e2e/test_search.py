@@ -154,7 +154,7 @@ def test_only_the_best_checkpoints_stay(study: dict[str, Any], sctune: Any) -> N
 def test_the_registered_model_gives_the_stored_scores(
     study: dict[str, Any], sctune: Any, image_folder: Path, tmp_path: Path
 ) -> None:
-    from sctune.search.plan.plan import study_splits
+    from sctune.search.study.splits import study_splits
     from sctune.search.study.study import Study
     from sctune.tracking.server import mlflow_client
 

@@ -15,10 +15,10 @@ from sctune.config import Task, TrialConfig
 from sctune.data.split import split_for
 from sctune.metrics.image_level import auroc
 from sctune.report import OBJECTIVE, merge_reports
-from sctune.search.plan.plan import selection_labels, study_splits
 from sctune.search.space.definition import Space
 from sctune.search.study.content import content_digest
 from sctune.search.study.manifest import DataSpec, SchedulerSpec, SelectionSpec
+from sctune.search.study.splits import selection_labels, study_splits
 from sctune.search.study.study import Study
 from sctune.train.trainer import Trainer
 from sctune.trial.checkpoint import TrialStore

@@ -16,8 +16,8 @@ from sctune.config import TrialConfig
 from sctune.errors import StudyError
 from sctune.pages.compare import compare_studies
 from sctune.pages.reading import view_study
-from sctune.search.plan.plan import selection_labels, study_splits
 from sctune.search.study.manifest import DataSpec, ResourceSpec, SelectionSpec
+from sctune.search.study.splits import selection_labels, study_splits
 from sctune.search.study.study import Study
 from tests.pages.studies import drawn_scores, make_study, record_trial
 

@@ -17,7 +17,7 @@ from sctune.config import TrialConfig
 from sctune.deploy.build import calibrate
 from sctune.errors import CheckpointError, ConfigError, StudyError
 from sctune.pages.diff import DiffOptions, DiffReport, diff_trials, summary_lines
-from sctune.search.plan.plan import study_splits
+from sctune.search.study.splits import study_splits
 from sctune.search.study.study import Study
 from sctune.train.trainer import Trainer
 from sctune.trial.checkpoint import TrialStore

@@ -13,11 +13,11 @@ from PIL import Image
 from sctune.config import Task, TrialConfig
 from sctune.data.split import Split, split_for
 from sctune.errors import ChangedDataError
-from sctune.search.plan.plan import checked_splits, study_splits
 from sctune.search.reconcile.check import check_stored
 from sctune.search.run.driver import resume
 from sctune.search.study.content import FILES, check_content, content_digest, keep_files, task_digests
 from sctune.search.study.manifest import DataSpec
+from sctune.search.study.splits import checked_splits, study_splits
 from sctune.search.study.study import Study
 from sctune.trial.trainable import SaliencyCutTrainable, TrialSpec
 from tests.builders import make_manifest, make_space

@@ -13,7 +13,8 @@ from ray import tune
 from sctune.errors import ConfigError
 from sctune.report import EPOCH, OBJECTIVE
 from sctune.search.cluster.connection import RAY_ENVIRONMENT
-from sctune.search.run.scheduler import RuleScheduler, make_rule, refill
+from sctune.search.rules.stopping import make_rule, refill
+from sctune.search.run.ray_scheduler import RuleScheduler
 from sctune.search.run.searcher import StudySearcher
 from sctune.search.study.leaderboard import best_row, leaderboard
 from sctune.search.study.manifest import SchedulerSpec

@@ -6,12 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sctune.search.cluster.resources import Share
 from sctune.search.run.faults import (
     MAX_STORAGE_FAILURES,
     MAX_WORKER_LOSSES,
     RETRY_PAUSES_S,
     Faults,
-    Share,
     WaitingTrials,
     common_cause,
 )

@@ -13,8 +13,9 @@ from optuna.trial import FrozenTrial
 from sctune.config import Task, TrialConfig, load_profile
 from sctune.report import EpochReport
 from sctune.search.cluster.connection import RAY_ENVIRONMENT, Resources
+from sctune.search.cluster.resources import Share
 from sctune.search.run import faults, launch
-from sctune.search.run.faults import Faults, Share
+from sctune.search.run.faults import Faults
 from sctune.search.run.searcher import StudySearcher
 from sctune.search.study.manifest import SchedulerSpec
 from sctune.search.study.study import Study

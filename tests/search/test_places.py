@@ -18,8 +18,8 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from sctune.config import load_profile
 from sctune.errors import StudyError
 from sctune.report import OBJECTIVE
+from sctune.search.plan.locations import check_seen, mark_storage, move, storage_uri
 from sctune.search.space.definition import load_space
-from sctune.search.study.locations import check_seen, mark_storage, move, storage_uri
 from sctune.search.study.lock import DatabaseLock
 from sctune.search.study.manifest import DataSpec, SchedulerSpec
 from sctune.search.study.study import Study, list_stored, local_manifests, write_json

@@ -8,9 +8,10 @@ from safetensors.torch import save_file
 from sctune.errors import ConfigError, DataError, SpaceError, StudyError, WeightsError
 from sctune.search.cluster.connection import Resources
 from sctune.search.plan.options import SearchOptions
-from sctune.search.plan.plan import make_plan, study_splits
+from sctune.search.plan.plan import make_plan
 from sctune.search.run.driver import _check_versions
 from sctune.search.run.dryrun import plan_lines
+from sctune.search.study.splits import study_splits
 from sctune.search.study.study import Study
 
 

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
-from sctune.search.run.scheduler import Hyperband, Rule, make_rule, refill
+from sctune.search.rules.stopping import Hyperband, Rule, make_rule, refill
 
 EPOCHS = 9
 TRIALS = 6

@@ -12,7 +12,8 @@ from ray.tune.schedulers import TrialScheduler
 
 from sctune.errors import ConfigError
 from sctune.report import EPOCH, OBJECTIVE
-from sctune.search.run.scheduler import Hyperband, MedianStopping, Rule, RuleScheduler, SuccessiveHalving, make_rule
+from sctune.search.rules.stopping import Hyperband, MedianStopping, Rule, SuccessiveHalving, make_rule
+from sctune.search.run.ray_scheduler import RuleScheduler
 
 
 def test_rungs_lie_below_the_last_epoch() -> None:

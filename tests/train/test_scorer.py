@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from sctune.methods.named.deviation import scorer
 
+from sctune.methods.deviation import scorer
 from sctune.methods.deviation.scorer import RepeatedScorer
 from sctune.train.trainer import Trainer
 

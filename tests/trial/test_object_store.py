@@ -12,11 +12,11 @@ import torch
 
 from sctune.errors import CheckpointError, StorageError, StudyError
 from sctune.report import OBJECTIVE, EpochReport
+from sctune.search.plan.locations import storage_uri
 from sctune.search.reconcile.stored_trials import list_trials
 from sctune.search.run import back_pressure as gates
 from sctune.search.run.back_pressure import DiskUse
 from sctune.search.run.retention import CheckpointKeeper
-from sctune.search.study.locations import storage_uri
 from sctune.trial import storage as storages
 from sctune.trial.checkpoint import CheckpointName, TrialStore
 from sctune.trial.storage import open_storage, with_region

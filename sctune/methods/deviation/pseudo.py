@@ -18,7 +18,7 @@ from sctune.augment.saliencycut import PseudoAnomalies, saliencycut
 from sctune.config import TrialConfig
 from sctune.data.batches import NORMAL, PSEUDO, Slots, stream
 from sctune.methods.deviation.detector import normalise
-from sctune.train.images import TrainingImages, turned
+from sctune.methods.deviation.images import TrainingImages, turned
 
 BANK_SHARE = 4
 """With refresh=epoch, one pseudo anomaly is made for every so many slots that the epoch will fill."""

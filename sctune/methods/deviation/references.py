@@ -9,7 +9,7 @@ from torch import Tensor
 from sctune.augment.makers import PIXEL_MAKERS
 from sctune.config import TrialConfig
 from sctune.data.batches import PSEUDO_SHARE, rotate, rotation_angles, stream
-from sctune.train.images import TrainingImages, turned
+from sctune.methods.deviation.images import TrainingImages, turned
 
 
 class References:

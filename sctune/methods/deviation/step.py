@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from sctune.config import TrialConfig
 from sctune.data.batches import NORMAL, draw_slots, stream
 from sctune.methods.deviation.detector import Detector
+from sctune.methods.deviation.images import TrainingImages
 from sctune.methods.deviation.loss import deviation, deviation_losses
 from sctune.methods.deviation.pseudo import Batch, PseudoSource
 from sctune.methods.deviation.references import References
 from sctune.methods.deviation.roles import NORMAL_HEAD, head_losses
-from sctune.train.images import TrainingImages
 
 
 class TrainingStep:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from sctune.errors import ClusterError
 from sctune.paths import home, use_own_folders
-from sctune.search.run.faults import Share
+from sctune.search.cluster.resources import Share
 from sctune.urls import secrets_hidden
 
 RAY_ENVIRONMENT = {

@@ -17,17 +17,17 @@ from sctune.data.decode import Decoding
 from sctune.data.depth import FoundRange, find_range
 from sctune.data.images import CorruptImageError, ImageCache
 from sctune.data.ranges import AUTO
-from sctune.data.split import Split, selection_subset, split_for
-from sctune.errors import ChangedDataError, ConfigError, DataError
+from sctune.data.split import Split, split_for
+from sctune.errors import ConfigError, DataError
 from sctune.paths import cache_folder, home, studies_folder
 from sctune.search.plan.base import base_config, search_space
+from sctune.search.plan.locations import free_name, storage_uri
 from sctune.search.plan.options import SearchOptions
 from sctune.search.plan.proxy_evidence import proxy_warning
-from sctune.search.run.scheduler import make_rule
+from sctune.search.rules.stopping import make_rule
 from sctune.search.space.definition import Space
-from sctune.search.study.content import check_content, content_digest
+from sctune.search.study.content import content_digest
 from sctune.search.study.database import check_free, storage_url
-from sctune.search.study.locations import free_name, storage_uri
 from sctune.search.study.manifest import DataSpec, ResourceSpec, SchedulerSpec, SelectionSpec, StudyManifest
 from sctune.search.suggest.samplers import LEARNS_FROM_FULL_RUNS, make_sampler
 from sctune.tracking.choice import choose_store
@@ -169,49 +169,6 @@ def weights_files(space: Space) -> dict[str, Path]:
 def weights_digests(space: Space) -> dict[str, str]:
     """Backbone -> SHA-256 of its weights file, which workers compare with theirs."""
     return {name: file_sha256(path) for name, path in weights_files(space).items()}
-
-
-def study_splits(manifest: StudyManifest) -> dict[str, Split]:
-    """Task key -> split of a stored study, made anew from the data; raises DataError where the data are gone.
-
-    ChangedDataError where the lists of files are others; what the files hold is not looked at.
-    """
-    config = manifest.trial_config()
-    splits = {task.key: split_for(config.for_task(task), task) for task in manifest.tasks}
-    for key, split in splits.items():
-        if split.digest != manifest.splits.get(key, split.digest):
-            raise ChangedDataError(
-                f"the images of {manifest.data.name} (task {key}) are not those that study {manifest.name} began with; "
-                "put them back, or start a new study"
-            )
-    return splits
-
-
-def checked_splits(manifest: StudyManifest, folder: Path) -> dict[str, Split]:
-    """As `study_splits`, with what the images hold compared too; folder: of the study.
-
-    For all that trains or scores. Raises ChangedDataError, which names the first image that was changed.
-    """
-    splits = study_splits(manifest)
-    check_content(manifest, splits, folder)
-    return splits
-
-
-def selection_labels(manifest: StudyManifest, splits: dict[str, Split]) -> dict[str, list[int]]:
-    """Task key -> labels of the images scored after each epoch, in the order of the stored scores."""
-    data = manifest.trial_config().data
-    labels = {}
-    for key, split in splits.items():
-        files = selection_subset(split, data.selection_limit, data.partition_seed)
-        if data.skip_corrupt:
-            index = (
-                ImageCache(cache_folder())
-                .array(split.root, [file.path for file in split.development], Decoding.of(data), True)
-                .index
-            )
-            files = tuple(file for file in files if file.path in index)
-        labels[key] = [file.label for file in files]
-    return labels
 
 
 def git_commit() -> str | None:

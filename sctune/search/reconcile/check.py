@@ -9,7 +9,6 @@ from pathlib import Path
 from optuna.trial import FrozenTrial
 
 from sctune.errors import ChangedDataError, SctuneError, TrackingError
-from sctune.search.plan.plan import checked_splits
 from sctune.search.reconcile.comparison import (
     UNFINISHED,
     Agreement,
@@ -27,6 +26,7 @@ from sctune.search.reconcile.registered import compare_registry
 from sctune.search.reconcile.replay import past_trial, tracking_of
 from sctune.search.reconcile.stored_trials import list_trials
 from sctune.search.study.driver import running_driver
+from sctune.search.study.splits import checked_splits
 from sctune.search.study.study import Study
 from sctune.tracking.callback import PastTrial
 from sctune.tracking.events import Event

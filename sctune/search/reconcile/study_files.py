@@ -23,10 +23,10 @@ from sctune.deploy.card import CardFacts, model_card
 from sctune.deploy.model import ModelParts, write_parts
 from sctune.errors import CheckpointError, SctuneError, StudyError
 from sctune.files import is_disk_full, staged_files
-from sctune.search.plan.plan import selection_labels, study_splits
 from sctune.search.reconcile.delivery import BEST, FIGURES, WEIGHTS, write_model
 from sctune.search.study.manifest import StudyManifest
 from sctune.search.study.result import StudyResult, study_result
+from sctune.search.study.splits import selection_labels, study_splits
 from sctune.search.study.study import Study
 from sctune.tracking import plots
 from sctune.tracking.callback import TrackingCallback

@@ -8,9 +8,9 @@ from typing import Any
 from optuna.trial import FrozenTrial
 
 from sctune.errors import SctuneError
-from sctune.search.plan.plan import selection_labels, study_splits
 from sctune.search.study.leaderboard import best_row, leaderboard
 from sctune.search.study.result import value_se
+from sctune.search.study.splits import selection_labels, study_splits
 from sctune.search.study.study import Study
 from sctune.tracking.events import NOTE
 from sctune.tracking.note import study_note

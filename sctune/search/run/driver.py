@@ -100,10 +100,10 @@ def _first_launch(
     started: float,
     notify: Sequence[str],
 ) -> StudyResult:
+    from sctune.search.plan.locations import mark_storage
     from sctune.search.run.launch import Launch
     from sctune.search.run.session import run_launch
     from sctune.search.study.content import keep_files
-    from sctune.search.study.locations import mark_storage
     from sctune.search.study.study import Study
     from sctune.tracking.server import check_tracking
 
@@ -165,10 +165,10 @@ def resume(
     not seen from here; ChangedDataError where its images are not those that it began with.
     """
     started = time.monotonic()
-    from sctune.search.plan.plan import checked_splits
+    from sctune.search.plan.locations import check_seen, move
     from sctune.search.run.launch import Launch
     from sctune.search.run.session import run_launch
-    from sctune.search.study.locations import check_seen, move
+    from sctune.search.study.splits import checked_splits
     from sctune.search.study.study import Study
 
     study = Study.open((study_root or studies_folder()).expanduser().absolute(), name, storage)

@@ -13,9 +13,9 @@ from sctune.search.plan import costs
 from sctune.search.plan.options import SearchOptions
 from sctune.search.plan.plan import Plan
 from sctune.search.run.driver import planned
-from sctune.search.run.progress import duration
 from sctune.search.space.definition import Space, Values
 from sctune.search.space.parameter import Parameter
+from sctune.text import duration
 from sctune.tracking.server import safe_uri
 
 _HEADS = ("single_head", "two_head_patch", "two_head_latent", "four_head")

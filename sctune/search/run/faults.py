@@ -14,6 +14,8 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from sctune.search.cluster.resources import Share
+
 OUT_OF_MEMORY = "out of memory"
 DISK_FULL, STORAGE_AWAY = "disk full", "storage away"
 """Kinds of failure that a trial tells, and that are no failure of its configuration."""
@@ -37,25 +39,6 @@ _NODE = re.compile(
     r"\bnode\b[^.]*\b(died|dead|terminated|removed|drained|shut ?down)|missing too many heartbeats", re.I
 )
 _MEMORY = re.compile(r"running low on memory|memory pressure|OutOfMemoryError|out of memory", re.I)
-
-
-@dataclass(frozen=True)
-class Share:
-    """What a trial takes of a node: CPU cores and GPUs (a fraction below 1)."""
-
-    cpus: float
-    gpus: float
-
-    def larger(self, largest: Share) -> Share | None:
-        """The next share to try after this one was too small for its memory; None: there is none on any node.
-
-        A fraction of a GPU doubles, up to a whole one. Without a GPU the cores double up to the largest node's,
-        which leaves fewer neighbours in its memory.
-        """
-        if self.gpus > 0:
-            return Share(self.cpus, min(1.0, 2 * self.gpus)) if self.gpus < 1 else None
-        cpus = min(2 * self.cpus, largest.cpus)
-        return Share(cpus, 0.0) if cpus > self.cpus else None
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ from optuna.trial import FrozenTrial
 from sctune.data.split import Split
 from sctune.errors import TrackingError
 from sctune.files import is_disk_full
-from sctune.search.plan.plan import selection_labels
 from sctune.search.reconcile.check import check, study_state
 from sctune.search.reconcile.comparison import UNFINISHED
 from sctune.search.reconcile.delivery import register_best
@@ -21,6 +20,7 @@ from sctune.search.reconcile.summary import summary
 from sctune.search.reconcile.sync import mend
 from sctune.search.run.searcher import StudySearcher
 from sctune.search.study.result import StudyResult, study_result
+from sctune.search.study.splits import selection_labels
 from sctune.search.study.study import Study
 from sctune.tracking.callback import TrackingCallback
 from sctune.tracking.server import run_bounded, safe_uri

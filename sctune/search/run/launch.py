@@ -19,16 +19,18 @@ from sctune.data.split import Split
 from sctune.errors import AllTrialsFailedError, ClusterError, StudyError, UnrecordedStopError
 from sctune.paths import cache_folder
 from sctune.search.cluster.connection import Resources, largest_share, nodes_alive, nodes_for
+from sctune.search.cluster.resources import Share
 from sctune.search.cluster.tune_registry import remembered_trainables
-from sctune.search.plan.plan import selection_labels, weights_digests
+from sctune.search.plan.plan import weights_digests
 from sctune.search.reconcile.replay import past_trial, replay_owed, study_facts
 from sctune.search.reconcile.stored_trials import remove_strays
+from sctune.search.rules.stopping import make_rule, refill
 from sctune.search.run.back_pressure import DiskUse, StartGate
-from sctune.search.run.faults import Faults, Share
+from sctune.search.run.faults import Faults
 from sctune.search.run.finish import ended, finish
 from sctune.search.run.progress import SearchProgress
+from sctune.search.run.ray_scheduler import RuleScheduler
 from sctune.search.run.retention import CheckpointKeeper
-from sctune.search.run.scheduler import RuleScheduler, make_rule, refill
 from sctune.search.run.searcher import Observer, StudySearcher
 from sctune.search.run.signals import LeaveNow, Stop, stop_signals
 from sctune.search.space.definition import Space
@@ -36,6 +38,7 @@ from sctune.search.study.content import task_digests
 from sctune.search.study.driver import stop_requests
 from sctune.search.study.record import AfterRecord
 from sctune.search.study.result import StudyResult, value_se
+from sctune.search.study.splits import selection_labels
 from sctune.search.study.study import Study
 from sctune.search.study.trial_log import TrialLog
 from sctune.tracking.callback import TrackingCallback

@@ -15,7 +15,8 @@ from optuna.trial import FrozenTrial, TrialState
 from ray.tune.search import Searcher
 
 from sctune.report import EPOCH, OBJECTIVE
-from sctune.search.run.faults import FIRST_FAILURES, Faults, Share, Verdict, WaitingTrials, common_cause
+from sctune.search.cluster.resources import Share
+from sctune.search.run.faults import FIRST_FAILURES, Faults, Verdict, WaitingTrials, common_cause
 from sctune.search.space.definition import Space, Values
 from sctune.search.study.manifest import StudyManifest
 from sctune.search.study.record import Record, reports_of

@@ -12,10 +12,10 @@ import numpy as np
 from optuna.trial import FrozenTrial
 
 from sctune.report import OBJECTIVE
-from sctune.search.run.progress import duration
 from sctune.search.study.leaderboard import TrialRow, best_row, leaderboard
 from sctune.search.study.noise import MIN_GAP, auroc_difference_se, auroc_se
 from sctune.search.study.study import Study
+from sctune.text import duration
 
 
 @dataclass(frozen=True)

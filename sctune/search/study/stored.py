@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from sctune.errors import DataError
-from sctune.search.plan.plan import selection_labels, study_splits
 from sctune.search.study.result import StudyResult, study_result
+from sctune.search.study.splits import selection_labels, study_splits
 from sctune.search.study.study import Study
 from sctune.tracking.server import safe_uri
 
