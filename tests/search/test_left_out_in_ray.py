@@ -14,9 +14,9 @@ from ray.cluster_utils import Cluster
 
 from sctune.data.place import Needs
 from sctune.errors import ClusterError
+from sctune.search.cluster import node_check
 from sctune.search.cluster.connection import RAY_ENVIRONMENT, nodes_for, plan_resources
 from sctune.search.cluster.resources import Share
-from sctune.search.run import node_check
 from sctune.search.run.faults import Faults
 from sctune.trial.trainable import package_versions
 from tests.search.test_faults_in_ray import search

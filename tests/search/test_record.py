@@ -24,9 +24,9 @@ from optuna.trial import FrozenTrial, TrialState
 
 from sctune.errors import StudyError
 from sctune.report import OBJECTIVE
+from sctune.search.study import database
 from sctune.search.study.record import Record, reports_of
 from sctune.search.study.record_sql import Attrs, Finish, RecordRows, Report, Start, StudyAttrs, Write
-from sctune.search.study.study import database
 
 DISTRIBUTIONS: dict[str, BaseDistribution] = {
     "augment.threshold": FloatDistribution(0.1, 0.9),

@@ -11,7 +11,7 @@ import pytest
 
 from sctune.report import OBJECTIVE, EpochReport
 from sctune.search.run.searcher import read_failure, read_report
-from sctune.search.study.study import trial_log
+from sctune.search.study import trial_log
 from sctune.search.study.trial_log import TrialLog, trial_log_path
 from sctune.trial.step_log import MAX_LINES, StepLog
 
