@@ -42,7 +42,8 @@ class ImageScorer:
         Columns: score (float64), label (`normal`, `anomalous` or None), error (None, or one line that begins with the
         row where the image has no score; then score is NaN and label None), note (None, or what decoding flagged).
         model_input: a DataFrame or dict with the column `image`, or a list or array of images. params: heat_map=True
-        adds the column heat_map, a PNG as base64, before note. Raises DataError where there is no such column, and for a parameter that is not known.
+        adds the column heat_map, a PNG as base64, before note. Raises DataError where there is no such column, and for
+        a parameter that is not known.
         """
         from sctune.deploy.answer import Answer
 

@@ -97,7 +97,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Told:
     predict_to_file(model, paths, root / "scores.csv")
     with (root / "scores.csv").open(newline="") as stream:
         rows = {os.path.basename(row["path"]): float(row["score"]) for row in csv.DictReader(stream)}
-    flagged = {name: list(predicted_rows(model, [str(images / name)]))[0][0]["note"] for name in FLAGGED}
+    flagged = {name: next(predicted_rows(model, [str(images / name)]))[0]["note"] for name in FLAGGED}
     wrapped = ImageScorer(model).predict(list(FLAGGED.values()))["note"].tolist()
     encoded = [base64.b64encode(content).decode() for content in ENCODINGS.values()]
     mlflow = ImageScorer(model).predict({"image": encoded})

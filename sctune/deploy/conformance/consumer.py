@@ -48,7 +48,8 @@ def ask(consumer: str, files: Sequence[Path], token: str | None = None) -> dict[
     """File name -> answer; files without one are left out.
 
     consumer: a command (see PROTOCOL), the address of a server that speaks as `sctune serve` does, or of MLflow's
-    /invocations; token: for it. Raises ConfigError where it cannot be run or reached, fails, or answers in another form.
+    /invocations; token: for it. Raises ConfigError where it cannot be run or reached, fails, or answers in another
+    form.
     """
     if not is_server(consumer):
         return _ask_command(consumer, files)
