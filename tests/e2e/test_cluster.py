@@ -74,22 +74,22 @@ def times(trial: FrozenTrial) -> tuple[int, int]:
     return min(told), max(told)
 
 
-@pytest.mark.timeout(200)
+@pytest.mark.timeout(400)
 def test_a_search_uses_both_nodes(sctune: Any, smoke: list[str], address: str, runs_of: Any, tmp_path: Path) -> None:
     shared = tmp_path / "shared"
     more = ["--name", "cluster", "--address", address, "--storage-path", shared, "--scheduler", "none"]
     more += ["--set", "budget.iterations=20"]
-    done = sctune(*smoke, *more, "--trials", "3", "--json", timeout=180)
+    done = sctune(*smoke, *more, "--trials", "2", "--json", timeout=280)
     assert "of 2 CPUs and 0 GPUs on 2 node(s)" in done.stderr
     reachable = not address.startswith("127.")
     assert ("keep the ports behind a firewall" in done.stderr) == reachable
     trials = json.loads(done.stdout)["trials"]
-    assert [trial["state"] for trial in trials] == ["COMPLETE"] * 3
+    assert [trial["state"] for trial in trials] == ["COMPLETE"] * 2
     # a node has one CPU and a trial takes one: two that trained at the same time trained on both nodes
-    (first, second), (other_first, other_second) = (times(trial) for trial in sctune.record("cluster")[:2])
+    (first, second), (other_first, other_second) = (times(trial) for trial in sctune.record("cluster"))
     assert max(first, other_first) < min(second, other_second)
-    assert runs_of("cluster").keys() == {None, 0, 1, 2}
-    assert {path.name for path in (shared / "cluster" / "trials").iterdir()} == {"00000", "00001", "00002"}
+    assert runs_of("cluster").keys() == {None, 0, 1}
+    assert {path.name for path in (shared / "cluster" / "trials").iterdir()} == {"00000", "00001"}
 
 
 def test_another_token_is_refused_with_the_way_out(sctune: Any, smoke: list[str], address: str) -> None:

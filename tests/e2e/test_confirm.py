@@ -114,9 +114,9 @@ def test_no_test_image_was_ever_read_in_training(study: Study) -> None:
 
 
 def test_a_confirmation_is_not_repeated_and_not_nested(sctune: Any, study: Study, confirmed: dict[str, Any]) -> None:
-    assert sctune.json("confirm", NAME) == confirmed
+    assert json.loads(sctune.here("confirm", NAME, "--json").stdout) == confirmed
     assert len(looks(study)) == 1
-    refused = sctune("confirm", f"{NAME}-confirm", code=2).stderr
+    refused = sctune.here("confirm", f"{NAME}-confirm", code=2).stderr
     assert "is itself a confirmation" in refused
 
 
@@ -150,7 +150,7 @@ def test_other_options_are_refused_where_one_is_under_way(
     kept = path.read_bytes()
     path.unlink()
     try:
-        refused = sctune("confirm", NAME, "--top", "1", "--n-seeds", "3", code=2).stderr
+        refused = sctune.here("confirm", NAME, "--top", "1", "--n-seeds", "3", code=2).stderr
         assert "was begun with" in refused and f"sctune delete {NAME}-confirm" in refused
     finally:
         path.write_bytes(kept)

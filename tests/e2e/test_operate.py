@@ -45,7 +45,9 @@ def test_a_search_in_the_background_from_its_start_to_its_deletion(
 ) -> None:
     note = tmp_path / "note.json"
     hook = ["--notify", f"cat > {note}.new && mv {note}.new {note}"]
-    assert "there is no folder" in sctune("search", "--detach", "--name", "bad", "--data", "/nowhere", code=2).stderr
+    assert (
+        "there is no folder" in sctune.here("search", "--detach", "--name", "bad", "--data", "/nowhere", code=2).stderr
+    )
     assert not sctune.study("bad").exists()
 
     # a terminal that is closed sends SIGHUP to the whole session
