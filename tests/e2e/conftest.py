@@ -41,7 +41,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """
     for item in items:
         if item.path.parent == FOLDER and item.get_closest_marker("timeout") is None:
-            item.add_marker(pytest.mark.timeout(300))
+            item.add_marker(pytest.mark.timeout(600))
     items.sort(key=lambda item: item.path.parent != FOLDER)
 
 
@@ -52,7 +52,7 @@ class Sctune:
         self.home = home
         self.env = {**os.environ, "SCTUNE_HOME": str(home), "OMP_NUM_THREADS": "1"}
 
-    def __call__(self, *words: object, code: int = 0, timeout: float = 200) -> subprocess.CompletedProcess[str]:
+    def __call__(self, *words: object, code: int = 0, timeout: float = 300) -> subprocess.CompletedProcess[str]:
         """Run to the end and check the exit code."""
         if words[0] in HERE:
             return self.here(*words, code=code)

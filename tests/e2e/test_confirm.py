@@ -26,7 +26,7 @@ from sctune.search.study import Study
 from sctune.tracking.server import STUDY_TAG, TRIAL_TAG, mlflow_client
 
 # the first test waits for a search and two trainings on fresh seeds
-pytestmark = pytest.mark.timeout(400)
+pytestmark = pytest.mark.timeout(600)
 
 NAME = "way"
 OPTIONS = ConfirmOptions(top=1, n_seeds=2)
@@ -176,7 +176,8 @@ def test_the_deployed_model_scores_as_it_was_confirmed(
     sctune: Any, study: Study, confirmed: dict[str, Any], deployed: dict[str, Any], image_folder: Path
 ) -> None:
     assert deployed["promoted"] and [step["passed"] for step in deployed["steps"]] == [True] * 4
-    assert {step["name"] for step in deployed["steps"]} == {"licence", "parity", "latency", "acceptance"}
+    steps = {step["name"]: step["detail"] for step in deployed["steps"]}
+    assert steps.keys() == {"licence", "parity", "latency", "acceptance"} and "exported (onnx)" in steps["parity"]
     (model,) = confirmed["test"]["models"]
     labels, scores, paths = scores_of(study.folder / "confirm" / model["scores"])
     loaded = open_model("models:/stripes@champion", study.manifest.tracking_uri, "cpu")

@@ -40,9 +40,9 @@ def interrupt(
         return epochs_told(trials) >= before + epochs and any(trial.state == RUNNING for trial in trials)
 
     with sctune.started("resume", NAME, *words) as process:
-        wait_until(running, 100, "a running trial")
+        wait_until(running, 200, "a running trial")
         end(process)
-        process.out, process.err = process.communicate(timeout=100)
+        process.out, process.err = process.communicate(timeout=200)
     return process
 
 
@@ -56,7 +56,7 @@ def check_stopped(process: Any, sctune: Any, runs_of: Any) -> None:
     assert launches(sctune)[-1]["reason"] == "stopped"
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(600)
 def test_a_search_survives_whatever_ends_it(
     sctune: Any, smoke: list[str], runs_of: Any, history: Any, wait_until: Callable[..., None]
 ) -> None:

@@ -399,8 +399,8 @@ def test_memory_does_not_grow_with_the_number_of_images(
         return peak
 
     walk(64)
-    small, large = walk(200), walk(1500)
-    assert large < small + 200_000, f"{small} bytes for 200 images, {large} for 1500"
+    small, large = walk(500), walk(3000)
+    assert large < small + 400_000, f"{small} bytes for 500 images, {large} for 3000"
     assert 0 < max(alive) <= AHEAD + 2 * CHUNK
 
 
