@@ -55,7 +55,7 @@ search: env ## run the main job: search saliency threshold and patch count on re
 # two at a time: a small search leaves half of a small machine idle; files in pytest's order, the longest first
 test: env ## run the tests, without the slow ones
 ifeq ($(strip $(ARGS)),)
-	@PATH="$(BIN):$$PATH" python -m pytest -q -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder
+	@PATH="$(BIN):$$PATH" python -m pytest -q -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder --durations=30
 else
 	@PATH="$(BIN):$$PATH" python -m pytest -q -m "not slow" $(ARGS)
 endif
