@@ -48,7 +48,8 @@ GRID = {
     "augment.threshold": {"values": [0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8]},
     "model.patch_count": {"values": [2, 3, 4]},
 }
-SPACES = {"flat": (FLAT, 30), "conditional": (CONDITIONAL, 30), "ordinal": (ORDINAL, 30), "grid": (GRID, 50)}
+# beyond the random start of every sampler (10 trials at most); the grid has 21 points
+SPACES = {"flat": (FLAT, 16), "conditional": (CONDITIONAL, 16), "ordinal": (ORDINAL, 16), "grid": (GRID, 50)}
 
 # one form for each sampler beside all of tpe's; the other pairs are slow only for their number (6 to 10 s each)
 FAST = {

@@ -402,10 +402,16 @@ def test_a_port_in_use_is_told_in_one_line(server: HttpServer, folder: Path, tmp
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
     assert f"--port {server.port}: something listens there already" in done.stderr
-    lost = subprocess.run(
-        [*command[:-3], str(tmp_path), "--port", "0"], capture_output=True, text=True, env=environment
-    )
-    assert lost.returncode == 2 and "holds no model" in lost.stderr and lost.stderr.count("\n") == 1
+
+
+def test_a_folder_without_a_model_is_told_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["sctune", "serve", "--model", str(tmp_path), "--port", "0"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    told = capsys.readouterr().err
+    assert ended.value.code == 2 and "holds no model" in told and told.count("\n") == 1
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
