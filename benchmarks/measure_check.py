@@ -109,8 +109,8 @@ def timed(data: DataSet, size: int, measured: bool) -> float:
             cache.array(data.root, paths, Decoding(size))
             check_data(data, cache, Decoding(size), decoded=paths)
             return time.perf_counter() - started
-        nothing = own(cache_module.decode(data.root / paths[0], Decoding(size)), 0)
-        cache_module.measure = lambda *_: nothing  # type: ignore[assignment]
+        (nothing,) = own([cache_module.decode(data.root / paths[0], Decoding(size))])
+        cache_module.measure = lambda images: [nothing] * len(images)  # type: ignore[assignment]
         try:
             cache.array(data.root, paths, Decoding(size))
         finally:

@@ -5,7 +5,7 @@ Any value but zero of any channel marks. That is decided before resizing, which 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ from sctune.data.image_file import ImageFile
 from sctune.errors import DataError
 
 Mask = NDArray[np.bool_]
+Size = tuple[int, int]
 
 THREADS = 8
 _ORIENTATION = 0x0112
@@ -116,18 +117,24 @@ def usable_masks(root: Path, files: Sequence[ImageFile], size: int, resize: str)
     )
 
 
-def mask_notes(root: Path, files: Sequence[ImageFile]) -> tuple[str, ...]:
-    """One line for each kind of fault of the masks of anomalous images: unreadable, empty, of another size."""
+def mask_notes(
+    root: Path, files: Sequence[ImageFile], sizes: Mapping[str, Size] | None = None
+) -> tuple[str, ...]:
+    """One line for each kind of fault of the masks of anomalous images: unreadable, empty, of another size.
+
+    sizes: path -> width and height of the upright image, where they are known.
+    """
     masked = [file for file in files if file.label == 1 and file.masks]
+    known = sizes or {}
     with ThreadPoolExecutor(THREADS) as pool:
-        return _notes(list(pool.map(lambda file: _look(root, file, None, ""), masked)))
+        return _notes(list(pool.map(lambda file: _look(root, file, None, "", known.get(file.path)), masked)))
 
 
-def _look(root: Path, file: ImageFile, size: int | None, resize: str) -> _Looked:
-    """size: None to look only."""
+def _look(root: Path, file: ImageFile, size: int | None, resize: str, known: Size | None = None) -> _Looked:
+    """size: None to look only; known: width and height of the upright image."""
     joined: Mask | None = None
     fault, first = None, ""
-    wanted = _upright_size(root / file.path)
+    wanted = known or _upright_size(root / file.path)
     for name in file.masks:
         try:
             mask = read_mask(root / name)
