@@ -22,7 +22,7 @@ BANDS = 16
 BRUTE = 50_000
 ROWS = 64
 SMOOTH = 5
-ALIKE = 0.993
+ALIKE = 0.996
 """Correlation of the fine structure from which on two small pictures are called one.
 
 On ELPV the most similar pair of different cells (neighbours cut from one crystal) has .992; most copies that were saved

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -53,14 +54,8 @@ class ImageFacts:
     thumb: NDArray[np.uint8]
     notes: tuple[str, ...] = ()
 
-    def to_dict(self) -> dict[str, Any]:
-        """All but the small picture."""
-        return {name: value for name, value in vars(self).items() if name != "thumb"}
 
-    @staticmethod
-    def from_dict(content: dict[str, Any], thumb: NDArray[np.uint8]) -> ImageFacts:
-        """Raises TypeError or KeyError for a damaged record."""
-        return ImageFacts(**content | {"notes": tuple(content["notes"]), "thumb": thumb})
+STORED = [field.name for field in fields(ImageFacts) if field.name != "thumb"]
 
 
 def measure(images: Sequence[Decoded]) -> list[ImageFacts]:
@@ -100,7 +95,8 @@ Found = dict[str, ImageFacts | str]
 def write_facts(place: Path, found: Mapping[str, ImageFacts | str]) -> None:
     """Replace a file at once; several processes may do so. Raises OSError."""
     place.parent.mkdir(parents=True, exist_ok=True)
-    content = {path: one if isinstance(one, str) else one.to_dict() for path, one in found.items()}
+    row = attrgetter(*STORED)
+    content = {"names": STORED, "rows": {path: one if isinstance(one, str) else row(one) for path, one in found.items()}}
     thumbs = [one.thumb for one in found.values() if isinstance(one, ImageFacts)]
     stack = np.stack(thumbs) if thumbs else np.zeros((0, 1, 1), np.uint8)
     staged = place.with_name(f"{place.stem}.{os.getpid()}.npy")
@@ -117,25 +113,36 @@ def read_facts(place: Path) -> Found | None:
         content = json.loads(place.read_text(encoding="utf-8"))
         # rows of a mapping cost far more than rows of an array
         thumbs = np.load(place.with_suffix(".npy"))
-        measured = sum(not isinstance(one, str) for one in content.values())
-        if thumbs.ndim != 3 or thumbs.shape != (measured, thumbs.shape[1], thumbs.shape[1]) or thumbs.dtype != np.uint8:
+        rows = content["rows"]
+        measured = sum(not isinstance(one, str) for one in rows.values())
+        if content["names"] != STORED or thumbs.shape != (measured, *thumbs.shape[1:2] * 2) or thumbs.dtype != np.uint8:
             return None
-        rows = iter(thumbs)
-        return {
-            path: one if isinstance(one, str) else ImageFacts.from_dict(one, next(rows))
-            for path, one in content.items()
-        }
+        pictures = iter(thumbs)
+        return {path: one if isinstance(one, str) else _fact(one, next(pictures)) for path, one in rows.items()}
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
 
 
+def _fact(row: list[Any], thumb: NDArray[np.uint8]) -> ImageFacts:
+    *values, notes = row
+    return ImageFacts(*values, thumb=thumb, notes=tuple(notes))
+
+
 def difference_hashes(thumbs: Stack) -> NDArray[np.uint64]:
     """[N, 4] of small pictures [N, T, T]: whether each of 16 x 16 cells is brighter than the one before, 256 bits."""
-    starts = np.arange(HASH_SIDE) * thumbs.shape[1] // HASH_SIDE
-    sizes = np.maximum(np.diff(np.append(starts, thumbs.shape[1])), 1)
-    sums = np.add.reduceat(np.add.reduceat(thumbs, starts, axis=1, dtype=np.uint16), starts, axis=2, dtype=np.float32)
-    cells = sums / (sizes[:, None] * sizes).astype(np.float32)
+    weights = _overlaps(thumbs.shape[1])
+    cells = weights @ (thumbs.astype(np.float32) @ weights.T)
+    # equal areas must give equal numbers, wherever they lie
+    cells = np.rint(cells * 16)
     return np.packbits((cells > np.roll(cells, 1, axis=2)).reshape(len(thumbs), -1), axis=1).view(np.uint64)
+
+
+def _overlaps(side: int) -> NDArray[np.float32]:
+    """[HASH_SIDE, side]: how much of each of HASH_SIDE equal parts of a line lies on each of its `side` pixels."""
+    ends = np.arange(HASH_SIDE + 1) * side / HASH_SIDE
+    pixels = np.arange(side)
+    shared = np.minimum(ends[1:, None], pixels + 1) - np.maximum(ends[:-1, None], pixels)
+    return (np.maximum(shared, 0) * HASH_SIDE / side).astype(np.float32)
 
 
 def _levels(grey: Stack) -> tuple[NDArray[Any], ...]:
