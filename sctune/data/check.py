@@ -120,7 +120,8 @@ def check_data(
         *flags(good),
         *sizes_of(good, decoding),
     ]
-    notes = (*data.notes, *mask_notes(data.root, data.files, {path: (one.width, one.height) for path, one in good.items()}))
+    shapes = {path: (one.width, one.height) for path, one in good.items()}
+    notes = (*data.notes, *mask_notes(data.root, data.files, shapes))
     return DataCheck(data.name, tuple(_classes(data.files, good)), tuple(findings), trivial, notes)
 
 

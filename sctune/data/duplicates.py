@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +20,8 @@ MOST_BITS = 20
 BANDS = 16
 """Above BRUTE pictures, only those are compared that share one of so many parts of their hashes."""
 BRUTE = 50_000
-ROWS = 64
+ROWS, TOGETHER = 64, 32
+"""Pictures that are compared with all others at once: by their hashes, by their structure."""
 SMOOTH = 5
 ALIKE = 0.996
 """Correlation of the fine structure from which on two small pictures are called one.
@@ -82,14 +83,14 @@ def near_identical(root: Path, thumbs: Mapping[str, NDArray[np.uint8]]) -> list[
     if not len(pairs):
         return []
     some = np.random.RandomState(0).permutation(len(paths))[:COMMON]
-    common = _structure(small[some]).mean(axis=0)
-    rows, places = np.unique(pairs, return_inverse=True)
+    rows, places = np.unique(np.append(pairs.reshape(-1), some), return_inverse=True)
     structure = _structure(small[rows])
+    common = structure[places[pairs.size :]].mean(axis=0)
     # of a handful of pictures the mean is mostly the pictures themselves
     if len(some) >= COMMON // 10:
         structure -= np.outer(structure @ common, common / max(float(common @ common), LEAST))
         structure /= _lengths(structure)
-    alike = pairs[_correlations(structure, places.reshape(-1, 2)) >= ALIKE]
+    alike = pairs[_correlations(structure, places[: pairs.size].reshape(-1, 2)) >= ALIKE]
     named = [(paths[a], paths[b]) for a, b in alike]
     return [(a, b) for a, b in named if file_digest(root / a) != file_digest(root / b)]
 
@@ -102,18 +103,19 @@ def _candidates(hashes: Hashes) -> Pairs:
 
 
 def _close(hashes: Hashes) -> Pairs:
-    """Pairs of rows that differ in few bits, the first word first: it rules out nearly all."""
+    """Pairs of rows that differ in few bits, word by word: each rules out nine of ten that are left."""
     words = np.ascontiguousarray(hashes.T)
-    found = []
+    found = [NO_PAIRS]
     for start in range(0, len(hashes), ROWS):
-        rest = words[:, start:]
-        block = rest[:, :ROWS]
-        differing = np.bitwise_count(block[0][:, None] ^ rest[0])
-        a, b = np.nonzero(differing <= MOST_BITS)
+        first, *others = words[:, start:]
+        bits = np.bitwise_count(first[:ROWS, None] ^ first)
+        a, b = np.divmod(np.flatnonzero(bits <= MOST_BITS), len(first))
         a, b = a[a < b], b[a < b]
-        bits = np.bitwise_count(block[:, a] ^ rest[:, b]).sum(axis=0, dtype=np.uint16)
-        few = bits <= MOST_BITS
-        found.append(np.stack([a[few], b[few]], axis=1) + start)
+        few = bits[a, b]
+        for word in others:
+            few = few + np.bitwise_count(word[a] ^ word[b])
+            a, b, few = a[few <= MOST_BITS], b[few <= MOST_BITS], few[few <= MOST_BITS]
+        found.append(np.stack([a, b], axis=1) + start)
     return np.concatenate(found)
 
 
@@ -152,7 +154,12 @@ def _lengths(rows: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _correlations(structure: NDArray[np.float32], pairs: Pairs) -> NDArray[np.float32]:
-    """Of pairs of rows, sorted by the first, which is compared with all its partners at once."""
-    starts = np.flatnonzero(np.diff(pairs[:, 0], prepend=-1))
-    parts = np.split(pairs, starts[1:])
-    return np.concatenate([structure[part[:, 1]] @ structure[part[0, 0]] for part in parts])
+    """Of pairs of rows, sorted by the first; some rows with all their partners at once, which is quicker than pairs."""
+    found = []
+    for start in range(0, len(structure), TOGETHER):
+        low, high = np.searchsorted(pairs[:, 0], (start, start + TOGETHER))
+        if low < high:
+            partners, places = np.unique(pairs[low:high, 1], return_inverse=True)
+            products = structure[start : start + TOGETHER] @ structure[partners].T
+            found.append(products[pairs[low:high, 0] - start, places])
+    return np.concatenate(found)

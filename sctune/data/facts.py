@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
 from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,18 +17,18 @@ from sctune.data.decode import Decoded
 FINEST = 64
 """Fewest cells a side of the fine picture that sharpness is told from; `thumb` has half as many a side."""
 HASH_SIDE = 16
-LEVELS = np.arange(256.0)
 SAMPLE = 64
-AT_ONCE = 8
-"""Images measured together: a call of numpy costs as much as its work on one, and more do not fit into a cache."""
+AT_ONCE, PIXELS = 16, 2**20
+"""Images measured together: a call of numpy costs as much as its work on one, and more do not fit into a cache.
+
+Of large ones fewer: so many pixels."""
 NO_DETAIL = 1e-3
 """Added to both sides of `fineness`, in grey levels squared, so that constant pictures have one."""
 Stack = NDArray[np.uint8]
 """Grey pictures [N, S, S] of one size."""
 
 
-@dataclass(frozen=True)
-class ImageFacts:
+class ImageFacts(NamedTuple):
     """kind: file format and mode; depth: bits of a stored number; width, height: upright, in pixels; nbytes: file size.
 
     quality: of a JPEG, 1 to 100, 0 for other formats. mean, deviation: of the grey levels 0 .. 255 as the model takes
@@ -55,36 +54,35 @@ class ImageFacts:
     notes: tuple[str, ...] = ()
 
 
-STORED = [field.name for field in fields(ImageFacts) if field.name != "thumb"]
+STORED = [name for name in ImageFacts._fields if name != "thumb"]
 
 
 def measure(images: Sequence[Decoded]) -> list[ImageFacts]:
     """The facts of images of one size, in their order."""
-    groups = (images[start : start + AT_ONCE] for start in range(0, len(images), AT_ONCE))
-    return [one for group in groups for one in _measure(group)]
+    if not images:
+        return []
+    # memory that is used again: the system takes longer to give it than all that is done with it
+    shape = images[0].pixels.shape[:2]
+    count = max(1, min(AT_ONCE, PIXELS // (shape[0] * shape[1])))
+    room, rows = np.empty((count, *shape), np.uint8), np.empty((count, *shape), np.uint16)
+    groups = (images[start : start + count] for start in range(0, len(images), count))
+    return [one for group in groups for one in _measure(group, room[: len(group)], rows[: len(group)])]
 
 
-def _measure(images: Sequence[Decoded]) -> list[ImageFacts]:
-    grey = np.stack([one.pixels[..., 1] for one in images])
-    fine = _cells(grey, max(1, grey.shape[1] // FINEST))
-    wide = _cells(fine, 2)
+def _measure(images: Sequence[Decoded], room: Stack, rows: NDArray[np.uint16]) -> list[ImageFacts]:
+    """room, rows: [N, S, S] for N images of S x S pixels, overwritten."""
+    grey = np.stack([one.pixels[..., 1] for one in images], out=room)
+    fine = _cells(grey, max(1, grey.shape[1] // FINEST), rows)
+    wide = _halved(fine)
     sharpness, wider = _roughness(fine), _roughness(wide)
     measured = (*_levels(grey), sharpness, (sharpness + NO_DETAIL) / (wider + NO_DETAIL))
     columns = (np.round(values, 4).tolist() for values in measured)
-    rows = zip(images, np.rint(wide).astype(np.uint8), *columns, strict=True)
+    found = zip(images, np.rint(wide).astype(np.uint8), *columns, strict=True)
     return [
-        ImageFacts(
-            one.kind,
-            one.depth,
-            one.width,
-            one.height,
-            one.nbytes,
-            one.quality or 0.0,
-            *numbers,
-            thumb=thumb,
-            notes=one.notes,
+        ImageFacts._make(
+            (one.kind, one.depth, one.width, one.height, one.nbytes, one.quality or 0.0, *numbers, thumb, one.notes)
         )
-        for one, thumb, *numbers in rows
+        for one, thumb, *numbers in found
     ]
 
 
@@ -96,7 +94,8 @@ def write_facts(place: Path, found: Mapping[str, ImageFacts | str]) -> None:
     """Replace a file at once; several processes may do so. Raises OSError."""
     place.parent.mkdir(parents=True, exist_ok=True)
     row = attrgetter(*STORED)
-    content = {"names": STORED, "rows": {path: one if isinstance(one, str) else row(one) for path, one in found.items()}}
+    rows = {path: one if isinstance(one, str) else row(one) for path, one in found.items()}
+    content = {"names": STORED, "rows": rows}
     thumbs = [one.thumb for one in found.values() if isinstance(one, ImageFacts)]
     stack = np.stack(thumbs) if thumbs else np.zeros((0, 1, 1), np.uint8)
     staged = place.with_name(f"{place.stem}.{os.getpid()}.npy")
@@ -125,7 +124,7 @@ def read_facts(place: Path) -> Found | None:
 
 def _fact(row: list[Any], thumb: NDArray[np.uint8]) -> ImageFacts:
     *values, notes = row
-    return ImageFacts(*values, thumb=thumb, notes=tuple(notes))
+    return ImageFacts._make([*values, thumb, tuple(notes)])
 
 
 def difference_hashes(thumbs: Stack) -> NDArray[np.uint64]:
@@ -152,27 +151,36 @@ def _levels(grey: Stack) -> tuple[NDArray[Any], ...]:
     """
     step = -(-grey.shape[1] // SAMPLE)
     some = grey[:, ::step, ::step].reshape(len(grey), -1)
-    # one histogram of all: each picture counts in 256 bins of its own
-    bins = some + np.arange(0, 256 * len(grey), 256)[:, None]
-    shares = np.bincount(bins.reshape(-1), minlength=256 * len(grey)).reshape(-1, 256) / some.shape[1]
-    mean = shares @ LEVELS
-    deviation = np.sqrt(np.maximum(shares @ LEVELS**2 - mean**2, 0.0))
-    return mean, np.where(shares.max(axis=1) < 1, deviation, 0.0), shares[:, 0], shares[:, 255]
+    ones = np.ones(some.shape[1], np.float32)
+    # sums of whole numbers, which 32 bits hold: a constant picture has a deviation of 0
+    values = some.astype(np.float32)
+    mean = values @ ones / ones.size
+    values -= mean[:, None]
+    deviation = np.sqrt(np.einsum("ij,ij->i", values, values) / ones.size)
+    black, white = ((some == end).astype(np.float32) @ ones / ones.size for end in (0, 255))
+    return mean, deviation, black, white
 
 
-def _cells(grey: NDArray[Any], side: int) -> NDArray[np.float32]:
-    """Means [N, S // side, S // side] of whole cells of pictures [N, S, S]."""
+def _cells(grey: Stack, side: int, room: NDArray[np.uint16]) -> NDArray[np.float32]:
+    """Means [N, S // side, S // side] of whole cells of pictures [N, S, S]; room: as large, overwritten."""
     count = grey.shape[1] // side
     whole = grey[:, : count * side, : count * side]
-    # sums of up to 257 grey levels fit into 16 bits, which is quicker than floating point
-    kind = np.dtype(np.uint16 if grey.dtype == np.uint8 and side <= 16 else np.float32)
-    rows = whole[:, ::side].astype(kind)
+    rows = room[:, :count, : count * side]
+    np.copyto(rows, whole[:, ::side])
     for start in range(1, side):
         rows += whole[:, start::side]
-    sums = rows[..., ::side].copy()
+    # sums of up to 257 grey levels fit into 16 bits
+    sums: NDArray[Any] = rows[..., ::side].astype(np.uint16 if side <= 16 else np.uint32)
     for start in range(1, side):
         sums += rows[..., start::side]
     return np.multiply(sums, 1 / side**2, dtype=np.float32)
+
+
+def _halved(fine: NDArray[np.float32]) -> NDArray[np.float32]:
+    """[N, S // 2, S // 2]"""
+    whole = fine[:, : fine.shape[1] // 2 * 2, : fine.shape[2] // 2 * 2]
+    rows = whole[:, ::2] + whole[:, 1::2]
+    return np.asarray((rows[..., ::2] + rows[..., 1::2]) / 4, np.float32)
 
 
 def _roughness(grey: NDArray[np.float32]) -> NDArray[np.float32]:

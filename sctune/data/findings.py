@@ -19,7 +19,7 @@ MORE_THAN_OTHERS = 0.25
 FAINT, FAINT_SPREADS = 1 / 6, 7.5
 """A faint image has less than this share of the median sharpness, and lies so many robust deviations below it."""
 SMOOTH = 1 / 4
-"""`ImageFacts.fineness` of a picture without fine detail; what an image has above it is told as a share of the median."""
+"""`ImageFacts.fineness` of a picture without fine detail; what an image has above it is compared with the median."""
 BLURRED, ALIKE_BLURRED, LEAST_SPREADS, SPREADS, MOST = 1 / 4.5, 1 / 2, 3, 8, 0.15
 """A blurred image has less than BLURRED of the median share of fine detail; where the others are alike, so that
 SPREADS robust deviations are less than that, less than ALIKE_BLURRED; LEAST_SPREADS below and at most MOST in any case.

@@ -124,8 +124,9 @@ class ImageCache:
     ) -> Found:
         """What can be said of each image at root/paths, and why one cannot be decoded (`facts.ImageFacts`).
 
-        digests: of these files and maybe others, where the caller knows them (`digests`). Measured while an array of the same images is built; where there is none, the images are decoded for it, and
-        only the facts are kept. Raises DataError as `array` does.
+        digests: of these files and maybe others, where the caller knows them (`digests`). Measured while an array of
+        the same images is built; where there is none, the images are decoded for it, and only the facts are kept.
+        Raises DataError as `array` does.
         """
         wanted = sorted(set(paths))
         if not wanted:

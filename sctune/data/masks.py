@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from sctune.data.decode import FORMATS, PIXEL_LIMIT, CorruptImageError, image_size
+from sctune.data.digests import THREADS
 from sctune.data.image_file import ImageFile
 from sctune.errors import DataError
 
 Mask = NDArray[np.bool_]
 Size = tuple[int, int]
 
-THREADS = 8
 _ORIENTATION = 0x0112
 _TURNED = (5, 6, 7, 8)
 """EXIF orientations that swap width and height."""
@@ -117,9 +117,7 @@ def usable_masks(root: Path, files: Sequence[ImageFile], size: int, resize: str)
     )
 
 
-def mask_notes(
-    root: Path, files: Sequence[ImageFile], sizes: Mapping[str, Size] | None = None
-) -> tuple[str, ...]:
+def mask_notes(root: Path, files: Sequence[ImageFile], sizes: Mapping[str, Size] | None = None) -> tuple[str, ...]:
     """One line for each kind of fault of the masks of anomalous images: unreadable, empty, of another size.
 
     sizes: path -> width and height of the upright image, where they are known.
