@@ -113,7 +113,7 @@ def planted_table(source: str, images: int, plant: int, size: int) -> None:
 
 
 def timed(data: DataSet, size: int, measured: bool) -> tuple[float, float]:
-    """Seconds, of processors and by the clock, of filling the cache; measured: with the facts, and the check after it."""
+    """Seconds, of processors and by the clock, of filling the cache; measured: with facts, and the check after it."""
     paths = [file.path for file in data.files]
     own = cache_module.measure
     (nothing,) = own([cache_module.decode(data.root / paths[0], Decoding(size))])

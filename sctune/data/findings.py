@@ -80,7 +80,9 @@ def odd_images(facts: Mapping[str, ImageFacts]) -> list[Finding]:
         text = f"{len(clipped)} images are mostly black or white (over {CLIPPED:.0%} of the pixels at an end)"
         advice = "check exposure and data.range"
         found.append(Finding("clipped", "warning", len(clipped), text, advice, tuple(clipped[:SHOWN])))
-    blurred = _blurred({path: one for path, one in facts.items() if one.deviation > 0})
+    # what is at an end everywhere has no detail either
+    told = {*constant, *clipped}
+    blurred = _blurred({path: one for path, one in facts.items() if path not in told})
     if blurred:
         text = f"{len(blurred)} images are far less sharp than the others"
         found.append(
