@@ -23,11 +23,12 @@ BRUTE = 50_000
 ROWS, TOGETHER = 64, 32
 """Pictures that are compared with all others at once: by their hashes, by their structure."""
 SMOOTH = 5
-ALIKE = 0.996
-"""Correlation of the fine structure from which on two small pictures are called one.
+UNLIKE = 1.2e-4
+"""For each cell of a side, how much the correlation of the fine structure of two pictures may lack if they are one.
 
-On ELPV the most similar pair of different cells (neighbours cut from one crystal) has .992; most copies that were saved
-again, resized to 60 % or brightened have more. A copy that is cut is not found.
+Of 40 cells .9952. The most similar pair of different ELPV cells (neighbours cut from one crystal) has .9947 there, .9939
+of 48 cells and .9955 of 32; most copies that were saved again, resized to two thirds or brightened have more. A copy
+that is cut is not found.
 """
 LEAST = 1e-6
 COMMON = 200
@@ -90,7 +91,7 @@ def near_identical(root: Path, thumbs: Mapping[str, NDArray[np.uint8]]) -> list[
     if len(some) >= COMMON // 10:
         structure -= np.outer(structure @ common, common / max(float(common @ common), LEAST))
         structure /= _lengths(structure)
-    alike = pairs[_correlations(structure, places[: pairs.size].reshape(-1, 2)) >= ALIKE]
+    alike = pairs[_correlations(structure, places[: pairs.size].reshape(-1, 2)) >= 1 - UNLIKE * small.shape[1]]
     named = [(paths[a], paths[b]) for a, b in alike]
     return [(a, b) for a, b in named if file_digest(root / a) != file_digest(root / b)]
 
