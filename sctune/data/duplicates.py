@@ -26,9 +26,9 @@ SMOOTH = 5
 UNLIKE = 1.2e-4
 """For each cell of a side, how much the correlation of the fine structure of two pictures may lack if they are one.
 
-Of 40 cells .9952. The most similar pair of different ELPV cells (neighbours cut from one crystal) has .9947 there, .9939
-of 48 cells and .9955 of 32; most copies that were saved again, resized to two thirds or brightened have more. A copy
-that is cut is not found.
+Of 40 cells .9952. The most similar pair of different ELPV images (neighbours cut from one crystal) has .9947 there,
+.9939 of 48 cells and .9955 of 32; most copies that were saved again, resized to two thirds or brightened have more. A
+copy that is cut is not found.
 """
 LEAST = 1e-6
 COMMON = 200
