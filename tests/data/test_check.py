@@ -196,7 +196,7 @@ def test_a_shortcut_between_the_classes_is_told(tmp_path: Path, feature: str) ->
 
 
 def test_classes_that_are_counted_each_from_its_own_start_are_no_shortcut() -> None:
-    plain = ImageFacts("PNG L", "8 bits", 9, 9, 9, 0, 9, 9, 0, 0, 9, np.zeros((64, 64), np.uint8))
+    plain = ImageFacts("PNG L", "8 bits", 9, 9, 9, 0, 9, 9, 0, 0, 9, 1, np.zeros((64, 64), np.uint8))
 
     def of_names(normal: Iterable[int], anomalous: Iterable[int]) -> float:
         files = [ImageFile(f"ok/{number:04}.png", 0, "good") for number in normal]
