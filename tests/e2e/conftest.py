@@ -52,7 +52,7 @@ class Sctune:
         self.home = home
         self.env = {**os.environ, "SCTUNE_HOME": str(home), "OMP_NUM_THREADS": "1"}
 
-    def __call__(self, *words: object, code: int = 0, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+    def __call__(self, *words: object, code: int = 0, timeout: float = 400) -> subprocess.CompletedProcess[str]:
         """Run to the end and check the exit code."""
         if words[0] in HERE:
             return self.here(*words, code=code)

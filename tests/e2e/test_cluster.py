@@ -100,7 +100,7 @@ def test_a_search_uses_both_nodes(sctune: Any, smoke: list[str], address: str, r
     shared = tmp_path / "shared"
     more = ["--name", "cluster", "--address", address, "--storage-path", shared, "--scheduler", "none"]
     more += ["--set", "budget.iterations=20"]
-    done = sctune(*smoke, *more, "--trials", "2", "--json", timeout=280)
+    done = sctune(*smoke, *more, "--trials", "2", "--json")
     assert "of 2 CPUs and 0 GPUs on 2 node(s)" in done.stderr
     reachable = not address.startswith("127.")
     assert ("keep the ports behind a firewall" in done.stderr) == reachable
