@@ -25,6 +25,7 @@ KnownClass = Annotated[list[str] | None, typer.Option(help="Anomaly class seen i
 NAnomalies = Annotated[str | None, typer.Option(help="Labelled anomalies trained on: a number or all.")]
 Seeds = Annotated[str | None, typer.Option(help="Comma-separated seeds; a trial is scored over all of them.")]
 Selection = Annotated[str, typer.Option(help="What decides: auto, extra, seen, proxy or test (paper's way).")]
+Objective = Annotated[str, typer.Option(help="Figure that decides: auroc, ap or fpr95 (or a package's).")]
 PartitionSeed = Annotated[int, typer.Option(help="Draws the development and the test pool.")]
 Trials = Annotated[int | None, typer.Option(min=1, help="Number of trials; default: the profile's.")]
 TimeBudget = Annotated[str | None, typer.Option(help="For example 90s, 30m, 2h; over all launches.")]

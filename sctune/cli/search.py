@@ -13,6 +13,7 @@ from sctune.cli.operate import background, study_name
 from sctune.cli.output import emit, messages, say
 from sctune.config import parse_assignments
 from sctune.errors import ConfigError
+from sctune.metrics.objective import DEFAULT
 from sctune.search.plan.options import SearchOptions
 from sctune.search.run.notify import read_hooks
 
@@ -35,6 +36,7 @@ def search(
     n_anomalies: opt.NAnomalies = None,
     seeds: opt.Seeds = None,
     selection: opt.Selection = "auto",
+    objective: opt.Objective = DEFAULT,
     partition_seed: opt.PartitionSeed = 0,
     trials: opt.Trials = None,
     time_budget: opt.TimeBudget = None,
@@ -66,8 +68,9 @@ def search(
     options = _options(dict(
         space=space, name=name, profile=profile, method=method, data=data, normal=normal, anomalous=anomalous,
         categories=tuple(category or ()), setting=setting, known_classes=tuple(known_class or ()),
-        n_anomalies=_amount(n_anomalies), seeds=_seeds(seeds), selection=selection, partition_seed=partition_seed,
-        trials=trials, time_budget_s=seconds, sampler=sampler, sampler_seed=sampler_seed,
+        n_anomalies=_amount(n_anomalies), seeds=_seeds(seeds), selection=selection,
+        objective=objective, partition_seed=partition_seed, trials=trials, time_budget_s=seconds,
+        sampler=sampler, sampler_seed=sampler_seed,
         scheduler=scheduler, gpus_per_trial=gpus_per_trial, cpus_per_trial=cpus_per_trial,
         max_concurrent=max_concurrent, overrides=values, skip_corrupt=skip_corrupt,
         allow_duplicates=allow_duplicates, study_root=study_root,
@@ -98,6 +101,7 @@ def resume(
     storage: opt.StoredAt = None,
     storage_path: Annotated[str | None, typer.Option(help="Checkpoints from now on; default: where they are.")] = None,
     tracking_uri: Annotated[str | None, typer.Option(help="MLflow from now on; default: where it is.")] = None,
+    objective: Annotated[str | None, typer.Option(help="The study's own; it cannot be changed.")] = None,
     as_json: opt.AsJson = False,
 ) -> None:
     """Go on with a study: unfinished trials from their last checkpoint, then new ones."""
@@ -124,6 +128,7 @@ def resume(
         storage=storage,
         storage_path=storage_path,
         tracking_uri=tracking_uri,
+        objective=objective,
         console=messages,
         notify=hooks,
     )

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sctune.search.study.noise import auroc_difference_se, auroc_se
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from sctune.metrics.image_level import auroc, average_precision
-from sctune.metrics.statistics import weighted_auroc
+from sctune.metrics.resampling import weighted_auroc
 from sctune.metrics.ties import TIE, with_ties
 from sctune.report import OBJECTIVE, EpochReport, merge_reports
-from sctune.search.study.noise import auroc_difference_se, auroc_se
 
 LABELS = np.array([0, 1, 0, 1, 1, 0])
 

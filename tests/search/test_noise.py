@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from sctune.search.study.noise import auroc_difference_se, auroc_se
 from sklearn.metrics import roc_auc_score
 
-from sctune.search.study.noise import auroc_difference_se, auroc_se
 from sctune.search.study.result import compare, value_se
 
 

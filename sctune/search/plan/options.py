@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ByteSize, ConfigDict, Field
 
 from sctune.config import SelectionMode, Setting
+from sctune.metrics.objective import DEFAULT
 
 
 class SearchOptions(BaseModel):
@@ -31,6 +32,7 @@ class SearchOptions(BaseModel):
         (), description="a task for each; none: the profile's seed"
     )
     selection: SelectionMode = "auto"
+    objective: str = Field(DEFAULT, description="figure of the selection images that decides between trials")
     partition_seed: int = Field(0, ge=0, lt=2**32)
     trials: int | None = None
     time_budget_s: float | None = Field(None, description="seconds over all launches of the study")

@@ -19,6 +19,7 @@ from sctune.data.images import CorruptImageError, ImageCache
 from sctune.data.ranges import AUTO
 from sctune.data.split import Split, split_for
 from sctune.errors import ConfigError, DataError
+from sctune.metrics.objective import find_objective
 from sctune.paths import cache_folder, home, studies_folder
 from sctune.search.plan.base import base_config, search_space
 from sctune.search.plan.locations import free_name, storage_uri
@@ -68,6 +69,7 @@ def make_plan(options: SearchOptions, has_gpu: bool) -> Plan:
         raise ConfigError(
             "profile paper selects on the test images; say so with --selection test, or take profile gpu or cpu"
         )
+    find_objective(options.objective)
     root = (options.study_root or studies_folder()).expanduser().absolute()
     name = free_name(options, root)
     storage = storage_uri(options.storage_path, root / name)
@@ -139,6 +141,7 @@ def _manifest(options: SearchOptions, asked: _Asked, space: Space, tasks: list[T
         scheduler=asked.scheduler,
         trials=options.trials or points or defaults.trials,
         selection=asked.selection,
+        objective=options.objective,
         partition_seed=space.base.data.partition_seed,
         folds=defaults.folds,
         data=data,

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sctune.config import Task, TrialConfig
 from sctune.errors import StudyError
+from sctune.metrics.objective import DEFAULT, Objective, find_objective
 from sctune.search.space.definition import Space
 
 FORMAT_VERSION = 1
@@ -77,7 +78,8 @@ class StudyManifest(Frozen):
     config: the base TrialConfig tree, with the space's `set:` and the command line merged.
     storage_path: URI that all nodes see (checkpoints); storage_url: SQLAlchemy URL of the record, None: SQLite in
     the study's folder. No URL here holds a password. checkpoint_interval: seconds. time_budget_s: over all launches.
-    splits: task key -> digest of its lists of files. confirms: id of the study whose best trials this one trains anew.
+    splits: task key -> digest of its lists of files. objective: name of what it is searched by. confirms: id of the
+    study whose best trials this one trains anew.
     """
 
     format_version: Literal[1] = 1
@@ -93,6 +95,7 @@ class StudyManifest(Frozen):
     scheduler: SchedulerSpec
     trials: int = Field(ge=1)
     selection: SelectionSpec
+    objective: str = DEFAULT
     partition_seed: int = 0
     splits: dict[str, str] = {}
     folds: int = 2
@@ -112,6 +115,10 @@ class StudyManifest(Frozen):
 
     def trial_config(self) -> TrialConfig:
         return TrialConfig.load(self.config)
+
+    def build_objective(self) -> Objective:
+        """Raises ConfigError where it is another package's, which is not installed here."""
+        return find_objective(self.objective)
 
     def build_space(self) -> Space:
         return Space.from_dict(self.space, self.trial_config())
