@@ -162,10 +162,9 @@ def resume(
     more_trials: added to the study's number of trials. time_budget_s: over all launches; None: the study's own,
     infinity: none any more. storage: URL of the record, where the study was begun on another machine or the URL holds
     the password. storage_path, tracking_uri: places of checkpoints and runs from now on; None: as they are. max_disk:
-    bytes, replaces the study's limit. objective: None, or the study's own: it cannot be changed.
-
-    Raises StudyError for a missing study, one that runs, one of another objective, or one whose places are not seen
-    from here; ChangedDataError where its images are not those that it began with.
+    bytes, replaces the study's limit. objective: None, or the study's own. Raises StudyError for a missing study, one
+    that runs, one of another objective, or one whose places are not seen from here; ChangedDataError where its images
+    are not those that it began with.
     """
     started = time.monotonic()
     from sctune.search.plan.locations import check_seen, move
