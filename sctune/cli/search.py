@@ -70,10 +70,10 @@ def search(
         categories=tuple(category or ()), setting=setting, known_classes=tuple(known_class or ()),
         n_anomalies=_amount(n_anomalies), seeds=_seeds(seeds), selection=selection, objective=objective,
         partition_seed=partition_seed, trials=trials, time_budget_s=seconds, sampler=sampler, sampler_seed=sampler_seed,
-        scheduler=scheduler, gpus_per_trial=gpus_per_trial, cpus_per_trial=cpus_per_trial, max_concurrent=max_concurrent,
+        scheduler=scheduler, gpus_per_trial=gpus_per_trial, cpus_per_trial=cpus_per_trial,
         overrides=values, skip_corrupt=skip_corrupt, allow_duplicates=allow_duplicates, study_root=study_root,
         storage_path=storage_path, tracking_uri=tracking_uri, storage=storage, address=address, max_disk=max_disk,
-        checkpoint_interval=checkpoint_interval, keep_best=keep_best,
+        checkpoint_interval=checkpoint_interval, keep_best=keep_best, max_concurrent=max_concurrent,
     ))  # fmt: skip
     if dry_run:
         _plan_only(options, as_json)
