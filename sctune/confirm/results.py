@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, ValidationError, model_serializer
 
 from sctune.errors import StudyError
 from sctune.metrics.objective import DEFAULT, find_objective
@@ -98,6 +98,14 @@ class Confirmation(_Frozen):
     false_alarm_rate: float
     notes: tuple[str, ...] = ()
     test: Tested | None = None
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, content: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """The default objective goes without saying, as in the documents of before."""
+        made: dict[str, Any] = content(self)
+        if made.get("objective") == DEFAULT:
+            del made["objective"]
+        return made
 
     @property
     def winner(self) -> Ranked:
