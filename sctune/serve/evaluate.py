@@ -19,9 +19,10 @@ from sctune.data.images import THREADS, file_digest
 from sctune.data.masks import usable_masks
 from sctune.deploy.model import Model
 from sctune.errors import DataError
+from sctune.metrics.pixel_level import aupro
 from sctune.serve.inputs import scored
 from sctune.serve.measure import measures, per_kind
-from sctune.train.heatmap import aupro, heat_maps
+from sctune.train.heatmap import heat_maps
 
 FORMAT_VERSION = 1
 MOST_MASKS = 128

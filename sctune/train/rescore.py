@@ -59,7 +59,7 @@ def rescored(trainer: Trainer, variants: Sequence[Variant]) -> Iterator[tuple[fl
     for number in range(len(variants)):
         scores = {id(images): rows[number] for images, rows in zip(sets, found, strict=True)}
         metrics, raw = trainer.selection.evaluate(lambda images, held=scores: held[id(images)])  # type: ignore[misc]
-        yield metrics["selection_auroc"], raw
+        yield metrics[trainer.selection.objective.metric], raw
 
 
 def variant_scores(detector: Detector, images: np.ndarray, variants: Sequence[Variant]) -> list[np.ndarray]:

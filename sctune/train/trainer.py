@@ -28,6 +28,7 @@ from sctune.methods.deviation.detector import build_detector
 from sctune.methods.deviation.images import TrainingImages
 from sctune.methods.deviation.scorer import RepeatedScorer
 from sctune.methods.deviation.step import TrainingStep
+from sctune.metrics.objective import AUROC, Objective
 from sctune.paths import cache_folder
 from sctune.report import EpochReport
 from sctune.train.runtime import apply_runtime, memory_format, resolve_device
@@ -41,8 +42,9 @@ class Trainer:
 
     config: the task's fields in it are replaced by the task's. cache: folder of the decoded images (default:
     under SCTUNE_HOME). weights: resolved ImageNet file, where the caller has it. split: where the caller made it.
-    should_stop: asked before every iteration. Raises ConfigError, DataError or WeightsError before any training,
-    NonFiniteError and StoppedError during it.
+    should_stop: asked before every iteration. objective: what its reports are judged by.
+
+    Raises ConfigError, DataError or WeightsError before any training, NonFiniteError and StoppedError during it.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class Trainer:
         weights: Path | None = None,
         split: Split | None = None,
         should_stop: Callable[[], bool] = lambda: False,
+        objective: Objective = AUROC,
     ) -> None:
         self._should_stop = should_stop
         self.task = task or Task(
@@ -82,7 +85,7 @@ class Trainer:
         anomalies = [cached.index[file.path] for file in train if file.label == 1]
         if config.n_anomalies != 0 and not anomalies:
             raise DataError(f"no readable anomalous image is left to train on in {self.split.root}")
-        self.selection = build_selection(self.split, cached, data.selection_limit, data.partition_seed)
+        self.selection = build_selection(self.split, cached, data.selection_limit, data.partition_seed, objective)
         self.detector = build_detector(config, weights)
         self.detector.to(self.device).to(memory_format=memory_format(config.runtime))
         images = TrainingImages(cached.array, np.array(normals, int), np.array(anomalies, int))
@@ -115,7 +118,7 @@ class Trainer:
             metrics["gpu_memory_mb"] = torch.cuda.max_memory_allocated(self.device) / 2**20
         key = self.task.key
         scores = {f"{key}:{name}" if name else key: row for name, row in raw.items()}
-        return EpochReport(self.epoch, budget.epochs, metrics, scores)
+        return EpochReport(self.epoch, budget.epochs, metrics, scores, self.selection.objective.name)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, object]]:
         """Everything that a later process needs to go on: named tensors, and JSON values about them."""

@@ -11,6 +11,7 @@ import ray
 from ray import tune
 
 from sctune.errors import ConfigError
+from sctune.metrics.objective import AUROC
 from sctune.report import EPOCH, OBJECTIVE
 from sctune.search.cluster.connection import RAY_ENVIRONMENT
 from sctune.search.rules.stopping import make_rule, refill
@@ -192,7 +193,7 @@ def test_contract(cluster: None, tmp_path: Path, sampler: str, form: str) -> Non
     assert [t.value for t in stored] == [t.value for t in in_memory]
     assert [t.params for t in stored] == [t.params for t in in_memory]
     assert [t.intermediate_values for t in stored] == [t.intermediate_values for t in in_memory]
-    best = best_row(leaderboard(stored))
+    best = best_row(leaderboard(stored, AUROC), AUROC)
     assert best is not None
     assert best.value == max(trial.value for trial in in_memory if trial.state.name == "COMPLETE")
     study.record.close()

@@ -8,7 +8,8 @@ import torch
 
 from sctune.errors import DataError
 from sctune.methods.deviation.heads import LatentResidualHead, PatchResidualHead, PlainHead, top_k_mean
-from sctune.train.heatmap import KINDS, aupro, head_cells, heat_maps, scaled
+from sctune.metrics.pixel_level import aupro
+from sctune.train.heatmap import KINDS, head_cells, heat_maps, scaled
 from tests.models import small_config, small_detector
 
 

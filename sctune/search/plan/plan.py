@@ -19,6 +19,7 @@ from sctune.data.images import CorruptImageError, ImageCache
 from sctune.data.ranges import AUTO
 from sctune.data.split import Split, split_for
 from sctune.errors import ConfigError, DataError
+from sctune.metrics.objective import AUROC, find_objective
 from sctune.paths import cache_folder, home, studies_folder
 from sctune.search.plan.base import base_config, search_space
 from sctune.search.plan.locations import free_name, storage_uri
@@ -69,6 +70,7 @@ def make_plan(options: SearchOptions, has_gpu: bool) -> Plan:
         raise ConfigError(
             "profile paper selects on the test images; say so with --selection test, or take profile gpu or cpu"
         )
+    objective = find_objective(options.objective)
     root = (options.study_root or studies_folder()).expanduser().absolute()
     name = free_name(options, root)
     storage = storage_uri(options.storage_path, root / name)
@@ -103,6 +105,8 @@ def make_plan(options: SearchOptions, has_gpu: bool) -> Plan:
     if any(split.makers for split in splits.values()):
         half = selection.mode != "proxy"
         warnings.append(proxy_warning(options.setting, base.n_anomalies, half=half))
+        if not objective.is_default:
+            warnings.append(f"what is known of the proxy was measured with {AUROC.label}, not with {objective.label}")
     asked = _Asked(name, profile, sampler, scheduler, selection, store.uri, storage, record)
     manifest = _manifest(options, asked, space, tasks, _data_spec(datasets, splits))
     manifest = manifest.model_copy(update={"splits": {key: split.digest for key, split in splits.items()}})
