@@ -121,7 +121,7 @@ class Method(ABC):
 
     @abstractmethod
     def load_model_state(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take over a `model_state`; raises CheckpointError where it does not fit, after which the method is of no use."""
+        """Take over a `model_state`; raises CheckpointError where it does not fit, and is of no use afterwards."""
 
     @abstractmethod
     def module(self) -> nn.Module:

@@ -40,9 +40,7 @@ def pseudo_examples(step: TrainingStep, normals: np.ndarray, count: int) -> list
 
 
 def _made(step: TrainingStep, donors: np.ndarray, receivers: np.ndarray, number: int) -> list[PseudoExample]:
-    given, taken = (
-        to_pixels(part, step.device, step.config.runtime.channels_last) for part in (donors, receivers)
-    )
+    given, taken = (to_pixels(part, step.device, step.config.runtime.channels_last) for part in (donors, receivers))
     made = step.pseudo.alter(taken, given, number)
     results, own = _to_uint8(made.images), step.config.augment.kind in WITHIN_ONE_IMAGE
     pictures = list(receivers)
