@@ -69,7 +69,8 @@ class MethodEntry:
     scoring: sections or fields that change how a trained model scores, and not its training.
     check: raises ValueError, one line, for values that do not go together. unrepeatable: why scores of a configuration
     differ from call to call, with the way out; None where they do not.
-    packages: distributions, besides sctune's own, that a model needs to load.
+    summary: a configuration in a line of a model card; None: `description`, image size and seed. packages:
+    distributions, besides sctune's own, that a model needs to load.
     """
 
     name: str
@@ -85,6 +86,7 @@ class MethodEntry:
     scoring: tuple[str, ...] = ()
     check: Callable[[TrialConfig], None] = _accept
     unrepeatable: Callable[[TrialConfig], str | None] = lambda config: None
+    summary: Callable[[TrialConfig], str] | None = None
     packages: tuple[str, ...] = ()
 
     def looks_at(self, name: str) -> bool:
@@ -93,6 +95,12 @@ class MethodEntry:
         if section == "method":
             return name.partition(".")[2] in self.section.model_fields
         return section not in METHOD_SECTIONS or section in self.uses or name in self.uses
+
+    def describe(self, config: TrialConfig) -> str:
+        """A configuration in a line, for people."""
+        if self.summary is not None:
+            return self.summary(config)
+        return f"{self.name} ({self.description}), {config.data.image_size} px, seed {config.seed}"
 
     def load(self) -> Any:
         """The implementation's class; raises ConfigError where it cannot be imported."""
@@ -110,6 +118,11 @@ _known: dict[str, MethodEntry] = {}
 def register(entry: MethodEntry) -> None:
     """Make a method known to this process only; trials in Ray's workers find those of entry points."""
     _known[entry.name] = entry
+
+
+def forget(name: str) -> None:
+    """Look a method up anew when it is asked for again."""
+    _known.pop(name, None)
 
 
 def method_entry(name: object) -> MethodEntry:

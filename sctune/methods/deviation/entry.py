@@ -64,6 +64,15 @@ def unrepeatable(config: TrialConfig) -> str | None:
     )
 
 
+def summary(config: TrialConfig) -> str:
+    """A configuration in a line."""
+    model = config.model
+    return (
+        f"{model.heads} with {config.augment.kind} pseudo anomalies on {model.backbone}, {config.data.image_size} px, "
+        f"{model.n_scales} scale(s), seed {config.seed}"
+    )
+
+
 def _check_something_anomalous(config: TrialConfig) -> None:
     if config.n_anomalies != 0:
         return
@@ -113,4 +122,5 @@ ENTRY = MethodEntry(
     scoring=("score", "model.patch_evaluation"),
     check=check,
     unrepeatable=unrepeatable,
+    summary=summary,
 )

@@ -191,7 +191,7 @@ def plan_lines(plan: Plan, resources: Resources) -> list[str]:
         *(f"  {line}" for check in plan.checks for line in check.table),
         plan.depth,
         f"selection by {manifest.selection.mode}: {manifest.selection.reason}",
-        f"tasks: {', '.join(task.key for task in manifest.tasks)}; {base.budget.epochs} epochs x "
+        f"tasks: {', '.join(task.key for task in manifest.tasks)}; {base.epochs} epochs x "
         f"{base.budget.iterations} iterations x {base.budget.batch_size} images of {base.data.image_size} px",
         f"{resources.concurrent} trial(s) at a time, each with {resources.cpus:g} CPU and {resources.gpus:g} GPU, "
         f"of {resources.cluster_cpus:g} CPUs and {resources.cluster_gpus:g} GPUs on {resources.nodes} node(s)",
