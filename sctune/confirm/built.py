@@ -56,7 +56,7 @@ def build(study: Study, found: Confirmation, test: Tested, chosen: ChosenModel, 
     }
     parts = model_parts(trainer, meta, rule)
     images = tuple((split.root / path).read_bytes() for path in _of_both_classes(trainer))
-    speed = measure(Model(trainer.detector, trainer.config, parts), images)
+    speed = measure(Model(trainer.method, trainer.config, parts), images)
     card = model_card(parts, _facts(study, found, test, chosen, trainer, parts, speed))
     return Built(study, trainer, replace(parts, card=card), images)
 

@@ -13,6 +13,7 @@ from typing import Any
 from sctune.confirm.scoring import trained_model
 from sctune.errors import StudyError
 from sctune.files import replace_files
+from sctune.methods.base import Variant
 from sctune.metrics.objective import DEFAULT, Objective, find_objective
 from sctune.search.reconcile.comparison import RESCORED
 from sctune.search.study.leaderboard import TrialRow, best_row, leaderboard
@@ -22,7 +23,7 @@ from sctune.search.study.result import compare
 from sctune.search.study.splits import checked_splits, selection_labels
 from sctune.search.study.study import Study
 from sctune.tracking.rescored import log_rescored
-from sctune.train.rescore import Variant, rescored, score_variants
+from sctune.train.rescore import rescored, score_variants
 
 Say = Callable[[list[str]], None]
 

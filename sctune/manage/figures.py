@@ -19,7 +19,7 @@ from sctune.data.selection import stratified
 from sctune.data.split import Split
 from sctune.errors import CheckpointError, ConfigError, StudyError, nearest
 from sctune.manage.figure_files import GROUPS, Cloud, FigureReport, Sheet, publish
-from sctune.methods.deviation.detector import build_detector
+from sctune.methods.registry import fresh_method
 from sctune.paths import cache_folder
 from sctune.search.study.leaderboard import TrialRow, best_row, leaderboard
 from sctune.search.study.ledger import add_look, show_looks
@@ -83,8 +83,7 @@ def make_figures(study_root: Path, name: str, options: FigureOptions, say: Say) 
     examples = pseudo_examples(trainer, options.limit)
     cloud = gather(trainer, examples, options.limit, options.test)
     say([f"features of {len(cloud.groups)} images before and after training, and their t-SNE"])
-    fresh = build_detector(trainer.config).to(trainer.device)
-    features = {"before": fresh.embed(cloud.images), "after": trainer.detector.embed(cloud.images)}
+    features = _features(trainer, cloud.images)
     points = {panel: tsne(rows, options.perplexity) for panel, rows in features.items()}
     report = FigureReport(
         study=study.name,
@@ -107,6 +106,16 @@ def make_figures(study_root: Path, name: str, options: FigureOptions, say: Say) 
     trouble = log_run_files(manifest.tracking_uri, manifest.study_id, runs, files, "figures")
     trouble += show_looks(study, ledger) if ledger else []
     return report.finished(files, trouble)
+
+
+def _features(trainer: Trainer, images: np.ndarray) -> dict[str, np.ndarray]:
+    """Features [N, C] of the images before and after training; raises ConfigError for a method that has none."""
+    fresh = fresh_method(trainer.config, trainer.device)
+    before, after = fresh.embed(images), trainer.method.embed(images)
+    if before is None or after is None:
+        name = trainer.config.method.name
+        raise ConfigError(f"method {name} has no features to show; choose a trial of another method with --trial")
+    return {"before": before, "after": after}
 
 
 def choose_trial(study: Study, options: FigureOptions) -> Chosen:

@@ -224,6 +224,8 @@ class SaliencyCutTrainable(tune.Trainable):
             )
 
     def _weights(self, config: TrialConfig) -> Path | None:
+        if not config.entry.looks_at("model.backbone"):
+            return None
         backbone = config.model.backbone
         path = resolve_weights(backbone, config.model.weights)
         wanted = self.spec.weights_sha256.get(backbone)

@@ -128,12 +128,12 @@ def test_all_files_are_there_and_the_measures_are_those_of_the_features(
     images = np.stack([decode_image(image_folder / row["file"], Decoding(64, "stretch")) for row in rows])
     labels = [row["group"] for row in rows]
     trainer = Trainer(tiny.override(PARAMS))
-    before = silhouette_score(trainer.detector.embed(images), labels)
+    before = silhouette_score(trainer.method.detector.embed(images), labels)
     assert report.silhouettes["before"]["unseen"] == pytest.approx(before, abs=1e-5)
     saved = TrialStore(str(tmp_path / "studies" / "small"), 0).load_latest()
     assert saved is not None
     trainer.load_state(*saved.tasks["seed42"])
-    after = silhouette_score(trainer.detector.embed(images), labels)
+    after = silhouette_score(trainer.method.detector.embed(images), labels)
     assert report.silhouettes["after"]["unseen"] == pytest.approx(after, abs=1e-5)
     assert after != pytest.approx(before, abs=1e-4)
 

@@ -148,7 +148,7 @@ def test_a_server_agrees_with_the_pack_of_its_model(
     for address in (server.url, f"{server.url}/predict"):
         found = check_consumer(pack, address)
         assert found.differing == [] and {row.difference for row in found.rows} <= {0.0, None}, found.line()
-    other = Model(model.detector, model.config.override({"data.resize": "pad"}), model.parts)
+    other = Model(model.method, model.config.override({"data.resize": "pad"}), model.parts)
     found = check_consumer(write_pack(other, tmp_path / "other"), server.url)
     assert found.differing and "without regard to the aspect" in found.line()
     with pytest.raises(ConfigError, match="answers 404"):
@@ -452,7 +452,7 @@ def test_a_queue_that_is_full_says_when_to_come_again(model: Model) -> None:
             go.wait(30)
             return super().score(images)  # type: ignore[arg-type]
 
-    service = Service(Slow(model.detector, model.config, model.parts), "slow", Limits(waiting=2, max_batch=1))
+    service = Service(Slow(model.method, model.config, model.parts), "slow", Limits(waiting=2, max_batch=1))
     place = socket.socket()
     place.bind(("127.0.0.1", 0))
     place.listen()

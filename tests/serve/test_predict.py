@@ -367,12 +367,12 @@ def test_a_score_that_is_no_number_costs_only_its_own_row(
 ) -> None:
     """A real model gives such a score for no image, so the detector is made to."""
     paths = list_inputs([str(images / "right")])
-    real, victim = model.detector.score_alike, model.prepare(Path(paths[4])).pixels
+    real, victim = model.method.score, model.prepare(Path(paths[4])).pixels
 
     def broken(batch: np.ndarray) -> np.ndarray:
         return np.where([(image == victim).all() for image in batch], np.nan, real(batch))
 
-    monkeypatch.setattr(model.detector, "score_alike", broken)
+    monkeypatch.setattr(model.method, "score", broken)
     with pytest.raises(NonFiniteError):
         model.score([victim])
     rows = [row for chunk in predicted_rows(model, paths) for row in chunk]
@@ -385,7 +385,7 @@ def test_memory_does_not_grow_with_the_number_of_images(
 ) -> None:
     picture = tmp_path / "one.png"
     picture.write_bytes(noise_png(1, side=16))
-    monkeypatch.setattr(model.detector, "score_alike", lambda batch: batch.mean(axis=(1, 2, 3)))  # seconds, not minutes
+    monkeypatch.setattr(model.method, "score", lambda batch: batch.mean(axis=(1, 2, 3)))  # seconds, not minutes
     alive = []
 
     def walk(count: int) -> int:

@@ -74,26 +74,26 @@ def test_too_few_images_are_refused_and_their_reach_is_told(model: Model, good: 
 def test_images_that_the_model_was_made_from_are_left_out(model: Model, good: Path) -> None:
     paths = list_inputs([str(good)])
     own = [file_digest(good / f"{number:02d}.png") for number in range(1, 6)]
-    seen = Model(model.detector, model.config, replace(model.parts, development=own))
+    seen = Model(model.method, model.config, replace(model.parts, development=own))
     made = recalibrate(seen, paths, "s")
     assert (made.known, made.threshold.normals) == (5, 25)
-    few = Model(model.detector, model.config, replace(model.parts, development=[file_digest(Path(p)) for p in paths]))
+    few = Model(model.method, model.config, replace(model.parts, development=[file_digest(Path(p)) for p in paths]))
     with pytest.raises(DataError, match=r"0 different new images \(beside 1 unreadable and 31 that the model was made"):
         recalibrate(few, paths, "s")
     # those of an earlier recalibration took part in no fit
-    again = recalibrate(Model(model.detector, model.config, made.parts), paths, "s")
+    again = recalibrate(Model(model.method, model.config, made.parts), paths, "s")
     assert (again.known, again.threshold.normals) == (5, 25)
 
 
 def test_the_card_tells_the_new_threshold(model: Model, good: Path) -> None:
     card = "# A model\n\n- a purpose\n\n## Decision\n\n- threshold 9, old\n\n## Data\n\n- some\n"
-    told = Model(model.detector, model.config, replace(model.parts, card=card))
+    told = Model(model.method, model.config, replace(model.parts, card=card))
     made = recalibrate(told, list_inputs([str(good)]), "good ones")
     text = made.parts.card or ""
     assert "threshold 9, old" not in text and made.threshold.line() in text
     assert text.startswith("# A model\n\n- a purpose\n\n## Decision\n\n- ") and text.endswith("\n\n## Data\n\n- some\n")
     assert model.threshold is not None and f"made with: {model.threshold.line()}" in text
-    twice = recalibrate(Model(model.detector, model.config, made.parts), list_inputs([str(good)]), "s", 0.5).parts.card
+    twice = recalibrate(Model(model.method, model.config, made.parts), list_inputs([str(good)]), "s", 0.5).parts.card
     assert twice is not None and twice.count("## Decision") == 1 and f"made with: {model.threshold.line()}" in twice
     assert card_with_decision("# A model\n", made.parts, []).startswith("# A model\n\n## Decision\n\n- threshold")
 

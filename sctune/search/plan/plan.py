@@ -10,7 +10,7 @@ from pathlib import Path
 
 from sctune.backbones.trunk import build_backbone
 from sctune.backbones.weights import file_sha256, resolve_weights
-from sctune.config import Task, TrialConfig, search_defaults
+from sctune.config import Task, TrialConfig, method_entry, search_defaults
 from sctune.data.catalog import DataSet, open_dataset
 from sctune.data.check import DataCheck, check_data
 from sctune.data.decode import Decoding
@@ -163,6 +163,9 @@ def _manifest(options: SearchOptions, asked: _Asked, space: Space, tasks: list[T
 
 def weights_files(space: Space) -> dict[str, Path]:
     """Backbone -> weights file of every backbone that the space can take; downloads what is missing."""
+    methods = map(method_entry, space.field_values("method.name"))
+    if not any(entry.looks_at("model.backbone") for entry in methods):
+        return {}
     backbones = sorted(set(map(str, space.field_values("model.backbone"))))
     found = {name: resolve_weights(name, space.base.model.weights) for name in backbones}
     return {name: path for name, path in found.items() if path is not None}

@@ -155,7 +155,7 @@ def _model_files(
     manifest, best = study.manifest, result.best
     assert best is not None
     scores = _pictures(trainer, labels, folder, manifest.data.attribution)
-    save_file({k: v.cpu().contiguous() for k, v in trainer.detector.state_dict().items()}, folder / WEIGHTS)
+    save_file({k: v.cpu().contiguous() for k, v in trainer.method.model_state().items()}, folder / WEIGHTS)
     meta = {
         "study": study.name,
         "trial": best.number,
@@ -192,7 +192,7 @@ def _pictures(trainer: Trainer, labels: list[int], folder: Path, attribution: st
     """ROC curve, score histogram, gallery, scores and configuration; gives the score of each selection image."""
     folder.mkdir(exist_ok=True)
     # as the registered model will score them, one by one
-    scores = trainer.detector.score_alike(trainer.selection.images)
+    scores = trainer.method.score(trainer.selection.images)
     if any(labels):
         plots.roc_curve(np.array(labels), scores, folder / "roc.png")
     plots.score_histogram(np.array(labels), scores, folder / "scores.png")

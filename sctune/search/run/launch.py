@@ -104,7 +104,7 @@ class Launch:
         labels = selection_labels(manifest, self.splits)
         progress = SearchProgress(
             manifest.trials,
-            self.space.base.budget.epochs,
+            self.space.base.epochs,
             self.resources.concurrent,
             trials,
             lambda scores: value_se(scores, labels, objective),

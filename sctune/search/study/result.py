@@ -139,7 +139,7 @@ def study_result(
     scores = {trial.number: trial.user_attrs.get("scores", {}) for trial in trials}
     notes = [*notes]
     full = [row for row in rows if row.state == "COMPLETE"]
-    epochs = study.manifest.trial_config().budget.epochs
+    epochs = study.manifest.trial_config().epochs
     ended = [row for row in rows if row.state in ("COMPLETE", "PRUNED")]
     spent = sum(max(row.values, default=0) for row in ended)
     noise, gap, indistinct = None, None, 0
