@@ -14,7 +14,7 @@ from optuna.trial import TrialState
 from sctune.config import Task, TrialConfig
 from sctune.data.split import split_for
 from sctune.metrics.image_level import auroc
-from sctune.report import OBJECTIVE, merge_reports
+from sctune.report import OBJECTIVE, EpochReport, merge_reports
 from sctune.search.space.definition import Space
 from sctune.search.study.content import content_digest
 from sctune.search.study.manifest import DataSpec, SchedulerSpec, SelectionSpec
@@ -91,7 +91,7 @@ def record_trial(
         value = float(np.mean([auroc(np.array(labels[key]), np.array(scores[key])) for key in labels]))
     for epoch in range(1, epochs + 1):
         metrics = {OBJECTIVE: value, "seconds": seconds}
-        told = {"epoch": epoch, "epochs": epochs, OBJECTIVE: value, "metrics": metrics, "scores": dict(scores or {})}
+        told = EpochReport(epoch, epochs, metrics, dict(scores or {}))
         study.record.report(number, told, 1000 * epoch)
     told_value = None if state is TrialState.FAIL else value
     if state is not TrialState.RUNNING:

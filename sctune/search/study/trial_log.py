@@ -11,7 +11,7 @@ from queue import SimpleQueue
 from threading import Event, Thread
 from typing import Any, TypeAlias
 
-from sctune.report import EPOCH, OBJECTIVE
+from sctune.report import OBJECTIVE, EpochReport
 
 LOGS = "logs"
 MAX_BYTES = 1 << 20
@@ -64,12 +64,11 @@ class TrialLog:
         self._put(number, [f"start: launch {self.launch}, attempt {attempt}: {shown}"])
         _log.info("trial %d starts (attempt %d): %s", number, attempt, shown)
 
-    def on_report(self, number: int, report: dict[str, Any], time: int) -> None:
-        lines = self._moved(number, report.get("where"))
-        lines += [f"  {line}" for line in report.get("log", ())]
-        metrics = report["metrics"]
-        parts = [f"epoch {report[EPOCH]}/{report['epochs']}", f"{OBJECTIVE} {report[OBJECTIVE]:.4f}"]
-        parts += [f"{name} {metrics[name]:.4g}" for name in ("loss", "seconds") if name in metrics]
+    def on_report(self, number: int, report: EpochReport, time: int) -> None:
+        lines = self._moved(number, report.origin.where)
+        lines += [f"  {line}" for line in report.origin.log]
+        parts = [f"epoch {report.epoch}/{report.epochs}", f"{OBJECTIVE} {report.value:.4f}"]
+        parts += [f"{name} {report.metrics[name]:.4g}" for name in ("loss", "seconds") if name in report.metrics]
         self._put(number, [*lines, "  ".join(parts)])
 
     def on_wait(self, number: int, reason: str) -> None:
