@@ -78,7 +78,7 @@ def tell(record: Record, event: tuple[str, int, int]) -> None:
     elif kind == "report":
         record.report(number, make_report(number, epoch), 1000 * epoch)
     else:
-        value = make_report(number, epoch)[OBJECTIVE]
+        value = make_report(number, epoch).value
         record.finish(number, TrialState.COMPLETE, value, {"stop_reason": "all epochs done"})
 
 
@@ -92,12 +92,12 @@ def found_in(trials: list[FrozenTrial]) -> set[tuple[str, int, int]]:
         assert list(trial.intermediate_values) == list(reports_of(trial))
         for epoch, value in trial.intermediate_values.items():
             report = make_report(trial.number, epoch)
-            assert value == report[OBJECTIVE]
-            assert reports_of(trial)[epoch] == {"metrics": report["metrics"], "time": 1000 * epoch}
+            assert value == report.value
+            assert reports_of(trial)[epoch] == {"metrics": report.metrics, "time": 1000 * epoch}
             found.add(("report", trial.number, epoch))
         if trial.intermediate_values:
             latest = make_report(trial.number, max(trial.intermediate_values))
-            assert trial.user_attrs["scores"] == latest["scores"]
+            assert trial.user_attrs["scores"] == latest.scores
         if trial.state == TrialState.COMPLETE:
             assert trial.value == trial.intermediate_values[EPOCHS]
             assert trial.user_attrs["stop_reason"] == "all epochs done"

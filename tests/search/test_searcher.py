@@ -401,4 +401,4 @@ def test_a_trial_carries_its_launch_and_the_one_that_began_it(tmp_path: Path) ->
     again, new = suggest(later, "b"), suggest(later, "c")
     assert (again["number"], again["launch"], again["first_launch"]) == (0, 2, 1)
     assert (new["number"], new["launch"], new["first_launch"]) == (1, 2, 2)
-    later.record.close()
+    later.controller.record.close()

@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from optuna.trial import FrozenTrial, TrialState
 
 from sctune.report import EpochReport, TrialFailure
 from sctune.search.cluster.resources import TrialResources
 from sctune.search.rules.base import Decision, Rule, refill
+from sctune.search.run.back_pressure import OPEN, Gate
 from sctune.search.run.faults import FIRST_FAILURES, FailureAction, Faults, WaitingTrials, common_cause
 from sctune.search.run.recorder import PAUSED, PROMOTED, RESOURCES, Observer, TrialEnd, TrialRecorder
 from sctune.search.space.definition import Space
@@ -61,29 +62,6 @@ class End:
     reason: EndReason
     text: str = ""
     bug: Exception | None = None
-
-
-class Gate(Protocol):
-    """Whether starts are held back at present; stuck: why that will not end by itself."""
-
-    stuck: str | None
-
-    def __call__(self) -> bool: ...
-    def doubt(self) -> None:
-        """The storage took no checkpoint: hold starts back until it takes a file."""
-
-
-class _Open:
-    stuck: str | None = None
-
-    def __call__(self) -> bool:
-        return False
-
-    def doubt(self) -> None:
-        pass
-
-
-OPEN = _Open()
 
 
 @dataclass(frozen=True)
