@@ -1,4 +1,4 @@
-"""EpochReport: the one message from a worker to the driver, and the names used in it."""
+"""What a worker tells the driver: an EpochReport for each epoch, or the TrialFailure that ended a trial."""
 
 from __future__ import annotations
 
@@ -19,6 +19,34 @@ MEAN_DECIMALS = 10
 EPOCH = "epoch"
 """Name of the time axis: epochs finished, counted by the trainer from 1."""
 
+VALUE, REPORT, FAILURE = "value", "report", "failure"
+"""Keys of what a trial's step gives to Ray: the number that Ray insists on, and the EpochReport or the TrialFailure."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where something was told. where: host, process and device, for people; node: Ray's id of the node, "" if unknown.
+
+    log: what the worker logged since it last told something, line by line.
+    """
+
+    where: str = ""
+    node: str = ""
+    log: tuple[str, ...] = ()
+
+
+NOWHERE = Origin()
+
+
+@dataclass(frozen=True)
+class TrialFailure:
+    """The error that ended a trial in its worker. kind: name of the error or of its class; message: one line."""
+
+    kind: str
+    message: str
+    traceback: str = ""
+    origin: Origin = NOWHERE
+
 
 @dataclass(frozen=True)
 class EpochReport:
@@ -28,6 +56,7 @@ class EpochReport:
     metrics: name -> finite number; holds that of the objective; names of one task carry its key after a slash.
     scores: task key -> anomaly score per selection image, in the order of that task's split.
     objective: name of what the study is searched by.
+    origin: of this telling, not of the epoch: neither compared nor stored (`to_dict`).
     """
 
     epoch: int
@@ -35,6 +64,7 @@ class EpochReport:
     metrics: Mapping[str, float]
     scores: Mapping[str, Sequence[float]] = field(default_factory=dict)
     objective: str = DEFAULT
+    origin: Origin = field(default=NOWHERE, compare=False)
 
     def __post_init__(self) -> None:
         for name, value in self.metrics.items():
@@ -58,7 +88,7 @@ class EpochReport:
         return self.epoch >= self.epochs
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain dictionary for Ray and JSON; `from_dict` reads it back."""
+        """Plain dictionary for JSON; `from_dict` reads it back."""
         return {
             EPOCH: self.epoch,
             "epochs": self.epochs,

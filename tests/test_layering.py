@@ -29,7 +29,7 @@ FLOORS = (
     {"methods", "augment", "data"},
     {"metrics", "backbones", "report"},
     {"config"},
-    {"errors", "files", "geometry", "paths", "text", "urls", ""},
+    {"plugins", "errors", "files", "geometry", "paths", "text", "urls", ""},
 )
 """Rooms from the roof down; "" is `sctune/__init__.py`. A new module at the top level gets its floor here."""
 SPLIT = {"search", "methods"}

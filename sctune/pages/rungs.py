@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sctune.search.rules.stopping import make_rule
+from sctune.search.rules.registry import make_rule
 from sctune.search.study.leaderboard import TrialRow
 from sctune.search.study.manifest import StudyManifest
 

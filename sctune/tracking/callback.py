@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from sctune.metrics.objective import AUROC, Objective
-from sctune.report import EPOCH
+from sctune.report import EpochReport
 from sctune.tracking.events import SHORT_PARAM, Event, file_digest
 
 
@@ -104,10 +104,10 @@ class TrackingCallback:
         """All parameters of a trial's run: short names of what was sampled, then the whole configuration."""
         return {**short_names(params), **self._facts.base, **self._assignments(params), **params}
 
-    def on_report(self, number: int, report: Mapping[str, Any], timestamp_ms: int) -> None:
-        """An epoch's report (EpochReport.to_dict); timestamp_ms: when this epoch was first reported."""
+    def on_report(self, number: int, report: EpochReport, timestamp_ms: int) -> None:
+        """An epoch's report; timestamp_ms: when this epoch was first reported."""
         with self._timed():
-            self._put("report", number, timestamp_ms, {"step": report[EPOCH], "metrics": dict(report["metrics"])})
+            self._put("report", number, timestamp_ms, {"step": report.epoch, "metrics": dict(report.metrics)})
 
     def on_end(self, number: int, state: str, value: float | None, info: Mapping[str, Any]) -> None:
         """Trial `number` is COMPLETE, PRUNED or FAIL; info: stop_reason; failure {kind, message, traceback}."""

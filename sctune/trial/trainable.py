@@ -11,6 +11,7 @@ import logging
 import time
 import traceback
 from collections import deque
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,8 @@ from sctune.data.digests import data_digest
 from sctune.data.pools import Files
 from sctune.data.split import Split, split_for
 from sctune.errors import ChangedDataError, ClusterError, ConfigError, DataError, PlaceError, StoppedError, StorageError
-from sctune.metrics.objective import DEFAULT, Objective, find_objective, metric_of
-from sctune.report import EpochReport, merge_reports
+from sctune.metrics.objective import DEFAULT, Objective, find_objective
+from sctune.report import FAILURE, REPORT, VALUE, EpochReport, Origin, TrialFailure, merge_reports
 from sctune.train.trainer import Trainer
 from sctune.trial.checkpoint import TrialStore
 from sctune.trial.step_log import StepLog
@@ -86,7 +87,6 @@ class SaliencyCutTrainable(tune.Trainable):
 
     def setup(self, config: dict[str, Any], spec: dict[str, Any]) -> None:
         self.spec = TrialSpec.model_validate(spec)
-        self.metric = metric_of(self.spec.objective)
         self.log = StepLog.attach()
         self._begin(config)
         self._digests: dict[Path, str] = {}
@@ -98,7 +98,11 @@ class SaliencyCutTrainable(tune.Trainable):
         return True
 
     def step(self) -> dict[str, Any]:
-        """One epoch of every task. A deterministic error ends the trial with a `failure` entry, never the actor."""
+        """One epoch of every task: {VALUE, REPORT, "done"}.
+
+        A deterministic error ends the trial with a FAILURE in the report's place, never the actor. Both travel as they
+        are: Ray takes dictionaries apart.
+        """
         try:
             if not self.trainers:
                 self._build()
@@ -113,7 +117,7 @@ class SaliencyCutTrainable(tune.Trainable):
         except StoppedError:
             # the driver has stopped listening; the trial goes on from its checkpoint in the next launch
             self._drop()
-            return {self.metric: float("nan"), "done": True}
+            return {VALUE: float("nan"), "done": True}
         except StorageError as problem:
             return self._failure(problem.kind, problem)
         except OSError as problem:
@@ -121,12 +125,7 @@ class SaliencyCutTrainable(tune.Trainable):
             return self._failure(PlaceError.__name__, problem)
         except Exception as problem:  # the trial's own fault: told with its traceback, and the actor lives on
             return self._failure("out of memory" if _is_out_of_memory(problem) else type(problem).__name__, problem)
-        return report.to_dict() | {
-            "done": report.last,
-            "node": self._node,
-            "log": self.log.take(),
-            "where": self._where(),
-        }
+        return {VALUE: report.value, REPORT: replace(report, origin=self._origin()), "done": report.last}
 
     def cleanup(self) -> None:
         self._drop()
@@ -278,19 +277,18 @@ class SaliencyCutTrainable(tune.Trainable):
 
     def _failure(self, kind: str, problem: BaseException) -> dict[str, Any]:
         message = " ".join(str(problem).split())[:500]
-        told = {"where": self._where(), "node": self._node, "log": "\n".join(self.log.take())}
+        origin = self._origin()
         text = "".join(traceback.format_exception(problem))
         problem.__traceback__ = None
         if torch.cuda.is_initialized():
             # a GPU that is beyond repair raises here, and so takes this process with it
             torch.cuda.synchronize()
         self._drop()
-        # Ray insists on the metric; a result with a failure is never read as a report
-        failure = {"kind": kind, "message": message, "traceback": text} | told
-        return {"failure": failure, self.metric: float("nan"), "done": True}
+        return {VALUE: float("nan"), FAILURE: TrialFailure(kind, message, text, origin), "done": True}
 
-    def _where(self) -> str:
-        return f"{self.log.where}, {self.trainers[0].device}" if self.trainers else self.log.where
+    def _origin(self) -> Origin:
+        where = f"{self.log.where}, {self.trainers[0].device}" if self.trainers else self.log.where
+        return Origin(where, self._node, tuple(self.log.take()))
 
 
 def _is_out_of_memory(problem: BaseException) -> bool:

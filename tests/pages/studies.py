@@ -91,7 +91,7 @@ def record_trial(
     for epoch in range(1, epochs + 1):
         metrics = {objective.metric: value, "seconds": seconds}
         told = EpochReport(epoch, epochs, metrics, dict(scores or {}), objective.name)
-        study.record.report(number, told.to_dict(), 1000 * epoch)
+        study.record.report(number, told, 1000 * epoch)
     told_value = None if state is TrialState.FAIL else value
     if state is not TrialState.RUNNING:
         attrs = {"stop_reason": "told"} | ({"failure": dict(failure)} if failure else {})

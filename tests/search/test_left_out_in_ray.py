@@ -12,11 +12,12 @@ import ray
 from ray.cluster_utils import Cluster
 
 from sctune.search.cluster.connection import RAY_ENVIRONMENT, nodes_for
-from sctune.search.cluster.resources import Share
+from sctune.search.cluster.resources import TrialResources
+from sctune.search.run.controller import End, EndReason
 from sctune.search.run.faults import Faults
 from tests.search.test_faults_in_ray import search
 
-ONE = Share(1.0, 0.0)
+ONE = TrialResources(1.0, 0.0)
 
 
 @pytest.fixture(scope="module")
@@ -54,11 +55,11 @@ def test_trials_leave_a_node_that_lacks_something(
             if os.readlink(first) == trial._node:
                 raise OSError(28, "No space left on device", "/cache")
 
-    judge = Faults(ONE, Share(2.0, 0.0), lambda _: True, lambda share: nodes_for(share.cpus, share.gpus))
-    searcher, stored = search(tmp_path, monkeypatch, trouble, 0.0, judge)
+    judge = Faults(ONE, TrialResources(2.0, 0.0), lambda _: True, lambda share: nodes_for(share.cpus, share.gpus))
+    controller, stored = search(tmp_path, monkeypatch, trouble, 0.0, judge)
     assert [trial.state.name for trial in stored] == ["COMPLETE"] * 5
     bad = os.readlink(first)
-    assert searcher.abort is None and judge.left_out == {bad} < set(nodes)
+    assert controller.end == End(EndReason.DONE) and judge.left_out == {bad} < set(nodes)
     rows = [line.split() for line in log.read_text().splitlines()]
     moved = {number for number, _, node in rows if node == bad}
     for number in moved:

@@ -76,7 +76,7 @@ def add_trial(study: Study, number: int, state: TrialState, keep: bool) -> None:
     )
     trial.number, trial.datetime_start = number, datetime.datetime(2026, 1, 1, 0, 0, number)
     study.record.start(trial)
-    study.record.report(number, report.to_dict(), 1000)
+    study.record.report(number, report, 1000)
     if state is not TrialState.RUNNING:
         study.record.finish(number, state, report.value, {})
     study.record.flush()

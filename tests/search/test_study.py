@@ -16,7 +16,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sctune.config import Task, load_profile
 from sctune.errors import StudyError
 from sctune.metrics.objective import AUROC
-from sctune.report import OBJECTIVE
+from sctune.report import OBJECTIVE, EpochReport
 from sctune.search.space.definition import load_space
 from sctune.search.study.leaderboard import best_row, leaderboard
 from sctune.search.study.manifest import DataSpec, SchedulerSpec, SelectionSpec, StudyManifest
@@ -55,9 +55,8 @@ def make_trial(number: int, threshold: float = 0.4) -> FrozenTrial:
     return trial
 
 
-def make_report(epoch: int, value: float) -> dict[str, Any]:
-    metrics = {OBJECTIVE: value, "seconds": 2.0}
-    return {"epoch": epoch, "epochs": 3, OBJECTIVE: value, "metrics": metrics, "scores": {"seed42": [0.5, value]}}
+def make_report(epoch: int, value: float) -> EpochReport:
+    return EpochReport(epoch, 3, {OBJECTIVE: value, "seconds": 2.0}, {"seed42": [0.5, value]})
 
 
 @pytest.mark.parametrize("name", ["a", "elpv-2026.1_b", "0", "_x", "a" * 80])

@@ -14,7 +14,7 @@ import torch
 from optuna.trial import TrialState
 
 from sctune.config import Task, load_profile
-from sctune.report import OBJECTIVE
+from sctune.report import OBJECTIVE, EpochReport
 from sctune.search.reconcile.replay import tracking_of
 from sctune.search.space.definition import load_space
 from sctune.search.study.manifest import DataSpec, SchedulerSpec
@@ -86,7 +86,7 @@ def play(study: Study, sink: Any, states: tuple[TrialState, ...] = STATES, epoch
         for epoch in range(1, epochs + 1):
             value = 0.5 + epoch / 100 + number / 10000
             metrics = {OBJECTIVE: value, "loss": 1 / (epoch + number), "seconds": 2.0}
-            report = {"epoch": epoch, "epochs": epochs, OBJECTIVE: value, "metrics": metrics, "scores": {}}
+            report = EpochReport(epoch, epochs, metrics)
             moment = 1_700_000_000_000 + 1000 * number + epoch
             study.record.report(number, report, moment)
             tracking.on_report(number, report, moment)

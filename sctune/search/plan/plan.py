@@ -25,13 +25,13 @@ from sctune.search.plan.base import base_config, search_space
 from sctune.search.plan.locations import free_name, storage_uri
 from sctune.search.plan.options import SearchOptions
 from sctune.search.plan.proxy_evidence import proxy_warning
-from sctune.search.rules.stopping import make_rule
+from sctune.search.rules.registry import make_rule
 from sctune.search.space.definition import Space
 from sctune.search.study.content import content_digest
 from sctune.search.study.database import check_free, storage_url
 from sctune.search.study.manifest import DataSpec, ResourceSpec, SchedulerSpec, SelectionSpec, StudyManifest
 from sctune.search.study.options import StudyOptions
-from sctune.search.suggest.samplers import LEARNS_FROM_FULL_RUNS, make_sampler
+from sctune.search.suggest.samplers import make_sampler, sampler_entry
 from sctune.tracking.choice import choose_store
 from sctune.tracking.server import check_tracking
 from sctune.trial.trainable import package_versions
@@ -283,12 +283,13 @@ def _check_grid(options: SearchOptions, sampler: str, space: Space) -> None:
 def _scheduler(options: SearchOptions, profile: str, sampler: str, space: Space) -> tuple[SchedulerSpec, list[str]]:
     defaults = search_defaults(profile)
     # a grid is there to be compared point by point, and these samplers learn from full runs only
-    quiet = sampler in LEARNS_FROM_FULL_RUNS or sampler == "grid"
+    full_runs = sampler_entry(sampler).learns_from_full_runs
+    quiet = full_runs or sampler == "grid"
     name = options.scheduler or ("none" if quiet else defaults.scheduler)
     epochs = space.base.budget.epochs
     grace = min(defaults.grace, epochs) if defaults.grace is not None else None
     make_rule(name, epochs, grace, defaults.factor, options.sampler_seed)
     warnings = []
-    if sampler in LEARNS_FROM_FULL_RUNS and name != "none":
+    if full_runs and name != "none":
         warnings.append(f"sampler {sampler} learns from full runs only; scheduler {name} will leave it few of them")
     return SchedulerSpec(name=name, grace=grace, factor=defaults.factor), warnings

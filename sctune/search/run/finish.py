@@ -18,7 +18,7 @@ from sctune.search.reconcile.replay import tracking_of
 from sctune.search.reconcile.study_files import BEST_MODEL, COPIES, Making
 from sctune.search.reconcile.summary import summary
 from sctune.search.reconcile.sync import mend
-from sctune.search.run.searcher import StudySearcher
+from sctune.search.run.controller import EndReason, TrialController
 from sctune.search.study.result import StudyResult, study_result
 from sctune.search.study.splits import selection_labels
 from sctune.search.study.study import Study
@@ -39,7 +39,7 @@ _log = logging.getLogger(__name__)
 def finish(
     study: Study,
     splits: dict[str, Split],
-    searcher: StudySearcher,
+    controller: TrialController,
     tracking: TrackingCallback,
     writer: Writer,
     seconds: float,
@@ -53,10 +53,12 @@ def finish(
     trials = study.record.load()
     labels = selection_labels(manifest, splits)
     left_over = any(not trial.state.is_finished() for trial in trials)
-    unspent = len(trials) < manifest.trials and searcher.exhausted is None
-    stopped = hasty or (searcher.stopping and searcher.hopeless is None and (left_over or unspent))
+    unspent = len(trials) < manifest.trials and controller.exhausted is None
+    reason = EndReason.DONE if controller.end is None else controller.end.reason
+    hopeless = reason is EndReason.HOPELESS
+    stopped = hasty or (controller.stopping and not hopeless and (left_over or unspent))
     facts: dict[str, Any] = {"tracking_uri": safe_uri(manifest.tracking_uri), "stopped": stopped}
-    result = study_result(study, trials, labels, seconds, exhausted=searcher.exhausted, **facts)
+    result = study_result(study, trials, labels, seconds, exhausted=controller.exhausted, **facts)
     made = Making()
     made.notes += [study.record.foreign_note] if study.record.foreign_note else []
     if not stopped:
@@ -64,25 +66,26 @@ def finish(
     notes = made.notes
     told = summary(study, trials, result.noise)
     told["tags"]["epochs_saved"] = f"{result.saved_share:.3f}"
-    failed = searcher.hopeless is not None or (bool(result.rows) and all(row.state == "FAIL" for row in result.rows))
+    failed = hopeless or (bool(result.rows) and all(row.state == "FAIL" for row in result.rows))
     tracking.on_study_end("FAILED" if failed else "KILLED" if stopped else "FINISHED", **told)
     study.record.flush()  # events wait for it
     # a server that was away before is not waited for long
     patience = STOPPED_DRAIN_S if stopped else DRAIN_S if writer.last_error is None else AWAY_DRAIN_S
     if writer.drain(patience) == 0 and not stopped:
-        reason = "failed" if searcher.hopeless is not None else "done"
-        made.tried("the comparison with MLflow", lambda: _agree(study, trials, reason, writer))
+        how = "failed" if hopeless else "done"
+        made.tried("the comparison with MLflow", lambda: _agree(study, trials, how, writer))
         if result.best is not None and writer.last_error is None and BEST_MODEL not in made.unwritten:
             made.tried(BEST_MODEL, lambda: _best_model(study, tracking, writer))
         writer.drain(STOPPED_DRAIN_S)
     if writer.undelivered or writer.owed:
-        reason = "" if writer.last_error is None else f" ({writer.last_error})"
+        why = "" if writer.last_error is None else f" ({writer.last_error})"
         what = f"{writer.undelivered} events have" if writer.undelivered else "some of the study has"
-        notes.append(f"{what} not reached MLflow{reason}; `sctune sync {study.name}` sends them, and so does a resume")
+        notes.append(f"{what} not reached MLflow{why}; `sctune sync {study.name}` sends them, and so does a resume")
     if any(map(is_disk_full, notes)):
         made.unwritten.append(COPIES)
     return replace(
         result,
+        out_of_time=reason is EndReason.OUT_OF_TIME,
         parent_run_id=writer.parent_run_id,
         unwritten=tuple(dict.fromkeys(made.unwritten)),
         notes=(*result.notes, *notes),

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sctune.metrics.objective import AUROC, Objective
-from sctune.report import EPOCH
+from sctune.report import EpochReport
 from sctune.text import duration, short
 
 SHOWN = 8
@@ -85,10 +85,10 @@ class SearchProgress:
         self.running[number] = (params, 0, None)
         self._begun[number] = time.monotonic()
 
-    def on_report(self, number: int, report: dict[str, Any], time: int) -> None:
+    def on_report(self, number: int, report: EpochReport, time: int) -> None:
         params = self.running.get(number, ({}, 0, None))[0]
-        self.running[number] = (params, report[EPOCH], report[self.objective.metric])
-        self._scores[number] = report["scores"]
+        self.running[number] = (params, report.epoch, report.value)
+        self._scores[number] = report.scores
 
     def on_wait(self, number: int, reason: str) -> None:
         self.running.pop(number, None)

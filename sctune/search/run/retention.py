@@ -12,6 +12,7 @@ from optuna.trial import FrozenTrial
 
 from sctune.errors import StorageError
 from sctune.metrics.objective import AUROC, Objective
+from sctune.report import EpochReport
 from sctune.trial.checkpoint import TrialStore
 
 CLOSE_S = 3.0
@@ -47,11 +48,11 @@ class CheckpointKeeper:
     def on_start(self, number: int, params: dict[str, Any], attempt: int) -> None:
         """A running trial keeps its checkpoints."""
 
-    def on_report(self, number: int, report: dict[str, Any], time: int) -> None:
+    def on_report(self, number: int, report: EpochReport, time: int) -> None:
         """A running trial keeps its checkpoints."""
 
     def on_wait(self, number: int, reason: str) -> None:
-        """A trial that waits keeps its checkpoints."""
+        """A trial that waits, to be started again or promoted, keeps its checkpoints."""
 
     def on_end(self, number: int, state: str, value: float | None, info: dict[str, Any]) -> None:
         self._after(lambda: self._ended(number, value if state == "COMPLETE" else None))

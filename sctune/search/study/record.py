@@ -23,7 +23,8 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import DataError, IntegrityError, NotSupportedError, ProgrammingError, SQLAlchemyError
 
 from sctune.errors import FencedError, StudyError
-from sctune.metrics.objective import AUROC, metric_of
+from sctune.metrics.objective import AUROC
+from sctune.report import EpochReport
 from sctune.search.study.database import (
     DATABASE_ERRORS,
     NoRecordError,
@@ -35,7 +36,7 @@ from sctune.search.study.database import (
     with_retries,
     without_password,
 )
-from sctune.search.study.record_sql import Attrs, Finish, RecordRows, Report, Start, StudyAttrs, Write
+from sctune.search.study.record_sql import Attrs, Finish, RecordSql, Report, Start, StudyAttrs, Write
 
 REPORT_PREFIX = "report:"
 """User attribute `report:<epoch>`: {"metrics": {...}, "time": first arrival in ms since 1970}."""
@@ -84,7 +85,7 @@ class Record:
         """Open the record of study `name` at an SQLAlchemy URL; `create` makes it and refuses an existing one.
 
         direction: of a new record, for programs that show it, such as optuna-dashboard. fencing: of the lock that the
-        driver holds (see RecordRows). Raises StudyError when the database cannot be reached, or the study is there
+        driver holds (see RecordSql). Raises StudyError when the database cannot be reached, or the study is there
         already or missing.
         """
         self.name = name
@@ -98,7 +99,7 @@ class Record:
             raise NoRecordError(f"the record at {without_password(url)} holds no study {name!r}") from None
         except DATABASE_ERRORS as problem:
             raise unreachable(url, problem) from None
-        self._rows = RecordRows(self._storage.engine, self._study_id, fencing)
+        self._sql = RecordSql(self._storage.engine, self._study_id, fencing)
         self._queue: deque[_Item] = deque()
         self._changed = threading.Condition()
         self._waiting_for_it = self._closing = False
@@ -131,7 +132,7 @@ class Record:
         self.flush()
         stored = with_retries(lambda: self._storage.get_all_trials(self._study_id))
         trials = sorted(stored, key=lambda trial: trial.number)
-        self._rows.ids = {trial.number: trial._trial_id for trial in trials}
+        self._sql.ids = {trial.number: trial._trial_id for trial in trials}
         self.foreign = tuple(trial.number for trial in trials if _is_foreign(trial))
         return [trial for trial in trials if trial.number not in self.foreign]
 
@@ -164,13 +165,14 @@ class Record:
         if attrs:
             self._put(StudyAttrs(dict(attrs)))
 
-    def report(self, number: int, report: Mapping[str, Any], timestamp_ms: int) -> None:
-        """One epoch of a running trial (EpochReport.to_dict()); the same epoch again replaces it."""
-        epoch, value = int(report["epoch"]), float(report[metric_of(report.get("objective", AUROC.name))])
-        attrs = {f"{REPORT_PREFIX}{epoch}": {"metrics": dict(report["metrics"]), "time": timestamp_ms}}
-        if report.get("scores"):
-            attrs["scores"] = dict(report["scores"])
-        self._put(Report(number, epoch, value, attrs))
+    def report(self, number: int, report: EpochReport, timestamp_ms: int) -> None:
+        """One epoch of a running trial; the same epoch again replaces it."""
+        attrs: dict[str, Any] = {
+            f"{REPORT_PREFIX}{report.epoch}": {"metrics": dict(report.metrics), "time": timestamp_ms}
+        }
+        if report.scores:
+            attrs["scores"] = {key: list(values) for key, values in report.scores.items()}
+        self._put(Report(number, report.epoch, report.value, attrs))
 
     def finish(self, number: int, state: TrialState, value: float | None, attrs: Mapping[str, Any]) -> None:
         """The end of a trial: COMPLETE, PRUNED or FAIL; told again it changes nothing."""
@@ -297,7 +299,7 @@ class Record:
         pause = 0.5
         while writes:
             try:
-                self._rows.write(writes)
+                self._sql.write(writes)
                 break
             except _FOR_GOOD:
                 raise

@@ -12,7 +12,7 @@ from threading import Event, Thread
 from typing import Any, TypeAlias
 
 from sctune.metrics.objective import AUROC, Objective
-from sctune.report import EPOCH
+from sctune.report import EpochReport
 
 LOGS = "logs"
 MAX_BYTES = 1 << 20
@@ -67,12 +67,11 @@ class TrialLog:
         self._put(number, [f"start: launch {self.launch}, attempt {attempt}: {shown}"])
         _log.info("trial %d starts (attempt %d): %s", number, attempt, shown)
 
-    def on_report(self, number: int, report: dict[str, Any], time: int) -> None:
-        lines = self._moved(number, report.get("where"))
-        lines += [f"  {line}" for line in report.get("log", ())]
-        metrics = report["metrics"]
-        parts = [f"epoch {report[EPOCH]}/{report['epochs']}", f"{self._metric} {report[self._metric]:.4f}"]
-        parts += [f"{name} {metrics[name]:.4g}" for name in ("loss", "seconds") if name in metrics]
+    def on_report(self, number: int, report: EpochReport, time: int) -> None:
+        lines = self._moved(number, report.origin.where)
+        lines += [f"  {line}" for line in report.origin.log]
+        parts = [f"epoch {report.epoch}/{report.epochs}", f"{self._metric} {report.value:.4f}"]
+        parts += [f"{name} {report.metrics[name]:.4g}" for name in ("loss", "seconds") if name in report.metrics]
         self._put(number, [*lines, "  ".join(parts)])
 
     def on_wait(self, number: int, reason: str) -> None:

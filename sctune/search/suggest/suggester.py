@@ -26,7 +26,7 @@ MAX_LISTED = 10_000
 """Finite spaces up to this size give a random untried point, larger ones the first."""
 
 
-class ProposerStorage(InMemoryStorage):
+class SuggesterStorage(InMemoryStorage):
     """Optuna's storage in memory, which can also forget its latest trial; Optuna has no way to delete one."""
 
     def forget_latest(self, study_id: int) -> None:
@@ -38,7 +38,7 @@ class ProposerStorage(InMemoryStorage):
             self._prev_waiting_trial_number[study_id] = min(self._prev_waiting_trial_number[study_id], len(trials))
 
 
-class Proposer:
+class Suggester:
     """Asks the sampler, rejects repeated points without leaving a trace, and keeps its view of the trials.
 
     Numbers are contiguous: a rejected proposal gives its number back. The sampler object stays, so that its random
@@ -169,7 +169,7 @@ class Proposer:
         return int(np.random.SeedSequence([self._seed, self.n_trials, 1]).generate_state(1)[0])
 
     def _fill(self, trials: Sequence[FrozenTrial]) -> None:
-        self._storage = ProposerStorage()
+        self._storage = SuggesterStorage()
         # in a fresh storage ids equal numbers; NSGA-II stores its parents by id
         self._study = optuna.create_study(storage=self._storage, sampler=self._sampler, direction=self._direction)
         self._study_id = self._storage.get_study_id_from_name(self._study.study_name)
