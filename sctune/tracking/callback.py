@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from sctune.report import EPOCH, OBJECTIVE
+from sctune.report import EPOCH, OBJECTIVE, EpochReport
 from sctune.tracking.events import SHORT_PARAM, Event, file_digest
 
 
@@ -47,6 +47,7 @@ class PastTrial:
     """A trial as the record has it, to be shown again; times in ms since 1970.
 
     reports: epoch -> {"metrics", "time"}. state: COMPLETE, PRUNED or FAIL with `ended`; None while it is unfinished.
+    failure: kind, message and traceback of one that failed, as far as they are known.
     """
 
     number: int
@@ -58,6 +59,7 @@ class PastTrial:
     ended: int | None = None
     value: float | None = None
     stop_reason: str | None = None
+    failure: str | None = None
 
 
 class TrackingCallback:
@@ -100,10 +102,11 @@ class TrackingCallback:
         """All parameters of a trial's run: short names of what was sampled, then the whole configuration."""
         return {**short_names(params), **self._facts.base, **self._assignments(params), **params}
 
-    def on_report(self, number: int, report: Mapping[str, Any], timestamp_ms: int) -> None:
-        """An epoch's report (EpochReport.to_dict); timestamp_ms: when this epoch was first reported."""
+    def on_report(self, number: int, report: EpochReport | Mapping[str, Any], timestamp_ms: int) -> None:
+        """An epoch's report, or its to_dict(); timestamp_ms: when this epoch was first reported."""
         with self._timed():
-            self._put("report", number, timestamp_ms, {"step": report[EPOCH], "metrics": dict(report["metrics"])})
+            epoch, metrics = _epoch(report)
+            self._put("report", number, timestamp_ms, {"step": epoch, "metrics": dict(metrics)})
 
     def on_end(self, number: int, state: str, value: float | None, info: Mapping[str, Any]) -> None:
         """Trial `number` is COMPLETE, PRUNED or FAIL; info: stop_reason; failure {kind, message, traceback}."""
@@ -119,10 +122,7 @@ class TrackingCallback:
             self._put("tags", number, _now_ms(), {"tags": {"state": "WAITING", "wait_reason": reason}})
 
     def replay(self, past: PastTrial) -> None:
-        """Tell again what the record holds of a trial; what has arrived already changes nothing.
-
-        A failure's traceback is in no record and stays as it is.
-        """
+        """Tell again what the record holds of a trial; what has arrived already changes nothing."""
         tags = {**self._common, "state": "RUNNING", "attempt": str(past.attempt)}
         # an unfinished one is opened: it goes on in this launch, or the study's end closes it
         content = {"params": self.shown_params(past.params), "tags": tags, "resumed": past.state is None}
@@ -132,15 +132,15 @@ class TrackingCallback:
         if past.state is not None:
             tags = _end_tags(past.state, past.value, past.stop_reason)
             ended = past.started if past.ended is None else past.ended
-            self._put("trial_end", past.number, ended, {"status": past.state, "tags": tags, "error": None})
+            self._put("trial_end", past.number, ended, {"status": past.state, "tags": tags, "error": past.failure})
 
     def drop_run(self, number: int | None, run_id: str) -> None:
-        """Delete a run that is wrong or one too many; `replay` then makes the right one."""
+        """Delete a run that is one too many."""
         self._put("drop", number, _now_ms(), {"run": run_id})
 
-    def adopt_files(self, number: int | None, run_id: str) -> None:
-        """Give a trial's run the files of the run that was dropped for it."""
-        self._put("adopt", number, _now_ms(), {"run": run_id})
+    def replace_run(self, number: int, started: int, run_id: str) -> None:
+        """Make a trial's run anew, with the files of the one that is wrong; `replay` then fills it."""
+        self._put("replace", number, started, {"run": run_id})
 
     def on_artifact(
         self, number: int | None, path: Path, artifact_path: str | None = None, proof: Path | None = None
@@ -172,11 +172,12 @@ class TrackingCallback:
     def _put(self, kind: str, number: int | None, time_ms: int, content: Event) -> None:
         self._sink.put({"kind": kind, "study": self._facts.study_id, "trial": number, "time": time_ms, **content})
 
-    def on_study_found(self, started: int) -> None:
-        """The parent run of a study that no launch runs now, made again where it is missing; started: ms since 1970."""
+    def on_study_found(self, started: int, running: bool) -> None:
+        """The parent run, made again where it is missing; started: ms since 1970. running: a launch runs it now."""
         facts = self._facts
-        content = {"name": facts.name, "params": dict(facts.base), "tags": {**facts.tags, **self._common}}
-        self._put("study", None, started, {**content, "resumed": False})
+        tags = {**facts.tags, **self._common, **({"state": "RUNNING"} if running else {})}
+        content = {"name": facts.name, "params": dict(facts.base), "tags": tags}
+        self._put("study", None, started, {**content, "resumed": running})
 
     @contextmanager
     def _timed(self) -> Iterator[None]:
@@ -201,6 +202,12 @@ def short_names(params: Mapping[str, Any]) -> dict[str, Any]:
         for name, value in params.items()
         for leaf in [name.rpartition(".")[2]]
     }
+
+
+def _epoch(report: EpochReport | Mapping[str, Any]) -> tuple[int, Mapping[str, float]]:
+    if isinstance(report, EpochReport):
+        return report.epoch, report.metrics
+    return report[EPOCH], report["metrics"]
 
 
 def _end_tags(state: str, value: float | None, stop_reason: object) -> dict[str, str]:

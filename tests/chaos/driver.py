@@ -34,8 +34,8 @@ DRIVER_POINTS = {
     "asked, not recorded": (StudySearcher, "_start_new"),
     "record half-written": (RecordRows, "_put"),
     "reported, not told": (StudySearcher, "_tell"),
-    "told, not in the journal": (TrackingCallback, "on_end"),
-    "in the journal, not in MLflow": (Runs, "apply"),
+    "told, not queued": (TrackingCallback, "on_end"),
+    "queued, not in MLflow": (Runs, "apply"),
     "final drain": (Writer, "drain"),
 }
 """Point -> method of the driver at whose beginning the signal comes."""

@@ -126,7 +126,7 @@ def played_study(
 ) -> Study:
     """A study that is over and delivered; the best full run, the last one, has its checkpoint."""
     study = make_study(root, uri)
-    writer = Writer(uri, study.folder / "tracking.jsonl")
+    writer = Writer(uri)
     play(study, writer, states, epochs)
     end(study, writer, reason)
     assert writer.drain(60) == 0, writer.last_error

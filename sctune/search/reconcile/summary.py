@@ -9,7 +9,7 @@ from optuna.trial import FrozenTrial
 
 from sctune.errors import SctuneError
 from sctune.search.study.leaderboard import best_row, leaderboard
-from sctune.search.study.result import value_se
+from sctune.search.study.result import study_result, value_se
 from sctune.search.study.splits import selection_labels, study_splits
 from sctune.search.study.study import Study
 from sctune.tracking.events import NOTE
@@ -20,7 +20,9 @@ def summary(study: Study, trials: Sequence[FrozenTrial], noise: float | None) ->
     """Arguments `tags` and `points` of TrackingCallback.on_study_end; noise: standard error of the best value."""
     rows = leaderboard(trials)
     best = best_row(rows)
-    tags = {"trials": str(len(trials)), NOTE: study_note(study.name, rows, noise, _facts(study))}
+    saved = study_result(study, trials, None, 0.0, tracking_uri="").saved_share
+    tags = {"trials": str(len(trials)), "epochs_saved": f"{saved:.3f}"}
+    tags[NOTE] = study_note(study.name, rows, noise, _facts(study))
     if best is not None:
         tags |= {"best_trial": str(best.number), "best_value": repr(best.value)}
     return {"tags": tags, "points": best_points(trials)}

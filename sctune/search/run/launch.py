@@ -22,7 +22,8 @@ from sctune.search.cluster.connection import Resources, largest_share, nodes_ali
 from sctune.search.cluster.resources import Share
 from sctune.search.cluster.tune_registry import remembered_trainables
 from sctune.search.plan.plan import weights_digests
-from sctune.search.reconcile.replay import past_trial, replay_owed, study_facts
+from sctune.search.reconcile.repair import open_writer
+from sctune.search.reconcile.replay import past_trial, study_facts
 from sctune.search.reconcile.stored_trials import remove_strays
 from sctune.search.rules.stopping import make_rule, refill
 from sctune.search.run.back_pressure import DiskUse, StartGate
@@ -69,7 +70,7 @@ class Launch:
         Raises AllTrialsFailedError, and ClusterError for trouble of a node that every trial would meet.
         """
         study = self.study
-        writer = Writer(study.manifest.tracking_uri, study.folder / "tracking.jsonl")
+        writer = open_writer(study)
         tracking = TrackingCallback(AfterRecord(study.record, writer), study_facts(study), self.space.assignments)
         try:
             searcher, result = self._search(tracking, writer)
@@ -137,7 +138,9 @@ class Launch:
         searcher = StudySearcher(manifest, self.space, study.record, observers, faults, gate, left_out)
         study.add_launch(_now(), tuple(lacking.values()))
         tracking.on_study_start()
-        replay_owed(study, trials, writer)
+        if len(study.manifest.launches) > 1:
+            # what an earlier launch could not deliver is in the record
+            writer.doubt()
         with stop_signals(searcher, _stop_key(study), self.seconds_left) as stop, stop_requests(study):
             with progress, trial_log, gate, _only_our_own_output():
                 tune_trials(study, self.space, self.splits, self.resources, searcher)
