@@ -75,8 +75,7 @@ class Writer:
     """Sends events to the MLflow store at `tracking_uri`; nothing that happens there raises into the search.
 
     last_error: why the last attempt failed, one line without credentials; None after a success. dropped: events that
-    the queue had no room for. doubted: there was doubt at some time of this process; in_doubt: and nothing was compared
-    since. queue_limit: events that may wait.
+    the queue had no room for. queue_limit: events that may wait.
     """
 
     def __init__(
@@ -85,7 +84,7 @@ class Writer:
         """when_idle: compares with the record, and applies what the runs lack; None: nobody does."""
         self.last_error: str | None = None
         self.dropped = 0
-        self.doubted = self.in_doubt = False
+        self._doubted_at, self._settled_at = -math.inf, 0.0
         self._uri = tracking_uri
         self._when_idle = when_idle
         self._limit = queue_limit
@@ -108,7 +107,17 @@ class Writer:
 
     def doubt(self) -> None:
         """MLflow may lack something that no event in the queue brings; compared and mended when the queue is empty."""
-        self.doubted = self.in_doubt = True
+        self._doubted_at = time.monotonic()
+
+    @property
+    def doubted(self) -> bool:
+        """Whether there was doubt at some time of this process."""
+        return self._doubted_at > -math.inf
+
+    @property
+    def in_doubt(self) -> bool:
+        """Whether no comparison that began after the last doubt has been done."""
+        return self._doubted_at >= self._settled_at
 
     @property
     def undelivered(self) -> int:
@@ -224,13 +233,10 @@ class Writer:
         return now + min(max(least, _SHARE * (now - begun)), most)
 
     def _compared(self, work: Callable[[], Result]) -> Result:
-        # doubt that comes up meanwhile, in another thread or by a run that is gone, stays
-        self.in_doubt = False
-        try:
-            return work()
-        except BaseException:
-            self.in_doubt = True
-            raise
+        begun = time.monotonic()
+        result = work()
+        self._settled_at = begun
+        return result
 
     def _apply_for(self, job: _Job | None) -> Apply:
         """`_apply` that ends where nobody waits for this repair any more."""

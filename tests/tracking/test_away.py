@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -19,62 +17,9 @@ from sctune.search.reconcile.sync import sync
 from sctune.tracking import server
 from sctune.tracking.stored import find_runs, histories
 from sctune.tracking.writer import Writer
+from tests.mlflow_gate import Gate
 
 STATES = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.COMPLETE)
-
-
-class Gate:
-    """Stands before a real MLflow server: passes requests on, answers 500, or accepts and never answers."""
-
-    def __init__(self, target: str) -> None:
-        self.mode = "pass"
-        self.target = target
-        self.let_go = threading.Event()
-        gate = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_any(self) -> None:
-                gate.handle(self, target)
-
-            do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = do_any  # noqa: N815
-
-            def log_message(self, format: str, *args: Any) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        self.uri = f"http://127.0.0.1:{self._server.server_port}"
-        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
-        self._thread.start()
-
-    def handle(self, request: BaseHTTPRequestHandler, target: str) -> None:
-        import requests
-
-        body = request.rfile.read(int(request.headers.get("Content-Length", 0)))
-        status, content = 500, b'{"error_code": "INTERNAL_ERROR", "message": "database or disk is full"}'
-        if self.mode == "hang":
-            self.let_go.wait()
-        if self.mode == "pass":
-            headers = {
-                key: value for key, value in request.headers.items() if key.lower() not in ("host", "accept-encoding")
-            }
-            answer = requests.request(request.command, target + request.path, headers=headers, data=body, timeout=30)
-            status, content = answer.status_code, answer.content
-        try:
-            request.send_response(status)
-            request.send_header("Content-Type", "application/json")
-            request.send_header("Content-Length", str(len(content)))
-            request.end_headers()
-            request.wfile.write(content)
-        except OSError:  # the client has given up meanwhile
-            request.close_connection = True
-
-    def close(self) -> None:
-        self.let_go.set()
-        self._server.shutdown()
-        self._server.server_close()
 
 
 @pytest.fixture
