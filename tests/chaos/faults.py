@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import shutil
 import signal
@@ -55,36 +56,75 @@ class Outcome:
     problems: tuple[str, ...]
 
 
-def start(root: Path, uri: str, queue: int) -> subprocess.Popen[str]:
-    words = [sys.executable, str(DRIVER), str(root), uri, str(queue), str(TRIALS), str(EPOCHS), str(PAUSE_S)]
-    log = (root / "driver.stderr").open("a")
-    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=log, text=True, cwd=root)
+class Drivers:
+    """Starts drivers by fork, from a process that has imported everything: that alone takes longer than a run."""
+
+    def __init__(self) -> None:
+        self._parent = subprocess.Popen(
+            [sys.executable, str(DRIVER)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def ask(self, **words: Any) -> int:
+        assert self._parent.stdin is not None and self._parent.stdout is not None
+        print(json.dumps(words), file=self._parent.stdin, flush=True)
+        return int(self._parent.stdout.readline())
+
+    def close(self) -> None:
+        assert self._parent.stdin is not None
+        self._parent.stdin.close()
+        self._parent.wait(60)
 
 
-def disturb(root: Path, server: MlflowServer, fault: str, driver: str, draw: random.Random) -> Outcome:
+class Driver:
+    """One driver of a study; what it says goes to `driver.out` of its root."""
+
+    def __init__(self, drivers: Drivers, root: Path, uri: str, queue: int) -> None:
+        self._drivers, self._out = drivers, root / "driver.out"
+        self._out.unlink(missing_ok=True)
+        words = [str(root), uri, str(queue), str(TRIALS), str(EPOCHS), str(PAUSE_S)]
+        self._pid = drivers.ask(arguments=words, out=str(self._out))
+        limit = time.monotonic() + 300
+        while "begun" not in self.said and time.monotonic() < limit:
+            time.sleep(0.05)
+
+    @property
+    def said(self) -> str:
+        return self._out.read_text() if self._out.exists() else ""
+
+    def signal(self, number: int) -> None:
+        os.kill(self._pid, number)  # its parent has not waited for it: the number is its own
+
+    def end(self) -> dict[str, Any] | None:
+        """What it told at its end, None if it was killed or failed."""
+        code = self._drivers.ask(wait=self._pid)
+        return json.loads(self.said.splitlines()[-1]) if code == 0 else None
+
+
+def disturb(
+    drivers: Drivers, root: Path, server: MlflowServer, fault: str, driver: str, draw: random.Random
+) -> Outcome:
     root.mkdir()
     gate = Gate(server.uri)
     queue = draw.choice([10_000, 10_000, 30, 8])
     try:
-        process = start(root, gate.uri, queue)
-        assert process.stdout is not None and process.stdout.readline() == "begun\n"
+        process = Driver(drivers, root, gate.uri, queue)
         # a whole run takes some five seconds
         time.sleep(draw.uniform(0.0, 2.5))
         break_down(fault, gate, server)
         time.sleep(draw.uniform(0.2, 4.0))
         numbers = {"kill -9": signal.SIGKILL, "SIGTERM": signal.SIGTERM}
-        if driver in numbers and process.poll() is None:
-            process.send_signal(numbers[driver])
+        if driver in numbers:
+            process.signal(numbers[driver])
         healed_late = driver != "none" and draw.random() < 0.5
         if not healed_late:
             heal(fault, gate, server)
-        told = [end(process)]
+        told = [process.end()]
         if told[0] is None or not told[0]["done"]:
-            process = start(root, gate.uri, queue)
+            process = Driver(drivers, root, gate.uri, queue)
             if healed_late:
                 time.sleep(draw.uniform(0.5, 2.0))
                 heal(fault, gate, server)
-            told.append(end(process))
+            told.append(process.end())
         elif healed_late:
             heal(fault, gate, server)
         return judge(root, fault, driver, told)
@@ -107,16 +147,8 @@ def heal(fault: str, gate: Gate, server: MlflowServer) -> None:
     gate.let_go.set()
 
 
-def end(process: subprocess.Popen[str]) -> dict[str, Any] | None:
-    """What the driver told at its end, None for one that was killed."""
-    out, _ = process.communicate(timeout=300)
-    return json.loads(out.splitlines()[-1]) if process.returncode == 0 else None
-
-
 def judge(root: Path, fault: str, driver: str, told: Sequence[dict[str, Any] | None]) -> Outcome:
-    problems = (
-        [] if told[-1] is not None else [f"the last driver failed: {(root / 'driver.stderr').read_text()[-500:]}"]
-    )
+    problems = [] if told[-1] is not None else [f"the last driver failed: {(root / 'driver.out').read_text()[-500:]}"]
     before = check_stored(root, NAME)
     said = told[-1] is not None and told[-1]["left"]
     if not before.agrees and not said:
@@ -164,17 +196,18 @@ def main() -> None:
     check_tracking(default_tracking_uri(root))
     server = MlflowServer(root)
     server.start()
-    outcomes = []
+    outcomes, drivers = [], Drivers()
     try:
         for number in range(arguments.runs):
             fault, driver = FAULTS[number % len(FAULTS)], draw.choice(DRIVERS)
             began = time.monotonic()
-            outcome = disturb(root / f"run{number:03d}", server, fault, driver, draw)
+            outcome = disturb(drivers, root / f"run{number:03d}", server, fault, driver, draw)
             outcomes.append(outcome)
             seconds = time.monotonic() - began
             said = "; ".join(outcome.problems) or ("well" if outcome.arrived else "well, after a sync")
             print(f"run {number:3d} {fault:7s} driver {driver:8s} {seconds:.0f} s  {said}", flush=True)
     finally:
+        drivers.close()
         server.stop()
     print(table(outcomes))
     shutil.rmtree(root, ignore_errors=True)

@@ -1,16 +1,20 @@
 """A driver without Ray for `faults.py`: trials that only report, recorded and shown as a launch does it.
 
-Arguments: study root, tracking URI, room of the queue, trials, epochs, seconds per report. At SIGTERM it stops as a
-launch does. Prints "begun", and at its end JSON: done, left (something is not known to be in MLflow), put_ms.
+A line of JSON on stdin {"arguments", "out"} forks one, and {"wait": PID} waits for its end; the answers are its number
+and its exit code. Arguments: study root, tracking URI, room of the queue, trials, epochs, seconds per report. At
+SIGTERM it stops as a launch does. Prints "begun", and at its end JSON: done, left (something is not known to be in
+MLflow), put_ms.
 """
 
 from __future__ import annotations
 
 import datetime
 import json
+import os
 import signal
 import sys
 import time
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -102,8 +106,7 @@ def agree(study: Study, writer: Writer, left: int) -> bool:
     return writer.in_doubt
 
 
-def main() -> None:
-    root, uri, queue, trials, epochs, pause = sys.argv[1:]
+def drive(root: str, uri: str, queue: str, trials: str, epochs: str, pause: str) -> None:
     server.REQUEST_TIMEOUT_S = 2
     there = (Path(root) / NAME / "study.json").exists()
     study = Study.open(Path(root), NAME) if there else make_study(Path(root), uri)
@@ -130,6 +133,39 @@ def main() -> None:
         study.end_launch("2026-01-01T00:00:00+00:00", "done" if done else "stopped")
         study.record.close()
     print(json.dumps({"done": done, "left": missing, "put_ms": 1000 * tracking.max_seconds}), flush=True)
+
+
+def fork(arguments: list[str], out: str) -> int:
+    """A driver of its own; gives its number."""
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 1
+    try:
+        handle = os.open(out, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(handle, 1)
+        os.dup2(handle, 2)
+        drive(*arguments)
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def ended(pid: int) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def main() -> None:
+    server.configure_mlflow()
+    import mlflow  # noqa: F401  (seconds, once)
+
+    for line in sys.stdin:
+        asked = json.loads(line)
+        print(ended(asked["wait"]) if "wait" in asked else fork(**asked), flush=True)
 
 
 if __name__ == "__main__":
