@@ -52,7 +52,7 @@ Key = tuple[str, int | None]
 
 @dataclass
 class _Batch:
-    """What one run is owed, and the (step, timestamp) of each point in it."""
+    """What one run gets with its next request, and the (step, timestamp) of each point in it."""
 
     metrics: list[Metric] = field(default_factory=list)
     params: list[Param] = field(default_factory=list)

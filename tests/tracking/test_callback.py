@@ -81,9 +81,12 @@ def test_a_child_run_of_a_variant_shows_the_variant_and_the_fields_that_it_sets(
 
 def test_a_point_carries_the_time_it_is_given_and_all_metrics() -> None:
     observer, events = callback()
-    observer.on_report(1, EpochReport(2, 4, {OBJECTIVE: 0.5, f"{OBJECTIVE}/elpv": 0.4}).to_dict(), 99)
+    report = EpochReport(2, 4, {OBJECTIVE: 0.5, f"{OBJECTIVE}/elpv": 0.4})
+    observer.on_report(1, report.to_dict(), 99)
+    observer.on_report(1, report, 99)
     assert (events[0]["time"], events[0]["step"]) == (99, 2)
     assert events[0]["metrics"] == {OBJECTIVE: 0.5, f"{OBJECTIVE}/elpv": 0.4}
+    assert events[1] == events[0]
 
 
 def test_short_names_that_clash_stay_dotted() -> None:
