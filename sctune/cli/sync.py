@@ -25,7 +25,7 @@ def sync(
     storage: opt.StoredAt = None,
     as_json: opt.AsJson = False,
 ) -> None:
-    """Bring MLflow to what the record says: what is missing or differs is mended; exit code 3 where something is left."""
+    """Bring MLflow to what the record says: send what is missing, mend what differs; exit code 3 where something is left."""
     seconds = opt.duration(timeout, "--timeout") or 0.0
     from sctune.search.reconcile.comparison import agreement_lines
     from sctune.search.reconcile.sync import sync as sync_study

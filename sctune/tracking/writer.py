@@ -213,7 +213,7 @@ class Writer:
         job, begun = self._job, time.monotonic()
         if job is not None:
             job.result = self._compared(lambda: job.work(self._apply_for(job)))
-            self._job = None
+            self._job = None if self._job is job else self._job
             job.done.set()
         elif self._when_idle is not None and self.in_doubt and not self._hurry.is_set() and begun >= self._next_repair:
             work = self._when_idle
