@@ -103,8 +103,9 @@ def play(study: Study, sink: Any, states: tuple[TrialState, ...] = STATES, epoch
         failure = {"kind": "NonFiniteError", "message": "m", "traceback": "Traceback: m"}
         told = None if state is TrialState.FAIL else value
         reason = {"stop_reason": "told"}
-        study.record.finish(number, state, told, reason)
         failed = {"failure": failure} if state is TrialState.FAIL else {}
+        kept = {name: {key: one[key] for key in ("kind", "message")} for name, one in failed.items()}
+        study.record.finish(number, state, told, {**reason, **kept})
         tracking.on_end(number, state.name, told, {**reason, **failed})
     study.record.flush()
 
