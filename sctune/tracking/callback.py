@@ -50,6 +50,7 @@ class PastTrial:
 
     reports: epoch -> {"metrics", "time"}. state: COMPLETE, PRUNED or FAIL with `ended`; None while it is unfinished.
     objective: what its study is searched by.
+    failure: kind, message and traceback of one that failed, as far as they are known.
     """
 
     number: int
@@ -62,6 +63,7 @@ class PastTrial:
     value: float | None = None
     stop_reason: str | None = None
     objective: Objective = AUROC
+    failure: str | None = None
 
 
 class TrackingCallback:
@@ -123,10 +125,7 @@ class TrackingCallback:
             self._put("tags", number, _now_ms(), {"tags": {"state": "WAITING", "wait_reason": reason}})
 
     def replay(self, past: PastTrial) -> None:
-        """Tell again what the record holds of a trial; what has arrived already changes nothing.
-
-        A failure's traceback is in no record and stays as it is.
-        """
+        """Tell again what the record holds of a trial; what has arrived already changes nothing."""
         tags = {**self._common, "state": "RUNNING", "attempt": str(past.attempt)}
         # an unfinished one is opened: it goes on in this launch, or the study's end closes it
         content = {"params": self.shown_params(past.params), "tags": tags, "resumed": past.state is None}
@@ -136,15 +135,15 @@ class TrackingCallback:
         if past.state is not None:
             tags = _end_tags(past.state, past.value, past.stop_reason)
             ended = past.started if past.ended is None else past.ended
-            self._put("trial_end", past.number, ended, {"status": past.state, "tags": tags, "error": None})
+            self._put("trial_end", past.number, ended, {"status": past.state, "tags": tags, "error": past.failure})
 
     def drop_run(self, number: int | None, run_id: str) -> None:
-        """Delete a run that is wrong or one too many; `replay` then makes the right one."""
+        """Delete a run that is one too many."""
         self._put("drop", number, _now_ms(), {"run": run_id})
 
-    def adopt_files(self, number: int | None, run_id: str) -> None:
-        """Give a trial's run the files of the run that was dropped for it."""
-        self._put("adopt", number, _now_ms(), {"run": run_id})
+    def replace_run(self, number: int, started: int, run_id: str) -> None:
+        """Make a trial's run anew, with the files of the one that is wrong; `replay` then fills it."""
+        self._put("replace", number, started, {"run": run_id})
 
     def on_artifact(
         self, number: int | None, path: Path, artifact_path: str | None = None, proof: Path | None = None
@@ -178,11 +177,12 @@ class TrackingCallback:
         head = {"kind": kind, "study": facts.study_id, **facts.objective.stated}
         self._sink.put({**head, "trial": number, "time": time_ms, **content})
 
-    def on_study_found(self, started: int) -> None:
-        """The parent run of a study that no launch runs now, made again where it is missing; started: ms since 1970."""
+    def on_study_found(self, started: int, running: bool) -> None:
+        """The parent run, made again where it is missing; started: ms since 1970. running: a launch runs it now."""
         facts = self._facts
-        content = {"name": facts.name, "params": dict(facts.base), "tags": {**facts.tags, **self._common}}
-        self._put("study", None, started, {**content, "resumed": False})
+        tags = {**facts.tags, **self._common, **({"state": "RUNNING"} if running else {})}
+        content = {"name": facts.name, "params": dict(facts.base), "tags": tags}
+        self._put("study", None, started, {**content, "resumed": running})
 
     @contextmanager
     def _timed(self) -> Iterator[None]:

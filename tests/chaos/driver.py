@@ -34,8 +34,8 @@ DRIVER_POINTS = {
     "asked, not recorded": (TrialController, "_start_new"),
     "record half-written": (RecordSql, "_put"),
     "reported, not told": (TrialController, "_end_trial"),
-    "told, not in the journal": (TrackingCallback, "on_end"),
-    "in the journal, not in MLflow": (Runs, "apply"),
+    "told, not queued": (TrackingCallback, "on_end"),
+    "queued, not in MLflow": (Runs, "apply"),
     "final drain": (Writer, "drain"),
 }
 """Point -> method of the driver at whose beginning the signal comes."""

@@ -196,7 +196,7 @@ def fill(study: Study) -> None:
         record.finish(number, TrialState.COMPLETE, 0.5, {})
     record.close()
     TrialStore(study.manifest.storage_path, 0).save(1, 1, {})
-    writer = Writer(study.manifest.tracking_uri, study.folder / "tracking.jsonl")
+    writer = Writer(study.manifest.tracking_uri)
     facts = StudyFacts(study.manifest.study_id, study.name, {}, "0", None, {}, 0, ["t"])
     tracking = TrackingCallback(writer, facts)
     tracking.on_study_start()

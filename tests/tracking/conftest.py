@@ -95,8 +95,9 @@ def play(study: Study, sink: Any, states: tuple[TrialState, ...] = STATES, epoch
         failure = {"kind": "NonFiniteError", "message": "m", "traceback": "Traceback: m"}
         told = None if state is TrialState.FAIL else value
         reason = {"stop_reason": "told"}
-        study.record.finish(number, state, told, reason)
         failed = {"failure": failure} if state is TrialState.FAIL else {}
+        kept = {name: {key: one[key] for key in ("kind", "message")} for name, one in failed.items()}
+        study.record.finish(number, state, told, {**reason, **kept})
         tracking.on_end(number, state.name, told, {**reason, **failed})
     study.record.flush()
 
@@ -118,7 +119,7 @@ def played_study(
 ) -> Study:
     """A study that is over and delivered; the best full run, the last one, has its checkpoint."""
     study = make_study(root, uri)
-    writer = Writer(uri, study.folder / "tracking.jsonl")
+    writer = Writer(uri)
     play(study, writer, states, epochs)
     end(study, writer, reason)
     assert writer.drain(60) == 0, writer.last_error

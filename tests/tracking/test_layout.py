@@ -41,7 +41,7 @@ CHROMIUM = Path("/usr/bin/chromium")
 def told(player: Any, root: Path, uri: str, states: tuple[TrialState, ...] = (COMPLETE, PRUNED, FAIL, COMPLETE)) -> Any:
     """A study that is over, with its summary, as a launch tells it at its end."""
     study = player.make_study(root, uri)
-    writer = Writer(uri, study.folder / "tracking.jsonl")
+    writer = Writer(uri)
     player.play(study, writer, states)
     from sctune.search.reconcile.replay import tracking_of
 

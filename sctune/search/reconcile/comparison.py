@@ -1,4 +1,4 @@
-"""One truth: whether MLflow and the checkpoints say what the record says. Plain data in, differences out."""
+"""Whether MLflow and the checkpoints say what the record says. Plain data in, differences out."""
 
 from __future__ import annotations
 

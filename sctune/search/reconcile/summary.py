@@ -10,7 +10,7 @@ from optuna.trial import FrozenTrial
 from sctune.errors import SctuneError
 from sctune.metrics.objective import Objective
 from sctune.search.study.leaderboard import best_row, leaderboard
-from sctune.search.study.result import value_se
+from sctune.search.study.result import study_result, value_se
 from sctune.search.study.splits import selection_labels, study_splits
 from sctune.search.study.study import Study
 from sctune.tracking.events import NOTE
@@ -22,7 +22,9 @@ def summary(study: Study, trials: Sequence[FrozenTrial], noise: float | None) ->
     objective = study.objective
     rows = leaderboard(trials, objective)
     best = best_row(rows, objective)
-    tags = {"trials": str(len(trials)), NOTE: study_note(study.name, rows, noise, _facts(study), objective)}
+    saved = study_result(study, trials, None, 0.0, tracking_uri="").saved_share
+    tags = {"trials": str(len(trials)), "epochs_saved": f"{saved:.3f}"}
+    tags[NOTE] = study_note(study.name, rows, noise, _facts(study), objective)
     if best is not None:
         tags |= {"best_trial": str(best.number), "best_value": repr(best.value)}
     return {"tags": tags, "points": best_points(trials, objective)}

@@ -27,7 +27,7 @@ LIST_S = 60.0
 """Seconds between listings of an object store, which take a while there and cost money; local files: each look."""
 
 MARGIN = 16 * 2**20
-"""Bytes that stay free beside the checkpoints: the record, the journal, what others write meanwhile."""
+"""Bytes that stay free beside the checkpoints: the record, logs, what others write meanwhile."""
 
 
 class Gate(Protocol):

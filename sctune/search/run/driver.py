@@ -204,13 +204,13 @@ def resume(
 
 
 def _warn_about_tracking(study: Study, console: Console | None) -> None:
-    """A study goes on without MLflow: what it is owed waits in the journal."""
+    """A study goes on without MLflow: the record holds what it lacks."""
     from sctune.tracking.server import check_tracking
 
     try:
         check_tracking(study.manifest.tracking_uri)
     except TrackingError as problem:
-        text = f"{problem}; the study goes on, and `sctune sync {study.name}` sends later what is owed"
+        text = f"{problem}; the study goes on, and `sctune sync {study.name}` sends later what it lacks"
         (console or Console(stderr=True)).print(text, markup=False, highlight=False, soft_wrap=True)
 
 

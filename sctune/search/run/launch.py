@@ -22,7 +22,8 @@ from sctune.search.cluster.connection import Resources, largest_resources, nodes
 from sctune.search.cluster.resources import TrialResources
 from sctune.search.cluster.tune_registry import remembered_trainables
 from sctune.search.plan.plan import weights_digests
-from sctune.search.reconcile.replay import past_trial, replay_owed, study_facts
+from sctune.search.reconcile.repair import open_writer
+from sctune.search.reconcile.replay import past_trial, study_facts
 from sctune.search.reconcile.stored_trials import remove_strays
 from sctune.search.rules.registry import make_rule
 from sctune.search.run.back_pressure import DiskUse, StartGate
@@ -71,7 +72,7 @@ class Launch:
         Raises AllTrialsFailedError, and ClusterError for trouble of a node that every trial would meet.
         """
         study = self.study
-        writer = Writer(study.manifest.tracking_uri, study.folder / "tracking.jsonl")
+        writer = open_writer(study)
         tracking = TrackingCallback(AfterRecord(study.record, writer), study_facts(study), self.space.assignments)
         try:
             controller, result = self._search(tracking, writer)
@@ -139,11 +140,13 @@ class Launch:
             study.record.then(lambda: study.leave_out(line), always=True)
 
         spec = manifest.scheduler
-        rule = make_rule(spec.name, self.space.base.budget.epochs, spec.grace, spec.factor, manifest.sampler_seed)
+        rule = make_rule(spec.name, self.space.base.epochs, spec.grace, spec.factor, manifest.sampler_seed)
         controller = TrialController(manifest, self.space, study.record, observers, faults, gate, left_out, rule)
         study.add_launch(_now(), tuple(lacking.values()))
         tracking.on_study_start()
-        replay_owed(study, trials, writer)
+        if len(study.manifest.launches) > 1:
+            # what an earlier launch could not deliver is in the record
+            writer.doubt()
         with stop_signals(controller, _stop_key(study), self.seconds_left) as stop, stop_requests(study):
             with progress, trial_log, gate, _only_our_own_output():
                 tune_trials(study, self.space, self.splits, self.resources, controller)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,6 +24,9 @@ LOST = "lost"
 GATHER_S = 0.25
 """How long a line waits for others, so that a file is opened once for all of them."""
 
+_FAILED = "end: FAIL"
+_MOMENT = re.compile(r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ ")
+
 _Block: TypeAlias = tuple[list[str], bool]
 """Lines of one event, and whether it is a trial's end."""
 
@@ -32,6 +36,17 @@ _log = logging.getLogger(__name__)
 def trial_log_path(study: Path, number: int) -> Path:
     """The log file of a trial, in the folder of its study."""
     return study / LOGS / f"trial-{number:05d}.log"
+
+
+def logged_failure(study: Path, number: int) -> str | None:
+    """Kind, message and traceback of a trial that failed, as its log ends; None where no log says so."""
+    try:
+        text = trial_log_path(study, number).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    _, found, failure = text.rpartition(f" {_FAILED}")
+    lines = failure.splitlines()[1:]
+    return "\n".join(_MOMENT.sub("", line) for line in lines) if found else None
 
 
 class TrialLog:
