@@ -62,7 +62,8 @@ def test_it_is_known_by_its_name(tiny: TrialConfig, tinted: TrialConfig) -> None
 
 def test_what_belongs_to_another_method_is_reset_or_refused(tiny: TrialConfig, tinted: TrialConfig) -> None:
     assert tinted.model == TrialConfig().model != tiny.model
-    again = tinted.override({"method.power": 3.0}).override({"method.name": "deviation"})
+    powered = tinted.override({"method.power": 3.0})
+    again = powered.override({"method.name": "deviation", "data.image_size": 448})
     assert "method.power" not in again.flat() and again.method == tiny.method
     for values, words in (
         (
