@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 
 import numpy as np
-from scipy.stats import rankdata
 
 from sctune.data.facts import ImageFacts
 from sctune.data.image_file import ImageFile
@@ -52,7 +51,9 @@ def _where_both_are(files: Sequence[ImageFile]) -> list[ImageFile]:
 
 
 def _auroc(labels: np.ndarray, values: np.ndarray) -> float:
-    ranks, anomalous = rankdata(values), labels == 1
+    _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
+    # equal values share the mean of their ranks
+    ranks, anomalous = (np.cumsum(counts) - (counts - 1) / 2)[places], labels == 1
     count = int(anomalous.sum())
     pairs = count * (len(labels) - count)
     value = (float(ranks[anomalous].sum()) - count * (count + 1) / 2) / pairs
@@ -73,5 +74,13 @@ def _by_name(labels: np.ndarray, names: Sequence[str]) -> float:
     numbers = [[float(text) for text in re.findall(r"\d{1,15}", name)] for name in names]
     found = [_by_category(labels, [re.sub(r"\d+", "0", name.lower()) for name in names])]
     if len({len(row) for row in numbers}) == 1:
-        found += [_auroc(labels, column) for column in np.array(numbers).T]
+        found += [_auroc(labels, column) for column in np.array(numbers).T if not _counted_apart(labels, column)]
     return max(found)
+
+
+def _counted_apart(labels: np.ndarray, numbers: np.ndarray) -> bool:
+    """Whether both classes are counted from the same start: then the larger class reaches higher, and that is all."""
+    classes = [np.unique(numbers[labels == label]) for label in (0, 1)]
+    spans = [values[-1] - values[0] + 1 for values in classes]
+    counted = all(len(values) > 1 and len(values) > span / 2 for values, span in zip(classes, spans, strict=True))
+    return counted and bool(abs(classes[0][0] - classes[1][0]) <= 1)

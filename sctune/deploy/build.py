@@ -16,9 +16,10 @@ from sctune.data.split import Split
 from sctune.deploy.calibration import Calibration, Prepared
 from sctune.deploy.model import ModelParts
 from sctune.errors import DataError
+from sctune.metrics.pixel_level import aupro
 from sctune.metrics.threshold import DEFAULT_RATE, Threshold, best_f1_threshold, conformal_threshold
 from sctune.paths import cache_folder
-from sctune.train.heatmap import KINDS, aupro, heat_maps
+from sctune.train.heatmap import KINDS, heat_maps
 from sctune.train.trainer import Trainer
 
 BEST_F1 = "best-f1"

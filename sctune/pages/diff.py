@@ -178,7 +178,9 @@ def _choose(root: Path, name: str, number: int, task: str | None) -> Chosen:
 
 
 def _trainer(study: Study, chosen: Chosen) -> Trainer:
-    trainer = Trainer(study.manifest.config_of(chosen.row.params), chosen.task, split=chosen.split)
+    trainer = Trainer(
+        study.manifest.config_of(chosen.row.params), chosen.task, split=chosen.split, objective=study.objective
+    )
     trainer.load_state(*chosen.saved.tasks[chosen.task.key])
     return trainer
 

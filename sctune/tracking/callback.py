@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from sctune.report import EPOCH, OBJECTIVE
+from sctune.metrics.objective import AUROC, Objective
+from sctune.report import EPOCH
 from sctune.tracking.events import SHORT_PARAM, Event, file_digest
 
 
@@ -27,7 +28,7 @@ class StudyFacts:
 
     study_id: of the manifest, never reused. base: the flat configuration that trials vary. tasks: their keys.
     versions: package -> version. tags: anything else to show on the parent run (selection mode, sampler, ...).
-    resumed: this is not the study's first launch.
+    resumed: this is not the study's first launch. objective: what it is searched by.
     """
 
     study_id: str
@@ -40,6 +41,7 @@ class StudyFacts:
     tasks: Sequence[str]
     tags: Mapping[str, str] = field(default_factory=dict)
     resumed: bool = False
+    objective: Objective = AUROC
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ class PastTrial:
     """A trial as the record has it, to be shown again; times in ms since 1970.
 
     reports: epoch -> {"metrics", "time"}. state: COMPLETE, PRUNED or FAIL with `ended`; None while it is unfinished.
+    objective: what its study is searched by.
     """
 
     number: int
@@ -58,6 +61,7 @@ class PastTrial:
     ended: int | None = None
     value: float | None = None
     stop_reason: str | None = None
+    objective: Objective = AUROC
 
 
 class TrackingCallback:
@@ -84,7 +88,7 @@ class TrackingCallback:
     def on_study_start(self) -> None:
         """The parent run: base configuration and facts."""
         facts = self._facts
-        tags = {**facts.tags, **self._common, "state": "RUNNING", "objective": OBJECTIVE}
+        tags = {**facts.tags, **self._common, "state": "RUNNING", "objective": facts.objective.metric}
         with self._timed():
             content = {"name": facts.name, "params": dict(facts.base), "tags": tags, "resumed": facts.resumed}
             self._put("study", None, _now_ms(), content)
@@ -170,7 +174,9 @@ class TrackingCallback:
             self._put("study_end", None, _now_ms(), content)
 
     def _put(self, kind: str, number: int | None, time_ms: int, content: Event) -> None:
-        self._sink.put({"kind": kind, "study": self._facts.study_id, "trial": number, "time": time_ms, **content})
+        facts = self._facts
+        head = {"kind": kind, "study": facts.study_id, **facts.objective.stated}
+        self._sink.put({**head, "trial": number, "time": time_ms, **content})
 
     def on_study_found(self, started: int) -> None:
         """The parent run of a study that no launch runs now, made again where it is missing; started: ms since 1970."""

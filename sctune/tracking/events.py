@@ -13,6 +13,8 @@ Events are plain dictionaries with `kind`, `study` (id), `time` (ms since 1970) 
     tags         tags
     drop         run                               a run that is wrong or one too many is deleted
     adopt        run                               the trial's run gets the files of the run that was dropped for it
+
+Every event of a study that is searched by another objective than the default one has its name as `objective`.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from sctune.report import OBJECTIVE
+from sctune.metrics.objective import DEFAULT, Objective, find_objective
 
 Event: TypeAlias = dict[str, Any]
 
@@ -41,10 +43,8 @@ _REQUIRED = {
     "adopt": ("run", "time"),
 }
 
-SHORT_OBJECTIVE = "AUROC"
-"""The objective once more, under a name that MLflow's pages list first: their charts begin with the first metric."""
 SHORT_PARAM = "_"
-"""Starts the short names of the varied parameters, for the same reason."""
+"""Starts the short names of the varied parameters: MLflow's pages list them first."""
 NOTE = "mlflow.note.content"
 """MLflow's tag with a description in Markdown."""
 
@@ -61,10 +61,20 @@ def well_formed(event: Mapping[str, Any]) -> bool:
     return isinstance(metrics, Mapping) and all(isinstance(value, int | float) for value in metrics.values())
 
 
-def shown_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
+def shown_metrics(metrics: Mapping[str, float], objective: Objective) -> dict[str, float]:
     """All metrics of an epoch as its run holds them."""
-    first = {SHORT_OBJECTIVE: metrics[OBJECTIVE]} if OBJECTIVE in metrics else {}
+    first = {short_metric(objective): metrics[objective.metric]} if objective.metric in metrics else {}
     return {**first, **metrics}
+
+
+def short_metric(objective: Objective) -> str:
+    """The objective once more, by a name that MLflow's pages list first: their charts begin with the first metric."""
+    return as_key(objective.label)
+
+
+def objective_of(event: Mapping[str, Any]) -> Objective:
+    """What the event's study is searched by; ConfigError for another package's that is not installed here."""
+    return find_objective(str(event.get("objective", DEFAULT)))
 
 
 def as_texts(values: Mapping[str, Any]) -> dict[str, str]:

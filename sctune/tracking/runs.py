@@ -14,15 +14,15 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sctune.report import OBJECTIVE
 from sctune.tracking.events import (
     MAX_PARAM_LENGTH,
     NOTE,
-    SHORT_OBJECTIVE,
     as_key,
     as_texts,
     file_digest,
     identity_tags,
+    objective_of,
+    short_metric,
     shown_metrics,
     shown_param,
     well_formed,
@@ -76,6 +76,7 @@ class Runs:
         self._steps: dict[str, dict[int, int]] = {}
         self._homes: dict[str, str] = {}
         self._names: dict[str, str] = {}
+        self._metrics: dict[str, str] = {}
         self._batches: dict[Key, _Batch] = {}
         self._listed: dict[str, dict[int | None, list[str]]] = {}
 
@@ -141,7 +142,7 @@ class Runs:
         if first != time:
             return  # an epoch repeated after a resume: its first point stays
         batch.steps[step] = time
-        metrics = shown_metrics(event["metrics"])
+        metrics = shown_metrics(event["metrics"], objective_of(event))
         batch.metrics += [Metric(as_key(name), float(value), time, step) for name, value in metrics.items()]
 
     def _tags(self, key: Key, event: Mapping[str, Any]) -> None:
@@ -164,9 +165,9 @@ class Runs:
         """The chart of the study's own run, and the links in its note: only here the ids of runs are known."""
         from mlflow.entities import Metric
 
-        batch = self._batch(key)
+        batch, name = self._batch(key), short_metric(objective_of(event))
         batch.metrics += [
-            Metric(SHORT_OBJECTIVE, float(value), int(time), int(step)) for step, value, time in event.get("points", ())
+            Metric(name, float(value), int(time), int(step)) for step, value, time in event.get("points", ())
         ]
         if key[1] is None and NOTE in batch.tags:
             batch.tags[NOTE] = linked(batch.tags[NOTE], self._homes[key[0]], partial(self._known, key[0]))
@@ -253,17 +254,21 @@ class Runs:
             self._client.delete_run(copy)
         self._listed[study][trial] = found[:1]
         if found[0] not in self._steps:
-            self._read_steps(found[:1])
+            self._read_steps(study, found[:1])
         return found[0]
 
     def _look_up(self, events: Sequence[Mapping[str, Any]]) -> None:
         """Read the points of many trials at once: a history for each would take minutes after a resume."""
-        keys = {(event["study"], event.get("trial")) for event in events if well_formed(event)} - set(self._ids)
-        firsts = [found[0] for study, trial in keys if (found := self._list(study).get(trial))]
-        self._read_steps([run_id for run_id in firsts if run_id not in self._steps])
+        usable = [event for event in events if well_formed(event)]
+        self._metrics |= {event["study"]: objective_of(event).metric for event in usable}
+        for study in dict.fromkeys(event["study"] for event in usable):
+            trials = {event.get("trial") for event in usable if event["study"] == study}
+            new = [trial for trial in trials if (study, trial) not in self._ids]
+            firsts = [found[0] for trial in new if (found := self._list(study).get(trial))]
+            self._read_steps(study, [run_id for run_id in firsts if run_id not in self._steps])
 
-    def _read_steps(self, run_ids: Sequence[str]) -> None:
-        for run_id, points in histories(self._client, run_ids, OBJECTIVE).items():
+    def _read_steps(self, study: str, run_ids: Sequence[str]) -> None:
+        for run_id, points in histories(self._client, run_ids, self._metrics[study]).items():
             self._steps[run_id] = {point.step: point.time for point in points}
 
     def _list(self, study: str) -> dict[int | None, list[str]]:

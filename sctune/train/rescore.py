@@ -22,4 +22,4 @@ def rescored(trainer: Trainer, variants: Sequence[Variant]) -> Iterator[tuple[fl
     for number in range(len(variants)):
         scores = {id(images): rows[number] for images, rows in zip(sets, found, strict=True)}
         metrics, raw = trainer.selection.evaluate(lambda images, held=scores: held[id(images)])  # type: ignore[misc]
-        yield metrics["selection_auroc"], raw
+        yield metrics[trainer.selection.objective.metric], raw

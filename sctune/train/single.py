@@ -14,7 +14,7 @@ from sctune.config import TrialConfig
 from sctune.data.decode import Decoding
 from sctune.data.images import ImageCache
 from sctune.errors import ConfigError
-from sctune.metrics.image_level import auroc, average_precision
+from sctune.metrics.objective import AP, AUROC
 from sctune.paths import cache_folder
 from sctune.train.trainer import Trainer
 
@@ -31,13 +31,14 @@ def train_one(config: TrialConfig, out: Path | None, test: bool, say: Callable[[
     metrics: dict[str, float] = {}
     for report in trainer.fit():
         metrics = dict(report.metrics)
+        chosen_by = f"selection {AUROC.label} {report.value:.4f}"
         loss = f"  loss {metrics['loss']:.4f}" if "loss" in metrics else ""
-        say([f"epoch {report.epoch}/{report.epochs}{loss}  selection AUROC {report.value:.4f}"])
+        say([f"epoch {report.epoch}/{report.epochs}{loss}  {chosen_by}"])
     scores: list[tuple[str, int, float]] = []
     if test:
         scores = score_test(trainer)
         labels, values = [row[1] for row in scores], [row[2] for row in scores]
-        metrics |= {"test_auroc": auroc(labels, values), "test_ap": average_precision(labels, values)}
+        metrics |= {f"test_{figure.name}": figure.value(labels, values) for figure in (AUROC, AP)}
     report_card = {"format_version": 1, "metrics": metrics, "config": trainer.config.document()}
     if out is not None:
         _write(out, trainer, report_card, scores)

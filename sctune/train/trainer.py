@@ -26,6 +26,7 @@ from sctune.data.split import Split, split_for
 from sctune.errors import CheckpointError, ConfigError, DataError
 from sctune.methods.base import TaskImages
 from sctune.methods.registry import fresh_method
+from sctune.metrics.objective import AUROC, Objective
 from sctune.paths import cache_folder
 from sctune.report import EpochReport
 from sctune.train.runtime import apply_runtime, resolve_device
@@ -41,8 +42,9 @@ class Trainer:
 
     config: the task's fields in it are replaced by the task's. cache: folder of the decoded images (default:
     under SCTUNE_HOME). weights: resolved ImageNet file, where the caller has it. split: where the caller made it.
-    should_stop: asked before every iteration. Raises ConfigError, DataError or WeightsError before any training,
-    NonFiniteError and StoppedError during it.
+    should_stop: asked before every iteration. objective: what its reports are judged by.
+
+    Raises ConfigError, DataError or WeightsError before any training, NonFiniteError and StoppedError during it.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class Trainer:
         weights: Path | None = None,
         split: Split | None = None,
         should_stop: Callable[[], bool] = lambda: False,
+        objective: Objective = AUROC,
     ) -> None:
         self._should_stop = should_stop
         self.task = task or Task(
@@ -82,7 +85,7 @@ class Trainer:
         anomalies = [cached.index[file.path] for file in train if file.label == 1]
         if config.n_anomalies != 0 and not anomalies:
             raise DataError(f"no readable anomalous image is left to train on in {self.split.root}")
-        self.selection = build_selection(self.split, cached, data.selection_limit, data.partition_seed)
+        self.selection = build_selection(self.split, cached, data.selection_limit, data.partition_seed, objective)
         self.method = fresh_method(config, self.device, weights)
         self.method.prepare(TaskImages(cached.array, np.array(normals, int), np.array(anomalies, int)))
 
@@ -107,7 +110,7 @@ class Trainer:
             metrics["gpu_memory_mb"] = torch.cuda.max_memory_allocated(self.device) / 2**20
         key = self.task.key
         scores = {f"{key}:{name}" if name else key: row for name, row in raw.items()}
-        return EpochReport(self.epoch, self.config.epochs, metrics, scores)
+        return EpochReport(self.epoch, self.config.epochs, metrics, scores, self.selection.objective.name)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, object]]:
         """Everything that a later process needs to go on: named tensors, and JSON values about them."""

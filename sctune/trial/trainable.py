@@ -25,8 +25,9 @@ from sctune.config import Task, TrialConfig
 from sctune.data.digests import data_digest
 from sctune.data.pools import Files
 from sctune.data.split import Split, split_for
-from sctune.errors import ChangedDataError, ClusterError, DataError, PlaceError, StoppedError, StorageError
-from sctune.report import OBJECTIVE, EpochReport, merge_reports
+from sctune.errors import ChangedDataError, ClusterError, ConfigError, DataError, PlaceError, StoppedError, StorageError
+from sctune.metrics.objective import DEFAULT, Objective, find_objective, metric_of
+from sctune.report import EpochReport, merge_reports
 from sctune.train.trainer import Trainer
 from sctune.trial.checkpoint import TrialStore
 from sctune.trial.step_log import StepLog
@@ -52,6 +53,7 @@ class TrialSpec(BaseModel):
     checkpoint_epochs: rungs, always saved; checkpoint_interval: seconds between other checkpoints;
     splits, contents: task key -> digest of its lists of files and of what its images hold, as the driver saw them;
     weights_sha256: of the backbone's weights file, by backbone.
+    objective: name of what the study is searched by.
     stop_key: where the driver raises the flag that ends the launch's trials.
     """
 
@@ -67,6 +69,7 @@ class TrialSpec(BaseModel):
     contents: dict[str, str] = {}
     weights_sha256: dict[str, str]
     versions: dict[str, str]
+    objective: str = DEFAULT
     stop_key: str = ""
 
 
@@ -83,6 +86,7 @@ class SaliencyCutTrainable(tune.Trainable):
 
     def setup(self, config: dict[str, Any], spec: dict[str, Any]) -> None:
         self.spec = TrialSpec.model_validate(spec)
+        self.metric = metric_of(self.spec.objective)
         self.log = StepLog.attach()
         self._begin(config)
         self._digests: dict[Path, str] = {}
@@ -109,7 +113,7 @@ class SaliencyCutTrainable(tune.Trainable):
         except StoppedError:
             # the driver has stopped listening; the trial goes on from its checkpoint in the next launch
             self._drop()
-            return {OBJECTIVE: float("nan"), "done": True}
+            return {self.metric: float("nan"), "done": True}
         except StorageError as problem:
             return self._failure(problem.kind, problem)
         except OSError as problem:
@@ -146,6 +150,7 @@ class SaliencyCutTrainable(tune.Trainable):
 
     def _build(self) -> None:
         self._check_versions()
+        objective = self._objective()
         config = TrialConfig.load(self.spec.config).override(self.params)
         weights = self._weights(config)
         trainers = []
@@ -161,6 +166,7 @@ class SaliencyCutTrainable(tune.Trainable):
                     weights=weights,
                     split=split,
                     should_stop=self._should_stop,
+                    objective=objective,
                 )
             )
         self.store = TrialStore(self.spec.storage, self.number)
@@ -187,6 +193,12 @@ class SaliencyCutTrainable(tune.Trainable):
         if split.digest != self.spec.splits[task.key]:
             raise ClusterError(f"the data of task {task.key} differ from the driver's; give every node the same files")
         return split
+
+    def _objective(self) -> Objective:
+        try:
+            return find_objective(self.spec.objective)
+        except ConfigError as problem:
+            raise ClusterError(f"{problem}; give this node the driver's packages") from None
 
     def _check_versions(self) -> None:
         here = package_versions()
@@ -275,7 +287,7 @@ class SaliencyCutTrainable(tune.Trainable):
         self._drop()
         # Ray insists on the metric; a result with a failure is never read as a report
         failure = {"kind": kind, "message": message, "traceback": text} | told
-        return {"failure": failure, OBJECTIVE: float("nan"), "done": True}
+        return {"failure": failure, self.metric: float("nan"), "done": True}
 
     def _where(self) -> str:
         return f"{self.log.where}, {self.trainers[0].device}" if self.trainers else self.log.where

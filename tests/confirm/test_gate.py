@@ -88,7 +88,9 @@ def test_a_score_that_is_no_number_is_no_parity() -> None:
     assert not parity_step(np.array([np.nan, 0.9]), {"exported": np.array([np.nan, 0.9])}, 0.5).passed
 
 
+@pytest.mark.slow
 def test_parity_with_a_real_export(model: Model, tmp_path: Path) -> None:
+    """The quick tests deploy one in tests/e2e/test_confirm.py."""
     pixels = np.stack([model.prepare(noise_png(number, spot=number % 2 == 0)).pixels for number in range(4)])
     name, scores = export_form(model, pixels, tmp_path)
     assert name == "exported (onnx)"

@@ -11,6 +11,7 @@ import pytest
 from ray.tune.schedulers import TrialScheduler
 
 from sctune.errors import ConfigError
+from sctune.metrics.objective import FPR95
 from sctune.report import EPOCH, OBJECTIVE
 from sctune.search.rules.stopping import Hyperband, MedianStopping, Rule, SuccessiveHalving, make_rule
 from sctune.search.run.ray_scheduler import RuleScheduler
@@ -96,3 +97,11 @@ def test_ray_scheduler_asks_the_rule_and_never_judges_a_failure() -> None:
     assert decide(scheduler, 1, **{"failure/kind": "oom", OBJECTIVE: 0.0, EPOCH: 1}) == TrialScheduler.CONTINUE
     assert decide(scheduler, 1, **{EPOCH: 1, OBJECTIVE: 0.1}) == TrialScheduler.STOP
     assert decide(RuleScheduler(None), 1, **{EPOCH: 1, OBJECTIVE: 0.1}) == TrialScheduler.CONTINUE
+
+
+def test_where_lower_is_better_the_rule_keeps_the_lower_ones() -> None:
+    scheduler = RuleScheduler(SuccessiveHalving(4, 1, 2), objective=FPR95)
+    told = [(number, {EPOCH: 1, FPR95.metric: value}) for number, value in enumerate((0.4, 0.1, 0.3, 0.05))]
+    answers = [decide(scheduler, number, **report) for number, report in told]
+    # the bar is the median of those before: only trial 2 lies on the wrong side of it
+    assert answers == [TrialScheduler.CONTINUE, TrialScheduler.CONTINUE, TrialScheduler.STOP, TrialScheduler.CONTINUE]

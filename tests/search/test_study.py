@@ -15,6 +15,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from sctune.config import Task, load_profile
 from sctune.errors import StudyError
+from sctune.metrics.objective import AUROC
 from sctune.report import OBJECTIVE
 from sctune.search.space.definition import load_space
 from sctune.search.study.leaderboard import best_row, leaderboard
@@ -231,12 +232,12 @@ def test_leaderboard_puts_full_runs_first(tmp_path: Path) -> None:
             record.report(number, make_report(epoch, value or 0.1), 0)
         record.finish(number, TrialState[state], value, {"stop_reason": "x"})
     record.start(make_trial(5))
-    rows = leaderboard(record.load())
+    rows = leaderboard(record.load(), AUROC)
     assert [row.number for row in rows] == [2, 4, 1, 0, 5, 3]
     assert rows[0].values == {1: 0.8, 2: 0.8, 3: 0.8}
     assert rows[0].seconds == 6.0
-    best = best_row(reversed(rows))
+    best = best_row(reversed(rows), AUROC)
     assert best is not None
     assert best.number == 2
-    assert best_row(row for row in rows if row.state != "COMPLETE") is None
+    assert best_row((row for row in rows if row.state != "COMPLETE"), AUROC) is None
     record.close()

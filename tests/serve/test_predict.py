@@ -451,14 +451,24 @@ def run(*words: object, cwd: Path | None = None) -> subprocess.CompletedProcess[
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=100)
 
 
-def test_the_command_writes_csv_to_stdout(model: Model, model_folder: Path, images: Path) -> None:
-    done = run("predict", "left", "--model", model_folder, cwd=images)
-    assert done.returncode == 0, done.stderr
-    rows = list(csv.DictReader(done.stdout.splitlines()))
+def test_the_command_writes_csv_to_stdout(
+    model: Model,
+    model_folder: Path,
+    images: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(images)
+    monkeypatch.setattr(sys, "argv", ["sctune", "predict", "left", "--model", str(model_folder)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    out, err = capsys.readouterr()
+    assert not ended.value.code, err
+    rows = list(csv.DictReader(out.splitlines()))
     assert [row["path"] for row in rows][:2] == ["left/00.png", "left/01.png"]
     paths = [str(images / row["path"]) for row in rows if not row["error"]]
     assert [float(row["score"]) for row in rows if not row["error"]] == expected_scores(model, paths)
-    assert "21 images in stdout" in done.stderr and "1 failed" in done.stderr
+    assert "21 images in stdout" in err and "1 failed" in err
 
 
 @pytest.mark.slow

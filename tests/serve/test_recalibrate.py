@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from sctune.errors import ConfigError, DataError, TrackingError
 from sctune.metrics.threshold import conformal_threshold
 from sctune.serve.inputs import list_inputs
 from sctune.serve.recalibrate import Wish, recalibrate, run_recalibration
-from sctune.tracking.server import check_tracking, default_tracking_uri, find_experiment, mlflow_client
+from sctune.tracking.server import default_tracking_uri, find_experiment, mlflow_client
 from tests.models import noise_png
 
 
@@ -111,10 +112,11 @@ def test_a_folder_becomes_a_new_folder(model: Model, model_folder: Path, good: P
 
 
 @pytest.fixture
-def registry(model: Model, model_folder: Path, tmp_path: Path) -> str:
+def registry(model: Model, model_folder: Path, tmp_path: Path, empty_store: Path) -> str:
     """A store whose models:/first/1 is the small model, as candidate and champion."""
     uri = default_tracking_uri(tmp_path / "store")
-    check_tracking(uri)
+    (tmp_path / "store").mkdir()
+    shutil.copyfile(empty_store, tmp_path / "store" / "mlflow.db")
     client = mlflow_client(uri)
     run = client.create_run(find_experiment(client, uri), run_name="parent").info.run_id
     log_model_run(uri, run, model.config, model_folder / "weights.safetensors", read_parts(model_folder), "first")

@@ -20,19 +20,11 @@ from sctune.search.space.definition import load_space
 from sctune.search.study.manifest import DataSpec, SchedulerSpec
 from sctune.search.study.record import AfterRecord
 from sctune.search.study.study import Study
-from sctune.tracking.server import check_tracking, default_tracking_uri
+from sctune.tracking.server import default_tracking_uri
 from sctune.tracking.writer import Writer
 from sctune.trial.checkpoint import TrialStore
 from tests.builders import make_manifest
 from tests.mlflow_server import MlflowServer
-
-
-@pytest.fixture(scope="session")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A database with MLflow's tables and no runs, to be copied: making the tables takes seconds."""
-    folder = tmp_path_factory.mktemp("empty-store")
-    check_tracking(default_tracking_uri(folder))
-    return folder / "mlflow.db"
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -23,9 +24,12 @@ STATES = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.COMPLETE)
 
 
 class Gate:
-    """Stands before a real MLflow server: passes requests on, answers 500, or accepts and never answers."""
+    """Stands before a real MLflow server: passes requests on, answers 500, or accepts and never answers.
 
-    def __init__(self, target: str) -> None:
+    port: 0 for any that is free.
+    """
+
+    def __init__(self, target: str, port: int = 0) -> None:
         self.mode = "pass"
         self.let_go = threading.Event()
         gate = self
@@ -41,7 +45,7 @@ class Gate:
             def log_message(self, format: str, *args: Any) -> None:
                 pass
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
         self._server.daemon_threads = True
         self.uri = f"http://127.0.0.1:{self._server.server_port}"
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
@@ -130,17 +134,23 @@ def test_a_server_that_hangs_or_fails_costs_nothing_and_gets_everything_later(
 
 @pytest.mark.timeout(300)
 def test_a_server_that_was_away_the_whole_time(player: Any, tmp_path: Path, mlflow_server: Any) -> None:
-    study = player.make_study(tmp_path, mlflow_server.uri, "gone")
-    mlflow_server.stop()
-    writer = Writer(mlflow_server.uri, study.folder / "tracking.jsonl")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    uri = f"http://127.0.0.1:{port}"
+    study = player.make_study(tmp_path, uri, "gone")
+    writer = Writer(uri, study.folder / "tracking.jsonl")
     player.play(study, writer, STATES)
     player.end(study, writer)
     assert writer.drain(1) > 0
     writer.close()
     study.record.close()
     player.save_checkpoint(study, 2)
-    mlflow_server.start()
-    assert len(check_stored(tmp_path, "gone").differences) == 4, "no run of the study, none of its three trials"
-    result = sync("gone", tmp_path, 60)
-    assert result.complete, result
-    check_no_repeats(mlflow_server.uri, study.manifest.study_id)
+    back = Gate(mlflow_server.uri, port)
+    try:
+        assert len(check_stored(tmp_path, "gone").differences) == 4, "no run of the study, none of its three trials"
+        result = sync("gone", tmp_path, 60)
+        assert result.complete, result
+        check_no_repeats(mlflow_server.uri, study.manifest.study_id)
+    finally:
+        back.close()

@@ -9,7 +9,8 @@ import torch
 from sctune.errors import DataError
 from sctune.methods.deviation.heads import LatentResidualHead, PatchResidualHead, PlainHead, top_k_mean
 from sctune.methods.deviation.heatmap import head_cells
-from sctune.train.heatmap import KINDS, aupro, heat_maps, scaled
+from sctune.metrics.pixel_level import aupro
+from sctune.train.heatmap import KINDS, heat_maps, scaled
 from tests.models import small_config, small_method
 
 

@@ -19,6 +19,7 @@ from sctune.data.images import CorruptImageError, ImageCache
 from sctune.data.ranges import AUTO
 from sctune.data.split import Split, split_for
 from sctune.errors import ConfigError, DataError
+from sctune.metrics.objective import AUROC, find_objective
 from sctune.paths import cache_folder, home, studies_folder
 from sctune.search.plan.base import base_config, search_space
 from sctune.search.plan.locations import free_name, storage_uri
@@ -29,6 +30,7 @@ from sctune.search.space.definition import Space
 from sctune.search.study.content import content_digest
 from sctune.search.study.database import check_free, storage_url
 from sctune.search.study.manifest import DataSpec, ResourceSpec, SchedulerSpec, SelectionSpec, StudyManifest
+from sctune.search.study.options import StudyOptions
 from sctune.search.suggest.samplers import LEARNS_FROM_FULL_RUNS, make_sampler
 from sctune.tracking.choice import choose_store
 from sctune.tracking.server import check_tracking
@@ -68,6 +70,7 @@ def make_plan(options: SearchOptions, has_gpu: bool) -> Plan:
         raise ConfigError(
             "profile paper selects on the test images; say so with --selection test, or take profile gpu or cpu"
         )
+    objective = find_objective(options.objective)
     root = (options.study_root or studies_folder()).expanduser().absolute()
     name = free_name(options, root)
     storage = storage_uri(options.storage_path, root / name)
@@ -102,6 +105,8 @@ def make_plan(options: SearchOptions, has_gpu: bool) -> Plan:
     if any(split.makers for split in splits.values()):
         half = selection.mode != "proxy"
         warnings.append(proxy_warning(options.setting, base.n_anomalies, half=half))
+        if not objective.is_default:
+            warnings.append(f"what is known of the proxy was measured with {AUROC.label}, not with {objective.label}")
     asked = _Asked(name, profile, sampler, scheduler, selection, store.uri, storage, record)
     manifest = _manifest(options, asked, space, tasks, _data_spec(datasets, splits))
     manifest = manifest.model_copy(update={"splits": {key: split.digest for key, split in splits.items()}})
@@ -127,7 +132,10 @@ class _Asked:
 def _manifest(options: SearchOptions, asked: _Asked, space: Space, tasks: list[Task], data: DataSpec) -> StudyManifest:
     defaults = search_defaults(asked.profile)
     points = space.size() if asked.sampler == "grid" else None
+    kept = {name: getattr(options, name) for name in StudyOptions.model_fields}
     return StudyManifest(
+        # a space may set it too
+        **kept | {"partition_seed": space.base.data.partition_seed},
         name=asked.name,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         space=space.to_dict(),
@@ -135,20 +143,14 @@ def _manifest(options: SearchOptions, asked: _Asked, space: Space, tasks: list[T
         config=space.base.model_dump(),
         tasks=tuple(tasks),
         sampler=asked.sampler,
-        sampler_seed=options.sampler_seed,
         scheduler=asked.scheduler,
         trials=options.trials or points or defaults.trials,
         selection=asked.selection,
-        partition_seed=space.base.data.partition_seed,
         folds=defaults.folds,
         data=data,
         storage_path=asked.storage_path,
         tracking_uri=asked.tracking_uri,
         storage_url=asked.storage_url,
-        time_budget_s=options.time_budget_s,
-        keep_best=options.keep_best,
-        max_disk=None if options.max_disk is None else int(options.max_disk),
-        checkpoint_interval=options.checkpoint_interval,
         resources=ResourceSpec(
             cpus=options.cpus_per_trial or defaults.cpus_per_trial,
             gpus=options.gpus_per_trial or 0.0,
@@ -176,7 +178,7 @@ def weights_digests(space: Space) -> dict[str, str]:
 
 def git_commit() -> str | None:
     """Commit of the checkout that sctune runs from; None for an installed package."""
-    folder = Path(__file__).resolve().parents[2]
+    folder = Path(__file__).resolve().parents[3]
     if not (folder / ".git").exists():
         return None
     try:

@@ -60,7 +60,7 @@ def check(study: Study, trials: Sequence[FrozenTrial], state: StudyState, driver
         # read again, since a trial is recorded before its run tells of it
         trials = study.record.load()
         expected = expected_runs(study, trials)
-    past = [past_trial(trial) for trial in trials]
+    past = [past_trial(trial, study.objective) for trial in trials]
     objectives = {trial.number: trial.intermediate_values for trial in trials}
     found = [*compare_record(past, objectives, state, study.record.foreign), *compare_runs(expected, runs, state)]
     if not state.running:
@@ -81,7 +81,7 @@ def study_state(study: Study, trials: Sequence[FrozenTrial], *, running: bool = 
 def expected_runs(study: Study, trials: Sequence[FrozenTrial]) -> list[Expected]:
     """What MLflow must hold of each trial."""
     shown = tracking_of(study, _Nowhere()).shown_params
-    past = [past_trial(trial) for trial in trials]
+    past = [past_trial(trial, study.objective) for trial in trials]
     return [expected_run(one, shown(one.params)) for one in past]
 
 

@@ -7,6 +7,7 @@ from datetime import datetime
 
 from optuna.trial import FrozenTrial
 
+from sctune.metrics.objective import AUROC, Objective
 from sctune.search.study.manifest import StudyManifest
 from sctune.search.study.record import reports_of
 from sctune.search.study.study import Study
@@ -41,8 +42,8 @@ def replay_owed(study: Study, trials: Sequence[FrozenTrial], writer: Writer) -> 
     replay([trial for trial in trials if trial.user_attrs.get("launch") in killed], tracking, writer)
 
 
-def past_trial(trial: FrozenTrial) -> PastTrial:
-    """A stored trial as the tracking tells it."""
+def past_trial(trial: FrozenTrial, objective: Objective = AUROC) -> PastTrial:
+    """A stored trial as the tracking tells it; objective: of its study, where it is compared with others."""
     attrs, ended = trial.user_attrs, trial.state.is_finished()
     return PastTrial(
         number=trial.number,
@@ -54,6 +55,7 @@ def past_trial(trial: FrozenTrial) -> PastTrial:
         ended=_ms(trial.datetime_complete) if ended else None,
         value=trial.value if ended and trial.state.name != "FAIL" else None,
         stop_reason=attrs.get("stop_reason"),
+        objective=objective,
     )
 
 
@@ -84,6 +86,7 @@ def study_facts(study: Study) -> StudyFacts:
             "data": manifest.data.name,
         },
         resumed=bool(manifest.launches),
+        objective=study.objective,
     )
 
 

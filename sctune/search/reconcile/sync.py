@@ -72,7 +72,7 @@ class _Sync:
 
     def run(self) -> SyncResult:
         manifest = self.study.manifest
-        past = [past_trial(trial) for trial in self.trials]
+        past = [past_trial(trial, self.study.objective) for trial in self.trials]
         try:
             removed = remove_strays(manifest.storage_path, past, manifest.keep_best)
         except StorageError as problem:

@@ -1,8 +1,9 @@
 """Early stopping: pure rules over (trial number, epoch, value).
 
 Time is the trainer's own epoch. All rules are asynchronous: they answer at once from what has been reported so far.
-Values are maximised. A resumed study replays the stored reports in the order of their first arrival, so a rule is
-what it was: a trial whose stop was decided, and not written down before the driver died, is stopped when it is back.
+Values are merits: higher is better. A resumed study replays the stored reports in the order of their first arrival, so
+a rule is what it was: a trial whose stop was decided, and not written down before the driver died, is stopped when it
+is back.
 """
 
 from __future__ import annotations

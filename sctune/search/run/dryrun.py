@@ -177,7 +177,7 @@ def _cost(config: Mapping[str, Any]) -> tuple[Any, ...]:
 
 def plan_lines(plan: Plan, resources: Resources) -> list[str]:
     """The plan in words, shown before every search."""
-    manifest, base = plan.manifest, plan.space.base
+    manifest, base, objective = plan.manifest, plan.space.base, plan.manifest.build_objective()
     points = plan.space.size()
     size = "continuous" if points is None else f"{points} points"
     lines = [
@@ -191,6 +191,7 @@ def plan_lines(plan: Plan, resources: Resources) -> list[str]:
         *(f"  {line}" for check in plan.checks for line in check.table),
         plan.depth,
         f"selection by {manifest.selection.mode}: {manifest.selection.reason}",
+        *([] if objective.is_default else [f"objective {objective.label}: {objective.about}"]),
         f"tasks: {', '.join(task.key for task in manifest.tasks)}; {base.epochs} epochs x "
         f"{base.budget.iterations} iterations x {base.budget.batch_size} images of {base.data.image_size} px",
         f"{resources.concurrent} trial(s) at a time, each with {resources.cpus:g} CPU and {resources.gpus:g} GPU, "
@@ -229,7 +230,7 @@ def _probe(plan: Plan, point: Values) -> Probe:
 
     task = plan.manifest.tasks[0]
     split = plan.splits[task.key]
-    trainer = Trainer(plan.space.config(point), task, split=split)
+    trainer = Trainer(plan.space.config(point), task, split=split, objective=plan.manifest.build_objective())
     step, steps = trainer.method.time_step()
     # the first scoring fills what is kept for later epochs
     trainer.selection.evaluate(trainer.method.scorer())

@@ -95,7 +95,7 @@ class Launch:
         return result
 
     def _search(self, tracking: TrackingCallback, writer: Writer) -> tuple[StudySearcher, StudyResult]:
-        study, manifest = self.study, self.study.manifest
+        study, manifest, objective = self.study, self.study.manifest, self.study.objective
         trials = study.record.load()
         if study.record.foreign_note is not None:
             (self.console or Console(stderr=True)).print(
@@ -107,12 +107,13 @@ class Launch:
             self.space.base.epochs,
             self.resources.concurrent,
             trials,
-            lambda scores: value_se(scores, labels),
+            lambda scores: value_se(scores, labels, objective),
             self.console or Console(stderr=True),
+            objective,
         )
-        remove_strays(manifest.storage_path, [past_trial(trial) for trial in trials], manifest.keep_best)
+        remove_strays(manifest.storage_path, [past_trial(trial, objective) for trial in trials], manifest.keep_best)
         keeper = CheckpointKeeper(
-            manifest.storage_path, manifest.keep_best, trials, study.record.then, lambda: study.taken
+            manifest.storage_path, manifest.keep_best, trials, study.record.then, lambda: study.taken, objective
         )
         lacking = self.resources.left_out
         faults = Faults(
@@ -126,7 +127,7 @@ class Launch:
         gate = StartGate(
             use, keeper, manifest.max_disk, self.resources.concurrent, lambda: study.record.trouble, progress.say
         )
-        trial_log = TrialLog(study.folder, len(manifest.launches) + 1)
+        trial_log = TrialLog(study.folder, len(manifest.launches) + 1, objective)
         observers: list[Observer] = [tracking, keeper, progress, trial_log]
 
         def left_out(line: str) -> None:
@@ -183,7 +184,8 @@ def tune_trials(
     spec = manifest.scheduler
     rule = make_rule(spec.name, space.base.budget.epochs, spec.grace, spec.factor, manifest.sampler_seed)
     if rule is not None:
-        refill(rule, searcher.history)
+        merit = study.objective.merit
+        refill(rule, ((number, epoch, merit(value)) for number, epoch, value in searcher.history))
     trainable = tune.with_parameters(
         trials_in_ray.SaliencyCutTrainable, spec=_trial_spec(study, space, splits, list(rule.rungs) if rule else [])
     )
@@ -193,7 +195,7 @@ def tune_trials(
         tune.with_resources(trainable, _share_of),
         tune_config=tune.TuneConfig(
             search_alg=searcher,
-            scheduler=RuleScheduler(rule, searcher.on_error),
+            scheduler=RuleScheduler(rule, searcher.on_error, study.objective),
             num_samples=-1,
             max_concurrent_trials=resources.concurrent,
             reuse_actors=True,
@@ -234,6 +236,7 @@ def _trial_spec(study: Study, space: Space, splits: dict[str, Split], rungs: lis
         contents=task_digests(splits),
         weights_sha256=weights_digests(space),
         versions=manifest.versions,
+        objective=manifest.objective,
         stop_key=_stop_key(study),
     ).model_dump()
 

@@ -8,7 +8,8 @@ from typing import Any
 
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
-from sctune.report import EPOCH, OBJECTIVE
+from sctune.metrics.objective import AUROC, Objective
+from sctune.report import EPOCH
 from sctune.search.rules.stopping import Rule
 
 FORCE_S = 3
@@ -18,10 +19,19 @@ FORCE_S = 3
 class RuleScheduler(FIFOScheduler):
     """Ray's view of a rule; without one it is plain first in, first out. Only reports of an epoch are judged."""
 
-    def __init__(self, rule: Rule | None, on_error: Callable[[str, str], None] = lambda _trial, _text: None) -> None:
-        """on_error: told (Ray's trial id, message) when a worker ended, before the searcher is."""
+    def __init__(
+        self,
+        rule: Rule | None,
+        on_error: Callable[[str, str], None] = lambda _trial, _text: None,
+        objective: Objective = AUROC,
+    ) -> None:
+        """on_error: told (Ray's trial id, message) when a worker ended, before the searcher is.
+
+        objective: of the reports; the rule is told their merit.
+        """
         super().__init__()
         self.rule = rule
+        self._objective = objective
         self._on_error = on_error
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
@@ -44,7 +54,8 @@ class RuleScheduler(FIFOScheduler):
         failed = any(key.split("/")[0] == "failure" for key in result)
         if self.rule is None or failed or EPOCH not in result:
             return str(TrialScheduler.CONTINUE)
-        stop = self.rule.decide(trial.config["number"], result[EPOCH], result[OBJECTIVE])
+        merit = self._objective.merit(result[self._objective.metric])
+        stop = self.rule.decide(trial.config["number"], result[EPOCH], merit)
         return str(TrialScheduler.STOP if stop else TrialScheduler.CONTINUE)
 
     def debug_string(self) -> str:

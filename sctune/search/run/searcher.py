@@ -14,7 +14,8 @@ from typing import Any, Protocol
 from optuna.trial import FrozenTrial, TrialState
 from ray.tune.search import Searcher
 
-from sctune.report import EPOCH, OBJECTIVE
+from sctune.metrics.objective import DEFAULT, metric_of
+from sctune.report import EPOCH
 from sctune.search.cluster.resources import Share
 from sctune.search.run.faults import FIRST_FAILURES, Faults, Verdict, WaitingTrials, common_cause
 from sctune.search.space.definition import Space, Values
@@ -82,7 +83,8 @@ class StudySearcher(Searcher):
 
         on_left_out: told in one line of a node that gets no trials any more.
         """
-        super().__init__(metric=OBJECTIVE, mode="max")
+        self.objective = manifest.build_objective()
+        super().__init__(metric=self.objective.metric, mode=self.objective.direction[:3])
         self.manifest = manifest
         self.space = space
         self.record = record
@@ -121,6 +123,7 @@ class StudySearcher(Searcher):
             record.load_study_attrs(),
             in_order=manifest.sampler == "grid",
             taken=record.foreign,
+            objective=self.objective,
         )
 
     @property
@@ -284,7 +287,7 @@ class StudySearcher(Searcher):
             return
         # no two reports of a study share a time, so that the record knows their order
         moment = self._newest = times[epoch] = max(int(time.time() * 1000), self._newest + 1)
-        self.proposer.report(number, epoch, report[OBJECTIVE])
+        self.proposer.report(number, epoch, report[self.objective.metric])
         self.record.report(number, report, moment)
         self._notify(lambda observer: observer.on_report(number, report, moment))
 
@@ -335,11 +338,13 @@ def read_report(result: Mapping[str, Any]) -> dict[str, Any] | None:
     found = _nested(result)
     if found["failure"]:
         return None
-    epoch, epochs, value = int(result[EPOCH]), int(result["epochs"]), float(result[OBJECTIVE])
+    objective = str(result.get("objective", DEFAULT))
+    metric = metric_of(objective)
+    epoch, epochs, value = int(result[EPOCH]), int(result["epochs"]), float(result[metric])
     parts = {"metrics": found["metrics"], "scores": found["scores"]}
     # what the worker logged meanwhile, and where it ran: for the trial's log file only
     parts |= {key: result[key] for key in ("log", "where") if key in result}
-    return {EPOCH: epoch, "epochs": epochs, OBJECTIVE: value, **parts}
+    return {EPOCH: epoch, "epochs": epochs, metric: value, "objective": objective, **parts}
 
 
 def read_failure(result: Mapping[str, Any]) -> dict[str, str] | None:

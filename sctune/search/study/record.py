@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import islice
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 import optuna
 from optuna.study import StudyDirection
@@ -23,7 +23,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import DataError, IntegrityError, NotSupportedError, ProgrammingError, SQLAlchemyError
 
 from sctune.errors import FencedError, StudyError
-from sctune.report import OBJECTIVE
+from sctune.metrics.objective import AUROC, metric_of
 from sctune.search.study.database import (
     DATABASE_ERRORS,
     NoRecordError,
@@ -72,11 +72,20 @@ class Record:
     `flush`. foreign: numbers of trials that something else than sctune put there, as `load` found them.
     """
 
-    def __init__(self, url: str, name: str, *, create: bool = False, fencing: int | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        name: str,
+        *,
+        create: bool = False,
+        fencing: int | None = None,
+        direction: Literal["maximize", "minimize"] = AUROC.direction,
+    ) -> None:
         """Open the record of study `name` at an SQLAlchemy URL; `create` makes it and refuses an existing one.
 
-        fencing: of the lock that the driver holds (see RecordRows). Raises StudyError when the database cannot be
-        reached, or the study is there already or missing.
+        direction: of a new record, for programs that show it, such as optuna-dashboard. fencing: of the lock that the
+        driver holds (see RecordRows). Raises StudyError when the database cannot be reached, or the study is there
+        already or missing.
         """
         self.name = name
         self.foreign: tuple[int, ...] = ()
@@ -84,7 +93,7 @@ class Record:
             check_is_record(url)
         try:
             self._storage = open_database(url)
-            self._study_id = self._create() if create else self._storage.get_study_id_from_name(name)
+            self._study_id = self._create(direction) if create else self._storage.get_study_id_from_name(name)
         except KeyError:
             raise NoRecordError(f"the record at {without_password(url)} holds no study {name!r}") from None
         except DATABASE_ERRORS as problem:
@@ -157,7 +166,7 @@ class Record:
 
     def report(self, number: int, report: Mapping[str, Any], timestamp_ms: int) -> None:
         """One epoch of a running trial (EpochReport.to_dict()); the same epoch again replaces it."""
-        epoch, value = int(report["epoch"]), float(report[OBJECTIVE])
+        epoch, value = int(report["epoch"]), float(report[metric_of(report.get("objective", AUROC.name))])
         attrs = {f"{REPORT_PREFIX}{epoch}": {"metrics": dict(report["metrics"]), "time": timestamp_ms}}
         if report.get("scores"):
             attrs["scores"] = dict(report["scores"])
@@ -234,9 +243,9 @@ class Record:
         """Remove the study's rows (those of other studies in the same database stay)."""
         self._storage.delete_study(self._study_id)
 
-    def _create(self) -> int:
+    def _create(self, direction: str) -> int:
         try:
-            return self._storage.create_new_study([StudyDirection.MAXIMIZE], self.name)
+            return self._storage.create_new_study([StudyDirection[direction.upper()]], self.name)
         except optuna.exceptions.DuplicatedStudyError:
             raise taken(self.name) from None
 

@@ -11,7 +11,8 @@ from queue import SimpleQueue
 from threading import Event, Thread
 from typing import Any, TypeAlias
 
-from sctune.report import EPOCH, OBJECTIVE
+from sctune.metrics.objective import AUROC, Objective
+from sctune.report import EPOCH
 
 LOGS = "logs"
 MAX_BYTES = 1 << 20
@@ -36,12 +37,14 @@ def trial_log_path(study: Path, number: int) -> Path:
 class TrialLog:
     """An observer of the searcher that appends to `logs/trial-<number>.log`; a thread of its own writes.
 
-    launch: number of this launch, from 1. A resumed trial goes on in its file.
+    launch: number of this launch, from 1; objective: what its reports are judged by. A resumed trial goes on in its
+    file.
     """
 
-    def __init__(self, study: Path, launch: int) -> None:
+    def __init__(self, study: Path, launch: int, objective: Objective = AUROC) -> None:
         self.study = study
         self.launch = launch
+        self._metric = objective.metric
         self._where: dict[int, str] = {}
         self._full: set[int] = set()
         self._live: set[int] = set()
@@ -68,7 +71,7 @@ class TrialLog:
         lines = self._moved(number, report.get("where"))
         lines += [f"  {line}" for line in report.get("log", ())]
         metrics = report["metrics"]
-        parts = [f"epoch {report[EPOCH]}/{report['epochs']}", f"{OBJECTIVE} {report[OBJECTIVE]:.4f}"]
+        parts = [f"epoch {report[EPOCH]}/{report['epochs']}", f"{self._metric} {report[self._metric]:.4f}"]
         parts += [f"{name} {metrics[name]:.4g}" for name in ("loss", "seconds") if name in metrics]
         self._put(number, [*lines, "  ".join(parts)])
 
@@ -83,7 +86,7 @@ class TrialLog:
         lines += [f"  {line}" for line in failure.get("log", "").splitlines()]
         if failure.get("kind") == LOST and number in self._where:
             lines.append(f"worker lost: it ran on {self._where[number]}")
-        shown = "" if value is None else f", {OBJECTIVE} {value:.4f}"
+        shown = "" if value is None else f", {self._metric} {value:.4f}"
         reason = info.get("stop_reason") or state.lower()
         lines.append(f"end: {state}{shown} ({reason})")
         if failure:

@@ -14,6 +14,7 @@ from optuna.storages import InMemoryStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from sctune.metrics.objective import AUROC, Objective
 from sctune.search.space.definition import Space, Values
 from sctune.search.suggest.cma_state import restored_attrs
 
@@ -54,6 +55,7 @@ class Proposer:
         *,
         in_order: bool = False,
         taken: Sequence[int] = (),
+        objective: Objective = AUROC,
     ) -> None:
         """trials: of earlier launches, in order of their numbers; in_order: try all points as declared (a grid).
 
@@ -62,6 +64,7 @@ class Proposer:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._space = space
         self._sampler = sampler
+        self._direction = StudyDirection[objective.direction.upper()]
         self._seed = seed
         self._in_order = in_order
         self._size = space.size()
@@ -168,9 +171,7 @@ class Proposer:
     def _fill(self, trials: Sequence[FrozenTrial]) -> None:
         self._storage = ProposerStorage()
         # in a fresh storage ids equal numbers; NSGA-II stores its parents by id
-        self._study = optuna.create_study(
-            storage=self._storage, sampler=self._sampler, direction=StudyDirection.MAXIMIZE
-        )
+        self._study = optuna.create_study(storage=self._storage, sampler=self._sampler, direction=self._direction)
         self._study_id = self._storage.get_study_id_from_name(self._study.study_name)
         for key, value in self._study_attrs.items():
             self._storage.set_study_system_attr(self._study_id, key, value)
