@@ -131,6 +131,8 @@ def test_heat_maps_without_more_code(tinted: TrialConfig) -> None:
     assert model_parts(trainer, {}).threshold is not None
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(400)
 def test_from_a_search_to_an_exported_model(image_folder: Path, tmp_path: Path) -> None:
     options = SearchOptions(
         space="tint",
