@@ -62,7 +62,8 @@ def test_it_is_known_by_its_name(tiny: TrialConfig, tinted: TrialConfig) -> None
 
 def test_what_belongs_to_another_method_is_reset_or_refused(tiny: TrialConfig, tinted: TrialConfig) -> None:
     assert tinted.model == TrialConfig().model != tiny.model
-    again = tinted.override({"method.power": 3.0}).override({"method.name": "deviation"})
+    powered = tinted.override({"method.power": 3.0})
+    again = powered.override({"method.name": "deviation", "data.image_size": 448})
     assert "method.power" not in again.flat() and again.method == tiny.method
     for values, words in (
         (
@@ -130,6 +131,8 @@ def test_heat_maps_without_more_code(tinted: TrialConfig) -> None:
     assert model_parts(trainer, {}).threshold is not None
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(400)
 def test_from_a_search_to_an_exported_model(image_folder: Path, tmp_path: Path) -> None:
     options = SearchOptions(
         space="tint",
