@@ -21,18 +21,20 @@ KILLED = f"""
 class KilledOnce(FirstLook):
     # when all trials are paused, and one of them is about to go on
     def promote(self):
-        import os, signal
+        import os, signal, time
         mark = os.environ["PAUSE_TEST_MARK"]
         if len(self._values) < {TRIALS}:
             return []
         if not os.path.exists(mark):
             open(mark, "w").close()
+            # what was told is in the record by then
+            time.sleep(2)
             os.kill(os.getpid(), signal.SIGKILL)
         return super().promote()
 """
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_a_driver_killed_while_trials_are_paused_loses_none(sctune: Any, smoke: list[str], tmp_path: Path) -> None:
     package = write_package(
         tmp_path / "package",
@@ -44,16 +46,16 @@ def test_a_driver_killed_while_trials_are_paused_loses_none(sctune: Any, smoke: 
     path = os.pathsep.join(filter(None, [str(package), os.environ.get("PYTHONPATH")]))
     ours.env |= {"PYTHONPATH": path, "PAUSE_TEST_MARK": str(tmp_path / "mark")}
     words = ["--sampler", "random", "--scheduler", "killed-once", "--trials", TRIALS, "--name", NAME]
-    # a search that was planned with a rule needs its package
-    ours(*smoke, *words, "--set", "budget.epochs=3", code=-signal.SIGKILL)
+    ours(*smoke, *words, "--set", "budget.epochs=3", code=-signal.SIGKILL, timeout=200)
     paused = ours.record(NAME)
     assert [trial.state.name for trial in paused] == ["RUNNING"] * TRIALS
     assert [list(trial.intermediate_values) for trial in paused] == [[1]] * TRIALS
     assert [trial.user_attrs["paused"] for trial in paused] == [1] * TRIALS
+    # a search that was planned with a rule needs its package
     missing = sctune("resume", NAME, code=2).stderr
     assert "unknown scheduler 'killed-once'" in missing
 
-    ours("resume", NAME)
+    ours("resume", NAME, timeout=200)
     ended = ours.record(NAME)
     ranked = sorted(ended, key=lambda trial: (-trial.intermediate_values[1], trial.number))
     promoted = {trial.number for trial in ranked[: TRIALS // FACTOR]}

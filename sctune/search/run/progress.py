@@ -102,7 +102,8 @@ class SearchProgress:
             self._print_lines()
 
     def on_end(self, number: int, state: str, value: float | None, info: dict[str, Any]) -> None:
-        params = self.running.pop(number, ({}, 0, None))[0]
+        # a paused trial of an earlier launch may end without having run in this one
+        params = self.running.pop(number, (info.get("params", {}), 0, None))[0]
         self._seconds += time.monotonic() - self._begun.pop(number, time.monotonic())
         self._timed += 1
         self.counts[state] = self.counts.get(state, 0) + 1
