@@ -101,7 +101,7 @@ class Sheet:
         parts = [f"study {report.study}", f"trial {report.trial}"]
         if self.tasks > 1:
             parts.append(f"task {report.task}")
-        parts.append(f"epoch {report.epoch} of {self.config.budget.epochs}")
+        parts.append(f"epoch {report.epoch} of {self.config.epochs}")
         if report.value is not None:
             mean = f", mean of {self.tasks} tasks" if self.tasks > 1 else ""
             parts.append(f"selection {self.objective.label} {report.value:.3f} (mode {report.mode}{mean})")

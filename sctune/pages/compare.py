@@ -88,7 +88,7 @@ def differences(first: StudyView, other: StudyView) -> list[str]:
         ("tasks", ", ".join(t.key for t in a.tasks), ", ".join(t.key for t in b.tasks)),
         ("scored images", sorted(a.splits.items()), sorted(b.splits.items())),
         ("profile", a.profile, b.profile),
-        ("epochs", a.trial_config().budget.epochs, b.trial_config().budget.epochs),
+        ("epochs", a.trial_config().epochs, b.trial_config().epochs),
     ]
     found = [(name, x, y) for name, x, y in facts if x != y]
     if any(name != "scored images" for name, _, _ in found):

@@ -116,7 +116,7 @@ def view_study(root: Path, name: str, storage: str | None = None) -> StudyView:
 
 def cost_of(manifest: StudyManifest, trials: Sequence[FrozenTrial], saved_share: float) -> Cost:
     """What the reports' own seconds come to with a trial's share of the machine."""
-    epochs = manifest.trial_config().budget.epochs
+    epochs = manifest.trial_config().epochs
     spent = saved = 0.0
     run = 0
     for trial in trials:
