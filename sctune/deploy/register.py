@@ -14,6 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from sctune.backbones.registry import backbone_entry
 from sctune.backbones.weights import file_sha256
 from sctune.config import TrialConfig
 from sctune.deploy.flavor import (
@@ -41,7 +42,6 @@ _PACKAGES = (
     "mlflow", "torch", "torchvision", "numpy", "scipy", "pandas", "pillow", "pydantic", "pyyaml", "safetensors",
     "matplotlib", "tifffile", "imagecodecs",
 )  # fmt: skip
-_LITE0 = "efficientnet-lite-pytorch"
 
 
 class Registered(NamedTuple):
@@ -92,7 +92,7 @@ def registered_name(study: str) -> str:
 
 def requirements(config: TrialConfig) -> list[str]:
     """Exact versions of what loading needs, without local parts (+cpu), and the wheel inside the model."""
-    packages = [*_PACKAGES, *([_LITE0] if config.model.backbone == "efficientnet_lite0" else [])]
+    packages = [*_PACKAGES, *(backbone_entry(config.model.backbone).packages.values())]
     lines = []
     for package in packages:
         try:

@@ -8,9 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sctune.backbones.entry import IMAGENET_MEAN, IMAGENET_STD
 from sctune.data.batches import stream
 from sctune.errors import DataError
-from sctune.methods.deviation.detector import IMAGENET_MEAN, IMAGENET_STD, to_pixels
+from sctune.methods.deviation.detector import to_pixels
 from sctune.train.trainer import Trainer
 
 WITHIN_ONE_IMAGE = ("cutmix", "cutpaste")

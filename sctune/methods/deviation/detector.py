@@ -11,15 +11,14 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from sctune.backbones.entry import IMAGENET_MEAN, IMAGENET_STD
+from sctune.backbones.registry import feature_side
 from sctune.backbones.trunk import Backbone, build_backbone
 from sctune.backbones.weights import resolve_weights
 from sctune.config import ModelConfig, RuntimeConfig, ScoreConfig, TrialConfig
-from sctune.geometry import feature_side, scale_sizes
+from sctune.geometry import scale_sizes
 from sctune.methods.deviation.heads import LatentResidualHead, NormalHead, PatchResidualHead, PlainHead
 from sctune.methods.deviation.roles import NORMAL_HEAD, combine, head_roles
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
 ALIKE_BATCH = {"cpu": 1, "cuda": 32}
 """Images of one pass where scores must not depend on what else is scored; on a CPU one by one is as fast as many."""
@@ -84,7 +83,7 @@ class Detector(nn.Module):
         if not isinstance(head, PatchResidualHead):
             return None
         sizes = scale_sizes(self.config.data.image_size, model.n_scales)
-        sides = [feature_side(size, model.backbone, model.tap) for size in sizes]
+        sides = [feature_side(size, model.backbone, model.tap_names) for size in sizes]
         return [head.draw_offsets(side, batch, generator) for side in sides]
 
     def forward(

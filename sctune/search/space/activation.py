@@ -27,6 +27,7 @@ NEEDS: dict[str, When] = {
     **{f"model.reference_{name}": _REFERENCES for name in ("count", "source")},
     # batches have normal slots only where no anomaly is seen
     "data.balance": (("data.setting", ("general", "hard")),),
+    "model.tap": (("model.taps", (None,)),),
     "model.pyramid_interpolation": (("model.n_scales", (2,)),),
     "score.full_scale": (("model.n_scales", (2,)),),
     # DevNet has one head, which nothing is weighed against
