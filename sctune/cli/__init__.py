@@ -8,6 +8,7 @@ finds to differ or something that `sctune data check` found, 2 bad input, 3 stop
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -42,38 +43,56 @@ app = typer.Typer(
     help="Hyperparameter search for open-set visual anomaly detection with SaliencyCut.\n\n"
     "Start with `sctune search --space threshold_patch`, then `sctune ui`.",
 )
-app.command(epilog="Example: sctune search --space threshold_patch --data elpv --trials 12")(search.search)
-app.command()(search.resume)
-app.command()(studies.status)
-app.command(epilog="Example: sctune sync STUDY --timeout 60s")(sync.sync)
-app.command(epilog="Example: sctune logs STUDY 3 --follow")(operate.logs)
-app.command(epilog="Example: sctune stop STUDY")(operate.stop)
-app.command(epilog="Example: sctune delete STUDY --yes")(operate.delete)
-app.command("list")(studies.list_command)
-app.command()(studies.spaces)
-app.command()(studies.best)
-app.command(epilog="Example: sctune confirm STUDY --top 3 --n-seeds 5")(confirm.confirm)
-app.command(epilog="Example: sctune rescore STUDY --trial 3")(confirm.rescore)
-app.command(epilog="Example: sctune deploy STUDY --accept-licence")(deploy.deploy)
-app.command(epilog="Example: sctune rollback NAME")(deploy.rollback)
-app.command()(train.train)
-app.command()(machine.ui)
-app.command()(machine.doctor)
-app.command(epilog="Example: sctune predict images/ --model models:/NAME@champion --out scores.csv")(predict.predict)
-app.command(epilog="Example: sctune evaluate models:/NAME@champion DATA --out results")(predict.evaluate)
-app.command(epilog="Example: sctune monitor scores.csv --model models:/NAME@champion")(predict.monitor)
-app.command(epilog="Example: sctune recalibrate good/ --model models:/NAME@champion --register")(predict.recalibrate)
-app.command(epilog="Example: sctune serve --model models:/NAME@champion")(serve.serve)
-app.command(epilog="Example: sctune export STUDY --format onnx --out model.onnx")(serve.export)
-app.command(epilog="Example: sctune reproduce table1 --dataset elpv")(reproduce.reproduce)
-app.command(epilog="Example: sctune figures STUDY")(figures.figures)
-app.command(epilog="Example: sctune augmentations --data elpv --out kinds.png")(figures.augmentations)
-app.command(epilog="Example: sctune compare STUDY OTHER")(pages.compare)
-app.command(epilog="Example: sctune diff STUDY 3 7")(pages.diff)
-app.command(epilog="Example: sctune report STUDY --out report.html")(pages.report)
-app.command("import-weights")(weights.import_weights)
-app.add_typer(machine.cache_app, name="cache")
-app.add_typer(data_app, name="data")
+PANELS: dict[str, tuple[tuple[Callable[..., None], str | None, str | None], ...]] = {
+    "Search": (
+        (search.search, None, "sctune search --space threshold_patch --data elpv --trials 12"),
+        (search.resume, None, "sctune resume STUDY --trials +20"),
+        (operate.stop, None, "sctune stop STUDY"),
+        (studies.spaces, None, None),
+    ),
+    "Look": (
+        (studies.list_command, "list", None),
+        (studies.status, None, "sctune status STUDY --check"),
+        (operate.logs, None, "sctune logs STUDY 3 --follow"),
+        (studies.best, None, "sctune best STUDY > best.yaml"),
+        (machine.ui, None, None),
+        (pages.report, None, "sctune report STUDY --out report.html"),
+        (pages.compare, None, "sctune compare STUDY OTHER"),
+        (pages.diff, None, "sctune diff STUDY 3 7"),
+        (figures.figures, None, "sctune figures STUDY"),
+        (sync.sync, None, "sctune sync STUDY --timeout 60s"),
+        (operate.delete, None, "sctune delete STUDY --yes"),
+    ),
+    "Confirm and deploy": (
+        (confirm.confirm, None, "sctune confirm STUDY --top 3 --n-seeds 5"),
+        (confirm.rescore, None, "sctune rescore STUDY --trial 3"),
+        (deploy.deploy, None, "sctune deploy STUDY --accept-licence"),
+        (deploy.rollback, None, "sctune rollback NAME"),
+        (serve.export, None, "sctune export STUDY --format onnx --out model.onnx"),
+    ),
+    "Use a model": (
+        (predict.predict, None, "sctune predict images/ --model models:/NAME@champion --out scores.csv"),
+        (predict.evaluate, None, "sctune evaluate models:/NAME@champion DATA --out results"),
+        (predict.monitor, None, "sctune monitor scores.csv --model models:/NAME@champion"),
+        (predict.recalibrate, None, "sctune recalibrate good/ --model models:/NAME@champion --register"),
+        (serve.serve, None, "sctune serve --model models:/NAME@champion"),
+    ),
+    "Data": ((figures.augmentations, None, "sctune augmentations --data elpv --out kinds.png"),),
+    "Paper": (
+        (reproduce.reproduce, None, "sctune reproduce table1 --dataset elpv"),
+        (train.train, None, "sctune train --config best.yaml --data DATA --test"),
+        (weights.import_weights, "import-weights", None),
+    ),
+    "Machine": ((machine.doctor, None, None),),
+}
+"""Panel of `sctune --help` -> its commands: function, name where it is not the function's, example."""
+
+for _panel, _commands in PANELS.items():
+    for _function, _name, _example in _commands:
+        _epilog = None if _example is None else f"Example: {_example}"
+        app.command(_name, epilog=_epilog, rich_help_panel=_panel)(_function)
+app.add_typer(data_app, name="data", rich_help_panel="Data")
+app.add_typer(machine.cache_app, name="cache", rich_help_panel="Machine")
 
 # typer carries its own click, whose errors it does not name; this is the base of those about the command line
 USAGE_ERROR: Any = typer.BadParameter.__mro__[1]

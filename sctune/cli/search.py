@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 import re
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from sctune.cli import options as opt
 from sctune.cli.operate import background, study_name
 from sctune.cli.output import emit, messages, say
-from sctune.config import parse_assignments
 from sctune.errors import ConfigError
 from sctune.search.plan.options import SearchOptions
 from sctune.search.run.notify import read_hooks
@@ -20,12 +19,13 @@ if TYPE_CHECKING:
     from sctune.search.study.result import StudyResult
 
 
+OPTION_FLAGS = {"assignments": "set"}
+NOT_OF_THE_STUDY = {"notify", "detach", "dry_run", "as_json"}
+"""Parameters of `search` about this command alone; all others are fields of SearchOptions."""
+
+
 def search(
     context: typer.Context,
-    space: opt.Space = "threshold_patch",
-    name: opt.Name = None,
-    profile: opt.Profile = None,
-    method: opt.Method = None,
     data: opt.Data = None,
     normal: opt.Normal = None,
     anomalous: opt.Anomalous = None,
@@ -36,44 +36,38 @@ def search(
     seeds: opt.Seeds = None,
     selection: opt.Selection = "auto",
     partition_seed: opt.PartitionSeed = 0,
-    trials: opt.Trials = None,
-    time_budget: opt.TimeBudget = None,
-    sampler: opt.Sampler = None,
-    sampler_seed: opt.SamplerSeed = 0,
-    scheduler: opt.Scheduler = None,
-    gpus_per_trial: opt.GpusPerTrial = None,
-    cpus_per_trial: opt.CpusPerTrial = None,
-    max_concurrent: opt.MaxConcurrent = None,
-    assignments: opt.Assignments = None,
     skip_corrupt: opt.SkipCorrupt = False,
     allow_duplicates: opt.AllowDuplicates = False,
-    study_root: opt.StudyRoot = None,
-    storage_path: opt.StoragePath = None,
-    tracking_uri: opt.TrackingUri = None,
-    storage: opt.Storage = None,
+    space: opt.Space = "threshold_patch",
+    method: opt.Method = None,
+    profile: opt.Profile = None,
+    assignments: opt.Assignments = None,
+    sampler: opt.Sampler = None,
+    sampler_seed: opt.SamplerSeed = 0,
+    trials: opt.Trials = None,
+    time_budget: opt.TimeBudget = None,
+    scheduler: opt.Scheduler = None,
     address: opt.Address = None,
+    max_concurrent: opt.MaxConcurrent = None,
+    cpus_per_trial: opt.CpusPerTrial = None,
+    gpus_per_trial: opt.GpusPerTrial = None,
+    name: opt.Name = None,
+    study_root: opt.StudyRoot = None,
+    storage: opt.Storage = None,
+    storage_path: opt.StoragePath = None,
     checkpoint_interval: opt.CheckpointInterval = 60.0,
     keep_best: opt.KeepBest = 3,
     max_disk: opt.MaxDisk = None,
+    tracking_uri: opt.TrackingUri = None,
     notify: opt.Notify = None,
     detach: opt.Detach = False,
     dry_run: opt.DryRun = False,
     as_json: opt.AsJson = False,
 ) -> None:
     """Search a space: train, compare, stop early, and log every trial and the best model to MLflow."""
-    values = parse_assignments(assignments or [])
-    seconds, hooks = opt.duration(time_budget, "--time-budget"), read_hooks(notify or ())
-    options = _options(dict(
-        space=space, name=name, profile=profile, method=method, data=data, normal=normal, anomalous=anomalous,
-        categories=tuple(category or ()), setting=setting, known_classes=tuple(known_class or ()),
-        n_anomalies=_amount(n_anomalies), seeds=_seeds(seeds), selection=selection, partition_seed=partition_seed,
-        trials=trials, time_budget_s=seconds, sampler=sampler, sampler_seed=sampler_seed,
-        scheduler=scheduler, gpus_per_trial=gpus_per_trial, cpus_per_trial=cpus_per_trial,
-        max_concurrent=max_concurrent, overrides=values, skip_corrupt=skip_corrupt,
-        allow_duplicates=allow_duplicates, study_root=study_root,
-        storage_path=storage_path, tracking_uri=tracking_uri, storage=storage, address=address,
-        checkpoint_interval=checkpoint_interval, keep_best=keep_best, max_disk=max_disk,
-    ))  # fmt: skip
+    hooks = read_hooks(notify or ())
+    given = {OPTION_FLAGS.get(key, key): value for key, value in context.params.items() if key not in NOT_OF_THE_STUDY}
+    options = SearchOptions.from_command(given)
     if dry_run:
         _plan_only(options, as_json)
     elif detach:
@@ -154,29 +148,3 @@ def _finish(result: StudyResult, as_json: bool) -> None:
     emit(result.to_dict() if as_json else None, lines)
     if result.way_on is not None:
         raise typer.Exit(3)
-
-
-def _options(fields: dict[str, Any]) -> SearchOptions:
-    from pydantic import ValidationError
-
-    try:
-        return SearchOptions.model_validate(fields)
-    except ValidationError as problem:
-        first = problem.errors()[0]
-        raise ConfigError(f"--{str(first['loc'][0]).replace('_', '-')} {first['input']!r}: {first['msg']}") from None
-
-
-def _amount(text: str | None) -> int | str | None:
-    if text is None or text == "all":
-        return text
-    if not text.isdigit() or int(text) < 1:
-        raise ConfigError(f"--n-anomalies {text!r}: give a number from 1 on, or all")
-    return int(text)
-
-
-def _seeds(text: str | None) -> tuple[int, ...]:
-    if text is None:
-        return ()
-    if not re.fullmatch(r"\d+(,\d+)*", text):
-        raise ConfigError(f"--seeds {text!r}: give whole numbers with commas, for example 42,43,44")
-    return tuple(int(part) for part in text.split(","))

@@ -74,6 +74,9 @@ def export(
         str | None,
         typer.Option(metavar="COMMAND|URL", help="Let it score a pack's raw files; exit code 1 where it differs."),
     ] = None,
+    token_file: Annotated[
+        Path | None, typer.Option(help="File with the token of the server at --check URL; or in SCTUNE_SERVE_TOKEN.")
+    ] = None,
     tracking_uri: Registry = None,
     as_json: opt.AsJson = False,
 ) -> None:
@@ -92,6 +95,7 @@ def export(
     if images is not None and out is None:
         raise ConfigError(f"--images {images}: they are for comparing the file that --out names; give --out")
     _refuse_unfit(model, out, folder, check)
+    token = _token(check, token_file)
     opened = None if model is None else open_model(_address(model), tracking_uri, "cpu")
     document: dict[str, Any] = {}
     lines: list[str] = []
@@ -106,7 +110,7 @@ def export(
     if check is None:
         emit(document if as_json else None, lines)
         return
-    found = _checked(opened, folder, check)
+    found = _checked(opened, folder, check, token)
     emit({**document, "check": found.to_dict()} if as_json else None, lines)
     if not as_json:
         _print_checked(found)
@@ -125,6 +129,21 @@ def _refuse_unfit(model: str | None, out: Path | None, pack: Path | None, check:
         raise ConfigError(f"--pack {pack} is there: leave {model} out to check with it, or give a new folder")
 
 
+def _token(check: str | None, file: Path | None) -> str | None:
+    """What is sent to the server that is checked; found before anything is written."""
+    from sctune.deploy.conformance.consumer import is_mlflow, is_server
+    from sctune.serve.auth import find_token
+
+    if check is None or not is_server(check):
+        if file is not None:
+            raise ConfigError(f"--token-file {file}: a token is for a server; give its address, --check http://...")
+        return None
+    if file is None and is_mlflow(check):
+        return None  # the variable's token is that of `sctune serve`, and no other server's business
+    # none is needed here: whether the server wants one it says itself
+    return find_token("localhost", None if file is None else file.expanduser().absolute())
+
+
 def _write_pack(model: Model, folder: Path) -> str:
     from sctune.deploy.conformance.pack import write_pack
 
@@ -132,17 +151,17 @@ def _write_pack(model: Model, folder: Path) -> str:
     return f"wrote {folder}: {len(made.cases)} raw files, and the pixels and scores of {model.name}"
 
 
-def _checked(model: Model | None, folder: Path | None, consumer: str) -> Checked:
+def _checked(model: Model | None, folder: Path | None, consumer: str, token: str | None) -> Checked:
     from tempfile import TemporaryDirectory
 
     from sctune.deploy.conformance.check import check_consumer
     from sctune.deploy.conformance.pack import read_pack, write_pack
 
     if folder is not None:
-        return check_consumer(read_pack(folder), consumer)
+        return check_consumer(read_pack(folder), consumer, token)
     assert model is not None
     with TemporaryDirectory(prefix="sctune-pack-") as place:
-        return check_consumer(write_pack(model, Path(place) / "pack"), consumer)
+        return check_consumer(write_pack(model, Path(place) / "pack"), consumer, token)
 
 
 def _print_checked(found: Checked) -> None:

@@ -1,12 +1,14 @@
 """What a file holds, as it was stored: the first step of decoding. Nothing is scaled to grey levels here.
 
 Pillow reads what it keeps whole. It cuts colours of 16 bits to 8 without a word, so PNG files of that kind go to
-imagecodecs and TIFF files to tifffile.
+imagecodecs and TIFF files to tifffile, which also gets the TIFF files that Pillow does not know (colours in floating
+point, for one).
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from io import BytesIO
 from typing import Any, BinaryIO, Literal
@@ -15,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from sctune.data.tiff_tags import MAGICS, is_whole
 from sctune.errors import DataError
 
 PIXEL_LIMIT = 64_000_000
@@ -25,8 +28,11 @@ FORMATS = ("PNG", "JPEG", "BMP", "DIB", "TIFF", "WEBP")
 
 NPY_MAGIC = b"\x93NUMPY"
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
-ORIENTATION, BITS, PHOTOMETRIC, SAMPLES, NEW_SUBFILE = 274, 258, 262, 277, 254
-WHITE_IS_ZERO = 0
+WIDEST = 12
+"""Bytes of a pixel (three floating-point numbers) at the limit of pixels; of images with more, fewer are read."""
+ORIENTATION, BITS, PHOTOMETRIC, SAMPLES, NEW_SUBFILE, SAMPLE_FORMAT = 274, 258, 262, 277, 254, 339
+WHITE_IS_ZERO, BLACK_IS_ZERO, RGB = 0, 1, 2
+SIGNED = 2
 TURNED = (5, 6, 7, 8)
 """EXIF orientations that exchange width and height."""
 _STD_LUMINANCE_SUM = 3688
@@ -44,6 +50,7 @@ class Stored:
     values: [H, W] or [H, W, 3]; white_is_zero: the values count the other way round; alpha: uint8 [H, W] beside them.
     width, height: of the whole upright image, in pixels (`picture` may be decoded smaller). kind: file format and mode;
     depth: bits of a stored number, with `float` for floating point. quality: of a JPEG, 1 to 100, as its tables say.
+    lossy: compressed so that values near an edge are not those that were saved.
     """
 
     width: int
@@ -55,6 +62,7 @@ class Stored:
     alpha: NDArray[np.uint8] | None = None
     white_is_zero: bool = False
     quality: float | None = None
+    lossy: bool = False
     notes: list[str] = field(default_factory=list)
 
 
@@ -81,6 +89,8 @@ def read_stored(content: bytes, reading: Reading) -> Stored:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise _too_many(f"more than {reading.pixel_limit}", reading) from None
     except UnidentifiedImageError:
+        if content.startswith(MAGICS):
+            return _read_wide_tiff(content, reading)
         raise CorruptImageError("not an image that can be read (png, jpg, bmp, tif, webp or npy)") from None
     return _read_picture(content, image, reading)
 
@@ -118,13 +128,15 @@ def _read_picture(content: bytes, image: Image.Image, reading: Reading) -> Store
     tags = getattr(image, "tag_v2", {})
     _choose_page(image, reading)
     bits, samples = tags.get(BITS, (8,)), tags.get(SAMPLES, 1)
-    if image.format == "TIFF" and samples > 1 and max(bits) > 8:
+    # Pillow takes signed numbers of 8 bits for unsigned ones
+    is_signed = max(bits) == 8 and SIGNED in tags.get(SAMPLE_FORMAT, ())
+    if image.format == "TIFF" and ((samples > 1 and max(bits) > 8) or is_signed):
         return _read_wide_tiff(content, reading)
     kind, quality = f"{image.format} {image.mode}", _jpeg_quality(image)
     width, height = image.size[::-1] if is_turned(image) else image.size
     if reading.reduce_to is not None and image.format in ("JPEG", "MPO"):
         image.draft(None, (reading.reduce_to, reading.reduce_to))
-    inverted = tags.get(PHOTOMETRIC) == WHITE_IS_ZERO
+    inverted, lossy = tags.get(PHOTOMETRIC) == WHITE_IS_ZERO, _is_lossy(content, image)
     image.load()
     upright = ImageOps.exif_transpose(image)
     depth = f"{max(bits)} bits"
@@ -132,9 +144,8 @@ def _read_picture(content: bytes, image: Image.Image, reading: Reading) -> Store
         values = np.asarray(upright)
         wide = "float" if image.mode == "F" else f"{16 if '16' in image.mode else 32} bits"
         return Stored(width, height, kind, wide, values=_native(values), white_is_zero=inverted)
-    return Stored(
-        width, height, kind, depth if max(bits) < 8 else "8 bits", picture=_plain(upright, image), quality=quality
-    )
+    depth = depth if max(bits) < 8 else "8 bits"
+    return Stored(width, height, kind, depth, picture=_plain(upright, image), quality=quality, lossy=lossy)
 
 
 def _plain(image: Image.Image, opened: Image.Image) -> Image.Image:
@@ -187,9 +198,11 @@ def _read_wide_png(content: bytes, reading: Reading) -> Stored:
 
 
 def _read_wide_tiff(content: bytes, reading: Reading) -> Stored:
-    """Several samples a pixel of more than 8 bits."""
+    """What Pillow cuts or does not know: several samples a pixel of more than 8 bits, other types of numbers."""
     import tifffile
 
+    if not is_whole(content):
+        raise CorruptImageError("a TIFF file that is cut off or damaged")
     # what is wrong with a file is raised too; its log would fill the terminal
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)
     with tifffile.TiffFile(BytesIO(content)) as file:
@@ -200,11 +213,8 @@ def _read_wide_tiff(content: bytes, reading: Reading) -> Stored:
         if (reading.page or 1) > len(full):
             raise CorruptImageError(f"data.page={reading.page}, and it has {len(full)} page(s)")
         page = full[(reading.page or 1) - 1]
-        _check_pixels(page.imagewidth, page.imagelength, reading)
-        if page.samplesperpixel > 4 or page.imagedepth > 1:
-            raise CorruptImageError(
-                f"{page.samplesperpixel} samples a pixel; 1, 3, or these with transparency are read"
-            )
+        _check_samples(page)
+        _check_wide(page, reading)
         values = np.asarray(page.asarray())
         separate = int(page.planarconfig or 1) == 2 and values.ndim == 3
         orientation = int(page.tags[ORIENTATION].value) if ORIENTATION in page.tags else 1
@@ -213,6 +223,45 @@ def _read_wide_tiff(content: bytes, reading: Reading) -> Stored:
         values = values.transpose(1, 2, 0)
     kind = f"TIFF {page.samplesperpixel} x {values.dtype}"
     return _wide(values, orientation, kind, has_alpha=has_alpha, white_is_zero=inverted)
+
+
+def _check_samples(page: Any) -> None:
+    """Raises CorruptImageError for a tifffile.TiffPage whose samples are not grey or RGB, with transparency or not."""
+    samples, beside = page.samplesperpixel, len(page.extrasamples)
+    if samples > 4 or page.imagedepth > 1 or beside > 1:
+        named = f", of which the file says that {beside} are no colours" if beside > 1 else ""
+        raise CorruptImageError(
+            f"{samples} samples a pixel{named}; 1, 3, or these with transparency are read, save it as RGB"
+        )
+    if int(page.photometric) not in (WHITE_IS_ZERO, BLACK_IS_ZERO, RGB):
+        raise CorruptImageError(f"colours of the kind {page.photometric.name}; grey and RGB are read, save it as RGB")
+    if page.dtype is None or page.dtype.kind not in "buif":
+        raise CorruptImageError(f"samples of type {page.dtype}; numbers are needed")
+
+
+def _check_wide(page: Any, reading: Reading) -> None:
+    """Memory is taken for whole tiles, and for as many bytes as a sample has."""
+    for width, height in ((page.imagewidth, page.imagelength), (page.tilewidth, page.tilelength)):
+        _check_pixels(width, height, reading)
+        taken = width * height * page.samplesperpixel * page.dtype.itemsize
+        if taken > WIDEST * reading.pixel_limit:
+            raise _too_many(f"{width} x {height}, {page.samplesperpixel} x {page.dtype} each,", reading)
+
+
+def _is_lossy(content: bytes, image: Image.Image) -> bool:
+    if image.format == "WEBP":
+        return any(name == b"VP8 " for name in _webp_chunks(content))
+    return image.format in ("JPEG", "MPO") or "jpeg" in str(image.info.get("compression"))
+
+
+def _webp_chunks(content: bytes) -> Iterator[bytes]:
+    """Names of the chunks of a WebP file, those inside of frames too."""
+    place = 12
+    while place + 8 <= len(content):
+        name, size = content[place : place + 4], int.from_bytes(content[place + 4 : place + 8], "little")
+        yield name
+        # a frame begins with its place and duration
+        place += 8 + (16 if name == b"ANMF" else size + size % 2)
 
 
 def _wide(
@@ -228,8 +277,19 @@ def _wide(
     if values.ndim == 3:
         values = values[..., 0] if values.shape[2] < 3 else values[..., :3]
     height, width = values.shape[:2]
+    if values.dtype == np.uint8:
+        return _narrow(255 - values if white_is_zero else values, alpha, kind)
     depth = "float" if values.dtype.kind == "f" else f"{values.dtype.itemsize * 8} bits"
     return Stored(width, height, kind, depth, values=values, alpha=alpha, white_is_zero=white_is_zero)
+
+
+def _narrow(levels: NDArray[np.uint8], alpha: NDArray[np.uint8] | None, kind: str) -> Stored:
+    """levels: [H, W] or [H, W, 3], which are what they are, whatever the range of a data set."""
+    picture = Image.fromarray(np.ascontiguousarray(levels))
+    if alpha is not None:
+        picture = picture.convert("RGB")
+        picture.putalpha(Image.fromarray(alpha))
+    return Stored(picture.width, picture.height, kind, "8 bits", picture=picture)
 
 
 def _read_npy(content: bytes, reading: Reading) -> Stored:
@@ -250,11 +310,7 @@ def _read_npy(content: bytes, reading: Reading) -> Stored:
         array = array[..., 0] if array.shape[2] == 1 else array[..., :3]
     if array.dtype == np.bool_:
         array = array.astype(np.uint8) * np.uint8(255)
-    kind = f"NPY {layout} {dtype.name}"
-    if array.dtype == np.uint8:
-        picture = Image.fromarray(np.ascontiguousarray(array))
-        return Stored(width, height, kind, "8 bits", picture=picture)
-    return _wide(array, 1, kind)
+    return _wide(array, 1, f"NPY {layout} {dtype.name}")
 
 
 def _native(values: NDArray[Any]) -> NDArray[Any]:

@@ -19,6 +19,8 @@ from sctune.errors import DataError
 
 COLUMNS = ("path", "label", "type", "group", "mask", "split")
 REQUIRED = COLUMNS[:2]
+MASKS_BETWEEN = "|"
+"""Between several masks of one image; no Windows path holds it, and hardly any other."""
 
 _OTHER_NAMES = {
     "path": "file files filename file_name filepath file_path image images img image_path img_path image_name name",
@@ -116,6 +118,7 @@ def _image(root: Path, row: dict[str, str], place: str) -> ImageFile:
             f"{place}: unknown label {row['label']!r}; write 0, normal, ok, good or pass, else 1, anomalous, nok, ng, "
             "bad or fail (kinds of defects go into the column type)"
         )
+    masks = _masks(root, row["mask"], place)
     split: Literal["train", "test"] | None = None
     if folded(row["split"]) in ("train", "test"):
         split = "train" if folded(row["split"]) == "train" else "test"
@@ -127,8 +130,17 @@ def _image(root: Path, row: dict[str, str], place: str) -> ImageFile:
         kind=_kind(row, label, place),
         group=row["group"],
         split=split,
-        mask=existing(root, row["mask"], place) if row["mask"] else None,
+        mask=masks[0] if masks else None,
+        more_masks=tuple(masks[1:]),
     )
+
+
+def _masks(root: Path, text: str, place: str) -> list[str]:
+    """Paths of the masks of one row, each once; a file whose own name holds the separator is one mask."""
+    # os.path's own, since the cell as a whole may be longer than a name can be
+    is_one = MASKS_BETWEEN not in text or os.path.isfile(root / text)
+    names = [text] if is_one else text.split(MASKS_BETWEEN)
+    return list(dict.fromkeys(existing(root, name.strip(), place) for name in names if name.strip()))
 
 
 def _kind(row: dict[str, str], label: int, place: str) -> str:

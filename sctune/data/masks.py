@@ -1,30 +1,30 @@
 """Masks of defects: which pixels are marked, and the same at the size of a model's input.
 
-Any value but zero of any channel marks. That is decided before resizing, which takes the nearest pixel.
+Any value but zero of any channel marks, as a file is seen. That is decided before resizing (to the nearest pixel).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
-from sctune.data.decode import FORMATS, PIXEL_LIMIT, CorruptImageError, image_size
+from sctune.data.containers import NPY_MAGIC, PIXEL_LIMIT, CorruptImageError, Reading, Stored, npy_header, read_stored
+from sctune.data.decode import image_size
 from sctune.data.image_file import ImageFile
 from sctune.errors import DataError
 
 Mask = NDArray[np.bool_]
 
 THREADS = 8
-_ORIENTATION = 0x0112
-_TURNED = (5, 6, 7, 8)
-"""EXIF orientations that swap width and height."""
 _ASPECT = 0.02
 """Masks whose aspect differs by more from their image's lie elsewhere, whatever the size."""
 
@@ -48,31 +48,24 @@ class _Looked:
     first: str = ""
 
 
-def read_mask(path: Path) -> Mask:
-    """bool [H, W]: where a mask marks, upright where it says how it lies.
+def read_mask(path: Path, pixel_limit: int = PIXEL_LIMIT) -> Mask:
+    """bool [H, W]: where a mask marks, upright where it says how it lies; read as images are (`containers`).
 
-    Any value but zero of any channel; palettes by their colours; transparency marks nothing. In JPEG files, whose
-    compression leaves values around every edge, those above half of the largest. Raises CorruptImageError for what is
-    no image, DataError for files that cannot be read.
+    Any value but zero of any channel, as the file is seen: palettes by their colours, WhiteIsZero undone at every
+    depth. What is wholly transparent marks nothing; where all colours are one, what is not transparent marks. In files
+    compressed with loss, which leaves values around every edge, those above half of the largest. Raises
+    CorruptImageError for what is no image of one page, DataError for files that cannot be read.
     """
     try:
-        if path.suffix.lower() == ".npy":
-            return _marked(np.load(path, allow_pickle=False), alpha=False)
-        with Image.open(path, formats=FORMATS) as image:
-            if image.width * image.height > PIXEL_LIMIT:
-                raise CorruptImageError(f"{path}: more than {PIXEL_LIMIT // 10**6} million pixels")
-            lossy = image.format == "JPEG"
-            upright = ImageOps.exif_transpose(image)
-            if upright.mode not in ("1", "L", "LA", "RGB", "RGBA", "F") and not upright.mode.startswith("I"):
-                upright = upright.convert("RGB")
-            values = np.asarray(upright)
-            return _marked(values, upright.mode in ("LA", "RGBA"), int(values.max()) // 2 if lossy else 0)
-    except DataError:
-        raise
-    except UnidentifiedImageError:
-        raise CorruptImageError(f"{path}: not an image that can be read") from None
+        content = path.read_bytes()
     except OSError as problem:
-        raise CorruptImageError(f"{path}: {problem.strerror or ' '.join(str(problem).split())[:200]}") from None
+        raise DataError(f"cannot read {path}: {problem.strerror}") from None
+    try:
+        if content.startswith(NPY_MAGIC):
+            return _of_array(content, pixel_limit)
+        return _of_image(read_stored(content, Reading(pixel_limit=pixel_limit)))
+    except CorruptImageError as problem:
+        raise CorruptImageError(f"{path}: {problem}") from None
     except Exception as problem:
         # decoders raise nearly anything on damaged bytes
         text = " ".join(str(problem).split()) or type(problem).__name__
@@ -117,10 +110,17 @@ def usable_masks(root: Path, files: Sequence[ImageFile], size: int, resize: str)
 
 
 def mask_notes(root: Path, files: Sequence[ImageFile]) -> tuple[str, ...]:
-    """One line for each kind of fault of the masks of anomalous images: unreadable, empty, of another size."""
+    """One line for each kind of fault of masks: unreadable, empty, of another size; of a normal image and not empty."""
     masked = [file for file in files if file.label == 1 and file.masks]
+    normal = [file for file in files if file.label == 0 and file.masks]
     with ThreadPoolExecutor(THREADS) as pool:
-        return _notes(list(pool.map(lambda file: _look(root, file, None, ""), masked)))
+        notes = _notes(list(pool.map(lambda file: _look(root, file, None, ""), masked)))
+        found = list(pool.map(lambda file: _look(root, file, None, ""), normal))
+    marked = [file.masks[0] for file, one in zip(normal, found, strict=True) if one.mask is not None]
+    if not marked:
+        return notes
+    contrary = f"masks of {len(marked)} of {len(normal)} normal image(s) mark something, the first is {marked[0]}"
+    return (*notes, f"{contrary}; see whether the label is right")
 
 
 def _look(root: Path, file: ImageFile, size: int | None, resize: str) -> _Looked:
@@ -128,17 +128,22 @@ def _look(root: Path, file: ImageFile, size: int | None, resize: str) -> _Looked
     joined: Mask | None = None
     fault, first = None, ""
     wanted = _upright_size(root / file.path)
+    # a mask of an image that was let through is let through
+    limit = max(PIXEL_LIMIT, wanted[0] * wanted[1] if wanted else 0)
     for name in file.masks:
         try:
-            mask = read_mask(root / name)
-        except DataError:
-            return _Looked(None, "cannot be read and are left out", name)
+            mask = read_mask(root / name, limit)
+        except DataError as problem:
+            reason = str(problem).removeprefix(f"{root / name}").removeprefix(":").strip()
+            return _Looked(None, "cannot be read and are left out", f"{name} ({reason})")
         high, wide = mask.shape
         if wanted is not None and (wide, high) != wanted:
             fault, first = "are of another size than the image", name
             if abs(wide / high / (wanted[0] / wanted[1]) - 1) > _ASPECT:
                 return _Looked(None, "are of another shape than the image and are left out", name)
         made = np.asarray(mask.any(keepdims=True)) if size is None else square_mask(mask, size, resize)
+        if mask.all():
+            fault, first = "mark every pixel", name
         if not mask.any():
             fault, first = "mark nothing", name
         joined = made if joined is None else joined | made
@@ -159,23 +164,65 @@ def _notes(looked: Sequence[_Looked]) -> tuple[str, ...]:
     )
 
 
-def _marked(values: NDArray[Any], alpha: bool, above: int = 0) -> Mask:
-    """values [H, W] or [H, W, C]; alpha: whether the last channel is transparency; above: largest value of no mark."""
-    if values.ndim not in (2, 3) or 0 in values.shape:
-        raise CorruptImageError(f"an array of shape {list(values.shape)} is no mask")
-    colours = values[..., :-1] if alpha else values
-    marks = colours > above if above else colours != 0
-    joined: Mask = np.asarray(marks if marks.ndim == 2 else marks.any(axis=-1), dtype=np.bool_)
-    return joined
+def _of_array(content: bytes, pixel_limit: int) -> Mask:
+    """Of a .npy file [H, W], [H, W, C] or [C, H, W], all C of it."""
+    shape, dtype = npy_header(BytesIO(content))
+    bands = None
+    if len(shape) == 3:
+        bands = 0 if shape[0] < shape[2] else -1
+    pixels = math.prod(shape) // (shape[bands] or 1) if bands is not None else math.prod(shape)
+    if len(shape) not in (2, 3) or 0 in shape or (len(shape) == 3 and shape[0] == shape[2]) or pixels > pixel_limit:
+        raise CorruptImageError(
+            f"an array of shape {list(shape)} is no mask; [H, W], [H, W, C] or [C, H, W] is needed, with fewer bands "
+            f"than pixels, of which at most {pixel_limit} are read"
+        )
+    if dtype.kind not in "buif":
+        raise CorruptImageError(f"an array of type {dtype}; numbers are needed")
+    marks = _but_zero(np.load(BytesIO(content), allow_pickle=False))
+    return marks if bands is None else np.asarray(marks.any(axis=bands))
+
+
+def _of_image(stored: Stored) -> Mask:
+    """values, alpha: of the whole picture as its file holds it."""
+    if stored.values is not None:
+        values, alpha = stored.values, stored.alpha
+        if stored.white_is_zero:
+            values = _black_is_zero(values)
+    else:
+        assert stored.picture is not None
+        values, alpha = np.asarray(stored.picture), None
+        if stored.picture.mode == "RGBA":
+            values, alpha = values[..., :3], values[..., 3]
+    if alpha is not None and int(alpha.min()) < int(alpha.max()):
+        seen = alpha > 0
+        # a shape that is drawn in transparency alone, whatever colour lies under it
+        return seen if (values == values[0, 0]).all() else seen & _joined(values, stored.lossy)
+    return _joined(values, stored.lossy)
+
+
+def _joined(values: NDArray[Any], lossy: bool) -> Mask:
+    marks = values > int(values.max()) // 2 if lossy else _but_zero(values)
+    return marks if marks.ndim == 2 else np.asarray(marks.any(axis=-1))
+
+
+def _but_zero(values: NDArray[Any]) -> Mask:
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        raise CorruptImageError("values that are no finite numbers; a mask has zero where nothing is marked")
+    return np.asarray(values != 0)
+
+
+def _black_is_zero(values: NDArray[Any]) -> NDArray[Any]:
+    """Values that count from white, the other way round; black is the largest that the container holds."""
+    if values.dtype.kind != "u":
+        raise CorruptImageError(
+            f"WhiteIsZero in {values.dtype}, whose black is not known; save the mask with 0 for none"
+        )
+    return np.asarray(np.iinfo(values.dtype).max - values)
 
 
 def _upright_size(path: Path) -> tuple[int, int] | None:
-    """Width and height of an image as it is seen, by its header; None where that cannot be read."""
+    """Width and height of an image as it is seen; None where it cannot be read."""
     try:
-        if path.suffix.lower() == ".npy":
-            return image_size(path)
-        with Image.open(path, formats=FORMATS) as image:
-            turned = image.getexif().get(_ORIENTATION) in _TURNED
-            return (image.height, image.width) if turned else (image.width, image.height)
-    except Exception:  # decoders raise nearly anything; the image itself is refused where it is decoded
+        return image_size(path)
+    except DataError:  # the image itself is refused where it is decoded
         return None

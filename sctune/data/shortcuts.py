@@ -73,5 +73,13 @@ def _by_name(labels: np.ndarray, names: Sequence[str]) -> float:
     numbers = [[float(text) for text in re.findall(r"\d{1,15}", name)] for name in names]
     found = [_by_category(labels, [re.sub(r"\d+", "0", name.lower()) for name in names])]
     if len({len(row) for row in numbers}) == 1:
-        found += [_auroc(labels, column) for column in np.array(numbers).T]
+        found += [_auroc(labels, column) for column in np.array(numbers).T if not _counted_apart(labels, column)]
     return max(found)
+
+
+def _counted_apart(labels: np.ndarray, numbers: np.ndarray) -> bool:
+    """Whether both classes are counted from the same start: then the larger class reaches higher, and that is all."""
+    classes = [np.unique(numbers[labels == label]) for label in (0, 1)]
+    spans = [values[-1] - values[0] + 1 for values in classes]
+    counted = all(len(values) > 1 and len(values) > span / 2 for values, span in zip(classes, spans, strict=True))
+    return counted and bool(abs(classes[0][0] - classes[1][0]) <= 1)

@@ -37,6 +37,11 @@ class Prepared:
     def measures(self) -> dict[str, float]:
         return {name: getattr(self, name) for name in MEASURES}
 
+    @property
+    def note(self) -> str | None:
+        """All notes on one line, None where there are none."""
+        return "; ".join(self.notes) or None
+
 
 def prepare_image(source: Path | bytes, decoding: Decoding) -> Prepared:
     """Decode one image; raises DataError for what is none (data/decode.py)."""

@@ -24,6 +24,7 @@ SCORE_COLUMN = "score"
 LABEL_COLUMN = "label"
 ERROR_COLUMN = "error"
 HEAT_COLUMN = "heat_map"
+NOTE_COLUMN = "note"
 HEAT_PARAM = "heat_map"
 _BATCH = 32
 
@@ -39,9 +40,10 @@ class ImageScorer:
         """A row for each image, given as bytes or base64 text, in their order.
 
         Columns: score (float64), label (`normal`, `anomalous` or None), error (None, or one line that begins with the
-        row where the image has no score; then score is NaN and label None). model_input: a DataFrame or dict with the
-        column `image`, or a list or array of images. params: heat_map=True adds the column heat_map, a PNG as base64.
-        Raises DataError where there is no such column, and for a parameter that is not known.
+        row where the image has no score; then score is NaN and label None), note (None, or what decoding flagged).
+        model_input: a DataFrame or dict with the column `image`, or a list or array of images. params: heat_map=True
+        adds the column heat_map, a PNG as base64, before note. Raises DataError where there is no such column, and for
+        a parameter that is not known.
         """
         from sctune.deploy.answer import Answer
 
@@ -52,7 +54,8 @@ class ImageScorer:
         images = _images(model_input)
         # decoded batch by batch, so that memory does not grow with the request
         parts = [self._part(images, start, with_heat) for start in range(0, len(images), _BATCH)]
-        names = [SCORE_COLUMN, LABEL_COLUMN, ERROR_COLUMN, *([HEAT_COLUMN] if with_heat else [])]
+        # the note came last to these columns, so that the others keep their places
+        names = [SCORE_COLUMN, LABEL_COLUMN, ERROR_COLUMN, *([HEAT_COLUMN] if with_heat else []), NOTE_COLUMN]
         return Answer.of({name: [value for part in parts for value in part[name]] for name in names}, SCORE_COLUMN)
 
     def _part(self, images: Sequence[Any], start: int, with_heat: bool) -> dict[str, list[Any]]:
@@ -67,6 +70,7 @@ class ImageScorer:
             SCORE_COLUMN: [math.nan if isinstance(each, str) else each for each in answers],
             LABEL_COLUMN: [None if isinstance(each, str) else self.model.labels(each)[0] for each in answers],
             ERROR_COLUMN: [each if isinstance(each, str) else None for each in answers],
+            NOTE_COLUMN: [None if isinstance(image, str) else image.note for image in found],
         }
         if with_heat:
             pictures = self._pictures([image for image in found if not isinstance(image, str)])

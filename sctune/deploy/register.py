@@ -24,6 +24,7 @@ from sctune.deploy.flavor import (
     IMAGE_COLUMN,
     LABEL_COLUMN,
     LOADER_MODULE,
+    NOTE_COLUMN,
     SCORE_COLUMN,
 )
 from sctune.deploy.model import ModelParts, write_model_folder
@@ -120,6 +121,7 @@ def save_model(folder: Path, config: TrialConfig, weights: Path, parts: ModelPar
                 ColSpec(DataType.string, LABEL_COLUMN, required=False),
                 ColSpec(DataType.string, ERROR_COLUMN, required=False),
                 ColSpec(DataType.string, HEAT_COLUMN, required=False),
+                ColSpec(DataType.string, NOTE_COLUMN, required=False),
             ]
         ),
         params=ParamSchema([ParamSpec(HEAT_PARAM, DataType.boolean, False)]),

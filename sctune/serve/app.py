@@ -39,6 +39,7 @@ class ImageResult(BaseModel):
     contrast: float | None = Field(None, description="Standard deviation of these pixels")
     width: int | None = Field(None, description="Of the image as it was sent, in pixels")
     height: int | None = None
+    note: str | None = Field(None, description="What the image holds beside what is scored; only where there is such")
     heat_map: str | None = Field(None, description="The image under its heat map, a PNG as base64; with heat_map=true")
     error: str | None = None
 
@@ -143,6 +144,8 @@ class Service:
         label = self.model.labels(found.score)[0]
         self.metrics.image(found.score, label)
         measured = {"score": found.score, "label": label, **found.image.measures}
+        if found.image.note is not None:
+            measured["note"] = found.image.note
         if found.heat_map is not None:
             measured["heat_map"] = base64.b64encode(found.heat_map).decode()
         # what is not set is left out of the answer

@@ -150,7 +150,7 @@ def _heat_map(model: Model, data: DataSet, good: Sequence[Judged]) -> tuple[dict
     size, resize = model.config.data.image_size, model.config.data.resize
     usable = usable_masks(data.root, chosen, size, resize)
     if not usable.rows:
-        return None, usable.notes
+        return None, (*usable.notes, f"no AUPRO: none of the masks of {len(chosen)} images can be used")
     images = np.stack([model.prepare(data.root / chosen[row].path).pixels for row in usable.rows])
     maps = heat_maps(model.detector, images, model.heat_map_kind)
     try:

@@ -127,7 +127,7 @@ def _rows(model: Model, chunk: Sequence[Scored]) -> list[dict[str, Any]]:
         if one.file is not None:
             row |= {"size": one.file.size, "mtime": one.file.time, "sha256": one.file.digest}
         if one.image is not None:
-            row |= {**one.image.measures, "note": "; ".join(one.image.notes) or None}
+            row |= {**one.image.measures, "note": one.image.note}
         if one.score is not None:
             row |= {"score": one.score, "label": model.labels(one.score)[0]}
         rows.append(row)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterable
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
@@ -19,6 +20,7 @@ from sctune.data.catalog import open_dataset
 from sctune.data.check import check_data
 from sctune.data.decode import Decoding
 from sctune.data.duplicates import kept_together, near_identical
+from sctune.data.facts import ImageFacts
 from sctune.data.image_file import ImageFile
 from sctune.data.images import ImageCache
 from sctune.data.shortcuts import shortcuts
@@ -140,6 +142,21 @@ def test_a_shortcut_between_the_classes_is_told(tmp_path: Path, feature: str) ->
     assert code == 1 and document["shortcuts"][feature] >= 0.9
     told = [finding["text"] for finding in document["findings"] if finding["kind"] == "shortcut"]
     assert any(text.startswith(f"{feature} alone tells normal from anomalous") for text in told)
+
+
+def test_classes_that_are_counted_each_from_its_own_start_are_no_shortcut() -> None:
+    plain = ImageFacts("PNG L", "8 bits", 9, 9, 9, 0, 9, 9, 0, 0, 9, np.zeros((64, 64), np.uint8))
+
+    def of_names(normal: Iterable[int], anomalous: Iterable[int]) -> float:
+        files = [ImageFile(f"ok/{number:04}.png", 0, "good") for number in normal]
+        files += [ImageFile(f"nok/{number:04}.png", 1, "dent") for number in anomalous]
+        return shortcuts(files, dict.fromkeys((file.path for file in files), plain))["text of the file name"]
+
+    assert of_names(range(200), range(10)) == 0.5
+    assert of_names(range(200), [*range(5), *range(1, 9)]) == 0.5
+    assert of_names(range(200), range(300, 310)) == 1.0
+    assert of_names(range(200), [0] * 10) > 0.9, "one number for all is no count"
+    assert of_names(range(0, 40_000, 200), range(0, 100, 10)) > 0.9, "nor are values far apart"
 
 
 def test_eight_bits_against_twelve_is_a_shortcut(tmp_path: Path) -> None:

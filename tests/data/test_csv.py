@@ -126,3 +126,25 @@ def test_anomalies_without_a_mask_are_named(tmp_path: Path) -> None:
     images(tmp_path, "a.png", "b.png", "c.png", "m.png")
     (note,) = opened(tmp_path, "path,label,mask\na.png,0,\nb.png,1,m.png\nc.png,1,\n").notes
     assert "1 of 2 anomalous images have no mask, the first is c.png" in note
+
+
+@pytest.mark.parametrize(
+    ("cell", "masks"),
+    [
+        ("m/1.png", ("m/1.png",)),
+        ("m/1.png|m/2.png", ("m/1.png", "m/2.png")),
+        (" m/2.png | m/1.png|m/2.png| ", ("m/2.png", "m/1.png")),
+        ("m/a|b.png", ("m/a|b.png",)),
+        ("|", ()),
+        ("|".join(["m/1.png"] * 99 + ["m/2.png"]), ("m/1.png", "m/2.png")),
+    ],
+)
+def test_one_image_may_have_several_masks(tmp_path: Path, cell: str, masks: tuple[str, ...]) -> None:
+    images(tmp_path, "a.png", "b.png", "m/1.png", "m/2.png", "m/a|b.png")
+    data = opened(tmp_path, f"path;label;mask\na.png;0;\nb.png;1;{cell}\n")
+    assert [file.masks for file in data.files] == [(), masks]
+
+
+def test_one_of_several_masks_that_is_not_there_is_named(tmp_path: Path) -> None:
+    images(tmp_path, "a.png", "b.png", "m.png")
+    assert "line 3: there is no file 'n.png'" in refusal(tmp_path, "path,label,mask\na.png,0,\nb.png,1,m.png|n.png\n")

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from sctune.data.catalog import open_dataset
@@ -33,6 +34,9 @@ def encoded(kind: str, **options: str) -> bytes:
 
 FILES = {kind: encoded(kind) for kind in ("PNG", "JPEG", "BMP", "TIFF", "NPY")}
 FILES["LZW"] = encoded("TIFF", compression="tiff_lzw")
+with BytesIO() as _stream:
+    tifffile.imwrite(_stream, PIXELS.astype(np.float32), photometric="rgb", compression="zlib")
+    FILES["FLOAT"] = _stream.getvalue()
 
 
 def check_damage(kind: str, seeds: range) -> None:

@@ -13,6 +13,7 @@ from sctune.data.catalog import ImageFile, open_dataset
 from sctune.data.decode import Decoding, decode_image
 from sctune.data.masks import mask_notes, read_mask, square_mask, usable_masks
 from sctune.errors import DataError
+from tests.data.test_stored_values import npy, tiff, wide_png
 
 MARKED = np.zeros((20, 30), bool)
 MARKED[5:9, 11:20] = True
@@ -34,6 +35,12 @@ def palette() -> Image.Image:
     return image
 
 
+def rgba(colour: Any, alpha: Any) -> Any:
+    """MARKED decides between two: colours (r, g, b) and alphas, where it marks and where not."""
+    grey = [np.where(MARKED, *pair) for pair in zip(*colour, strict=True)]
+    return np.dstack([*grey, np.where(MARKED, *alpha)]).astype(np.uint8)
+
+
 FORMS: dict[str, Any] = {
     "0 and 1": MARKED.astype(np.uint8),
     "0 and 255": MARKED.astype(np.uint8) * 255,
@@ -43,12 +50,68 @@ FORMS: dict[str, Any] = {
     "opaque": np.dstack([MARKED.astype(np.uint8) * 9] * 3 + [np.full(MARKED.shape, 255, np.uint8)]),
     "grey and opaque": np.dstack([MARKED.astype(np.uint8), np.full(MARKED.shape, 255, np.uint8)]),
     "palette": palette(),
+    "alpha, white all over": rgba([(255,) * 3, (255,) * 3], (200, 0)),
+    "alpha, black all over": rgba([(0,) * 3, (0,) * 3], (1, 0)),
+    "hidden white": rgba([(9, 0, 0), (255,) * 3], (255, 0)),
+    "red on opaque black": rgba([(255, 0, 0), (0,) * 3], (128, 255)),
+    "all transparent": rgba([(9, 0, 0), (0,) * 3], (0, 0)),
+    "grey with alpha": np.dstack([np.full(MARKED.shape, 255), MARKED * 255]).astype(np.uint8),
 }
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_any_value_marks(tmp_path: Path, form: str) -> None:
     assert np.array_equal(read_mask(save(tmp_path / "m.png", FORMS[form])), MARKED)
+
+
+LOW = MARKED.astype(np.uint16)
+WIDE: dict[str, bytes] = {
+    "colours of 16 bits": wide_png(np.dstack([LOW * 0, LOW, LOW * 0])),
+    "colours of 16 bits, tiff": tiff(np.dstack([LOW, LOW * 0, LOW * 0]), photometric="rgb"),
+    "alpha of 16 bits": wide_png(np.dstack([LOW * 0, LOW * 65535])),
+    "hidden colours of 16 bits": wide_png(np.dstack([LOW * 0 + 300] * 3 + [LOW * 65535])),
+    "colours in floating point": tiff(np.dstack([LOW * 0, LOW * 0.1, LOW * 0]).astype("f4"), photometric="rgb"),
+    "white is zero, 1 bit": tiff(~MARKED, photometric="miniswhite"),
+    "white is zero, 8 bits": tiff(255 - MARKED.astype(np.uint8), photometric="miniswhite"),
+    "white is zero, 16 bits": tiff(65535 - LOW, photometric="miniswhite"),
+    "white is zero, 32 bits": tiff(2**32 - 1 - MARKED.astype(np.uint32), photometric="miniswhite"),
+    "bands first": npy(np.stack([LOW * 0] * 4 + [LOW])),
+    "bands last": npy(np.stack([LOW * 0] * 4 + [LOW], axis=-1)),
+    "two bands": npy(np.stack([LOW * 0, LOW], axis=-1)),
+}
+
+
+@pytest.mark.parametrize("form", WIDE)
+def test_any_value_marks_at_every_depth(tmp_path: Path, form: str) -> None:
+    (tmp_path / "m").write_bytes(WIDE[form])
+    assert np.array_equal(read_mask(tmp_path / "m"), MARKED)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (tiff(np.stack([LOW] * 2)[:, None], photometric="minisblack", metadata=None), "2 pages or frames"),
+        (tiff(1 - MARKED.astype(np.float32), photometric="miniswhite"), "WhiteIsZero in float32, whose black is not"),
+        (npy(np.where(MARKED, 1.0, np.nan)), "no finite numbers"),
+        (npy(np.zeros((20, 3, 20))), r"shape \[20, 3, 20\] is no mask"),
+        (npy(MARKED.astype("U1")), "an array of type <U1"),
+    ],
+)
+def test_what_has_no_one_meaning_as_a_mask_is_refused(tmp_path: Path, content: bytes, says: str) -> None:
+    (tmp_path / "m").write_bytes(content)
+    with pytest.raises(DataError, match=says):
+        read_mask(tmp_path / "m")
+
+
+@pytest.mark.parametrize("kind", ["jpg", "webp", "tif"])
+def test_what_compression_leaves_around_an_edge_marks_nothing(tmp_path: Path, kind: str) -> None:
+    options = {"compression": "jpeg"} if kind == "tif" else {}
+    blurred = save(tmp_path / f"m.{kind}", np.dstack([MARKED.astype(np.uint8) * 255] * 3), quality=60, **options)
+    with Image.open(blurred) as image:
+        assert ((np.asarray(image) > 0).any(axis=-1) != MARKED).sum() > 10, "it does leave something"
+    assert (read_mask(blurred) != MARKED).sum() <= 4
+    whole = save(tmp_path / "w.webp", np.dstack([MARKED.astype(np.uint8)] * 3), lossless=True, exact=True)
+    assert np.array_equal(read_mask(whole), MARKED)
 
 
 def test_other_files_of_masks(tmp_path: Path) -> None:
@@ -141,20 +204,30 @@ def test_what_is_wrong_with_masks_is_named_once_a_kind(tmp_path: Path) -> None:
     assert notes == (
         "masks of 1 of 7 anomalous image(s) are of another shape than the image and are left out, the first is 4_m.png",
         "masks of 1 of 7 anomalous image(s) are of another size than the image, the first is 3_m.png",
-        "masks of 1 of 7 anomalous image(s) cannot be read and are left out, the first is 5_m.png",
+        "masks of 1 of 7 anomalous image(s) cannot be read and are left out, the first is 5_m.png "
+        "(not an image that can be read (png, jpg, bmp, tif, webp or npy))",
         "masks of 2 of 7 anomalous image(s) mark nothing, the first is 1_m.png",
+    )
+    save(tmp_path / "all.png", np.ones_like(MARKED))
+    whole = ImageFile("0.png", 1, "dent", mask="all.png")
+    assert mask_notes(tmp_path, [whole]) == (
+        "masks of 1 of 1 anomalous image(s) mark every pixel, the first is all.png",
     )
     usable = usable_masks(tmp_path, files, 16, "stretch")
     assert usable.rows == [0, 3, 6] and usable.notes == notes and usable.files == 3
     assert mask_notes(tmp_path, [ImageFile("0.png", 0, "good")]) == ()
+    normal = [ImageFile(f"{row}.png", 0, "good", mask=f"{row}_m.png") for row in (0, 1)]
+    (note,) = mask_notes(tmp_path, normal)
+    assert note.startswith("masks of 1 of 2 normal image(s) mark something, the first is 0_m.png")
 
 
 def test_a_turned_image_is_compared_as_it_is_seen(tmp_path: Path) -> None:
     turned = Image.Exif()
     turned[0x0112] = 6
-    save(tmp_path / "i.jpg", np.full((20, 30), 90, np.uint8), exif=turned)
     save(tmp_path / "m.png", MARKED.T)
-    assert mask_notes(tmp_path, [ImageFile("i.jpg", 1, "dent", mask="m.png")]) == ()
+    for name in ("i.jpg", "i.tif"):
+        save(tmp_path / name, np.full((20, 30), 90, np.uint8), exif=turned)
+        assert mask_notes(tmp_path, [ImageFile(name, 1, "dent", mask="m.png")]) == ()
 
 
 def test_a_defect_that_is_lost_at_the_models_size_is_named(tmp_path: Path) -> None:

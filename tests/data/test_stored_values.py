@@ -120,6 +120,90 @@ def test_floating_point_is_scaled_by_the_ends_and_a_hair_more_is_white() -> None
     np.testing.assert_array_equal(whole(npy(volts), "-2,3")[..., 0], expected)
 
 
+UNIT = np.stack([LEVELS, LEVELS[::-1], LEVELS[:, ::-1]], axis=-1) / 255
+FLOAT_FILES = {
+    "32 bits": tiff(UNIT.astype("f4"), photometric="rgb"),
+    "64 bits": tiff(UNIT, photometric="rgb"),
+    "16 bits": tiff(UNIT.astype("f2"), photometric="rgb"),
+    "planes": tiff(np.moveaxis(UNIT, -1, 0).astype("f4"), photometric="rgb", planarconfig="separate"),
+    "tiles, deflated": tiff(UNIT.astype("f4"), photometric="rgb", tile=(16, 16), compression="zlib", predictor=True),
+    "big endian": tiff(UNIT.astype("f4"), photometric="rgb", byteorder=">"),
+    "BigTIFF": tiff(UNIT.astype("f4"), photometric="rgb", bigtiff=True),
+    "opaque alpha": tiff(
+        np.dstack([UNIT, np.ones((48, 64))]).astype("f4"), photometric="rgb", extrasamples=["unassalpha"]
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FLOAT_FILES)
+def test_colours_in_floating_point_are_read_as_one_channel_is(name: str, tmp_path: Path) -> None:
+    content = FLOAT_FILES[name]
+    np.testing.assert_array_equal(whole(content, "0,1"), np.rint(UNIT * 255))
+    with pytest.raises(CorruptImageError, match=r"say so with data\.range=0,1"):
+        decode(content, Decoding(64))
+    (tmp_path / "a.tif").write_bytes(content)
+    assert image_size(tmp_path / "a.tif") == (64, 48)
+    assert find_range([(tmp_path, ["a.tif"])], DATA).range == "0,1"
+
+
+def test_other_numbers_in_a_tiff_are_read_or_refused() -> None:
+    for kind in ("f2", "f8", "u8", "i8"):
+        np.testing.assert_array_equal(whole(tiff(LEVELS.astype(kind)), "bits:8")[..., 0], LEVELS)
+    dim = (LEVELS // 2).astype("i1")
+    np.testing.assert_array_equal(whole(tiff(dim), "bits:8")[..., 0], dim)
+    with pytest.raises(CorruptImageError, match="values from -59 to 65"):
+        decode(tiff(dim - np.int8(60)), Decoding(8, range="bits:8"))
+
+
+def test_transparent_colours_in_floating_point_are_refused() -> None:
+    clear = np.dstack([UNIT, UNIT[..., 0]]).astype("f4")
+    content = tiff(clear, photometric="rgb", extrasamples=["unassalpha"])
+    with pytest.raises(CorruptImageError, match="transparent pixels"):
+        decode(content, Decoding(8, range="0,1"))
+    np.testing.assert_array_equal(whole(content, "0,1", alpha="drop"), np.rint(UNIT * 255))
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (tiff(np.dstack([COLOURS, SCENE]), photometric="separated"), "colours of the kind SEPARATED"),
+        (tiff(COLOURS, photometric="cielab"), "colours of the kind CIELAB"),
+        (tiff(SCENE, photometric="cfa"), "colours of the kind CFA"),
+        (tiff(UNIT, photometric="minisblack", planarconfig="contig"), "3 samples a pixel, .* 2 are no colours"),
+        (tiff(SCENE.astype("c8")), "samples of type complex64"),
+        (FLOAT_FILES["32 bits"][:-9], "cannot be decoded: failed to read"),
+        (tiff(UNIT * 1.5, photometric="rgb"), "values from 0.0.* to 1.4.*, and data.range=0,1"),
+        (tiff(UNIT * np.inf, photometric="rgb"), "finite numbers"),
+    ],
+)
+def test_what_a_tiff_may_not_hold_is_refused(content: bytes, says: str) -> None:
+    with np.errstate(all="ignore"), pytest.raises(CorruptImageError, match=says):
+        decode(content, Decoding(64, range="0,1"))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_damaged_count_costs_neither_time_nor_memory() -> None:
+    content = bytearray(FLOAT_FILES["32 bits"])
+    with tifffile.TiffFile(BytesIO(content)) as file:
+        for tag in file.pages[0].tags:
+            damaged = bytearray(content)
+            struct.pack_into("<I", damaged, tag.offset + 4, 2**30)
+            with pytest.raises(CorruptImageError, match="cut off or damaged"):
+                decode(bytes(damaged), Decoding(8, range="0,1"))
+    tiles = tiff(UNIT.astype("f4"), photometric="rgb", tile=(16, 16))
+    with tifffile.TiffFile(BytesIO(tiles)) as file:
+        wide = bytearray(tiles)
+        for name in ("TileWidth", "TileLength"):
+            tag = file.pages[0].tags[name]
+            struct.pack_into("<HII", wide, tag.offset + 2, 4, 1, 16_000)
+    with pytest.raises(CorruptImageError, match="16000 x 16000 pixels; at most 64 million"):
+        decode(bytes(wide), Decoding(8, range="0,1"))
+    # eight bytes of a number take twice the memory of four
+    with pytest.raises(CorruptImageError, match="64 x 48, 3 x float64 each, pixels; at most 4000"):
+        decode(FLOAT_FILES["64 bits"], Decoding(8, range="0,1", pixel_limit=4000))
+    assert decode(FLOAT_FILES["32 bits"], Decoding(8, range="0,1", pixel_limit=4000)).width == 64
+
+
 @pytest.mark.parametrize(
     ("content", "value_range", "says"),
     [

@@ -314,6 +314,16 @@ def test_the_command_says_where_it_differs(
     assert code == 1 and document["agrees"] is False and len(document["files"]) == len(pack.cases)
 
 
+def test_every_type_of_file_that_is_read_is_in_the_pack(pack: Pack) -> None:
+    kinds = {case.file.rpartition(".")[2] for case in pack.cases}
+    assert kinds == {"png", "jpg", "jfif", "bmp", "tif", "webp", "npy"}
+    kept = {case.file: case for case in pack.cases}
+    with Image.open(pack.raw(kept["colour.webp"])) as picture, Image.open(pack.raw(kept["colour.jfif"])) as other:
+        assert (picture.format, other.format) == ("WEBP", "JPEG")
+    assert (kept["colour.webp"].pixel_tolerance, kept["colour.jfif"].pixel_tolerance) == (1, 2)
+    assert {wrong.name for wrong in kept["colour.webp"].wrong} > {NAMED["BGR"], NAMED["no antialias"]}
+
+
 def test_what_the_command_refuses(model: Model, pack: Pack, tmp_path: Path) -> None:
     folder = str(tmp_path)
     for words, message in (
@@ -324,6 +334,9 @@ def test_what_the_command_refuses(model: Model, pack: Pack, tmp_path: Path) -> N
         ({"model": folder, "pack": tmp_path / "p", "images": tmp_path}, "they are for comparing the file that --out"),
         ({"model": folder, "pack": pack.folder, "check": "x"}, "leave .* out to check with it"),
         ({"pack": tmp_path / "none", "check": "x"}, "holds no whole pack"),
+        ({"pack": pack.folder, "check": "x", "token_file": tmp_path / "t"}, "a token is for a server; give its"),
+        ({"model": folder, "out": tmp_path / "a", "token_file": tmp_path / "t"}, "a token is for a server"),
+        ({"pack": pack.folder, "check": "http://x", "token_file": tmp_path / "t"}, "cannot read --token-file"),
     ):
         with pytest.raises(ConfigError, match=message):
             export(**words)

@@ -134,6 +134,7 @@ def test_what_is_no_image_answers_for_its_own_row(url: str, model: Model) -> Non
         for form in forms:
             *rows, last = ask(url, form)
             assert [(row["score"], row["error"]) for row in rows] == [(score, None)] * 4, (form.keys(), bad)
+            assert {row["note"] for row in (*rows, last)} == {None}
             assert (last["score"], last["label"]) == (None, None) and last["error"].startswith("row 4: "), last
     with pytest.raises(HTTPError):
         ask(url, {"dataframe_split": {"columns": ["picture"], "data": [[TEXTS[0]]]}})

@@ -98,7 +98,7 @@ def test_a_request_longer_than_a_batch_keeps_its_order(scorer: ImageScorer, expe
 def test_a_bad_image_answers_for_its_own_row(scorer: ImageScorer, expected: np.ndarray) -> None:
     given = [IMAGES[0], b"no image", "not base64!", 3.5, None, IMAGES[2][:99], IMAGES[2]]
     found = scorer.predict(given, params={"heat_map": True})
-    assert list(found.columns) == ["score", "label", "error", "heat_map"] and found["score"].dtype == np.float64
+    assert list(found.columns) == ["score", "label", "error", "heat_map", "note"] and found["score"].dtype == np.float64
     np.testing.assert_allclose(found["score"], [expected[0], *[np.nan] * 5, expected[2]], atol=1e-6)
     assert [text is None for text in found["error"]] == [picture is not None for picture in found["heat_map"]]
     assert found["error"][1].startswith("row 1: not an image that can be read")
@@ -112,6 +112,15 @@ def test_a_bad_image_answers_for_its_own_row(scorer: ImageScorer, expected: np.n
     assert first["score"] == found["score"][0] and (second["score"], second["heat_map"]) == (None, None)
     every = scorer.predict([b"no image"] * 40)
     assert every["error"][39].startswith("row 39: ") and every["score"].isna().all() and len(every) == 40
+
+
+def test_a_note_is_handed_on_behind_the_other_columns(scorer: ImageScorer) -> None:
+    flat = BytesIO()
+    Image.new("L", (40, 30), 77).save(flat, "PNG")
+    found = scorer.predict([IMAGES[0], flat.getvalue(), b"no image"])
+    assert list(found.columns) == ["score", "label", "error", "note"]
+    assert found["note"].tolist() == [None, "constant: every pixel is 77", None]
+    assert found["error"].isna().tolist() == [True, True, False]
 
 
 def test_an_error_has_the_text_of_predict(scorer: ImageScorer, tmp_path: Path) -> None:

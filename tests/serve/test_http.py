@@ -6,6 +6,7 @@ import base64
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -20,8 +21,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sctune.cli import main
 from sctune.deploy.conformance.check import check_consumer
-from sctune.deploy.conformance.pack import write_pack
+from sctune.deploy.conformance.pack import Pack, write_pack
 from sctune.deploy.model import Model, load_model_folder
 from sctune.errors import ConfigError
 from sctune.serve.app import Access, Service, make_app
@@ -57,6 +59,11 @@ def server(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[H
         yield running
 
 
+@pytest.fixture(scope="module")
+def pack(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Pack:
+    return write_pack(model, tmp_path_factory.mktemp("packs") / "pack")
+
+
 def test_every_form_of_input_gives_the_models_scores(server: HttpServer, expected: dict[str, float]) -> None:
     scores = list(expected.values())
     assert len(set(scores)) == 5
@@ -83,7 +90,7 @@ def test_an_answer_says_what_was_found(server: HttpServer, model: Model, expecte
     assert one["label"] == ("anomalous" if expected["1.png"] > model.threshold.value else "normal")
     assert (one["width"], one["height"]) == (61, 61)
     assert (one["brightness"], one["contrast"]) == (image.brightness, image.contrast)
-    assert "heat_map" not in one and "error" not in one
+    assert not {"heat_map", "error", "note"} & set(one)
     labels = {result["label"] for result in server.form(IMAGES).json()["results"]}
     assert labels == {"normal", "anomalous"}, "only one label would show nothing"
 
@@ -135,8 +142,9 @@ def test_base64_is_read_as_clients_write_it(server: HttpServer, expected: dict[s
     assert server.send(json.dumps({"images": [forms[2]] * 65}).encode(), kind=JSON).status == 413
 
 
-def test_a_server_agrees_with_the_pack_of_its_model(server: HttpServer, model: Model, tmp_path: Path) -> None:
-    pack = write_pack(model, tmp_path / "pack")
+def test_a_server_agrees_with_the_pack_of_its_model(
+    server: HttpServer, model: Model, pack: Pack, tmp_path: Path
+) -> None:
     for address in (server.url, f"{server.url}/predict"):
         found = check_consumer(pack, address)
         assert found.differing == [] and {row.difference for row in found.rows} <= {0.0, None}, found.line()
@@ -324,6 +332,40 @@ def test_rules_of_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         assert str(file) in str(caught.value) and (not bad or bad not in str(caught.value))
     with pytest.raises(ConfigError, match="No such file"):
         find_token("127.0.0.1", tmp_path / "none")
+
+
+def test_a_server_with_a_token_is_checked_with_it(
+    folder: Path, pack: Pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    token, file = "secret-token-5c77f1", tmp_path / "token"
+    shutil.copytree(pack.folder, tmp_path / "pack")
+    manifest = tmp_path / "pack/pack.json"
+    about = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps({**about, "files": about["files"][:2]}))
+    # what is known of the host by another file takes not the token's place
+    (tmp_path / "netrc").write_text("machine 127.0.0.1 login someone password else\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+
+    def check(*words: str) -> tuple[int, str]:
+        command = ["sctune", "export", "--pack", str(manifest.parent), "--check", running.url, *words]
+        monkeypatch.setattr(sys, "argv", command)
+        with pytest.raises(SystemExit) as caught:
+            main()
+        told = capsys.readouterr()
+        return int(caught.value.code or 0), told.out + told.err
+
+    with HttpServer(tmp_path, "--model", folder, environment={"SCTUNE_SERVE_TOKEN": token}) as running:
+        monkeypatch.delenv("SCTUNE_SERVE_TOKEN", raising=False)
+        code, text = check()
+        assert code == 2 and "asks for its token; give the server's in SCTUNE_SERVE_TOKEN or a --token-file" in text
+        file.write_text("another-token-5c77f1")
+        code, text = check("--token-file", str(file))
+        assert code == 2 and "takes another token than the one that was sent" in text and "another-token-" not in text
+        file.write_text(f"{token}\n")
+        code, text = check("--token-file", str(file))
+        assert code == 0 and "agrees with the model on all 2 files" in text and token not in text
+        monkeypatch.setenv("SCTUNE_SERVE_TOKEN", token)
+        assert check()[0] == 0
 
 
 @pytest.mark.slow

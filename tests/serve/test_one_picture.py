@@ -7,7 +7,7 @@ import csv
 import os
 from collections.abc import Callable
 from io import BytesIO
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ from sctune.data.images import ImageCache
 from sctune.deploy.export import run_exported, write_exported
 from sctune.deploy.flavor import ImageScorer
 from sctune.deploy.model import load_model_folder
-from sctune.serve.predict import predict_to_file
+from sctune.serve.predict import predict_to_file, predicted_rows
 from tests.models import small_config, write_small_model
 from tests.serve.http_server import HttpServer
 
@@ -65,15 +65,29 @@ ENCODINGS = {
     "bands-last.npy": written(lambda out: np.save(out, np.stack([DEEP] * 3, axis=-1))),
     "bands-first.npy": written(lambda out: np.save(out, np.stack([DEEP] * 3))),
 }
+HOT = DEEP.copy()
+HOT[0, :3] = 65535
+FLAGGED = {
+    "hot.npy": written(lambda out: np.save(out, HOT)),
+    "dim.png": saved(DEEP // 32, "PNG"),
+    "flat.bmp": saved(np.full_like(LEVELS, 7), "BMP"),
+    "plain.png": ENCODINGS["8-bit.png"],
+}
+
+
+class Told(NamedTuple):
+    """Way -> file -> score, and way -> file -> note, of the files in FLAGGED."""
+
+    scores: dict[str, dict[str, float]]
+    notes: dict[str, dict[str, str | None]]
 
 
 @pytest.fixture(scope="module")
-def scores(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, float]]:
-    """Way -> file -> score."""
+def told(tmp_path_factory: pytest.TempPathFactory) -> Told:
     root = tmp_path_factory.mktemp("one")
     images = root / "images"
     images.mkdir()
-    for name, content in ENCODINGS.items():
+    for name, content in {**ENCODINGS, **FLAGGED}.items():
         (images / name).write_bytes(content)
     folder = write_small_model(root / "model", small_config(data__range="bits:12"))
     model = load_model_folder(folder)
@@ -83,24 +97,41 @@ def scores(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, floa
     predict_to_file(model, paths, root / "scores.csv")
     with (root / "scores.csv").open(newline="") as stream:
         rows = {os.path.basename(row["path"]): float(row["score"]) for row in csv.DictReader(stream)}
+    flagged = {name: next(predicted_rows(model, [str(images / name)]))[0]["note"] for name in FLAGGED}
+    wrapped = ImageScorer(model).predict(list(FLAGGED.values()))["note"].tolist()
     encoded = [base64.b64encode(content).decode() for content in ENCODINGS.values()]
     mlflow = ImageScorer(model).predict({"image": encoded})
     with HttpServer(root, "--model", folder) as server:
         served = server.form(ENCODINGS).json()["results"]
+        noted = server.form(FLAGGED).json()["results"]
     onnx = run_exported(write_exported(model, root, "onnx"), "onnx", pixels)
-    return {
+    scores = {
         "train cache": dict(zip(names, model.score(pixels).tolist(), strict=True)),
         "predict": rows,
         "mlflow": dict(zip(names, mlflow["score"].tolist(), strict=True)),
         "serve": {name: row["score"] for name, row in zip(names, served, strict=True)},
         "onnx": dict(zip(names, map(float, onnx), strict=True)),
     }
+    notes = {
+        "predict": flagged,
+        "mlflow": dict(zip(FLAGGED, wrapped, strict=True)),
+        "serve": {row["name"]: row.get("note") for row in noted},
+    }
+    return Told(scores, notes)
 
 
-def test_every_encoding_has_the_score_of_the_plain_picture_on_every_way(scores: dict[str, dict[str, float]]) -> None:
-    plain = scores["train cache"]["8-bit.png"]
-    for way, found in scores.items():
+def test_every_encoding_has_the_score_of_the_plain_picture_on_every_way(told: Told) -> None:
+    plain = told.scores["train cache"]["8-bit.png"]
+    for way, found in told.scores.items():
         largest = max(abs(score - plain) for score in found.values())
         print(f"{way}: largest difference {largest:g} over {len(found)} encodings")
         assert set(found) == set(ENCODINGS)
         assert largest <= (2e-5 if way == "onnx" else 0), way
+
+
+def test_what_was_flagged_is_told_on_every_way(told: Told) -> None:
+    found = told.notes["predict"]
+    assert found == told.notes["mlflow"] == told.notes["serve"]
+    assert found["hot.npy"] == "3 hot pixels of up to 65535 count as 4095" and found["plain.png"] is None
+    assert (found["dim.png"] or "").startswith("nearly black: values up to ")
+    assert found["flat.bmp"] == "constant: every pixel is 7"

@@ -65,9 +65,12 @@ class Checked:
         }
 
 
-def check_consumer(pack: Pack, consumer: str) -> Checked:
-    """Let the consumer score the pack's files and compare. Raises ConfigError where it cannot be asked."""
-    answers = ask(consumer, [pack.raw(case).absolute() for case in pack.cases])
+def check_consumer(pack: Pack, consumer: str, token: str | None = None) -> Checked:
+    """Let the consumer score the pack's files and compare. Raises ConfigError where it cannot be asked.
+
+    token: what a server is sent as `Authorization: Bearer`.
+    """
+    answers = ask(consumer, [pack.raw(case).absolute() for case in pack.cases], token)
     positions, hints = read_hints(pack)
     rows, likely = [], []
     for case in pack.cases:

@@ -34,18 +34,27 @@ class Answer:
     error: str | None = None
 
 
-def ask(consumer: str, files: Sequence[Path]) -> dict[str, Answer]:
+def is_server(consumer: str) -> bool:
+    """Whether a consumer is an address and no command."""
+    return consumer.startswith(("http://", "https://"))
+
+
+def is_mlflow(consumer: str) -> bool:
+    """Whether an address is that of MLflow's own server."""
+    return urlsplit(consumer).path.rstrip("/").endswith("/invocations")
+
+
+def ask(consumer: str, files: Sequence[Path], token: str | None = None) -> dict[str, Answer]:
     """File name -> answer; files without one are left out.
 
     consumer: a command (see PROTOCOL), the address of a server that speaks as `sctune serve` does, or of MLflow's
-    /invocations. Raises ConfigError where it cannot be run or reached, fails, or answers in another form.
+    /invocations; token: for it. Raises ConfigError where it cannot be run or reached, fails, or answers in another
+    form.
     """
-    if not consumer.startswith(("http://", "https://")):
+    if not is_server(consumer):
         return _ask_command(consumer, files)
-    address = urlsplit(consumer)
-    is_mlflow = address.path.rstrip("/").endswith("/invocations")
-    url = consumer if address.path.strip("/") else f"{consumer.rstrip('/')}/predict"
-    return {file.name: _ask_server(url, file, is_mlflow) for file in files}
+    url = consumer if urlsplit(consumer).path.strip("/") else f"{consumer.rstrip('/')}/predict"
+    return {file.name: _ask_server(url, file, is_mlflow(url), token) for file in files}
 
 
 def _ask_command(command: str, files: Sequence[Path]) -> dict[str, Answer]:
@@ -99,19 +108,29 @@ def _answer(document: Mapping[str, Any]) -> Answer:
     )
 
 
-def _ask_server(url: str, file: Path, is_mlflow: bool) -> Answer:
+def _ask_server(url: str, file: Path, by_mlflow: bool, token: str | None) -> Answer:
     import requests
 
+    def signed(request: requests.PreparedRequest) -> requests.PreparedRequest:
+        if token is not None:
+            request.headers["Authorization"] = f"Bearer {token}"
+        return request
+
     content = file.read_bytes()
+    # as `auth`, since what ~/.netrc has for the host would take the place of a header
+    asked: dict[str, Any] = {"timeout": REQUEST_S, **({} if token is None else {"auth": signed})}
     try:
-        if is_mlflow:
+        if by_mlflow:
             data = [[base64.b64encode(content).decode()]]
             document: Any = {"dataframe_split": {"columns": ["image"], "data": data}}
-            reply = requests.post(url, json=document, timeout=REQUEST_S)
+            reply = requests.post(url, json=document, **asked)
         else:
-            reply = requests.post(url, files={"files": (file.name, content)}, timeout=REQUEST_S)
+            reply = requests.post(url, files={"files": (file.name, content)}, **asked)
     except requests.RequestException as problem:
         raise ConfigError(f"--check {url} does not answer ({type(problem).__name__}); see that it runs") from None
+    if reply.status_code == 401 and not by_mlflow:
+        given = "takes another token than the one that was sent" if token is not None else "asks for its token"
+        raise ConfigError(f"--check {url} {given}; give the server's in SCTUNE_SERVE_TOKEN or a --token-file")
     if reply.status_code in _REFUSED:
         raise ConfigError(
             f"--check {url} answers {reply.status_code} {reply.reason}; {' '.join(reply.text.split())[:200]}"
@@ -120,9 +139,9 @@ def _ask_server(url: str, file: Path, is_mlflow: bool) -> Answer:
         told = reply.json()
         if not reply.ok:
             return Answer(error=str(told.get("error", told.get("message", reply.reason)))[:300])
-        return _answer(told["predictions" if is_mlflow else "results"][0])
+        return _answer(told["predictions" if by_mlflow else "results"][0])
     except (ValueError, KeyError, TypeError, IndexError, AttributeError):
         if not reply.ok:
             return Answer(error=f"status {reply.status_code} {reply.reason}")
-        form = "{'predictions': [{'score': ...}]}" if is_mlflow else "{'results': [{'score': ...}]}"
+        form = "{'predictions': [{'score': ...}]}" if by_mlflow else "{'results': [{'score': ...}]}"
         raise ConfigError(f"--check {url} answers in another form than {form}: {reply.text[:200]!r}") from None

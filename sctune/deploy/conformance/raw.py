@@ -26,6 +26,7 @@ LOW, CLIPPED, OWN = (
 )
 HIGH, TWELVE = "16-bit values cut to their high byte", "16-bit values read as 12-bit ones"
 INDICES = "the palette's indices in place of its colours"
+_JPEG = (".jpg", ".jfif")
 _ORIENTATION, _QUARTER_TURN = 0x0112, 6
 
 
@@ -41,7 +42,7 @@ class Raw:
     @property
     def is_lossy(self) -> bool:
         """Whether decoders may differ by rounding."""
-        return self.name.endswith(".jpg")
+        return self.name.endswith(_JPEG)
 
 
 def raw_files(size: int) -> list[Raw]:
@@ -52,6 +53,8 @@ def raw_files(size: int) -> list[Raw]:
         _colour("colour.bmp", _scene(size, size, 2), "colour, of the very size: not resized at all"),
         _colour("colour.tif", _scene(size + 1, size - 1, 3), "colour, one pixel more and one less"),
         _colour("colour.jpg", _scene(*large, 4), "colour, compressed with loss"),
+        _colour("colour.jfif", _scene(*large, 19), "colour, compressed with loss, by the other name of JPEG"),
+        _colour("colour.webp", _scene(*large, 20), "colour, WebP without loss"),
         _colour("smaller.png", _scene(*small, 5), "colour, enlarged in both directions"),
         _colour("wide.png", _scene(max(3, size // 5), 5 * size, 6), "colour, very wide: one direction is enlarged"),
         _colour("line.png", _scene(2 * size, 1, 7), "colour, one pixel wide"),
@@ -94,8 +97,10 @@ def _deep(height: int, width: int, seed: int, high: int) -> NDArray[np.uint16]:
 
 def _saved(picture: Image.Image, name: str, exif: Image.Exif | None = None) -> bytes:
     stream = BytesIO()
-    kind = {"jpg": "JPEG", "tif": "TIFF"}.get(name.rpartition(".")[2], name.rpartition(".")[2].upper())
-    picture.save(stream, kind, **({} if exif is None else {"exif": exif}))
+    ending = name.rpartition(".")[2]
+    kind = {"jpg": "JPEG", "jfif": "JPEG", "tif": "TIFF"}.get(ending, ending.upper())
+    options: dict[str, Any] = {} if exif is None else {"exif": exif}
+    picture.save(stream, kind, **options, **({"lossless": True} if ending == "webp" else {}))
     return stream.getvalue()
 
 
@@ -115,7 +120,7 @@ def _misread(scene: Pixels) -> dict[str, Pixels]:
 
 def _colour(name: str, scene: Pixels, about: str) -> Raw:
     content = _array(scene) if name.endswith(".npy") else _saved(Image.fromarray(scene), name)
-    if name.endswith(".jpg"):
+    if name.endswith(_JPEG):
         scene = np.asarray(Image.open(BytesIO(content)))
     return Raw(name, content, about, _misread(scene))
 

@@ -1,53 +1,137 @@
-"""What a user can ask of a search: the command line's options, one field each."""
+"""What a user can ask of a search, one field each: command line, Python and the study's manifest share them.
+
+A field's description is the help of its option, its panel the group that `sctune search --help` shows it in. Times,
+sizes and lists may be given as people write them: 2h, 20GB, "42,43".
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ByteSize, ConfigDict, Field
+from pydantic import ByteSize, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
 
-from sctune.config import SelectionMode, Setting
+from sctune.config import SelectionMode, Setting, parse_assignments
+from sctune.errors import ConfigError
+from sctune.search.study.options import BUDGET, DATA, MACHINES, PLACES, SPACE, StudyOptions, asked
+
+OPTION_NAMES = {
+    "categories": "category",
+    "known_classes": "known_class",
+    "overrides": "set",
+    "time_budget_s": "time_budget",
+}
+"""Field -> name of its option where that is another one."""
 
 
-class SearchOptions(BaseModel):
+class SearchOptions(StudyOptions):
     """Options of `sctune search`; None means that the profile, the space or the machine decides."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
 
-    space: str = Field("threshold_patch", description="shipped space or YAML file")
-    name: str | None = Field(None, description="study name; none: space, date and time")
-    profile: str | None = Field(None, description="smoke, cpu, gpu or paper; none: gpu where there is one, else cpu")
-    method: str | None = Field(None, description="saliencycut, dra or devnet; none: the profile's, saliencycut")
-    data: str | None = Field(None, description="elpv, a folder or a CSV file")
-    normal: str | None = Field(None, description="folder of normal images, with `anomalous`")
-    anomalous: str | None = Field(None, description="folder of anomalous images, with `normal`")
-    categories: tuple[str, ...] = Field((), description="sub-folders of the data; a task each")
-    setting: Setting = "general"
-    known_classes: tuple[str, ...] = Field((), description="hard setting: a task for each class")
-    n_anomalies: int | Literal["all"] | None = None
-    seeds: tuple[Annotated[int, Field(ge=0, lt=2**32)], ...] = Field(
-        (), description="a task for each; none: the profile's seed"
+    space: str = asked(SPACE, "threshold_patch", "Shipped space (see `sctune spaces`) or a YAML file.")
+    name: str | None = asked(PLACES, None, "Study name; default: space, date and time.")
+    profile: str | None = asked(SPACE, None, "smoke, cpu, gpu or paper; default: what the machine has.")
+    method: str | None = asked(
+        SPACE, None, "Start from saliencycut, dra or devnet; default: the profile's, saliencycut."
     )
-    selection: SelectionMode = "auto"
-    partition_seed: int = Field(0, ge=0, lt=2**32)
-    trials: int | None = None
-    time_budget_s: float | None = Field(None, description="seconds over all launches of the study")
-    sampler: str | None = None
-    sampler_seed: int = Field(0, ge=0, lt=2**32)
-    scheduler: str | None = None
-    gpus_per_trial: float | None = None
-    cpus_per_trial: float | None = None
-    max_concurrent: int | None = None
-    overrides: Mapping[str, Any] = Field(default_factory=dict, description="dotted configuration values (--set)")
-    skip_corrupt: bool = False
-    allow_duplicates: bool = False
-    study_root: Path | None = None
-    storage_path: str | None = None
-    tracking_uri: str | None = None
-    storage: str | None = Field(None, description="Optuna storage URL; none: SQLite in the study's folder")
-    address: str | None = Field(None, description="Ray cluster; none: a local one")
-    checkpoint_interval: float = Field(60.0, ge=0)
-    keep_best: int = Field(3, ge=1)
-    max_disk: ByteSize | None = Field(None, ge=1, description="bytes that the study may take; none: no limit")
+    data: str | None = asked(DATA, None, "elpv, a folder (MVTec layout or ok/ + nok/) or a CSV file.")
+    normal: str | None = asked(DATA, None, "Folder of normal images, with --anomalous.")
+    anomalous: str | None = asked(DATA, None, "Folder of anomalous images, with --normal.")
+    categories: tuple[str, ...] = asked(DATA, (), "Sub-folder of the data; repeat for several tasks.")
+    setting: Setting = asked(DATA, "general", "general, hard or anomaly-free.")
+    known_classes: tuple[str, ...] = asked(DATA, (), "Anomaly class seen in training (hard setting).")
+    n_anomalies: int | Literal["all"] | None = asked(DATA, None, "Labelled anomalies trained on: a number or all.")
+    seeds: tuple[Annotated[int, Field(ge=0, lt=2**32)], ...] = asked(
+        DATA, (), "Comma-separated seeds; a trial is scored over all of them."
+    )
+    selection: SelectionMode = asked(DATA, "auto", "What decides: auto, extra, seen, proxy or test (paper's way).")
+    trials: int | None = asked(BUDGET, None, "Number of trials; default: the profile's.", ge=1)
+    sampler: str | None = asked(SPACE, None, "tpe, gp, cmaes, nsga2, qmc, random or grid.")
+    scheduler: str | None = asked(BUDGET, None, "asha, hyperband, median or none.")
+    gpus_per_trial: float | None = asked(MACHINES, None, "Fractions share a GPU; default: one each.", ge=0)
+    cpus_per_trial: float | None = asked(MACHINES, None, "CPU cores (threads) of a trial.", ge=0.01)
+    max_concurrent: int | None = asked(MACHINES, None, "Trials at a time; default: all that fit.", ge=1)
+    overrides: Mapping[str, Any] = asked(SPACE, {}, "key=value of the configuration; repeatable.")
+    skip_corrupt: bool = asked(DATA, False, "Leave out unreadable images.")
+    allow_duplicates: bool = asked(DATA, False, "Keep byte-identical images in one pool, instead of refusing them.")
+    study_root: Path | None = asked(PLACES, None, "Folder of the studies (default: SCTUNE_HOME/studies).")
+    storage_path: str | None = asked(PLACES, None, "Checkpoints: a folder or s3:// URI that all nodes see.")
+    tracking_uri: str | None = asked(
+        PLACES,
+        None,
+        "MLflow server (http://...), database or folder; default: MLFLOW_TRACKING_URI, else local.",
+    )
+    storage: str | None = asked(
+        PLACES,
+        None,
+        "Record: postgresql://USER@HOST/DB or sqlite:///FILE; default: SQLite in the study folder.",
+    )
+    address: str | None = asked(MACHINES, None, "Ray cluster, or auto; default: this machine.")
+
+    @field_validator("time_budget_s", mode="before")
+    @classmethod
+    def _time(cls, value: Any) -> Any:
+        return duration(value, "--time-budget") if isinstance(value, str) else value
+
+    @field_validator("max_disk", mode="before")
+    @classmethod
+    def _size(cls, value: Any) -> Any:
+        return size(value, "--max-disk") if isinstance(value, str) else value
+
+    @field_validator("n_anomalies", mode="before")
+    @classmethod
+    def _amount(cls, value: Any) -> Any:
+        if not isinstance(value, str) or value == "all":
+            return value
+        if not value.isdigit() or int(value) < 1:
+            raise ConfigError(f"--n-anomalies {value!r}: give a number from 1 on, or all")
+        return int(value)
+
+    @field_validator("seeds", mode="before")
+    @classmethod
+    def _list(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        if not re.fullmatch(r"\d+(,\d+)*", value):
+            raise ConfigError(f"--seeds {value!r}: give whole numbers with commas, for example 42,43,44")
+        return tuple(int(part) for part in value.split(","))
+
+    @field_validator("overrides", mode="before")
+    @classmethod
+    def _assignments(cls, value: Any) -> Any:
+        return parse_assignments(list(value)) if isinstance(value, list | tuple) else value
+
+    @staticmethod
+    def from_command(given: Mapping[str, Any]) -> SearchOptions:
+        """From options by their names on the command line (with `_`); None means the default.
+
+        Raises ConfigError, which names the option, for a value that it cannot have.
+        """
+        names = {OPTION_NAMES.get(field, field): field for field in SearchOptions.model_fields}
+        values = {names[name]: value for name, value in given.items() if value is not None}
+        try:
+            return SearchOptions.model_validate(values)
+        except ValidationError as problem:
+            first = problem.errors()[0]
+            field = str(first["loc"][0])
+            name = OPTION_NAMES.get(field, field).replace("_", "-")
+            raise ConfigError(f"--{name} {first['input']!r}: {first['msg']}") from None
+
+
+def duration(text: str, option: str) -> float:
+    """Seconds of 90s, 30m, 2h or 1d. Raises ConfigError, which names the option."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)(s|m|h|d)?", text)
+    if match is None or float(match[1]) == 0:
+        raise ConfigError(f"{option} {text!r}: give a time such as 90s, 30m, 2h or 1d")
+    return float(match[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[match[2] or "s"]
+
+
+def size(text: str, option: str) -> int:
+    """Bytes of 500MB or 20GB. Raises ConfigError, which names the option."""
+    try:
+        return int(TypeAdapter(ByteSize).validate_python(text))
+    except ValidationError:
+        raise ConfigError(f"{option} {text!r}: give a size such as 500MB or 20GB") from None

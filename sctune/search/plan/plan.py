@@ -29,6 +29,7 @@ from sctune.search.space.definition import Space
 from sctune.search.study.content import content_digest
 from sctune.search.study.database import check_free, storage_url
 from sctune.search.study.manifest import DataSpec, ResourceSpec, SchedulerSpec, SelectionSpec, StudyManifest
+from sctune.search.study.options import StudyOptions
 from sctune.search.suggest.samplers import LEARNS_FROM_FULL_RUNS, make_sampler
 from sctune.tracking.choice import choose_store
 from sctune.tracking.server import check_tracking
@@ -128,7 +129,10 @@ class _Asked:
 def _manifest(options: SearchOptions, asked: _Asked, space: Space, tasks: list[Task], data: DataSpec) -> StudyManifest:
     defaults = search_defaults(asked.profile)
     points = space.size() if asked.sampler == "grid" else None
+    kept = {name: getattr(options, name) for name in StudyOptions.model_fields}
     return StudyManifest(
+        # a space may set it too
+        **kept | {"partition_seed": space.base.data.partition_seed},
         name=asked.name,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         space=space.to_dict(),
@@ -136,20 +140,14 @@ def _manifest(options: SearchOptions, asked: _Asked, space: Space, tasks: list[T
         config=space.base.model_dump(),
         tasks=tuple(tasks),
         sampler=asked.sampler,
-        sampler_seed=options.sampler_seed,
         scheduler=asked.scheduler,
         trials=options.trials or points or defaults.trials,
         selection=asked.selection,
-        partition_seed=space.base.data.partition_seed,
         folds=defaults.folds,
         data=data,
         storage_path=asked.storage_path,
         tracking_uri=asked.tracking_uri,
         storage_url=asked.storage_url,
-        time_budget_s=options.time_budget_s,
-        keep_best=options.keep_best,
-        max_disk=None if options.max_disk is None else int(options.max_disk),
-        checkpoint_interval=options.checkpoint_interval,
         resources=ResourceSpec(
             cpus=options.cpus_per_trial or defaults.cpus_per_trial,
             gpus=options.gpus_per_trial or 0.0,
@@ -174,7 +172,7 @@ def weights_digests(space: Space) -> dict[str, str]:
 
 def git_commit() -> str | None:
     """Commit of the checkout that sctune runs from; None for an installed package."""
-    folder = Path(__file__).resolve().parents[2]
+    folder = Path(__file__).resolve().parents[3]
     if not (folder / ".git").exists():
         return None
     try:

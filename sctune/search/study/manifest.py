@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from sctune.config import Task, TrialConfig
 from sctune.errors import StudyError
 from sctune.search.space.definition import Space
+from sctune.search.study.options import StudyOptions
 
 FORMAT_VERSION = 1
 
@@ -71,12 +72,12 @@ class Launch(Frozen):
         return (datetime.fromisoformat(last) - datetime.fromisoformat(self.started)).total_seconds()
 
 
-class StudyManifest(Frozen):
+class StudyManifest(StudyOptions, Frozen):
     """What was asked for; written once, and changed only by larger budgets, places that moved and the launches.
 
     config: the base TrialConfig tree, with the space's `set:` and the command line merged.
     storage_path: URI that all nodes see (checkpoints); storage_url: SQLAlchemy URL of the record, None: SQLite in
-    the study's folder. No URL here holds a password. checkpoint_interval: seconds. time_budget_s: over all launches.
+    the study's folder. No URL here holds a password. checkpoint_interval: seconds.
     splits: task key -> digest of its lists of files. confirms: id of the study whose best trials this one trains anew.
     """
 
@@ -89,21 +90,15 @@ class StudyManifest(Frozen):
     config: dict[str, Any]
     tasks: tuple[Task, ...] = Field(min_length=1, strict=False)
     sampler: str
-    sampler_seed: int = Field(0, ge=0, lt=2**32)
     scheduler: SchedulerSpec
     trials: int = Field(ge=1)
     selection: SelectionSpec
-    partition_seed: int = 0
     splits: dict[str, str] = {}
     folds: int = 2
     data: DataSpec
     storage_path: str
     tracking_uri: str
     storage_url: str | None = None
-    keep_best: int = 3
-    max_disk: int | None = None
-    checkpoint_interval: float = 60.0
-    time_budget_s: float | None = None
     resources: ResourceSpec = ResourceSpec()
     versions: dict[str, str] = {}
     git_commit: str | None = None

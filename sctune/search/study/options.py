@@ -1,0 +1,28 @@
+"""Options of a search that its manifest keeps as they were asked for; search/plan/options.py has the others."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, Field
+
+DATA, SPACE, BUDGET, MACHINES, PLACES = "Data", "Space", "Budget", "Machines", "Places"
+"""Panels of the help."""
+
+
+def asked(panel: str, default: Any, description: str, *, ge: float | None = None, lt: float | None = None) -> Any:
+    """A field that is an option too: description is its help, panel its group in `sctune search --help`."""
+    return Field(default, description=description, json_schema_extra={"panel": panel}, ge=ge, lt=lt)
+
+
+class StudyOptions(BaseModel):
+    """What the manifest of a study keeps as it was asked for."""
+
+    sampler_seed: int = asked(SPACE, 0, "Seed of the sampler.", ge=0, lt=2**32)
+    partition_seed: int = asked(DATA, 0, "Draws the development and the test pool.", ge=0, lt=2**32)
+    time_budget_s: float | None = asked(BUDGET, None, "For example 90s, 30m, 2h; over all launches.")
+    checkpoint_interval: float = asked(PLACES, 60.0, "Seconds between checkpoints besides rungs.", ge=0)
+    keep_best: int = asked(PLACES, 3, "Full runs that keep their checkpoint.", ge=1)
+    max_disk: int | None = asked(
+        PLACES, None, "What the study may take on disk, for example 20GB; the best trials stay longest.", ge=1
+    )

@@ -1,0 +1,86 @@
+"""Options have one definition: SearchOptions gives the command line its help, its panels and its limits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import typer
+from typer.main import get_command
+from typer.testing import CliRunner
+
+from sctune.cli import PANELS, app
+from sctune.errors import ConfigError
+from sctune.search.plan.options import OPTION_NAMES, SearchOptions
+from sctune.search.study.manifest import StudyManifest
+from sctune.search.study.options import StudyOptions
+
+GROUPS = ("Data", "Space", "Budget", "Machines", "Places", "Output")
+
+
+def search_options() -> dict[str, Any]:
+    """Long flag without dashes -> option of `sctune search`."""
+    command = get_command(app).commands["search"]  # type: ignore[attr-defined]
+    return {parameter.opts[0].removeprefix("--"): parameter for parameter in command.params}
+
+
+def test_every_field_is_an_option_with_its_description() -> None:
+    options = search_options()
+    for field, info in SearchOptions.model_fields.items():
+        option = options.pop(OPTION_NAMES.get(field, field).replace("_", "-"))
+        assert option.help == info.description, field
+        assert option.rich_help_panel == info.json_schema_extra["panel"], field  # type: ignore[index, call-overload]
+    assert set(options) <= {"notify", "detach", "dry-run", "json", "help"}
+
+
+def test_help_comes_in_panels_in_their_order() -> None:
+    wide = {"COLUMNS": "120", "TERM": "dumb"}
+    text = CliRunner().invoke(app, ["search", "--help"], env=wide).stdout
+    assert [text.index(f"─ {group} ─") for group in GROUPS] == sorted(text.index(f"─ {group} ─") for group in GROUPS)
+    top = CliRunner().invoke(app, ["--help"], env=wide).stdout
+    assert [panel for panel in PANELS if f"─ {panel} ─" in top] == list(PANELS)
+
+
+def test_every_command_stands_in_a_panel() -> None:
+    commands = get_command(app).commands  # type: ignore[attr-defined]
+    assert all(command.rich_help_panel in PANELS for command in commands.values())
+
+
+def test_times_sizes_and_lists_are_read_as_people_write_them() -> None:
+    given = {"time_budget": "2h", "max_disk": "20GB", "seeds": "42,43", "n_anomalies": "10", "set": ["seed=3"]}
+    options = SearchOptions.from_command(given | {"category": ["carpet", "grid"], "name": None})
+    assert options == SearchOptions(
+        time_budget_s=7200.0,
+        max_disk=20_000_000_000,
+        seeds=(42, 43),
+        n_anomalies=10,
+        overrides={"seed": 3},
+        categories=("carpet", "grid"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"time_budget": "soon"}, "--time-budget 'soon': give a time such as 90s, 30m, 2h or 1d"),
+        ({"max_disk": "much"}, "--max-disk 'much': give a size such as 500MB or 20GB"),
+        ({"max_disk": "0"}, "--max-disk '?0'?: Input should be greater than or equal to 1"),
+        ({"seeds": "1;2"}, "--seeds '1;2': give whole numbers with commas, for example 42,43,44"),
+        ({"n_anomalies": "few"}, "--n-anomalies 'few': give a number from 1 on, or all"),
+        ({"setting": "easy"}, "--setting 'easy': Input should be 'general', 'hard' or 'anomaly-free'"),
+        ({"set": ["augment"]}, "--set 'augment': write key=value"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_a_bad_value_names_its_option(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{message}"):
+        SearchOptions.from_command(given)
+
+
+def test_the_manifest_keeps_the_shared_options_under_their_names() -> None:
+    assert StudyOptions.model_fields.keys() <= SearchOptions.model_fields.keys() & StudyManifest.model_fields.keys()
+
+
+def test_a_limit_stands_in_one_place() -> None:
+    found = CliRunner().invoke(app, ["search", "--max-concurrent", "0"], standalone_mode=False)
+    assert isinstance(found.exception, typer.BadParameter.__mro__[1])
