@@ -300,5 +300,5 @@ def _one_line(problem: ValidationError) -> str:
     if first["type"] == "value_error":
         return str(first["ctx"]["error"])
     name = ".".join(str(part) for part in first["loc"])
-    known = next((field for field in FIELD_NAMES if name.startswith(field)), name)
+    known = next((field for field in FIELD_NAMES if f"{name}.".startswith(f"{field}.")), name)
     return f"{known}={first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}"
