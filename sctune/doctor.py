@@ -56,7 +56,7 @@ def _weights(backbone: str) -> dict[str, Any]:
         path = local_weights(backbone)
         if path is None:
             return _row(f"weights of {backbone}", False, "not here yet; downloaded on first use, or model.weights=FILE")
-        build_backbone(ModelConfig(backbone=backbone), path)  # type: ignore[arg-type]
+        build_backbone(ModelConfig(backbone=backbone), path)
     except WeightsError as problem:
         return _row(f"weights of {backbone}", False, str(problem))
     return _row(f"weights of {backbone}", True, str(path))
