@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from importlib.metadata import EntryPoint, entry_points
 
 from sctune.backbones import features, lite, resnet
 from sctune.backbones.entry import BackboneEntry, Tap
 from sctune.backbones.timm_nets import PREFIX, timm_entry
-from sctune.errors import WeightsError, nearest
+from sctune.errors import ConfigError, WeightsError, nearest
+from sctune.plugins import load_entry, plugin_names
 
 GROUP = "sctune.backbones"
 SHIPPED = {entry.name: entry for entry in (*resnet.ENTRIES, *features.ENTRIES, *lite.ENTRIES)}
@@ -66,18 +66,13 @@ def tap_list(backbone: str, taps: Sequence[str]) -> list[Tap]:
     return sorted(found, key=lambda tap: (tap.after, tap.output))
 
 
-@lru_cache(maxsize=1)
-def _plugins() -> dict[str, EntryPoint]:
-    return {point.name: point for point in entry_points(group=GROUP)}
+def _plugins() -> list[str]:
+    return plugin_names(GROUP, but=SHIPPED)
 
 
 @lru_cache(maxsize=64)
 def _loaded(name: str) -> BackboneEntry:
-    point = _plugins()[name]
     try:
-        entry = point.load()
-    except Exception as problem:  # whatever somebody else's package raises when it is imported
-        raise WeightsError(f"backbone {name!r} of {point.value} cannot be loaded: {problem!r}") from problem
-    if not isinstance(entry, BackboneEntry) or entry.name != name:
-        raise WeightsError(f"{point.value} is no BackboneEntry of the name {name!r}, which its entry point promises")
-    return entry
+        return load_entry(GROUP, name, BackboneEntry)
+    except ConfigError as problem:
+        raise WeightsError(f"backbone {name!r}: {problem}") from problem
