@@ -128,7 +128,8 @@ class TrialConfig(Section):
         shape = BACKBONES[model.backbone]
         if model.freeze > shape.n_blocks:
             raise ValueError(f"model.freeze={model.freeze}: {model.backbone} has {shape.n_blocks} blocks")
-        for scale in scale_sizes(size, model.n_scales):
+        scales = model.n_scales if self.entry.looks_at("model.n_scales") else 1
+        for scale in scale_sizes(size, scales):
             side = feature_side(scale, model.backbone, model.tap)
             if side < 1:
                 raise ValueError(
