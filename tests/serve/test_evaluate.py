@@ -20,6 +20,7 @@ from sctune.data.catalog import DataSet, open_dataset
 from sctune.data.images import file_digest
 from sctune.deploy.model import Model
 from sctune.errors import ConfigError, DataError
+from sctune.metrics.pixel_level import aupro
 from sctune.serve import measure
 from sctune.serve.evaluate import evaluate, open_labelled
 from sctune.serve.inputs import list_inputs
@@ -27,7 +28,7 @@ from sctune.serve.measure import measures, per_kind
 from sctune.serve.pictures import worst_mistakes
 from sctune.serve.predict import predict_to_file
 from sctune.serve.results import evaluation_lines, write_evaluation
-from sctune.train.heatmap import aupro, heat_maps
+from sctune.train.heatmap import heat_maps
 from tests.models import noise_png
 
 
