@@ -34,7 +34,7 @@ def trial_log_path(study: Path, number: int) -> Path:
 
 
 class TrialLog:
-    """An observer of the searcher that appends to `logs/trial-<number>.log`; a thread of its own writes.
+    """An observer of the trials that appends to `logs/trial-<number>.log`; a thread of its own writes.
 
     launch: number of this launch, from 1. A resumed trial goes on in its file.
     """
