@@ -124,7 +124,7 @@ class Launch:
             TrialResources(self.resources.cpus, self.resources.gpus),
             largest_resources(lacking),
             lambda node: node in nodes_alive(),
-            lambda share: nodes_for(share.cpus, share.gpus),
+            lambda taken: nodes_for(taken.cpus, taken.gpus),
             lacking,
         )
         use = DiskUse(study.folder, manifest.storage_path)
