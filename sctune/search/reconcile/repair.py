@@ -38,7 +38,7 @@ class Repaired(NamedTuple):
 
 
 def open_writer(study: Study) -> Writer:
-    """The way to MLflow for one launch or `sync`; the caller holds the study's lock, and closes it."""
+    """The way to MLflow for one launch, which repairs while it is idle; the caller holds the lock, and closes it."""
     remove_journal(study.folder)
 
     def when_idle(apply: Apply) -> None:
