@@ -1,5 +1,8 @@
 """The configuration: refused when it cannot be, with the value, the rule and the way out in one line."""
 
+import subprocess
+import sys
+
 import pytest
 
 from sctune.config import Task, TrialConfig, load_profile, parse_assignments, profile_names
@@ -11,10 +14,19 @@ from sctune.errors import ConfigError
     [
         ({"augment.treshold": 0.3}, "did you mean 'augment.threshold'"),
         ({"augment.threshold": 3}, "augment.threshold=3: input should be less than or equal to 1"),
+        ({"augment.threshold_mode": "sum"}, "augment.threshold_mode='sum': input should be 'value' or 'area'"),
+        ({"data.n_anomalies": 0}, "data.n_anomalies=0: "),
         ({"seed": 1.5}, "seed=1.5"),
         ({"data.setting": "hard"}, "needs data.known_class"),
         ({"data.known_class": "mono"}, "takes no data.known_class"),
         ({"model.freeze": 6}, "resnet18 has 5 blocks"),
+        (
+            {"model.backbone": "resnet19"},
+            "model.backbone='resnet19': unknown backbone 'resnet19'; did you mean 'resnet1",
+        ),
+        ({"model.taps": "stride8,strid16"}, "model.taps=stride8,strid16: resnet18 has no tap 'strid16'; did you mean"),
+        ({"model.taps": ["deep", "stride32"]}, "deep, stride32 name one map of resnet18 twice; name each once"),
+        ({"model.taps": 8}, "model.taps=8: input should be a valid string"),
         ({"augment.grid_size": 300}, "at most half of data.image_size"),
         ({"budget.batch_size": 3, "data.balance": 0.34}, "at least 2 and 1 are needed"),
         (
@@ -51,6 +63,25 @@ def test_quoted_numbers_of_the_command_line_are_text(text):
     assert values == {"data.group": "12"}
     assert TrialConfig().override(values).data.group == "12"
     assert parse_assignments(["model.weights='2e-4'", "optim.lr= 2e-4"]) == {"model.weights": "2e-4", "optim.lr": 2e-4}
+
+
+@pytest.mark.parametrize("given", [["stride8", "stride16"], ("stride8", "stride16"), "stride8, stride16"])
+def test_taps_are_a_list_or_text_and_stored_in_one_form(given):
+    config = load_profile("cpu").override({"model.taps": given})
+    assert config.model.taps == "stride8,stride16"
+    assert config.model.tap_names == ("stride8", "stride16")
+    assert TrialConfig.load(config.document()) == config
+    assert parse_assignments(["model.taps=[stride8, stride16]"]) == {"model.taps": ["stride8", "stride16"]}
+
+
+def test_a_backbone_and_its_sizes_are_checked_without_torch():
+    script = (
+        "import sys; from sctune.config import load_profile; from sctune.backbones.registry import SHIPPED\n"
+        "for name in SHIPPED: load_profile('gpu').override({'model.backbone': name, 'model.taps': 'stride4,deep'})\n"
+        "print(sorted({'torch', 'torchvision', 'timm'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.returncode) == ("[]\n", 0), done.stderr
 
 
 @pytest.mark.parametrize("name", profile_names())

@@ -27,8 +27,9 @@ FLOORS = (
     {"train"},
     {"model", "methods.deviation"},
     {"methods", "augment", "data"},
-    {"metrics", "backbones", "report"},
+    {"metrics", "report"},
     {"config"},
+    {"backbones"},
     {"plugins", "errors", "files", "geometry", "paths", "text", "urls", ""},
 )
 """Rooms from the roof down; "" is `sctune/__init__.py`. A new module at the top level gets its floor here."""

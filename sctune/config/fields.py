@@ -6,7 +6,10 @@ import math
 import re
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+from sctune.backbones.registry import backbone_entry
+from sctune.errors import WeightsError
 
 Setting = Literal["general", "hard", "anomaly-free"]
 SelectionMode = Literal["auto", "extra", "seen", "proxy", "test"]
@@ -36,6 +39,21 @@ def range_ends(text: str) -> tuple[float, float] | None:
 def _checked_range(text: str) -> str:
     range_ends(text)
     return text
+
+
+def _known_backbone(name: str) -> str:
+    try:
+        return backbone_entry(name).name
+    except WeightsError as problem:
+        raise ValueError(f"model.backbone={name!r}: {problem}") from None
+
+
+def _joined(taps: object) -> object:
+    """Names as a list, or as text with commas between them, in the one form that is stored."""
+    names = taps.split(",") if isinstance(taps, str) else taps
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+        return taps
+    return ",".join(name.strip() for name in names)
 
 
 class Section(BaseModel):
@@ -151,8 +169,15 @@ class ModelConfig(Section):
         description="references: clean normals, fixed when scoring, or drawn from the training set with its pseudo "
         "anomalies, anew for each scoring (DRA's public code)",
     )
-    backbone: Literal["resnet18", "efficientnet_lite0"] = Field("resnet18", description="the paper's is resnet18")
+    backbone: Annotated[str, AfterValidator(_known_backbone)] = Field(
+        "resnet18", description="a registered feature extractor or `timm/NAME`; the paper's is resnet18"
+    )
     tap: Literal["deep", "middle"] = Field("deep", description="feature map at stride 32 (paper) or 16")
+    taps: Annotated[str | None, BeforeValidator(_joined)] = Field(
+        None,
+        description="several feature maps on one grid, in place of `tap`: names such as stride8,stride16, as a list or "
+        "with commas; none: `tap`",
+    )
     weights: str = Field("imagenet", description="`imagenet`, `random`, or a state-dict file (safetensors or torch)")
     freeze: int = Field(0, ge=0, description="leading backbone blocks kept fixed, the stem counted as the first")
     n_scales: Literal[1, 2] = Field(2, description="image pyramid: full size, and half size too (public code 2)")
@@ -169,6 +194,11 @@ class ModelConfig(Section):
         "exact", description="scores from all patch sets (fixed list where over 256), a fixed list, or one random draw"
     )
     top_k: float = Field(0.1, gt=0, le=1, description="share of the highest cells that make a score (paper: 10 %)")
+
+    @property
+    def tap_names(self) -> tuple[str, ...]:
+        """The feature maps that are taken out of the backbone."""
+        return (self.tap,) if self.taps is None else tuple(self.taps.split(","))
 
 
 class ScoreConfig(Section):

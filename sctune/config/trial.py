@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError, model_validator
 
+from sctune.backbones.registry import backbone_entry, feature_side, tap_list
 from sctune.config.fields import (
     AugmentConfig,
     BudgetConfig,
@@ -37,7 +38,7 @@ from sctune.config.methods import (
 )
 from sctune.config.strict_yaml import parse_yaml
 from sctune.errors import ConfigError, nearest
-from sctune.geometry import BACKBONES, feature_side, scale_sizes
+from sctune.geometry import scale_sizes
 
 FORMAT_VERSION = 1
 """Of a configuration that stands in a file of its own."""
@@ -125,16 +126,24 @@ class TrialConfig(Section):
         model, size = self.model, self.data.image_size
         if not self.entry.looks_at("model.backbone"):
             return self
-        shape = BACKBONES[model.backbone]
-        if model.freeze > shape.n_blocks:
-            raise ValueError(f"model.freeze={model.freeze}: {model.backbone} has {shape.n_blocks} blocks")
+        n_blocks = backbone_entry(model.backbone).n_blocks
+        if model.freeze > n_blocks:
+            raise ValueError(f"model.freeze={model.freeze}: {model.backbone} has {n_blocks} blocks")
+        taken = f"model.tap={model.tap}" if model.taps is None else f"model.taps={model.taps}"
+        try:
+            tap_list(model.backbone, model.tap_names)
+        except ValueError as problem:
+            raise ValueError(f"{taken}: {problem}") from None
         scales = model.n_scales if self.entry.looks_at("model.n_scales") else 1
         for scale in scale_sizes(size, scales):
-            side = feature_side(scale, model.backbone, model.tap)
+            try:
+                side = feature_side(scale, model.backbone, model.tap_names)
+            except ValueError as problem:
+                raise ValueError(f"data.image_size={size}, model.n_scales={model.n_scales}: {problem}") from None
             if side < 1:
                 raise ValueError(
                     f"data.image_size={size}: the {scale} px scale is too small for {model.backbone} with "
-                    f"model.tap={model.tap}; use a larger data.image_size, model.n_scales=1 or model.tap=middle"
+                    f"{taken}; use a larger data.image_size, model.n_scales=1 or model.tap=middle"
                 )
         return self
 
@@ -341,5 +350,5 @@ def _one_line(problem: ValidationError) -> str:
     if first["type"] == "value_error":
         return str(first["ctx"]["error"])
     name = ".".join(str(part) for part in first["loc"])
-    known = next((field for field in FIELD_NAMES if name.startswith(field)), name)
+    known = next((field for field in FIELD_NAMES if f"{name}.".startswith(f"{field}.")), name)
     return f"{known}={first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}"

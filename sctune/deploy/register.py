@@ -14,6 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from sctune.backbones.registry import backbone_entry
 from sctune.backbones.weights import file_sha256
 from sctune.config import TrialConfig
 from sctune.deploy.flavor import (
@@ -42,7 +43,6 @@ _PACKAGES = (
     "mlflow", "torch", "torchvision", "numpy", "scipy", "pandas", "pillow", "pydantic", "pyyaml", "safetensors",
     "matplotlib", "tifffile", "imagecodecs",
 )  # fmt: skip
-_LITE0 = "efficientnet-lite-pytorch"
 
 
 class Registered(NamedTuple):
@@ -93,8 +93,8 @@ def registered_name(study: str) -> str:
 
 def requirements(config: TrialConfig) -> list[str]:
     """Exact versions of what loading needs, without local parts (+cpu), and the wheel inside the model."""
-    lite0 = config.entry.looks_at("model.backbone") and config.model.backbone == "efficientnet_lite0"
-    packages = [*_PACKAGES, *([_LITE0] if lite0 else []), *config.entry.packages]
+    own = backbone_entry(config.model.backbone).packages.values() if config.entry.looks_at("model.backbone") else ()
+    packages = [*_PACKAGES, *own, *config.entry.packages]
     lines = []
     for package in packages:
         try:

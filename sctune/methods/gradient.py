@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sctune.augment.saliency import smooth_map
-from sctune.methods.pixels import IMAGENET_STD, to_pixels
+from sctune.backbones.entry import IMAGENET_STD
+from sctune.methods.pixels import to_pixels
 
 GRID = 16
 """Cells of the smoothing grid: finer than the saliency of training, since a defect may be small."""

@@ -9,11 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sctune.backbones.entry import IMAGENET_MEAN, IMAGENET_STD
 from sctune.config import RuntimeConfig
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-
 
 ALIKE_BATCH = {"cpu": 1, "cuda": 32}
 """Images of one pass where scores must not depend on what else is scored; on a CPU one by one is as fast as many."""

@@ -271,7 +271,7 @@ def test_something_to_try_is_the_first_start_point_or_the_first_variant(tmp_path
 def test_backbones_of_all_variants_need_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variants: dict[str, Any], expected: list[str]
 ) -> None:
-    from sctune.search.plan.plan import plan
+    from sctune.search.plan import plan
 
     monkeypatch.setattr(plan, "resolve_weights", lambda backbone, weights: Path(f"/{backbone}-{weights}"))
     space = make_space(tmp_path, variants=variants, set={"model.freeze": 0})

@@ -36,6 +36,7 @@ CHANGED = {
     "model.reference_source": "training",
     "model.backbone": "resnet18",
     "model.tap": "deep",
+    "model.taps": "middle,deep",
     "model.weights": "imagenet",
     "model.freeze": 3,
     "model.n_scales": 2,

@@ -11,11 +11,12 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from sctune.backbones.registry import feature_side
 from sctune.backbones.trunk import Backbone, build_backbone
 from sctune.backbones.weights import resolve_weights
 from sctune.config import ModelConfig, ScoreConfig, TrialConfig
 from sctune.errors import CheckpointError
-from sctune.geometry import feature_side, scale_sizes
+from sctune.geometry import scale_sizes
 from sctune.methods.deviation.heads import LatentResidualHead, NormalHead, PatchResidualHead, PlainHead
 from sctune.methods.deviation.roles import NORMAL_HEAD, combine, head_roles
 from sctune.methods.pixels import autocast, memory_format, normalise, score_alike, to_pixels
@@ -59,7 +60,7 @@ class Detector(nn.Module):
         if not isinstance(head, PatchResidualHead):
             return None
         sizes = scale_sizes(self.config.data.image_size, model.n_scales)
-        sides = [feature_side(size, model.backbone, model.tap) for size in sizes]
+        sides = [feature_side(size, model.backbone, model.tap_names) for size in sizes]
         return [head.draw_offsets(side, batch, generator) for side in sides]
 
     def forward(

@@ -8,8 +8,9 @@ from typing import Any
 
 import yaml
 
+from sctune.backbones.registry import feature_side
 from sctune.config import Conditions, DeviationSection, MethodEntry, TrialConfig
-from sctune.geometry import feature_side, scale_sizes
+from sctune.geometry import scale_sizes
 from sctune.methods.deviation.geometry import patch_offsets, patch_side
 
 _SALIENCY: Conditions = (("augment.kind", ("saliencycut",)),)
@@ -94,7 +95,7 @@ def _check_patches(config: TrialConfig) -> None:
     if model.heads != "two_head_patch":
         return
     for scale in scale_sizes(config.data.image_size, model.n_scales):
-        side = feature_side(scale, model.backbone, model.tap)
+        side = feature_side(scale, model.backbone, model.tap_names)
         patch = patch_side(side, model.patch_count, model.patch_size)
         positions = len(patch_offsets(side, patch, model.patch_place)) if patch >= 1 else 0
         if positions < model.patch_count:

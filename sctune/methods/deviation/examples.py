@@ -6,11 +6,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sctune.backbones.entry import IMAGENET_MEAN, IMAGENET_STD
 from sctune.data.batches import stream
 from sctune.errors import DataError
 from sctune.methods.base import PseudoExample
 from sctune.methods.deviation.step import TrainingStep
-from sctune.methods.pixels import IMAGENET_MEAN, IMAGENET_STD, to_pixels
+from sctune.methods.pixels import to_pixels
 
 WITHIN_ONE_IMAGE = ("cutmix", "cutpaste")
 """Kinds that move a piece of the receiver itself."""

@@ -94,7 +94,8 @@ def make_plan(options: SearchOptions, has_gpu: bool) -> Plan:
     base = space.base
     for backbone, weights in weights_files(space).items():
         # a file that does not fit is refused here, not in every trial
-        build_backbone(base.model.model_copy(update={"backbone": backbone, "freeze": 0}), weights)
+        whole = {"backbone": backbone, "freeze": 0, "tap": "deep", "taps": None}
+        build_backbone(base.model.model_copy(update=whole), weights)
     store = choose_store(options.tracking_uri, home())
     check_tracking(store.uri, make=False)
     skipped = _decode(splits, base)

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from sctune.backbones.registry import backbone_entry
 from sctune.search.cluster.connection import Resources
 from sctune.search.plan import costs
 from sctune.search.plan.options import SearchOptions
@@ -165,7 +166,7 @@ def _cost(config: Mapping[str, Any]) -> tuple[Any, ...]:
     return (
         pixels,
         config["model.n_scales"],
-        config["model.backbone"] == "resnet18",
+        backbone_entry(config["model.backbone"]).cost,
         config["model.tap"] == "deep",
         -config["model.freeze"],
         {"none": 0, "saliencycut": 2}.get(config["augment.kind"], 1),

@@ -22,8 +22,8 @@ from sctune.search.cluster.connection import Resources, largest_resources, nodes
 from sctune.search.cluster.resources import TrialResources
 from sctune.search.cluster.tune_registry import remembered_trainables
 from sctune.search.plan.plan import weights_digests
+from sctune.search.reconcile.recorded import past_trial, study_facts
 from sctune.search.reconcile.repair import open_writer
-from sctune.search.reconcile.replay import past_trial, study_facts
 from sctune.search.reconcile.stored_trials import remove_strays
 from sctune.search.rules.registry import make_rule
 from sctune.search.run.back_pressure import DiskUse, StartGate
@@ -124,7 +124,7 @@ class Launch:
             TrialResources(self.resources.cpus, self.resources.gpus),
             largest_resources(lacking),
             lambda node: node in nodes_alive(),
-            lambda share: nodes_for(share.cpus, share.gpus),
+            lambda taken: nodes_for(taken.cpus, taken.gpus),
             lacking,
         )
         use = DiskUse(study.folder, manifest.storage_path)

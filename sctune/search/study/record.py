@@ -1,6 +1,6 @@
 """The durable record of a study: an Optuna storage, written by one background thread in the order of events.
 
-The searcher works on a study in memory; what it tells the record is queued and written a moment later, all that has
+The suggester works on a study in memory; what the record is told is queued and written a moment later, all that has
 gathered meanwhile in one transaction. So a driver that is killed leaves a record that ends a moment earlier, never
 one with holes. Trial numbers in the record equal those in memory. Attributes that hold pickles are not stored.
 """

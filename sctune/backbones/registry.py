@@ -1,0 +1,83 @@
+"""Backbones by name: the shipped ones, `timm/NAME`, and those of installed packages. Imports no torch.
+
+A package ships one by the entry-point group `sctune.backbones`: the entry point's name is the backbone's, and it loads
+a `BackboneEntry`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from importlib.metadata import EntryPoint, entry_points
+
+from sctune.backbones import features, lite, resnet
+from sctune.backbones.entry import BackboneEntry, Tap
+from sctune.backbones.timm_nets import PREFIX, timm_entry
+from sctune.errors import WeightsError, nearest
+
+GROUP = "sctune.backbones"
+SHIPPED = {entry.name: entry for entry in (*resnet.ENTRIES, *features.ENTRIES, *lite.ENTRIES)}
+_registered: dict[str, BackboneEntry] = {}
+
+
+def register(entry: BackboneEntry) -> None:
+    """Add a backbone in this process alone (a notebook); workers of a search know those of installed packages.
+
+    Raises ValueError for a name that another one has.
+    """
+    if entry.name in SHIPPED or entry.name.startswith(PREFIX) or entry.name in _plugins():
+        raise ValueError(f"a backbone {entry.name!r} exists already; give it another name")
+    _registered[entry.name] = entry
+
+
+def backbone_entry(name: str) -> BackboneEntry:
+    """What is known of a backbone; raises WeightsError, with the nearest name, where nothing is."""
+    if name in SHIPPED:
+        return SHIPPED[name]
+    if name.startswith(PREFIX):
+        return timm_entry(name)
+    if name in _registered:
+        return _registered[name]
+    if name in _plugins():
+        return _loaded(name)
+    raise WeightsError(f"unknown backbone {name!r}; {nearest(name, backbone_names())}, or timm/NAME")
+
+
+def backbone_names() -> list[str]:
+    """All names but those of timm, sorted."""
+    return sorted({*SHIPPED, *_registered, *_plugins()})
+
+
+def feature_side(image_size: int, backbone: str, taps: Sequence[str]) -> int:
+    """Side in cells of the square map that a backbone gives: the largest one of the taps.
+
+    Raises ValueError for an unknown tap and for an image side, in pixels, that the backbone cannot take.
+    """
+    entry = backbone_entry(backbone)
+    return max(entry.rounding(image_size, entry.tap(tap)) for tap in taps)
+
+
+def tap_list(backbone: str, taps: Sequence[str]) -> list[Tap]:
+    """The maps of these names, the shallowest first. Raises ValueError for unknown names and for one map twice."""
+    entry = backbone_entry(backbone)
+    found = [entry.tap(name) for name in taps]
+    if len(set(found)) < len(found):
+        raise ValueError(f"{', '.join(taps)} name one map of {backbone} twice; name each once")
+    return sorted(found, key=lambda tap: (tap.after, tap.output))
+
+
+@lru_cache(maxsize=1)
+def _plugins() -> dict[str, EntryPoint]:
+    return {point.name: point for point in entry_points(group=GROUP)}
+
+
+@lru_cache(maxsize=64)
+def _loaded(name: str) -> BackboneEntry:
+    point = _plugins()[name]
+    try:
+        entry = point.load()
+    except Exception as problem:  # whatever somebody else's package raises when it is imported
+        raise WeightsError(f"backbone {name!r} of {point.value} cannot be loaded: {problem!r}") from problem
+    if not isinstance(entry, BackboneEntry) or entry.name != name:
+        raise WeightsError(f"{point.value} is no BackboneEntry of the name {name!r}, which its entry point promises")
+    return entry
