@@ -18,7 +18,7 @@ SelectionMode = Literal["auto", "extra", "seen", "proxy", "test"]
 def range_ends(text: str) -> tuple[float, float] | None:
     """The values of `data.range` that are black and white; None for `auto` and `container`, which name none.
 
-    Raises ValueError for what is none of auto, container, bits:N and MIN,MAX.
+    Raises ValueError for anything but auto, container, bits:N and MIN,MAX.
     """
     if text in ("auto", "container"):
         return None
