@@ -1,4 +1,4 @@
-"""The training images of a task, and how they reach the device: decoded, turned, normalised."""
+"""The training images of a task, and how they reach the device: decoded, rotated, normalised."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def pixels_of(images: TaskImages, rows: np.ndarray, config: TrialConfig, device:
     return to_pixels(images.take(rows), device, config.runtime.channels_last)
 
 
-def turned(pixels: Tensor, config: TrialConfig, *purpose: object) -> tuple[Tensor, Tensor]:
-    """Each image turned by an angle of its own: normalised images [N, 3, S, S], and where they are real [N, 1, S, S].
+def rotated(pixels: Tensor, config: TrialConfig, *purpose: object) -> tuple[Tensor, Tensor]:
+    """Each image rotated by an angle of its own: normalised images [N, 3, S, S], and where they are real [N, 1, S, S].
 
     purpose: names and numbers that key the angles.
     """

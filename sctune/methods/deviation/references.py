@@ -10,15 +10,15 @@ from sctune.augment.makers import PIXEL_MAKERS
 from sctune.config import TrialConfig
 from sctune.data.batches import PSEUDO_SHARE, rotate, rotation_angles, stream
 from sctune.methods.base import TaskImages
-from sctune.methods.deviation.images import pixels_of, turned
+from sctune.methods.deviation.images import pixels_of, rotated
 
 
 class References:
     """Draws `model.reference_count` reference images: anew for each step, and for scoring.
 
-    With `reference_source=normals` they are clean and, for scoring, always the same and not turned. With `training`
+    With `reference_source=normals` they are clean and, for scoring, always the same and not rotated. With `training`
     they are as DRA's public code has them: about half are pseudo anomalies (of the makers that work on pixels), and
-    those for scoring are drawn and turned anew each time.
+    those for scoring are drawn and rotated anew each time.
     """
 
     def __init__(self, config: TrialConfig, images: TaskImages, device: torch.device) -> None:
@@ -27,8 +27,8 @@ class References:
         self.device = device
 
     def for_step(self, number: int) -> Tensor:
-        """Normalised, turned references [R, 3, S, S] of a training step."""
-        return turned(self._drawn("references", number), self.config, "reference rotation", number)[0]
+        """Normalised, rotated references [R, 3, S, S] of a training step."""
+        return rotated(self._drawn("references", number), self.config, "reference rotation", number)[0]
 
     def for_scoring(self, epoch: int) -> np.ndarray:
         """uint8 references [R, S, S, 3] to score with after an epoch."""
