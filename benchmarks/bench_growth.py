@@ -114,25 +114,25 @@ def show_growth(rows: list[dict[str, Any]]) -> None:
 
 
 def show_asks(counts: list[int]) -> None:
-    """An ask of TPE with so many ended trials, the proposer driven directly, without Ray."""
+    """An ask of TPE with so many ended trials, the suggester driven directly, without Ray."""
     import optuna
 
     from sctune.config import load_profile
     from sctune.search.space.definition import load_space
     from sctune.search.suggest.samplers import make_sampler
-    from sctune.search.suggest.suggester import Proposer
+    from sctune.search.suggest.suggester import Suggester
 
     space = load_space("threshold_patch", load_profile("cpu"), {})
     for sampler in ("random", "tpe"):
-        proposer = Proposer(space, make_sampler("random", 0), 0)
+        suggester = Suggester(space, make_sampler("random", 0), 0)
         for count in counts:
-            while proposer.n_trials < count:
-                trial = proposer.ask()
+            while suggester.n_trials < count:
+                trial = suggester.ask()
                 assert trial is not None
                 for epoch in range(1, EPOCHS + 1):
-                    proposer.report(trial.number, epoch, 0.5 + 0.1 * (trial.number % 5))
-                proposer.tell(trial.number, optuna.trial.TrialState.COMPLETE, 0.5 + 0.1 * (trial.number % 5))
-            other = Proposer(space, make_sampler(sampler, 1), 0, proposer.trials())
+                    suggester.report(trial.number, epoch, 0.5 + 0.1 * (trial.number % 5))
+                suggester.tell(trial.number, optuna.trial.TrialState.COMPLETE, 0.5 + 0.1 * (trial.number % 5))
+            other = Suggester(space, make_sampler(sampler, 1), 0, suggester.trials())
             seconds = []
             for _ in range(7):
                 begun = time.perf_counter()

@@ -24,7 +24,7 @@ from noop_runs import Clock  # noqa: E402
 from noop_trials import EPOCHS  # noqa: E402
 
 from sctune.search.run import driver  # noqa: E402
-from sctune.search.suggest.suggester import Proposer  # noqa: E402
+from sctune.search.suggest.suggester import Suggester  # noqa: E402
 
 BARE_TARGET, PARTS_TARGET = 1.15, 3.0
 
@@ -84,20 +84,20 @@ def show(what: str, ratios: list[float], of_fastest: float, trials: int, target:
 def show_tpe(trials: int, uri: str) -> None:
     """TPE's ask in a search of its own: most of what a trial costs the driver then."""
     seconds: list[float] = []
-    ask = Proposer.ask
+    ask = Suggester.ask
 
-    def timed(self: Proposer) -> object:
+    def timed(self: Suggester) -> object:
         begun = time.perf_counter()
         try:
             return ask(self)
         finally:
             seconds.append(time.perf_counter() - begun)
 
-    Proposer.ask = timed  # type: ignore[assignment, method-assign]
+    Suggester.ask = timed  # type: ignore[assignment, method-assign]
     try:
         clock = noop_runs.run_sctune(trials, uri, "tpe", "tpe")
     finally:
-        Proposer.ask = ask  # type: ignore[method-assign]
+        Suggester.ask = ask  # type: ignore[method-assign]
     asks = sorted(1000 * value for value in seconds)
     print(
         f"TPE: ask median {statistics.median(asks):.1f} ms, longest {asks[-1]:.1f} ms, over {trials} trials; "

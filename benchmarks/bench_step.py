@@ -29,10 +29,11 @@ from sctune.data.batches import PSEUDO, draw_slots, rotate, rotation_angles, str
 from sctune.data.catalog import open_dataset
 from sctune.data.decode import Decoding
 from sctune.data.images import ImageCache
-from sctune.methods.deviation.detector import Detector, build_detector, normalise, to_pixels
-from sctune.methods.deviation.images import TrainingImages
+from sctune.methods.base import TaskImages
+from sctune.methods.deviation.detector import Detector, build_detector
 from sctune.methods.deviation.step import TrainingStep
-from sctune.train.runtime import apply_runtime, memory_format
+from sctune.methods.pixels import memory_format, normalise, to_pixels
+from sctune.train.runtime import apply_runtime
 
 SIZE, BATCH = 224, 18
 NORMALS, ANOMALIES = 120, 10
@@ -83,7 +84,7 @@ def build(config: TrialConfig, cache: Path) -> Sides:
     rows = np.array([cached.index[path] for path in paths])
     fast, plain = build_detector(config), build_detector(config)
     fast.train().to(memory_format=memory_format(config.runtime))
-    images = TrainingImages(cached.array, rows[:NORMALS], rows[NORMALS:])
+    images = TaskImages(cached.array, rows[:NORMALS], rows[NORMALS:])
     files = [dataset.root / path for path in paths]
     return Sides(
         config,

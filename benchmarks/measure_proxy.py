@@ -80,8 +80,8 @@ def measure(job: Job) -> Row:
     reports = [report.metrics for report in trainer.fit()]
     metrics = reports[-1]
     images = real_anomalies(trainer, job)
-    normal = trainer.detector.score_images(trainer.selection.images)
-    real = trainer.detector.score_images(images)
+    normal = trainer.method.detector.score_images(trainer.selection.images)
+    real = trainer.method.detector.score_images(images)
     labels = np.r_[np.zeros(len(normal), int), np.ones(len(real), int)]
     return {
         "key": f"{job.name}:{job.number}:{job.seed}",

@@ -114,14 +114,14 @@ def train(job: Job) -> Row:
 def random_scores(arm: str, trainer: LastEpochTrainer) -> list[float]:
     """AUROC of the trained detector with one random patch draw per batch of images, for DRAWS seeds."""
     scored = trainer_for(arm, trainer.config.seed)
-    scored.detector.load_state_dict(trainer.detector.state_dict())
+    scored.method.detector.load_state_dict(trainer.method.detector.state_dict())
     images, labels = trainer.selection.images, trainer.selection.labels
-    scored.detector.backbone = Remembered(scored.detector.backbone, math.ceil(len(images) / BATCH))  # type: ignore[assignment]
+    scored.method.detector.backbone = Remembered(scored.method.detector.backbone, math.ceil(len(images) / BATCH))  # type: ignore[assignment]
     values = []
     with torch.random.fork_rng(devices=[]):
         for draw in range(DRAWS):
             torch.manual_seed(draw)
-            values.append(auroc(labels, scored.detector.score_images(images, BATCH)))
+            values.append(auroc(labels, scored.method.detector.score_images(images, BATCH)))
     return values
 
 
@@ -135,11 +135,11 @@ def time_arm(arm: str, seed: int, slices: int) -> Row:
     sides = [trainer_for(RANDOM_SCORES.get(arm, BASELINE), seed), trainer_for(arm, seed)]
     images = [trainer.selection.images[:TIMED] for trainer in sides]
     for trainer, scored in zip(sides, images, strict=True):
-        trainer.scorer(scored)
-        trainer.detector.train()
-        trainer.step.start_epoch(0)
+        trainer.method.scorer()(scored)
+        trainer.method.detector.train()
+        trainer.method.step.start_epoch(0)
         for number in range(WARM_UP):
-            trainer.step.run(number)
+            trainer.method.step.run(number)
     taken: list[list[Row]] = [[], []]
     for turn in range(slices):
         for side, trainer in enumerate(sides):
@@ -154,12 +154,12 @@ def time_arm(arm: str, seed: int, slices: int) -> Row:
 
 def _time_slice(trainer: LastEpochTrainer, images: np.ndarray, first: int) -> Row:
     marks = [_clocks()]
-    trainer.step.start_epoch(first)
+    trainer.method.step.start_epoch(first)
     marks.append(_clocks())
     for number in range(first, first + SLICE):
-        trainer.step.run(number)
+        trainer.method.step.run(number)
     marks.append(_clocks())
-    trainer.scorer(images)
+    trainer.method.scorer()(images)
     marks.append(_clocks())
     row: Row = {}
     for index, clock in enumerate(("wall", "cpu")):

@@ -1,6 +1,6 @@
 """Whole searches over no-op trials: sctune, bare Ray Tune, and Ray Tune with Ray's own Optuna and MLflow parts.
 
-All arms run the same trainable in 2 slots with reused actors, no early stopping, no default loggers and no
+All arms run the same trials in 2 slots with reused actors, no early stopping, no default loggers and no
 snapshots. Import after sctune's `prepare_environment`, since Ray reads its switches once.
 """
 
@@ -22,7 +22,7 @@ from typing import Any
 from urllib.error import URLError
 from urllib.request import urlopen
 
-from noop_trials import EPOCHS, N_SCORES, NoopTrial
+from noop_trials import EPOCHS, N_SCORES, NoopTrial, StudyNoopTrial
 from ray import tune
 from ray._private.dict import flatten_dict
 from ray.air.integrations.mlflow import MLflowLoggerCallback
@@ -34,10 +34,11 @@ from sctune.data.split import Split
 from sctune.paths import studies_folder
 from sctune.report import OBJECTIVE
 from sctune.search.cluster.connection import Resources
-from sctune.search.cluster.resources import Share
+from sctune.search.cluster.resources import TrialResources
 from sctune.search.plan.options import SearchOptions
 from sctune.search.plan.plan import make_plan
 from sctune.search.run import driver, launch
+from sctune.search.run.controller import TrialController
 from sctune.search.run.searcher import StudySearcher
 from sctune.search.space.definition import Space
 from sctune.search.study.result import StudyResult, study_result
@@ -108,7 +109,7 @@ def watch_controller() -> None:
 
     TuneController._process_trial_result = timed
     # what the driver hands to Ray, and what follows the last trial: pictures and model are not the search's speed
-    trainable.SaliencyCutTrainable = NoopTrial  # type: ignore[assignment, misc]
+    trainable.SaliencyCutTrainable = StudyNoopTrial  # type: ignore[assignment, misc]
     launch.finish = _finish
 
 
@@ -144,7 +145,7 @@ def run_direct(trials: int) -> Clock:
     """A study through a whole `Launch` with a loop in the place of Ray; tracked in a local MLflow store."""
     clock = _new_clock()
     launch.finish = _finish
-    launch.largest_share = lambda: Share(1.0, 0.0)
+    launch.largest_resources = lambda _left_out=(): TrialResources(1.0, 0.0)
     launch.tune_trials = _drive
     plan = make_plan(_options(trials, None, "direct", "random"), has_gpu=False)
     study = Study.create(plan.study_root, plan.manifest)
@@ -155,15 +156,18 @@ def run_direct(trials: int) -> Clock:
     return clock
 
 
-def _drive(study: Study, space: Space, splits: dict[str, Split], resources: Resources, searcher: StudySearcher) -> None:
+def _drive(
+    study: Study, space: Space, splits: dict[str, Split], resources: Resources, controller: TrialController
+) -> None:
     """SLOTS trials at a time, in turns; every report reaches the searcher as Ray hands it over."""
+    searcher = StudySearcher(controller)
     clock = _clocks[-1]
     for first in range(0, study.manifest.trials, SLOTS):
         trials = {}
         for slot in range(SLOTS):
             config = searcher.suggest(f"{first + slot}")
             if isinstance(config, dict):
-                trials[f"{first + slot}"] = NoopTrial(config)
+                trials[f"{first + slot}"] = StudyNoopTrial(config)
         for epoch in range(1, EPOCHS + 1):
             for name, trial in trials.items():
                 result = flatten_dict(trial.step())
@@ -232,7 +236,7 @@ def _new_clock() -> Clock:
 def _finish(
     study: Study,
     splits: dict[str, Split],
-    searcher: StudySearcher,
+    controller: TrialController,
     tracking: TrackingCallback,
     writer: Writer,
     seconds: float,

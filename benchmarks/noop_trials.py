@@ -9,7 +9,7 @@ from typing import Any
 
 from ray import tune
 
-from sctune.report import EPOCH, OBJECTIVE
+from sctune.report import EPOCH, OBJECTIVE, REPORT, VALUE, EpochReport
 
 EPOCHS = 8
 N_SCORES = 100
@@ -18,10 +18,9 @@ _SCORES = [0.123456789 * (image % 7) for image in range(N_SCORES)]
 
 
 class NoopTrial(tune.Trainable):
-    """EPOCHS reports, each as sctune's own trials make them: four metrics and the scores of N_SCORES images."""
+    """EPOCHS reports, each as large as those of sctune's own trials: four metrics and the scores of N_SCORES images."""
 
-    def setup(self, config: dict[str, Any], spec: dict[str, Any] | None = None) -> None:
-        """spec: sctune hands over what all trials share; unused."""
+    def setup(self, config: dict[str, Any]) -> None:
         self._begin(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -38,3 +37,16 @@ class NoopTrial(tune.Trainable):
     def _begin(self, config: dict[str, Any]) -> None:
         self.epoch = 0
         self.threshold = float(config.get("params", config)["augment.threshold"])
+
+
+class StudyNoopTrial(NoopTrial):
+    """The same for sctune's arm, in the form that its searcher reads."""
+
+    def setup(self, config: dict[str, Any], spec: dict[str, Any] | None = None) -> None:
+        """spec: sctune hands over what all trials share; unused."""
+        super().setup(config)
+
+    def step(self) -> dict[str, Any]:
+        told = super().step()
+        report = EpochReport(told[EPOCH], EPOCHS, told["metrics"], told["scores"])
+        return {VALUE: report.value, REPORT: report, "done": told["done"]}

@@ -20,7 +20,8 @@ from torchvision.transforms import functional as transforms
 
 from sctune.config import TrialConfig
 from sctune.data.batches import PSEUDO, draw_slots, rotation_angles, stream
-from sctune.methods.deviation.detector import IMAGENET_MEAN, IMAGENET_STD, Detector
+from sctune.methods.deviation.detector import Detector
+from sctune.methods.pixels import IMAGENET_MEAN, IMAGENET_STD
 
 
 class ReferenceStep:

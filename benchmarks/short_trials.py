@@ -11,6 +11,7 @@ import torch
 
 from sctune.config import Task, TrialConfig
 from sctune.data.split import selection_subset, split_for
+from sctune.methods.deviation.method import DeviationMethod
 from sctune.report import OBJECTIVE, EpochReport
 from sctune.train.trainer import Trainer
 from sctune.trial.checkpoint import TrialStore
@@ -30,10 +31,12 @@ class ShortTrainer(Trainer):
         return short_epoch(self.epoch, self.config, self.task, len(self.selection.paths))
 
     def fill_moments(self) -> None:
-        for group in self.optimiser.param_groups:
+        assert isinstance(self.method, DeviationMethod)
+        optimiser = self.method.optimiser
+        for group in optimiser.param_groups:
             for weight in group["params"]:
                 moments = {"step": torch.tensor(0.0), "exp_avg": torch.zeros_like(weight)}
-                self.optimiser.state[weight] = moments | {"exp_avg_sq": torch.zeros_like(weight)}
+                optimiser.state[weight] = moments | {"exp_avg_sq": torch.zeros_like(weight)}
 
 
 class EmptyTrainer:

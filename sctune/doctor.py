@@ -69,7 +69,8 @@ def _other_weights() -> dict[str, Any]:
     from sctune.backbones.registry import backbone_names
     from sctune.backbones.weights import local_weights
 
-    here, away = [], []
+    here: list[str] = []
+    away: list[str] = []
     for name in sorted(set(backbone_names()) - set(PROFILES_TAKE)):
         try:
             (away if local_weights(name) is None else here).append(name)

@@ -143,6 +143,16 @@ def tiny(image_folder: Path) -> TrialConfig:
     return TrialConfig().override({**TINY, "data.source": str(image_folder)})
 
 
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database with MLflow's tables and no runs, to be copied: making the tables takes seconds."""
+    from sctune.tracking.server import check_tracking, default_tracking_uri
+
+    folder = tmp_path_factory.mktemp("empty-store")
+    check_tracking(default_tracking_uri(folder))
+    return folder / "mlflow.db"
+
+
 POSTGRES_PASSWORD = "canary-postgres-7fa3"
 """Of the user `sctune`; searched for wherever it must not be."""
 

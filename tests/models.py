@@ -16,6 +16,7 @@ from sctune.data.decode import Decoding
 from sctune.deploy.calibration import Calibration, prepare_image
 from sctune.deploy.model import ModelParts, write_model_folder
 from sctune.methods.deviation.detector import Detector, build_detector
+from sctune.methods.deviation.method import DeviationMethod
 from sctune.metrics.threshold import conformal_threshold
 
 SMALL = {
@@ -62,6 +63,11 @@ def small_detector(config: TrialConfig) -> Detector:
         for _ in range(3):
             detector(torch.randn(8, 3, side, side, generator=generator))
     return detector.eval()
+
+
+def small_method(config: TrialConfig) -> DeviationMethod:
+    """As `small_detector`, as a method on the CPU that can only score."""
+    return DeviationMethod(config, torch.device("cpu"), small_detector(config))
 
 
 def write_small_model(folder: Path, config: TrialConfig | None = None, calibrated: int = 40) -> Path:

@@ -22,10 +22,11 @@ from sctune.data.decode import Decoding
 from sctune.data.images import ImageCache
 from sctune.data.manifest import read_manifest
 from sctune.errors import SctuneError
+from sctune.search.reconcile.repair import remove_journal
+from sctune.search.reconcile.replay import past_trial
 from sctune.search.space.definition import load_space
 from sctune.search.study.driver import running_driver
 from sctune.search.study.study import Study
-from sctune.tracking.journal import Journal
 from sctune.trial.checkpoint import CheckpointName, TrialStore
 
 GOLDEN = Path(__file__).parent / "golden" / "format1"
@@ -76,13 +77,18 @@ def test_a_configuration_file_of_the_first_version_is_read(files: Path) -> None:
     assert TrialConfig.load(read_yaml(files / "config.yaml")) == load_profile("smoke").override(then)
 
 
-def test_the_journal_goes_on_behind_the_cursor(files: Path) -> None:
-    journal = Journal(files / "studies" / NAME / "tracking.jsonl")
-    events, last = journal.read(100)
-    journal.close()
-    assert journal.delivered == 5
-    assert last == journal.last == len(events) + 5
-    assert {event["kind"] for event in events} <= {"trial_start", "report", "trial_end"}
+def test_the_journal_of_the_first_version_goes_since_the_record_holds_what_it_told(files: Path) -> None:
+    folder = files / "studies" / NAME
+    told = [json.loads(line)["event"] for line in (folder / "tracking.jsonl").read_text().splitlines()]
+    reports = {(event["trial"], event["step"], event["time"]) for event in told if event["kind"] == "report"}
+    study = _open_study(files)
+    trials = study.record.load()
+    study.record.close()
+    recorded = {(t.number, epoch, one["time"]) for t in trials for epoch, one in past_trial(t).reports.items()}
+    assert reports and reports <= recorded
+    remove_journal(folder)
+    assert list(folder.glob("tracking*")) == []
+    assert (folder / "study.json").is_file() and (folder / "record.db").is_file()
 
 
 def test_a_checkpoint_is_loaded(files: Path) -> None:
@@ -122,11 +128,6 @@ def _open_study(files: Path) -> Study:
 NEWER: dict[str, tuple[str, Callable[[Path], object]]] = {
     "study": (f"studies/{NAME}/study.json", _open_study),
     "driver": (f"studies/{NAME}/driver.json", lambda files: running_driver(_open_study(files))),
-    "journal": (f"studies/{NAME}/tracking.jsonl", lambda files: Journal(files / "studies" / NAME / "tracking.jsonl")),
-    "cursor": (
-        f"studies/{NAME}/tracking.jsonl.cursor",
-        lambda files: Journal(files / "studies" / NAME / "tracking.jsonl"),
-    ),
     "checkpoint": (f"studies/{NAME}/trials/00003/epoch-0002-attempt-01/checkpoint.json", _load_checkpoint),
     "data": ("prepared/manifest.json", lambda files: read_manifest(files / "prepared")),
     "space": ("config.yaml", _load_space),

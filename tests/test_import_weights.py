@@ -19,7 +19,8 @@ from typer.testing import CliRunner
 from sctune.cli.weights import import_weights
 from sctune.config import TrialConfig
 from sctune.errors import ConfigError, DataError, SctuneError, WeightsError
-from sctune.methods.deviation.detector import load_detector, normalise
+from sctune.methods.deviation.detector import load_detector
+from sctune.methods.pixels import normalise
 
 HEADS = {
     "devnet": {"conv.weight": (1, 512, 1, 1), "conv.bias": (1,)},

@@ -27,10 +27,10 @@ FLOORS = (
     {"train"},
     {"model", "methods.deviation"},
     {"methods", "augment", "data"},
-    {"metrics"},
+    {"metrics", "report"},
     {"config"},
     {"backbones"},
-    {"report", "errors", "files", "geometry", "paths", "text", "urls", ""},
+    {"plugins", "errors", "files", "geometry", "paths", "text", "urls", ""},
 )
 """Rooms from the roof down; "" is `sctune/__init__.py`. A new module at the top level gets its floor here."""
 SPLIT = {"search", "methods"}

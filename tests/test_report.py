@@ -28,6 +28,30 @@ def test_it_survives_the_way_to_the_driver():
     assert not sent.last
 
 
+def test_a_dictionary_of_before_is_by_the_only_objective_there_was():
+    row = report(0.75).to_dict()
+    del row["objective"]
+    assert EpochReport.from_dict(row) == report(0.75)
+
+
+def test_another_objective_travels_with_its_report():
+    sent = EpochReport(2, 4, {"selection_fpr95": 0.25, "selection_ap": 0.5}, objective="fpr95")
+    again = EpochReport.from_dict(sent.to_dict())
+    assert (again, again.value, again.metric) == (sent, 0.25, "selection_fpr95")
+    with pytest.raises(ValueError, match="needs 'selection_fpr95'"):
+        EpochReport(1, 2, {OBJECTIVE: 0.5}, objective="fpr95")
+
+
+def test_the_worst_task_is_the_highest_where_lower_is_better():
+    tasks = {
+        key: EpochReport(1, 1, {"selection_fpr95": value}, {key: [value]}, "fpr95")
+        for key, value in (("a", 0.5), ("b", 0.9))
+    }
+    merged = merge_reports(tasks)
+    assert (merged.value, merged.objective) == (0.7, "fpr95")
+    assert merged.metrics["selection_fpr95_worst"] == merged.metrics["selection_fpr95/b"] == 0.9
+
+
 def test_tasks_are_averaged_and_the_worst_is_told():
     merged = merge_reports({"a": report(0.5, 2.0, "a", loss=1.0), "b": report(0.9, 3.0, "b", loss=3.0, only_b=1.0)})
     assert merged.metrics == pytest.approx(

@@ -12,6 +12,7 @@ from sctune.cli import options as opt
 from sctune.cli.operate import background, study_name
 from sctune.cli.output import emit, messages, say
 from sctune.errors import ConfigError
+from sctune.metrics.objective import DEFAULT
 from sctune.search.plan.options import SearchOptions
 from sctune.search.run.notify import read_hooks
 
@@ -35,6 +36,7 @@ def search(
     n_anomalies: opt.NAnomalies = None,
     seeds: opt.Seeds = None,
     selection: opt.Selection = "auto",
+    objective: opt.Objective = DEFAULT,
     partition_seed: opt.PartitionSeed = 0,
     skip_corrupt: opt.SkipCorrupt = False,
     allow_duplicates: opt.AllowDuplicates = False,
@@ -92,6 +94,7 @@ def resume(
     storage: opt.StoredAt = None,
     storage_path: Annotated[str | None, typer.Option(help="Checkpoints from now on; default: where they are.")] = None,
     tracking_uri: Annotated[str | None, typer.Option(help="MLflow from now on; default: where it is.")] = None,
+    objective: Annotated[str | None, typer.Option(help="The study's own; it cannot be changed.")] = None,
     as_json: opt.AsJson = False,
 ) -> None:
     """Go on with a study: unfinished trials from their last checkpoint, then new ones."""
@@ -118,6 +121,7 @@ def resume(
         storage=storage,
         storage_path=storage_path,
         tracking_uri=tracking_uri,
+        objective=objective,
         console=messages,
         notify=hooks,
     )

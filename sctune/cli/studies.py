@@ -48,7 +48,15 @@ def status(
 
     table = Table(title=f"study {result.name}")
     failed = any(row.failure for row in result.rows)
-    for column in ("trial", "state", "epochs", "AUROC", "seconds", "parameters", *(["failure"] if failed else [])):
+    for column in (
+        "trial",
+        "state",
+        "epochs",
+        result.objective.label,
+        "seconds",
+        "parameters",
+        *(["failure"] if failed else []),
+    ):
         table.add_column(column, overflow="fold")
     for row in result.rows:
         cells = (
@@ -113,7 +121,7 @@ def best(
     manifest = Study.open((study_root or studies_folder()).expanduser().absolute(), study, storage).manifest
     config = manifest.config_of(result.best.params)
     say(list(result.notes))
-    print(f"# study {study}, trial {result.best.number}, selection AUROC {result.best.value:.4f}")
+    print(f"# study {study}, trial {result.best.number}, selection {result.objective.label} {result.best.value:.4f}")
     print(yaml.safe_dump(config.document(), sort_keys=False), end="")
 
 

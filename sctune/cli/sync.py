@@ -25,7 +25,7 @@ def sync(
     storage: opt.StoredAt = None,
     as_json: opt.AsJson = False,
 ) -> None:
-    """Send MLflow what it is owed, and mend what differs from the record; exit code 3 where something is left."""
+    """Send MLflow what it lacks, and mend what differs from the record; exit code 3 where something is left."""
     seconds = opt.duration(timeout, "--timeout") or 0.0
     from sctune.search.reconcile.comparison import agreement_lines
     from sctune.search.reconcile.sync import sync as sync_study

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError, model_validator
 
 from sctune.backbones.registry import backbone_entry, feature_side, tap_list
 from sctune.config.fields import (
@@ -27,9 +27,18 @@ from sctune.config.fields import (
     Section,
     Task,
 )
+from sctune.config.methods import (
+    METHOD_SECTIONS,
+    DeviationSection,
+    MethodEntry,
+    MethodSection,
+    method_entries,
+    method_entry,
+    read_section,
+)
 from sctune.config.strict_yaml import parse_yaml
 from sctune.errors import ConfigError, nearest
-from sctune.geometry import patch_offsets, patch_side, scale_sizes
+from sctune.geometry import scale_sizes
 
 FORMAT_VERSION = 1
 """Of a configuration that stands in a file of its own."""
@@ -38,6 +47,9 @@ FORMAT_VERSION = 1
 class TrialConfig(Section):
     """One complete configuration; `TrialConfig()` is the paper's method with the corrections that the README names."""
 
+    method: Annotated[SerializeAsAny[MethodSection], BeforeValidator(read_section)] = Field(
+        DeviationSection(), description="how anomalies are found: `name`, and the settings of that method alone"
+    )
     data: DataConfig = DataConfig()
     augment: AugmentConfig = AugmentConfig()
     model: ModelConfig = ModelConfig()
@@ -47,6 +59,16 @@ class TrialConfig(Section):
     budget: BudgetConfig = BudgetConfig()
     runtime: RuntimeConfig = RuntimeConfig()
     seed: int = Field(42, ge=0, lt=2**32, description="drives split, initial weights, batches and augmentation")
+
+    @property
+    def entry(self) -> MethodEntry:
+        """What is known of its method."""
+        return method_entry(self.method.name)
+
+    @property
+    def epochs(self) -> int:
+        """Epochs of a full run: one where the method trains nothing."""
+        return self.budget.epochs if self.entry.trains else 1
 
     @property
     def n_anomalies(self) -> int | Literal["all"]:
@@ -80,23 +102,30 @@ class TrialConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _check_something_anomalous(self) -> Self:
-        if self.n_anomalies == 0 and self.model.heads == "single_head":
-            more = " and augment.kind=saliencycut" if self.augment.kind == "none" else ""
+    def _check_uses(self) -> Self:
+        entry = self.entry
+        for section in METHOD_SECTIONS:
+            held = getattr(self, section)
+            for leaf, field in type(held).model_fields.items():
+                name, value = f"{section}.{leaf}", getattr(held, leaf)
+                if not entry.looks_at(name) and value != field.default:
+                    others = " or ".join(other.name for other in method_entries() if other.looks_at(name))
+                    raise ValueError(
+                        f"{name}={value!r}: method {entry.name} has no use for it; leave it out, or use method.name="
+                        f"{others}"
+                    )
+        if self.data.setting not in entry.settings:
             raise ValueError(
-                "model.heads=single_head (DevNet) learns from labelled anomalies, and data.setting=anomaly-free has "
-                f"none; use model.heads=two_head_patch{more}, or another setting"
-            )
-        if self.n_anomalies == 0 and self.augment.kind == "none":
-            raise ValueError(
-                "augment.kind=none with data.setting=anomaly-free leaves nothing anomalous to learn from; use "
-                "augment.kind=saliencycut or another setting"
+                f"data.setting={self.data.setting}: method {entry.name} cannot be trained in it; use "
+                f"{' or '.join(entry.settings)}, or another method"
             )
         return self
 
     @model_validator(mode="after")
     def _check_model(self) -> Self:
         model, size = self.model, self.data.image_size
+        if not self.entry.looks_at("model.backbone"):
+            return self
         n_blocks = backbone_entry(model.backbone).n_blocks
         if model.freeze > n_blocks:
             raise ValueError(f"model.freeze={model.freeze}: {model.backbone} has {n_blocks} blocks")
@@ -115,23 +144,11 @@ class TrialConfig(Section):
                     f"data.image_size={size}: the {scale} px scale is too small for {model.backbone} with "
                     f"{taken}; use a larger data.image_size, model.n_scales=1 or model.tap=middle"
                 )
-            if model.heads != "two_head_patch":
-                continue
-            patch = patch_side(side, model.patch_count, model.patch_size)
-            positions = len(patch_offsets(side, patch, model.patch_place)) if patch >= 1 else 0
-            if positions < model.patch_count:
-                raise ValueError(
-                    f"model.patch_count={model.patch_count}: the {scale} px scale gives a map of S={side} cells with "
-                    f"O={positions} {model.patch_place} positions, and P={model.patch_count} are needed; use a larger "
-                    "data.image_size, model.n_scales=1, model.tap=middle or model.patch_place=grid2d"
-                )
         return self
 
     @model_validator(mode="after")
-    def _check_augment(self) -> Self:
-        grid, size = self.augment.grid_size, self.data.image_size
-        if self.augment.kind == "saliencycut" and grid > size // 2:
-            raise ValueError(f"augment.grid_size={grid}: at most half of data.image_size={size} cells fit")
+    def _check_by_method(self) -> Self:
+        self.entry.check(self)
         return self
 
     @staticmethod
@@ -166,8 +183,15 @@ class TrialConfig(Section):
         )
 
     def override(self, values: Mapping[str, Any]) -> TrialConfig:
-        """A copy with dotted names replaced; raises ConfigError for unknown names and bad values."""
+        """A copy with dotted names replaced; raises ConfigError for unknown names and bad values.
+
+        Another `method.name` sets what belonged to the method before back to its defaults: the rest of the section,
+        and fields that the new one has no use for.
+        """
         tree = self.model_dump()
+        method = values.get("method.name", self.method.name)
+        if method != self.method.name:
+            tree = _with_method(tree, method_entry(method))
         for name, value in values.items():
             set_dotted(tree, name, value)
         return _validate(tree)
@@ -181,14 +205,38 @@ def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield f"{prefix}{key}", value
 
 
-FIELD_NAMES = tuple(TrialConfig().flat())
+def _with_method(tree: Mapping[str, Any], entry: MethodEntry) -> dict[str, Any]:
+    """A whole tree under another method."""
+    changed = {**tree, "method": {"name": entry.name}}
+    for section in METHOD_SECTIONS:
+        fields = TrialConfig.model_fields[section].default.model_dump()
+        changed[section] = {
+            leaf: value if entry.looks_at(f"{section}.{leaf}") else fields[leaf]
+            for leaf, value in tree[section].items()
+        }
+    return changed
+
+
+# unchecked: the entry of a method, which checks, imports this module
+FIELD_NAMES = tuple(TrialConfig.model_construct().flat())
+"""Dotted names of all fields but those of single methods, which `field_names` has too."""
 FIELD_NAMES_OR_SECTIONS = frozenset(FIELD_NAMES) | set(TrialConfig.model_fields)
+
+
+def field_names() -> tuple[str, ...]:
+    """Dotted names of all fields, with those of every known method's own section."""
+    own = (f"method.{name}" for entry in method_entries() for name in entry.section.model_fields)
+    return tuple(dict.fromkeys((*FIELD_NAMES, *own)))
+
+
+def is_field(name: str) -> bool:
+    return name in FIELD_NAMES or (name.startswith("method.") and name in field_names())
 
 
 def set_dotted(tree: dict[str, Any], name: str, value: Any) -> None:
     """Set one dotted name of a nested tree; ConfigError with the nearest name when there is none such."""
-    if name not in FIELD_NAMES:
-        raise ConfigError(f"unknown configuration key {name!r}; {nearest(name, FIELD_NAMES)}")
+    if not is_field(name):
+        raise ConfigError(f"unknown configuration key {name!r}; {nearest(name, field_names())}")
     *path, leaf = name.split(".")
     for part in path:
         tree = tree.setdefault(part, {})
@@ -287,8 +335,9 @@ def _with_earlier_decoding(content: dict[str, Any]) -> dict[str, Any]:
 
 def _validate(tree: Mapping[str, Any]) -> TrialConfig:
     for name in dict(_leaves(tree)):
-        if name not in FIELD_NAMES_OR_SECTIONS:
-            raise ConfigError(f"unknown configuration key {name!r}; {nearest(name, FIELD_NAMES)}")
+        # `read_section` judges those of a method
+        if name not in FIELD_NAMES_OR_SECTIONS and not name.startswith("method."):
+            raise ConfigError(f"unknown configuration key {name!r}; {nearest(name, field_names())}")
     try:
         return TrialConfig.model_validate(tree)
     except ValidationError as problem:

@@ -11,6 +11,7 @@ from sctune.deploy.build import model_parts
 from sctune.deploy.card import CardFacts, model_card
 from sctune.deploy.model import Model, ModelParts
 from sctune.deploy.speed import Speed, measure
+from sctune.metrics.objective import find_objective
 from sctune.metrics.threshold import escape_rate, false_alarm_rate
 from sctune.search.study.leaderboard import leaderboard
 from sctune.search.study.record import Record
@@ -36,7 +37,7 @@ def build(study: Study, found: Confirmation, test: Tested, chosen: ChosenModel, 
     """Everything about the model that the confirmation chose; rule: as in deploy/build.model_parts."""
     trained = Study.open(study.folder.parent, found.confirm_study, study.storage)
     with closing(Record(trained.record_url, trained.name)) as record:
-        rows = {str(row.params["variant"]): row for row in leaderboard(record.load())}
+        rows = {str(row.params["variant"]): row for row in leaderboard(record.load(), trained.objective)}
     task = next(task for task in trained.manifest.tasks if task.key == chosen.task)
     split = checked_splits(trained.manifest, trained.folder)[task.key]
     trainer = trained_model(trained, rows[found.winner.name], task, split)
@@ -47,7 +48,7 @@ def build(study: Study, found: Confirmation, test: Tested, chosen: ChosenModel, 
         "confirm_study": trained.name,
         "task": task.key,
         "seed": task.seed,
-        "selection_auroc": chosen.selection,
+        study.objective.metric: chosen.selection,
         "test_auroc": chosen.test_auroc,
         "test_auroc_seeds": asdict(test.winner),
         "licence": manifest.data.licence,
@@ -55,7 +56,7 @@ def build(study: Study, found: Confirmation, test: Tested, chosen: ChosenModel, 
     }
     parts = model_parts(trainer, meta, rule)
     images = tuple((split.root / path).read_bytes() for path in _of_both_classes(trainer))
-    speed = measure(Model(trainer.detector, trainer.config, parts), images)
+    speed = measure(Model(trainer.method, trainer.config, parts), images)
     card = model_card(parts, _facts(study, found, test, chosen, trainer, parts, speed))
     return Built(study, trainer, replace(parts, card=card), images)
 
@@ -104,7 +105,8 @@ def _facts(
 
 
 def _objective(found: Confirmation) -> str:
-    return "proxy objective (pseudo anomalies)" if found.mode == "proxy" else "selection AUROC"
+    figure = f"selection {find_objective(found.objective).label}"
+    return "proxy objective (pseudo anomalies)" if found.mode == "proxy" else figure
 
 
 def _rates(study: Study, chosen: ChosenModel, parts: ModelParts) -> dict[str, str]:

@@ -62,7 +62,7 @@ def reference(manifest: StudyManifest, candidates: Sequence[Candidate]) -> tuple
     paper = TrialConfig().flat()
     notes = []
     for names in (decided, [name for name in decided if name in varied]):
-        fields = {name: paper[name] for name in names}
+        fields = {name: paper[name] for name in names if name in paper}
         try:
             space.base.override(fields)
         except ConfigError as problem:

@@ -187,7 +187,7 @@ def _default_name(built: Built) -> str:
 def _register(study: Study, built: Built, name: str, scratch: Path) -> Registered:
     manifest = study.manifest
     weights = scratch / "weights.safetensors"
-    state = built.trainer.detector.state_dict()
+    state = built.trainer.method.model_state()
     save_file({key: value.cpu().contiguous() for key, value in state.items()}, weights)
     try:
         run = find_parent_run(manifest.tracking_uri, manifest.study_id)
@@ -206,10 +206,11 @@ def _parity(built: Built, loaded: Model, folder: Path, scratch: Path) -> Step:
     import mlflow.pyfunc
     import pandas as pd
 
-    if loaded.config.model.patch_evaluation == "random":
-        return Step("parity", False, "model.patch_evaluation=random gives another score each time; search with exact")
+    drawn = loaded.config.entry.unrepeatable(loaded.config)
+    if drawn is not None:
+        return Step("parity", False, drawn)
     pixels = np.stack([loaded.prepare(image).pixels for image in built.images])
-    trained = built.trainer.detector.score_alike(pixels)
+    trained = built.trainer.method.score(pixels)
     flavour = mlflow.pyfunc.load_model(str(folder)).predict(pd.DataFrame({IMAGE_COLUMN: list(built.images)}))
     forms = {"loaded by MLflow": flavour[SCORE_COLUMN].to_numpy(), "loaded": loaded.score(pixels)}
     try:

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 from sctune.confirm.results import ChosenModel, Confirmation, Ranked, Tested
 from sctune.confirm.scoring import TaskScores, subset_of
-from sctune.metrics.image_level import auroc
+from sctune.metrics.objective import AUROC, find_objective
 from sctune.metrics.statistics import Estimate, Scores, seeded_difference, seeded_interval, spread
 from sctune.metrics.threshold import conformal_threshold, escape_rate, false_alarm_rate
 
@@ -30,7 +30,8 @@ def tested(
     # what the search promised, of the trial that was tested: where the reference won, of the best candidate
     names = (found.winner.name, against)
     searched = next((one for one in found.ranking if one.name in names and one.search_value is not None), None)
-    proxy = found.mode == "proxy"  # pseudo anomalies promise nothing about real ones
+    # pseudo anomalies promise nothing about real ones, and another objective nothing about the test's AUROC
+    silent = found.mode == "proxy" or found.objective != AUROC.name
     means = {found.winner.name: result, **({against: seeded_interval(others)} if against and others else {})}
     return Tested(
         opened=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -41,8 +42,8 @@ def tested(
         against=against,
         subset_std=stds.subsets,
         pooled_std=stds.pooled,
-        optimism_search=None if searched is None or proxy else _optimism(searched, means[searched.name]),
-        optimism_confirm=None if proxy else found.winner.mean - result.value,
+        optimism_search=None if searched is None or silent else _optimism(searched, means[searched.name]),
+        optimism_confirm=None if silent else found.winner.mean - result.value,
         models=tuple(_models(found, first, values)),
     )
 
@@ -51,20 +52,20 @@ def _table(runs: Sequence[Scores]) -> list[list[float]]:
     """AUROC of each model: a row for each subset."""
     subsets: dict[str, list[float]] = {}
     for run in runs:
-        subsets.setdefault(run.subset, []).append(auroc(run.labels, run.scores))
+        subsets.setdefault(run.subset, []).append(AUROC.value(run.labels, run.scores))
     return list(subsets.values())
 
 
 def _models(found: Confirmation, scored: Sequence[TaskScores], values: Mapping[str, float]) -> list[ChosenModel]:
     """For each category and class the seed that selected best (mean over its folds); the test has no say in it."""
-    models = []
+    models, merit = [], find_objective(found.objective).merit
     for subset in dict.fromkeys(subset_of(one.task) for one in scored):
         seeds: dict[int, list[TaskScores]] = {}
         for one in scored:
             if subset_of(one.task) == subset:
                 seeds.setdefault(one.task.seed, []).append(one)
         means = {seed: sum(values[one.task.key] for one in folds) / len(folds) for seed, folds in seeds.items()}
-        best = max(means, key=lambda seed: means[seed])
+        best = max(means, key=lambda seed: merit(means[seed]))
         # each fold selects by anomalies of its own, so that their values cannot be compared
         models.append(_chosen(seeds[best][0], subset, means[best], found.false_alarm_rate, found.confirm_study))
     return models
@@ -82,7 +83,7 @@ def _chosen(one: TaskScores, subset: str, selection: float, wanted: float, folde
         subset=subset,
         seed=one.task.seed,
         selection=selection,
-        test_auroc=auroc(labels, scores),
+        test_auroc=AUROC.value(labels, scores),
         threshold=None if threshold is None else threshold.to_dict(),
         escapes=None if threshold is None else escape_rate(labels, scores, threshold.value),
         false_alarms=None if threshold is None else false_alarm_rate(labels, scores, threshold.value),

@@ -10,7 +10,6 @@ from sctune.confirm.candidates import Candidate
 from sctune.confirm.results import Ranked
 from sctune.errors import AllTrialsFailedError
 from sctune.metrics.statistics import spread
-from sctune.report import OBJECTIVE
 from sctune.search.study.leaderboard import TrialRow, leaderboard
 from sctune.search.study.record import Record, reports_of
 from sctune.search.study.study import Study
@@ -23,7 +22,7 @@ def rank(trained: Study, candidates: Sequence[Candidate]) -> tuple[dict[str, Tri
     """
     with closing(Record(trained.record_url, trained.name)) as record:
         trials = record.load()
-    rows = {str(row.params["variant"]): row for row in leaderboard(trials)}
+    rows = {str(row.params["variant"]): row for row in leaderboard(trials, trained.objective)}
     metrics = {trial.number: list(reports_of(trial).values()) for trial in trials}
     ranking, failed = [], []
     for one in candidates:
@@ -51,15 +50,15 @@ def rank(trained: Study, candidates: Sequence[Candidate]) -> tuple[dict[str, Tri
             f"none of the search's trials could be trained again; see `sctune logs {trained.name}`"
         )
     # the earlier candidate of equals: the search had it before the other
-    return rows, sorted(ranking, key=lambda one: -one.mean), failed
+    return rows, sorted(ranking, key=lambda one: -trained.objective.merit(one.mean)), failed
 
 
 def task_values(study: Study, metrics: Mapping[str, float]) -> dict[str, float]:
     """Task key -> objective, from a trial's last report."""
-    tasks = study.manifest.tasks
+    tasks, metric = study.manifest.tasks, study.objective.metric
     if len(tasks) == 1:
-        return {tasks[0].key: metrics[OBJECTIVE]}
-    return {task.key: metrics[f"{OBJECTIVE}/{task.key}"] for task in tasks}
+        return {tasks[0].key: metrics[metric]}
+    return {task.key: metrics[f"{metric}/{task.key}"] for task in tasks}
 
 
 def _by_seed(tasks: Sequence[Task], values: Mapping[str, float]) -> dict[int, float]:

@@ -13,7 +13,8 @@ from typing import Any
 from sctune.confirm.scoring import trained_model
 from sctune.errors import StudyError
 from sctune.files import replace_files
-from sctune.report import OBJECTIVE
+from sctune.methods.base import Variant
+from sctune.metrics.objective import DEFAULT, Objective, find_objective
 from sctune.search.reconcile.comparison import RESCORED
 from sctune.search.study.leaderboard import TrialRow, best_row, leaderboard
 from sctune.search.study.manifest import StudyManifest
@@ -22,7 +23,7 @@ from sctune.search.study.result import compare
 from sctune.search.study.splits import checked_splits, selection_labels
 from sctune.search.study.study import Study
 from sctune.tracking.rescored import log_rescored
-from sctune.train.rescore import Variant, rescored, score_variants
+from sctune.train.rescore import rescored, score_variants
 
 Say = Callable[[list[str]], None]
 
@@ -56,10 +57,17 @@ class Rescored:
     variants: tuple[ScoredVariant, ...]
     files: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    objective: str = DEFAULT
+
+    @property
+    def judged_by(self) -> Objective:
+        return find_objective(self.objective)
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON document of `--json`, and of the file."""
-        return {"format_version": FORMAT_VERSION, **asdict(self)}
+        content = {"format_version": FORMAT_VERSION, **asdict(self)}
+        del content["objective"]
+        return content | self.judged_by.stated
 
 
 def run_rescore(study_root: Path, name: str, trial: int | None, say: Say, storage: str | None = None) -> Rescored:
@@ -81,18 +89,20 @@ def run_rescore(study_root: Path, name: str, trial: int | None, say: Say, storag
         for number, (value, raw) in enumerate(rescored(trainer, variants)):
             totals[number] += value / len(manifest.tasks)
             scores[number] |= {f"{task.key}:{part}" if part else task.key: one for part, one in raw.items()}
-    order = sorted(_distinct(scores), key=lambda number: -totals[number])
+    order = sorted(_distinct(scores), key=lambda number: -study.objective.merit(totals[number]))
     found = [ScoredVariant(variants[number], totals[number], totals[number] - totals[0]) for number in order]
     numbered = dict(enumerate(scores))
     for place, number in enumerate(order[:WITH_ERROR]):
-        found[place] = replace(found[place], error=compare(number, 0, numbered, labels).error)
-    report = Rescored(study.name, row.number, ScoredVariant(variants[0], totals[0], 0.0), tuple(found))
+        found[place] = replace(found[place], error=compare(number, 0, numbered, labels, study.objective).error)
+    trained = ScoredVariant(variants[0], totals[0], 0.0)
+    report = Rescored(study.name, row.number, trained, tuple(found), objective=study.objective.name)
     files = _write(study, report)
     warnings = log_rescored(
         manifest.tracking_uri,
         manifest.study_id,
         RESCORED,
         row.number,
+        study.objective.metric,
         [totals[0], *(one.value for one in found)],
         files,
     )
@@ -127,12 +137,12 @@ def better_variant(study: Study, trial: int) -> Variant | None:
     except (OSError, ValueError, KeyError, TypeError) as problem:
         raise StudyError(f"{path} cannot be read: {problem}; run `sctune rescore {study.name}` again") from None
     best = rows[0] if rows else None
-    return best.values if best is not None and best.clear and best.difference > 0 else None
+    return best.values if best is not None and best.clear and study.objective.merit(best.difference) > 0 else None
 
 
 def rescored_lines(found: Rescored, shown: int = 10) -> list[str]:
     """The best ways, in words."""
-    lines = [f"as trained: {OBJECTIVE} {found.trained.value:.4f}  ({_text(found.trained.values)})"]
+    lines = [f"as trained: {found.judged_by.metric} {found.trained.value:.4f}  ({_text(found.trained.values)})"]
     for one in found.variants[:shown]:
         error = "" if one.error is None else f" +- {one.error:.4f}"
         lines.append(f"  {one.value:.4f}  {one.difference:+.4f}{error}{' *' if one.clear else ''}  {_text(one.values)}")
@@ -148,9 +158,9 @@ def rescored_lines(found: Rescored, shown: int = 10) -> list[str]:
 
 def _row(study: Study, trial: int | None) -> TrialRow:
     with closing(Record(study.record_url, study.name)) as record:
-        rows = leaderboard(record.load())
+        rows = leaderboard(record.load(), study.objective)
     _refuse_test(study.manifest)
-    row = best_row(rows) if trial is None else next((row for row in rows if row.number == trial), None)
+    row = best_row(rows, study.objective) if trial is None else next((row for row in rows if row.number == trial), None)
     if row is None and trial is None:
         raise StudyError(f"study {study.name} has no full run yet; go on with `sctune resume {study.name}`")
     if row is None:
@@ -174,7 +184,7 @@ def _write(study: Study, report: Rescored) -> list[Path]:
 
     def table(path: Path) -> None:
         with path.open("w", newline="", encoding="utf-8") as stream:
-            csv.writer(stream).writerows([(*names, OBJECTIVE, "difference", "standard_error"), *rows])
+            csv.writer(stream).writerows([(*names, report.judged_by.metric, "difference", "standard_error"), *rows])
 
     def document(path: Path) -> None:
         path.write_text(json.dumps(report.to_dict(), indent=1), encoding="utf-8")

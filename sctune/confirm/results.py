@@ -6,9 +6,10 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, ValidationError, model_serializer
 
 from sctune.errors import StudyError
+from sctune.metrics.objective import DEFAULT, find_objective
 from sctune.metrics.statistics import Estimate
 from sctune.metrics.threshold import Rate
 from sctune.search.study.database import read_attrs, write_attrs
@@ -60,7 +61,7 @@ class ChosenModel(_Frozen):
 
 class Tested(_Frozen):
     """The one look at the test images. images: normal and anomalous; reference: of what the winner is compared with,
-    whose name is `against`; optimism: selection minus test.
+    whose name is `against`; optimism: selection minus test, both AUROC; None where another objective selected.
 
     optimism_search: of the search's own value for the tested trial; optimism_confirm: of the winner's mean over seeds.
     """
@@ -81,7 +82,7 @@ class Tested(_Frozen):
 class Confirmation(_Frozen):
     """ranking: best first on the selection objective; the first is the winner, written down before the test was opened.
 
-    reference: name of the paper's default in the ranking, None where there is none.
+    reference: name of the paper's default in the ranking, None where there is none; objective: what selected.
     """
 
     format_version: Literal[1] = 1
@@ -90,12 +91,21 @@ class Confirmation(_Frozen):
     confirm_study: str
     written: str
     mode: str
+    objective: str = DEFAULT
     seeds: tuple[int, ...]
     ranking: tuple[Ranked, ...]
     reference: str | None
     false_alarm_rate: float
     notes: tuple[str, ...] = ()
     test: Tested | None = None
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, content: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """The default objective goes without saying, as in the documents of before."""
+        made: dict[str, Any] = content(self)
+        if made.get("objective") == DEFAULT:
+            del made["objective"]
+        return made
 
     @property
     def winner(self) -> Ranked:
@@ -149,7 +159,7 @@ def write_confirmation(study: Study, confirmation: Confirmation) -> Path:
 def confirmation_lines(found: Confirmation) -> list[str]:
     """What it says, in words."""
     seeds = ", ".join(map(str, found.seeds))
-    what = "proxy objective" if found.mode == "proxy" else "selection AUROC"
+    what = "proxy objective" if found.mode == "proxy" else f"selection {find_objective(found.objective).label}"
     lines = [f"confirmed on seeds {seeds} (study {found.confirm_study}), selection by {found.mode}:"]
     for place, one in enumerate(found.ranking, 1):
         std = "" if one.std is None else f" +- {one.std:.4f} over seeds"

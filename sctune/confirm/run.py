@@ -92,6 +92,7 @@ def run_confirm(
         confirm_study=trained.name,
         written=_now(),
         mode=trained.manifest.selection.mode,
+        objective=trained.manifest.objective,
         seeds=tuple(dict.fromkeys(task.seed for task in trained.manifest.tasks)),
         ranking=tuple(ranking),
         reference=next((one.name for one in candidates if one.trial is None), None),
@@ -105,7 +106,7 @@ def run_confirm(
 
 def _candidates(study: Study, options: ConfirmOptions) -> tuple[list[Candidate], list[str]]:
     with closing(Record(study.record_url, study.name)) as record:
-        rows = leaderboard(record.load())
+        rows = leaderboard(record.load(), study.objective)
     chosen = best_candidates(study.manifest, rows, options.top)
     if options.rescored:
         chosen += _rescored(study, chosen)

@@ -45,7 +45,7 @@ def trained_model(study: Study, row: TrialRow, task: Task, split: Split) -> Trai
     saved = TrialStore(study.manifest.storage_path, row.number).load_latest()
     if saved is None:
         raise CheckpointError(f"{study.name}: trial {row.number} has no checkpoint any more; confirm again")
-    trainer = Trainer(study.manifest.config_of(row.params), task, split=split)
+    trainer = Trainer(study.manifest.config_of(row.params), task, split=split, objective=study.objective)
     trainer.load_state(*saved.tasks[task.key])
     return trainer
 

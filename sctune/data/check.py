@@ -104,22 +104,24 @@ def check_data(
     decoded: paths that the cache has decoded together, whose facts are there.
     """
     there = set(decoded)
-    rest = [file.path for file in data.files if file.path not in there]
-    found = cache.facts(data.root, sorted(there), decoding) | cache.facts(data.root, rest, decoding)
+    digests = cache.digests(data.root, [*there, *(file.path for file in data.files)])
+    rest = [path for path in digests if path not in there]
+    found = cache.facts(data.root, sorted(there), decoding, digests) | cache.facts(data.root, rest, decoding, digests)
     good = {path: one for path, one in found.items() if isinstance(one, ImageFacts)}
     makers = _makers_parts(data.files)
     parts = list(splits) or ([makers] if len(makers) > 1 else [])
     trivial = shortcuts(data.files, good)
     findings = [
         *unreadable(found),
-        *_identical(data, parts),
+        *_identical(data, digests, parts),
         *_near(data, good, parts),
         *_shortcuts(trivial),
         *odd_images(good),
         *flags(good),
         *sizes_of(good, decoding),
     ]
-    notes = (*data.notes, *mask_notes(data.root, data.files))
+    shapes = {path: (one.width, one.height) for path, one in good.items()}
+    notes = (*data.notes, *mask_notes(data.root, data.files, shapes))
     return DataCheck(data.name, tuple(_classes(data.files, good)), tuple(findings), trivial, notes)
 
 
@@ -131,9 +133,9 @@ def _makers_parts(files: Sequence[ImageFile]) -> Pools:
     return parts
 
 
-def _identical(data: DataSet, parts: Sequence[Pools]) -> list[Finding]:
+def _identical(data: DataSet, digests: Mapping[str, str], parts: Sequence[Pools]) -> list[Finding]:
     files = {file.path: file for file in data.files}
-    groups = identical(data.root, files)
+    groups = identical({path: digests[path] for path in files})
     two_labels = [group for group in groups if len({files[path].label for path in group}) > 1]
     across = [group for group in groups if group not in two_labels and _across(group, parts)]
     within = [group for group in groups if group not in two_labels and group not in across]

@@ -93,7 +93,7 @@ class Decoding:
 class Decoded:
     """pixels: uint8 [S, S, 3]; width, height: of the upright image itself; notes: flags, one line each.
 
-    kind, depth, quality: of the file, as in `containers.Stored`.
+    nbytes: of the file. kind, depth, quality: of the file, as in `containers.Stored`.
     """
 
     pixels: Pixels
@@ -103,6 +103,7 @@ class Decoded:
     kind: str
     depth: str
     quality: float | None
+    nbytes: int
 
 
 def decode(source: Path | bytes, decoding: Decoding) -> Decoded:
@@ -115,14 +116,16 @@ def decode(source: Path | bytes, decoding: Decoding) -> Decoded:
     files that cannot be read.
     """
     with _reported(source):
-        stored = read_stored(_content(source), decoding.reading)
+        content = _content(source)
+        stored = read_stored(content, decoding.reading)
         image, notes = _eight_bits(stored, decoding)
         if decoding.resize == "crop":
             notes += _cropped(stored.width, stored.height)
         pixels = _square(image, decoding.size, decoding.resize)
         if int(pixels.min()) == int(pixels.max()):
             notes.append(f"constant: every pixel is {int(pixels.max())}")
-        return Decoded(pixels, stored.width, stored.height, tuple(notes), stored.kind, stored.depth, stored.quality)
+        about = (stored.kind, stored.depth, stored.quality, len(content))
+        return Decoded(pixels, stored.width, stored.height, tuple(notes), *about)
 
 
 def decode_image(source: Path | bytes, decoding: Decoding) -> Pixels:

@@ -59,7 +59,9 @@ def file_digests(root: Path, paths: Iterable[str], folder: Path | None = None) -
     files are read. Raises PlaceError for a file that cannot be read.
     """
     wanted = sorted(set(paths))
-    places = [os.path.abspath(root / path) for path in wanted]
+    base = os.path.abspath(root)
+    # as os.path.abspath, which costs more than the state of a file does
+    places = [os.path.normpath(os.path.join(base, path)) for path in wanted]
     store, began = _Store(cache_folder() if folder is None else folder), time.time_ns()
     # handing over a file costs more than asking for its state, so a thread gets many of them
     parts = [places[start : start + _AT_ONCE] for start in range(0, len(places), _AT_ONCE)]

@@ -8,7 +8,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from sctune.data.decode import CorruptImageError, Decoded, Decoding, Pixels, decode
-from sctune.data.digests import THREADS, data_digest, file_digest
+from sctune.data.digests import THREADS, data_digest, file_digest, file_digests, joined_digest
 from sctune.data.facts import Found, ImageFacts, measure, read_facts, write_facts
 from sctune.errors import DataError, PlaceError
 
@@ -37,7 +37,8 @@ FORMAT_VERSION = 2
 DEFAULT_LIMIT = 20 * 2**30
 RECENT_SECONDS = 600
 """Entries used within this time are never evicted: a trial may be about to map them."""
-CHUNK = 64
+CHUNK, CHUNK_BYTES = 64, 2**26
+"""Most images that are decoded ahead, and the most bytes of their pixels."""
 Stored = np.memmap[Any, np.dtype[np.uint8]]
 ARRAY, META, FACTS, UNFINISHED = "images.npy", "meta.json", "facts.json", ".tmp"
 FACTS_FOLDER = "facts"
@@ -114,16 +115,24 @@ class ImageCache:
         index = {path: row for row, path in enumerate(wanted) if path not in set(skipped)}
         return CachedImages(array, index, skipped)
 
-    def facts(self, root: Path, paths: Sequence[str], decoding: Decoding) -> Found:
+    def digests(self, root: Path, paths: Iterable[str]) -> dict[str, str]:
+        """As `file_digests`, kept in this cache's folder."""
+        return file_digests(root, paths, self.folder)
+
+    def facts(
+        self, root: Path, paths: Sequence[str], decoding: Decoding, digests: Mapping[str, str] | None = None
+    ) -> Found:
         """What can be said of each image at root/paths, and why one cannot be decoded (`facts.ImageFacts`).
 
-        Measured while an array of the same images is built; where there is none, the images are decoded for it, and
-        only the facts are kept. Raises DataError as `array` does.
+        digests: of these files and maybe others, where the caller knows them (`digests`). Measured while an array of
+        the same images is built; where there is none, the images are decoded for it, and only the facts are kept.
+        Raises DataError as `array` does.
         """
         wanted = sorted(set(paths))
         if not wanted:
             return {}
-        key = _key(self.folder, root, wanted, decoding)
+        known = self.digests(root, wanted) if digests is None else {path: digests[path] for path in wanted}
+        key = _key_of(joined_digest(known), decoding)
         stored = self.folder / FACTS_FOLDER / f"{key}.json"
         with self._reported():
             found = read_facts(self.folder / key / FACTS) or read_facts(stored)
@@ -259,25 +268,37 @@ class ImageCache:
 def check_images(root: Path, paths: Iterable[str]) -> list[str]:
     """Sorted paths of the images that cannot be decoded; raises DataError for files that cannot be read."""
     wanted = sorted(set(paths))
-    results = _decoded(root, wanted, Decoding(8))
+    results = (one for chunk in _chunks(root, wanted, Decoding(8)) for one in chunk)
     return [path for path, one in zip(wanted, results, strict=True) if isinstance(one, CorruptImageError)]
 
 
 def _decoded(
     root: Path, paths: Sequence[str], decoding: Decoding
 ) -> Iterator[tuple[Pixels, ImageFacts] | CorruptImageError]:
+    """Images in order, with what was measured of them."""
+    for chunk in _chunks(root, paths, decoding):
+        facts = iter(measure([one for one in chunk if isinstance(one, Decoded)]))
+        for one in chunk:
+            yield (one.pixels, next(facts)) if isinstance(one, Decoded) else one
+
+
+def _chunks(root: Path, paths: Sequence[str], decoding: Decoding) -> Iterator[list[Decoded | CorruptImageError]]:
     """Images in order, decoded by threads (Pillow releases the GIL), a bounded number ahead of the reader."""
 
-    def load(path: str) -> tuple[Pixels, ImageFacts] | CorruptImageError:
+    def load(path: str) -> Decoded | CorruptImageError:
         try:
-            decoded: Decoded = decode(root / path, decoding)
-            return decoded.pixels, measure(decoded, (root / path).stat().st_size)
+            return decode(root / path, decoding)
         except CorruptImageError as problem:
             return problem
 
+    count = max(1, min(CHUNK, CHUNK_BYTES // (3 * decoding.size**2)))
     with ThreadPoolExecutor(THREADS) as pool:
-        for start in range(0, len(paths), CHUNK):
-            yield from pool.map(load, paths[start : start + CHUNK])
+        # the next chunk is decoded while the reader looks at this one
+        ahead = pool.map(load, paths[:count])
+        for start in range(count, len(paths) + count, count):
+            chunk = list(ahead)
+            ahead = pool.map(load, paths[start : start + count])
+            yield chunk
 
 
 def _read_meta(place: Path) -> dict[str, Any] | None:
@@ -308,5 +329,9 @@ def _whole_array(place: Path, meta: dict[str, Any], shape: tuple[int, ...]) -> S
 
 
 def _key(folder: Path, root: Path, wanted: Sequence[str], decoding: Decoding) -> str:
-    text = json.dumps([FORMAT_VERSION, data_digest(root, wanted, folder), *decoding.key])
+    return _key_of(data_digest(root, wanted, folder), decoding)
+
+
+def _key_of(digest: str, decoding: Decoding) -> str:
+    text = json.dumps([FORMAT_VERSION, digest, *decoding.key])
     return hashlib.sha256(text.encode()).hexdigest()[:40]

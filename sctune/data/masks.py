@@ -6,7 +6,7 @@ Any value but zero of any channel marks, as a file is seen. That is decided befo
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from io import BytesIO
@@ -19,12 +19,13 @@ from PIL import Image
 
 from sctune.data.containers import NPY_MAGIC, PIXEL_LIMIT, CorruptImageError, Reading, Stored, npy_header, read_stored
 from sctune.data.decode import image_size
+from sctune.data.digests import THREADS
 from sctune.data.image_file import ImageFile
 from sctune.errors import DataError
 
 Mask = NDArray[np.bool_]
+Size = tuple[int, int]
 
-THREADS = 8
 _ASPECT = 0.02
 """Masks whose aspect differs by more from their image's lie elsewhere, whatever the size."""
 
@@ -109,13 +110,17 @@ def usable_masks(root: Path, files: Sequence[ImageFile], size: int, resize: str)
     )
 
 
-def mask_notes(root: Path, files: Sequence[ImageFile]) -> tuple[str, ...]:
-    """One line for each kind of fault of masks: unreadable, empty, of another size; of a normal image and not empty."""
+def mask_notes(root: Path, files: Sequence[ImageFile], sizes: Mapping[str, Size] | None = None) -> tuple[str, ...]:
+    """One line for each kind of fault of masks: unreadable, empty, of another size; of a normal image and not empty.
+
+    sizes: path -> width and height of the upright image, where they are known.
+    """
+    known = sizes or {}
     masked = [file for file in files if file.label == 1 and file.masks]
     normal = [file for file in files if file.label == 0 and file.masks]
     with ThreadPoolExecutor(THREADS) as pool:
-        notes = _notes(list(pool.map(lambda file: _look(root, file, None, ""), masked)))
-        found = list(pool.map(lambda file: _look(root, file, None, ""), normal))
+        notes = _notes(list(pool.map(lambda file: _look(root, file, None, "", known.get(file.path)), masked)))
+        found = list(pool.map(lambda file: _look(root, file, None, "", known.get(file.path)), normal))
     marked = [file.masks[0] for file, one in zip(normal, found, strict=True) if one.mask is not None]
     if not marked:
         return notes
@@ -123,11 +128,11 @@ def mask_notes(root: Path, files: Sequence[ImageFile]) -> tuple[str, ...]:
     return (*notes, f"{contrary}; see whether the label is right")
 
 
-def _look(root: Path, file: ImageFile, size: int | None, resize: str) -> _Looked:
-    """size: None to look only."""
+def _look(root: Path, file: ImageFile, size: int | None, resize: str, known: Size | None = None) -> _Looked:
+    """size: None to look only; known: width and height of the upright image."""
     joined: Mask | None = None
     fault, first = None, ""
-    wanted = _upright_size(root / file.path)
+    wanted = known or _upright_size(root / file.path)
     # a mask of an image that was let through is let through
     limit = max(PIXEL_LIMIT, wanted[0] * wanted[1] if wanted else 0)
     for name in file.masks:

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 
 import numpy as np
-from scipy.stats import rankdata
 
 from sctune.data.facts import ImageFacts
 from sctune.data.image_file import ImageFile
@@ -52,7 +51,9 @@ def _where_both_are(files: Sequence[ImageFile]) -> list[ImageFile]:
 
 
 def _auroc(labels: np.ndarray, values: np.ndarray) -> float:
-    ranks, anomalous = rankdata(values), labels == 1
+    _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
+    # equal values share the mean of their ranks
+    ranks, anomalous = (np.cumsum(counts) - (counts - 1) / 2)[places], labels == 1
     count = int(anomalous.sum())
     pairs = count * (len(labels) - count)
     value = (float(ranks[anomalous].sum()) - count * (count + 1) / 2) / pairs

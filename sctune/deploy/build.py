@@ -1,4 +1,4 @@
-"""From a trained detector to what its folder holds: threshold, calibration, kind of heat map, digests of its images."""
+"""From a trained method to what its folder holds: threshold, calibration, kind of heat map, digests of its images."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from sctune.data.split import Split
 from sctune.deploy.calibration import Calibration, Prepared
 from sctune.deploy.model import ModelParts
 from sctune.errors import DataError
+from sctune.metrics.pixel_level import aupro
 from sctune.metrics.threshold import DEFAULT_RATE, Threshold, best_f1_threshold, conformal_threshold
 from sctune.paths import cache_folder
-from sctune.train.heatmap import KINDS, aupro, heat_maps
+from sctune.train.heatmap import KINDS, heat_maps
 from sctune.train.trainer import Trainer
 
 BEST_F1 = "best-f1"
@@ -60,7 +61,7 @@ def calibrate(trainer: Trainer) -> Calibration | None:
         for image, (width, height) in zip(pixels, sizes, strict=True)
     ]
     source = f"{len(files)} normal images of the development pool that took part in no fit"
-    return Calibration.of(source, trainer.detector.score_alike(pixels).tolist(), images)
+    return Calibration.of(source, trainer.method.score(pixels).tolist(), images)
 
 
 def digests(split: Split) -> list[str]:
@@ -93,10 +94,13 @@ def choose_heat_map(trainer: Trainer) -> dict[str, Any]:
         return nothing
     images = trainer.selection.images[[masked[row][0] for row in usable.rows]]
     try:
-        found = {kind: aupro(usable.masks, heat_maps(trainer.detector, images, kind)) for kind in KINDS}
+        made = {kind: heat_maps(trainer.method, images, kind) for kind in KINDS}
+        found = {kind: aupro(usable.masks, maps) for kind, maps in made.items() if maps is not None}
     except DataError:  # masks that mark everything
         return nothing
-    best = max(KINDS, key=lambda kind: found[kind])
+    if not found:
+        return nothing
+    best = max(found, key=lambda kind: found[kind])
     measured = {"images": len(usable.rows), "masks": usable.files, "left_out": len(masked) - len(usable.rows)}
     return {"kind": best, "aupro": found, **measured}
 
@@ -113,4 +117,4 @@ def held_out(trainer: Trainer) -> tuple[Sequence[int], np.ndarray]:
     """Labels and scores of the real selection images; raises DataError where they are the test images."""
     if trainer.split.mode == "test":
         raise DataError("this model was selected on the test images; a threshold from them would be of no use")
-    return trainer.selection.labels.tolist(), trainer.detector.score_alike(trainer.selection.images)
+    return trainer.selection.labels.tolist(), trainer.method.score(trainer.selection.images)

@@ -83,11 +83,9 @@ def card_with_decision(card: str, parts: ModelParts, notes: Sequence[str]) -> st
 
 
 def _purpose(config: TrialConfig) -> list[str]:
-    model = config.model
     return [
         "purpose: tell normal images of one kind of object from anomalous ones, also of kinds that were never shown",
-        f"method: {model.heads} with {config.augment.kind} pseudo anomalies on {model.backbone}, "
-        f"{config.data.image_size} px, {model.n_scales} scale(s), seed {config.seed}",
+        f"method: {config.entry.describe(config)}",
         "output: a score, higher is more anomalous; a label where there is a threshold; a heat map on request",
         "made by: sctune; nothing in the model's files is pickled",
     ]

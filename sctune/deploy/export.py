@@ -6,7 +6,6 @@ normalisation is inside. Beside the file lies FILE.json: what it is, its thresho
 
 from __future__ import annotations
 
-import copy
 import json
 import tempfile
 from collections.abc import Mapping
@@ -177,11 +176,9 @@ def write_exported(model: Model, folder: Path, kind: Kind) -> Path:
 
 
 def _check(model: Model, kind: Kind) -> None:
-    if model.config.model.heads == "two_head_patch" and model.config.model.patch_evaluation == "random":
-        raise ConfigError(
-            "model.patch_evaluation=random draws its patches anew for every score, so no file can repeat them; use a "
-            "model with model.patch_evaluation=exact or fixed"
-        )
+    drawn = model.config.entry.unrepeatable(model.config)
+    if drawn is not None:
+        raise ConfigError(f"no file can repeat the scores of this model: {drawn}")
     if model.config.runtime.precision == "bf16":
         raise ConfigError(
             f"runtime.precision=bf16 rounds every score to about three digits, and no file repeats them to "
@@ -193,29 +190,17 @@ def _check(model: Model, kind: Kind) -> None:
 
 
 def _exportable(model: Model) -> nn.Module:
-    """uint8 images [N, S, S, 3] -> scores [N], a copy on the CPU; the maps of reference images are computed once."""
-    import torch
+    """uint8 images [N, S, S, 3] -> scores [N], on the CPU."""
     from torch import Tensor, nn
-
-    from sctune.methods.deviation.detector import normalise
-
-    detector = copy.deepcopy(model.detector).cpu().to(memory_format=torch.contiguous_format).eval()
-    detector.requires_grad_(False)
 
     class Scoring(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.detector = detector
-            with torch.no_grad():
-                maps = detector.reference_maps() if detector.needs_references else []
-            self.names = [f"reference_{scale}" for scale in range(len(maps))]
-            for name, level in zip(self.names, maps, strict=True):
-                self.register_buffer(name, level)
+            self.inner = model.method.module()
 
         def forward(self, images: Tensor) -> Tensor:
-            references = [self.get_buffer(name) for name in self.names] or None
-            pixels = images.permute(0, 3, 1, 2).float() / 255
-            return self.detector.anomaly_score(normalise(pixels), references)
+            scores: Tensor = self.inner(images.permute(0, 3, 1, 2).float() / 255)
+            return scores
 
     return Scoring().eval()
 

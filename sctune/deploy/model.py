@@ -1,6 +1,6 @@
 """A trained model as people use it: images in; scores, labels and heat maps out.
 
-Its folder holds config.json (the configuration tree), weights.safetensors (the whole detector), meta.json (study,
+Its folder holds config.json (the configuration tree), weights.safetensors (`Method.model_state`), meta.json (study,
 trial, selection metrics, licence, threshold, kind of heat map), calibration.json (scores and measures of its
 calibration images), data.json (digests of the images that it was made from), model_card.md, and the package as a wheel
 in code/. Nothing in it is pickled.
@@ -29,7 +29,7 @@ from sctune.errors import CheckpointError, NonFiniteError
 from sctune.metrics.threshold import Threshold
 
 if TYPE_CHECKING:
-    from sctune.methods.deviation.detector import Detector
+    from sctune.methods.base import Method
     from sctune.train.heatmap import Kind
 
 FORMAT_VERSION = 1
@@ -56,8 +56,8 @@ class ModelParts:
 class Model:
     """A loaded model; its calls may come from several threads."""
 
-    def __init__(self, detector: Detector, config: TrialConfig, parts: ModelParts) -> None:
-        self.detector = detector
+    def __init__(self, method: Method, config: TrialConfig, parts: ModelParts) -> None:
+        self.method = method
         self.config = config
         self.parts = parts
         self.threshold = parts.threshold
@@ -95,7 +95,7 @@ class Model:
         if not len(images):
             return np.zeros(0)
         with self._lock:
-            scores = self.detector.score_alike(np.asarray(images))
+            scores = self.method.score(np.asarray(images))
         if not np.isfinite(scores).all():
             raise NonFiniteError(f"{int((~np.isfinite(scores)).sum())} of {len(scores)} scores are not finite numbers")
         return scores
@@ -109,10 +109,10 @@ class Model:
 
     def heat_maps(self, images: Sequence[NDArray[np.uint8]] | NDArray[np.uint8]) -> NDArray[np.float32]:
         """Where the anomaly is: maps [N, S, S] in [0, 1] of images uint8 [S, S, 3], each stretched to its own range."""
-        from sctune.train.heatmap import heat_maps, scaled
+        from sctune.train.heatmap import scaled, some_heat_maps
 
         with self._lock:
-            return scaled(heat_maps(self.detector, np.asarray(images), self.heat_map_kind))
+            return scaled(some_heat_maps(self.method, np.asarray(images), self.heat_map_kind))
 
 
 def score_digest(model: Model) -> str:
@@ -120,7 +120,7 @@ def score_digest(model: Model) -> str:
     # without defaults, so that a field which a later sctune adds changes nothing
     settings = model.config.model_dump(exclude_defaults=True)
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
-    for name, value in sorted(model.detector.state_dict().items()):
+    for name, value in sorted(model.method.model_state().items()):
         array = value.detach().cpu().contiguous().numpy()
         digest.update(f"{name} {array.dtype} {array.shape}".encode())
         digest.update(array.tobytes())
@@ -142,7 +142,7 @@ def heat_map_png(image: NDArray[np.uint8], heat: NDArray[np.float32]) -> bytes:
 
 
 def write_model_folder(folder: Path, config: TrialConfig, weights: Path, parts: ModelParts) -> Path:
-    """Make the folder that `load_model_folder` reads; weights: the detector's state as safetensors.
+    """Make the folder that `load_model_folder` reads; weights: the method's `model_state` as safetensors.
 
     The wheel of the running package goes into code/, so that the model loads where sctune is not installed.
     """
@@ -191,14 +191,16 @@ def load_model_folder(folder: Path, device: str = "cpu") -> Model:
 
     Raises CheckpointError for a folder that is damaged or of a newer format, ConfigError for a GPU that is not there.
     """
-    from sctune.methods.deviation.detector import load_detector
+    from safetensors.torch import load_file
+
+    from sctune.methods.registry import trained_method
     from sctune.train.runtime import apply_runtime, resolve_device
 
     config = TrialConfig.load(_read(folder / "config.json")["config"])
     parts = read_parts(folder)
     apply_runtime(config.runtime)
-    detector = load_detector(config, folder / "weights.safetensors").to(resolve_device(device))
-    return Model(detector, config, parts)
+    method = trained_method(config, resolve_device(device), load_file(folder / "weights.safetensors"))
+    return Model(method, config, parts)
 
 
 def _write(path: Path, content: Mapping[str, Any]) -> None:

@@ -66,7 +66,7 @@ def log_model_run(
 ) -> Registered:
     """Log the model to the study's run, register it as `name` and point the alias `candidate` at it.
 
-    weights: the detector's whole state as safetensors. parts.meta: study, trial, selection metrics, licence.
+    weights: the method's `model_state` as safetensors. parts.meta: study, trial, selection metrics, licence.
     The same weights with the same threshold are registered once, however often this is called. Raises TrackingError
     with one line, which ends with `again`, when MLflow refuses, or has not finished within `timeout_s` seconds.
     """
@@ -93,7 +93,8 @@ def registered_name(study: str) -> str:
 
 def requirements(config: TrialConfig) -> list[str]:
     """Exact versions of what loading needs, without local parts (+cpu), and the wheel inside the model."""
-    packages = [*_PACKAGES, *(backbone_entry(config.model.backbone).packages.values())]
+    backbone = backbone_entry(config.model.backbone).packages if config.entry.looks_at("model.backbone") else {}
+    packages = [*_PACKAGES, *backbone.values(), *config.entry.packages]
     lines = []
     for package in packages:
         try:

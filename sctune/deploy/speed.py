@@ -49,7 +49,7 @@ def measure(model: Model, images: Sequence[bytes]) -> Speed:
     start = time.perf_counter()
     model.score([model.prepare(image).pixels for image in images])
     together = time.perf_counter() - start
-    device = str(next(model.detector.parameters()).device)
+    device = str(model.method.device)
     return Speed(
         median_ms=float(np.median(times)),
         p95_ms=float(np.percentile(times, 95)),

@@ -16,6 +16,7 @@ import numpy as np
 from sctune.backbones.weights import IMAGENET, RANDOM
 from sctune.config import TrialConfig
 from sctune.errors import ConfigError
+from sctune.metrics.objective import Objective
 from sctune.tracking import feature_plots as plots
 from sctune.train.gallery import PseudoExample
 
@@ -31,7 +32,7 @@ ACROSS = 8
 class FigureReport:
     """What was made. silhouettes: panel -> group -> mean silhouette against the normal images.
 
-    value: selection AUROC at that epoch, None where it was not recorded; mode: what it was computed on (Split);
+    value: the objective at that epoch, None where it was not recorded; mode: what it was computed on (Split);
     images: group -> how many are shown.
     """
 
@@ -86,6 +87,7 @@ class Sheet:
     examples: Sequence[PseudoExample]
     points: Mapping[str, np.ndarray]
     attribution: str | None
+    objective: Objective
 
     @property
     def stem(self) -> str:
@@ -99,10 +101,10 @@ class Sheet:
         parts = [f"study {report.study}", f"trial {report.trial}"]
         if self.tasks > 1:
             parts.append(f"task {report.task}")
-        parts.append(f"epoch {report.epoch} of {self.config.budget.epochs}")
+        parts.append(f"epoch {report.epoch} of {self.config.epochs}")
         if report.value is not None:
             mean = f", mean of {self.tasks} tasks" if self.tasks > 1 else ""
-            parts.append(f"selection AUROC {report.value:.3f} (mode {report.mode}{mean})")
+            parts.append(f"selection {self.objective.label} {report.value:.3f} (mode {report.mode}{mean})")
         if report.test_pool_opened:
             parts.append("TEST POOL OPENED")
         return ", ".join(parts)

@@ -19,7 +19,7 @@ from sctune.data.selection import stratified
 from sctune.data.split import Split
 from sctune.errors import CheckpointError, ConfigError, StudyError, nearest
 from sctune.manage.figure_files import GROUPS, Cloud, FigureReport, Sheet, publish
-from sctune.methods.deviation.detector import build_detector
+from sctune.methods.registry import fresh_method
 from sctune.paths import cache_folder
 from sctune.search.study.leaderboard import TrialRow, best_row, leaderboard
 from sctune.search.study.ledger import add_look, show_looks
@@ -77,13 +77,13 @@ def make_figures(study_root: Path, name: str, options: FigureOptions, say: Say) 
         say(["test pool opened: the unseen anomalies are images that no choice may be made by"])
         opened = figure_files(chosen.split, manifest.trial_config().data.setting, options.limit, 0, test=True)
         ledger = add_look(study, "figures --test", len(opened["unseen"]), 1, decided="nothing (pictures)")
-    trainer = Trainer(manifest.config_of(chosen.row.params), chosen.task, split=chosen.split)
+    config = manifest.config_of(chosen.row.params)
+    trainer = Trainer(config, chosen.task, split=chosen.split, objective=study.objective)
     trainer.load_state(*chosen.saved.tasks[chosen.task.key])
     examples = pseudo_examples(trainer, options.limit)
     cloud = gather(trainer, examples, options.limit, options.test)
     say([f"features of {len(cloud.groups)} images before and after training, and their t-SNE"])
-    fresh = build_detector(trainer.config).to(trainer.device)
-    features = {"before": fresh.embed(cloud.images), "after": trainer.detector.embed(cloud.images)}
+    features = _features(trainer, cloud.images)
     points = {panel: tsne(rows, options.perplexity) for panel, rows in features.items()}
     report = FigureReport(
         study=study.name,
@@ -98,7 +98,9 @@ def make_figures(study_root: Path, name: str, options: FigureOptions, say: Say) 
         test_pool_opened=options.test,
         warnings=_notes(trainer.config, cloud, bool(np.array_equal(features["before"], features["after"]))),
     )
-    sheet = Sheet(report, trainer.config, len(manifest.tasks), cloud, examples, points, manifest.data.attribution)
+    sheet = Sheet(
+        report, trainer.config, len(manifest.tasks), cloud, examples, points, manifest.data.attribution, study.objective
+    )
     files = publish(options.out or study.folder / "figures", sheet)
     runs = [chosen.row.number, *([None] if chosen.best else [])]
     trouble = log_run_files(manifest.tracking_uri, manifest.study_id, runs, files, "figures")
@@ -106,14 +108,24 @@ def make_figures(study_root: Path, name: str, options: FigureOptions, say: Say) 
     return report.finished(files, trouble)
 
 
+def _features(trainer: Trainer, images: np.ndarray) -> dict[str, np.ndarray]:
+    """Features [N, C] of the images before and after training; raises ConfigError for a method that has none."""
+    fresh = fresh_method(trainer.config, trainer.device)
+    before, after = fresh.embed(images), trainer.method.embed(images)
+    if before is None or after is None:
+        name = trainer.config.method.name
+        raise ConfigError(f"method {name} has no features to show; choose a trial of another method with --trial")
+    return {"before": before, "after": after}
+
+
 def choose_trial(study: Study, options: FigureOptions) -> Chosen:
     """The trial, task and checkpoint that the options name; nothing is trained or read but records and lists."""
     manifest = study.manifest
     try:
-        rows = leaderboard(study.record.load())
+        rows = leaderboard(study.record.load(), study.objective)
     finally:
         study.record.close()
-    best = best_row(rows)
+    best = best_row(rows, study.objective)
     row = best if options.trial is None else next((row for row in rows if row.number == options.trial), None)
     if row is None and options.trial is None:
         raise StudyError(f"study {study.name} has no full run yet; go on with `sctune resume {study.name}`")

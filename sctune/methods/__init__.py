@@ -1,1 +1,1 @@
-"""Ways to find anomalies."""
+"""Ways to find anomalies: what every one of them does (base), how they are found by name (registry), the families."""

@@ -1,19 +1,17 @@
-"""The paper's methods by name: saliencycut, dra, devnet; each a set of configuration values over a profile."""
+"""Methods by their published names (`--method`): each a set of configuration values over a profile."""
 
 from __future__ import annotations
 
-from importlib.resources import files
+from collections.abc import Mapping
 from typing import Any
 
-import yaml
-
-from sctune.config import FIELD_NAMES
+from sctune.config import is_field, method_entries
 from sctune.errors import ConfigError, nearest
 
 
 def method_names() -> tuple[str, ...]:
-    """In the order of the file: the paper's own method first."""
-    return tuple(_methods())
+    """In the order of the registry: the paper's own method first."""
+    return tuple(_published())
 
 
 def method_values(name: str, profile: str) -> dict[str, Any]:
@@ -21,7 +19,7 @@ def method_values(name: str, profile: str) -> dict[str, Any]:
 
     Raises ConfigError for an unknown method.
     """
-    methods = _methods()
+    methods = _published()
     if name not in methods:
         raise ConfigError(f"unknown method {name!r}; {nearest(name, methods)}")
     parts = [methods[name]["config"], methods[name].get("paper", {}) if profile == "paper" else {}]
@@ -31,9 +29,9 @@ def method_values(name: str, profile: str) -> dict[str, Any]:
         for section, fields in part.items()
         for field, value in fields.items()
     }
-    assert values.keys() <= set(FIELD_NAMES), values
+    assert all(map(is_field, values)), values
     return values
 
 
-def _methods() -> dict[str, Any]:
-    return dict(yaml.safe_load(files("sctune.methods").joinpath("named.yaml").read_text(encoding="utf-8")))
+def _published() -> dict[str, Mapping[str, Any]]:
+    return {name: tree for entry in method_entries() for name, tree in entry.published.items()}

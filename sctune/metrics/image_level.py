@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.metrics import average_precision_score, roc_auc_score
@@ -21,6 +23,18 @@ def auroc(labels: ArrayLike, scores: ArrayLike) -> float:
 def average_precision(labels: ArrayLike, scores: ArrayLike) -> float:
     """Step-wise area under the precision-recall curve in [0, 1]; same arguments and errors as `auroc`."""
     return float(average_precision_score(*_checked(labels, scores)))
+
+
+def false_alarms_at(labels: ArrayLike, scores: ArrayLike, recall: float) -> float:
+    """Share in [0, 1] of the normal images at or above the score from which on `recall` of the anomalous are found.
+
+    recall: in (0, 1]. Arguments and errors as `auroc`; lower is better.
+    """
+    y, s = _checked(labels, scores)
+    anomalous = np.sort(s[y == 1])[::-1]
+    # one part in 10**9 for what binary fractions leave over
+    needed = max(1, math.ceil(recall * len(anomalous) - 1e-9))
+    return float((s[y == 0] >= anomalous[needed - 1]).mean())
 
 
 def _checked(labels: ArrayLike, scores: ArrayLike) -> tuple[np.ndarray, np.ndarray]:

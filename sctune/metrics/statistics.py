@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from sctune.metrics.ties import with_ties
+from sctune.metrics.resampling import weighted_auroc
 
 Array = np.ndarray
 
@@ -66,24 +66,6 @@ class Scores:
     labels: Array
     scores: Array
     seed: int = 0
-
-
-def weighted_auroc(labels: Array, scores: Array, counts: Array) -> Array:
-    """AUROC [B] of labels [N] and scores [N] where image i occurs counts[b, i] times; ties (`TIE`) count half.
-
-    NaN where a resample has no normal or no anomalous image.
-    """
-    scores = with_ties(scores)
-    order = np.argsort(scores, kind="stable")
-    sorted_scores, anomalous = scores[order], labels[order].astype(bool)
-    starts = np.flatnonzero(np.append(True, np.diff(sorted_scores) != 0))
-    weights = counts[:, order].astype(np.float64)
-    positive = np.add.reduceat(np.where(anomalous, weights, 0.0), starts, axis=1)
-    negative = np.add.reduceat(np.where(anomalous, 0.0, weights), starts, axis=1)
-    below = np.cumsum(negative, axis=1) - negative / 2
-    pairs = positive.sum(axis=1) * negative.sum(axis=1)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(pairs > 0, (positive * below).sum(axis=1) / pairs, np.nan)
 
 
 def bootstrap_interval(runs: Sequence[Scores], resamples: int = RESAMPLES, seed: int = 0) -> tuple[float, float]:

@@ -92,6 +92,7 @@ def _tasks(manifest: StudyManifest) -> list[tuple[str, Any]]:
         *found,
         ("--seeds", seeds),
         ("--selection", data.selection),
+        *([] if manifest.build_objective().is_default else [("--objective", manifest.objective)]),
         ("--partition-seed", manifest.partition_seed),
     ]
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sctune.errors import StudyError
+from sctune.metrics.merit import merit_of
 from sctune.pages.reading import StudyView, figure, ranked, value_text, view_study
 from sctune.search.study.result import Gap, compare
 from sctune.text import duration
@@ -82,11 +83,12 @@ def differences(first: StudyView, other: StudyView) -> list[str]:
     facts: list[tuple[str, object, object]] = [
         ("data digest", f"{a.data.name} {a.data.digest[:12]}", f"{b.data.name} {b.data.digest[:12]}"),
         ("selection mode", a.selection.mode, b.selection.mode),
+        ("objective", a.objective, b.objective),
         ("partition seed", a.partition_seed, b.partition_seed),
         ("tasks", ", ".join(t.key for t in a.tasks), ", ".join(t.key for t in b.tasks)),
         ("scored images", sorted(a.splits.items()), sorted(b.splits.items())),
         ("profile", a.profile, b.profile),
-        ("epochs", a.trial_config().budget.epochs, b.trial_config().budget.epochs),
+        ("epochs", a.trial_config().epochs, b.trial_config().epochs),
     ]
     found = [(name, x, y) for name, x, y in facts if x != y]
     if any(name != "scored images" for name, _, _ in found):
@@ -100,8 +102,10 @@ def differences(first: StudyView, other: StudyView) -> list[str]:
 
 
 def same_images(first: StudyView, other: StudyView) -> str | None:
-    """None where the trials of both were scored on the same images in the same order, else why not."""
+    """None where the trials of both have the same figure of the same images in the same order, else why not."""
     a, b = first.manifest, other.manifest
+    if a.objective != b.objective:
+        return "they were searched by other objectives"
     if first.labels is None or other.labels is None:
         return "the images of one of them are gone"
     if a.data.digest != b.data.digest:
@@ -117,10 +121,10 @@ def _pairs(views: Sequence[StudyView]) -> list[Pair]:
         if len(best) < 2:
             return []
         return [_pair(views[0], best[0].number, views[0], best[1].number)]
-    # higher minus lower, as people read a difference
+    # better minus worse, as people read a difference
     with_best = sorted(
         (view for view in views if view.result.best is not None),
-        key=lambda view: -(view.result.best.value or 0.0),  # type: ignore[union-attr]
+        key=lambda view: -merit_of(view.result.best, views[0].objective),  # type: ignore[arg-type]
     )
     return [
         _pair(a, a.result.best.number, b, b.result.best.number)  # type: ignore[union-attr]
@@ -138,7 +142,7 @@ def _pair(a: StudyView, first: int, b: StudyView, second: int) -> Pair:
         reason = "their objectives are made of other parts"
     if reason is not None or a.labels is None:
         return Pair(*names, None, reason)
-    return Pair(*names, compare(0, 1, scores, a.labels))
+    return Pair(*names, compare(0, 1, scores, a.labels, a.objective))
 
 
 def _cells(view: StudyView) -> dict[str, str]:
@@ -151,6 +155,7 @@ def _cells(view: StudyView) -> dict[str, str]:
         "space": str(manifest.space.get("name")),
         "data": f"{manifest.data.name} ({manifest.data.digest[:12]})",
         "selection": manifest.selection.mode,
+        **view.objective.stated,
         "partition seed": str(manifest.partition_seed),
         "tasks": ", ".join(task.key for task in manifest.tasks),
         "profile": manifest.profile,
@@ -175,6 +180,7 @@ def _document(view: StudyView) -> dict[str, Any]:
         "space": manifest.space.get("name"),
         "data": {"name": manifest.data.name, "digest": manifest.data.digest},
         "selection": manifest.selection.mode,
+        **view.objective.stated,
         "partition_seed": manifest.partition_seed,
         "tasks": [task.key for task in manifest.tasks],
         "profile": manifest.profile,

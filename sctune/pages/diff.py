@@ -16,17 +16,15 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from sctune.augment.saliency import smooth_saliency
 from sctune.deploy.build import calibrate, choose_heat_map
 from sctune.errors import ConfigError, DataError
 from sctune.files import replace_files
 from sctune.manage.figures import Chosen, FigureOptions, choose_trial
-from sctune.methods.deviation.detector import normalise, to_pixels
 from sctune.metrics.threshold import DEFAULT_RATE, Threshold, conformal_threshold
 from sctune.pages.diff_picture import Row, Side, diff_picture
 from sctune.search.study.study import Study
 from sctune.tracking.run_files import log_run_files
-from sctune.train.heatmap import Kind, heat_maps, scaled
+from sctune.train.heatmap import Kind, scaled, some_heat_maps
 from sctune.train.trainer import Trainer
 
 FORMAT_VERSION = 1
@@ -180,7 +178,9 @@ def _choose(root: Path, name: str, number: int, task: str | None) -> Chosen:
 
 
 def _trainer(study: Study, chosen: Chosen) -> Trainer:
-    trainer = Trainer(study.manifest.config_of(chosen.row.params), chosen.task, split=chosen.split)
+    trainer = Trainer(
+        study.manifest.config_of(chosen.row.params), chosen.task, split=chosen.split, objective=study.objective
+    )
     trainer.load_state(*chosen.saved.tasks[chosen.task.key])
     return trainer
 
@@ -195,7 +195,7 @@ def _threshold(trainer: Trainer, rate: float) -> Threshold:
 def _compared(
     study: Study, chosen: list[Chosen], trainers: tuple[Trainer, Trainer], cuts: tuple[Threshold, Threshold]
 ) -> DiffReport:
-    scores = [trainer.detector.score_alike(trainer.selection.images).astype(float) for trainer in trainers]
+    scores = [trainer.method.score(trainer.selection.images).astype(float) for trainer in trainers]
     verdicts = [cut.anomalous(values) for cut, values in zip(cuts, scores, strict=True)]
     ranks = [stats.rankdata(-values) for values in scores]
     one, two = trainers
@@ -262,7 +262,7 @@ def _rows(report: DiffReport, trainers: tuple[Trainer, Trainer], pictured: list[
     for number, trainer in enumerate(trainers):
         images = trainer.selection.images[chosen]
         maps = zip(
-            _saliency(trainer, images), scaled(heat_maps(trainer.detector, images, report.heat_map)), strict=True
+            _saliency(trainer, images), scaled(some_heat_maps(trainer.method, images, report.heat_map)), strict=True
         )
         cut = report.thresholds[number].value
         sides.append(
@@ -276,13 +276,10 @@ def _rows(report: DiffReport, trainers: tuple[Trainer, Trainer], pictured: list[
 
 
 def _saliency(trainer: Trainer, images: np.ndarray, batch_size: int = 8) -> np.ndarray:
-    """Saliency maps of training [N, S, S] in [0, 1]: where the trial would not cut, were the image a donor."""
-    augment, size = trainer.config.augment, images.shape[1]
-    grid = min(augment.grid_size, size // 2)
-    maps = []
-    for start in range(0, len(images), batch_size):
-        part = images[start : start + batch_size]
-        pixels = normalise(to_pixels(part, trainer.device, trainer.config.runtime.channels_last))
-        gradient, _ = trainer.step.saliency_gradient(pixels, 0)
-        maps.append(smooth_saliency(gradient, grid, augment.kernel)[:, 0].float().cpu().numpy())
-    return np.concatenate(maps) if maps else np.zeros((0, size, size), np.float32)
+    """Saliency maps of training [N, S, S] in [0, 1]: where the trial would not cut, were the image a donor.
+
+    Flat for a method that looks at none.
+    """
+    parts = [trainer.method.saliency(images[start : start + batch_size]) for start in range(0, len(images), batch_size)]
+    maps = [part for part in parts if part is not None]
+    return np.concatenate(maps) if maps else np.zeros(images.shape[:3], np.float32)

@@ -9,10 +9,8 @@ from typing import Any
 
 import optuna
 from optuna.distributions import CategoricalDistribution
-from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from sctune.report import OBJECTIVE
 from sctune.search.space.parameter import Choice
 from sctune.search.study.leaderboard import TrialRow
 from sctune.search.study.manifest import StudyManifest
@@ -36,14 +34,20 @@ class Drawing:
 
 def study_drawings(manifest: StudyManifest, trials: Sequence[FrozenTrial], rows: Sequence[TrialRow]) -> list[Drawing]:
     """All figures in the order of the page; those that cannot be made say why."""
-    study, epochs = rebuilt(manifest, trials), manifest.trial_config().budget.epochs
+    study, epochs = rebuilt(manifest, trials), manifest.trial_config().epochs
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     names = sorted({name for trial in complete for name in trial.params})
     none = None if complete else "no trial is complete yet"
     few = _too_few(len(complete), len(names))
     makers: list[tuple[str, str, Callable[[], Any], str | None, int]] = [
         ("history", "History", lambda: optuna.visualization.plot_optimization_history(study), none, 420),
-        ("curves", "Learning curves", lambda: _curves(rows, epochs), _no_curves(rows), 480),
+        (
+            "curves",
+            "Learning curves",
+            lambda: _curves(rows, epochs, manifest.build_objective().metric),
+            _no_curves(rows),
+            480,
+        ),
         ("importance", "Parameter importance", lambda: _importance(study), few, 380),
         ("slice", "Slice", lambda: optuna.visualization.plot_slice(study), none, 420),
         ("contour", "Contour", lambda: _contour(study, names), few, 640),
@@ -57,7 +61,7 @@ def rebuilt(manifest: StudyManifest, trials: Sequence[FrozenTrial]) -> optuna.St
     are recorded, and texts escaped, since plotly reads marks in labels.
     """
     listed = {one.name: one for one in manifest.build_space().parameters if isinstance(one, Choice)}
-    study = optuna.create_study(direction=StudyDirection.MAXIMIZE)
+    study = optuna.create_study(direction=manifest.build_objective().direction)
     study.add_trials([_plain(trial, listed) for trial in trials if trial.state.is_finished()])
     return study
 
@@ -130,7 +134,7 @@ def _parallel(study: optuna.Study) -> Any:
     return optuna.visualization.plot_parallel_coordinate(study)
 
 
-def _curves(rows: Sequence[TrialRow], epochs: int) -> Any:
+def _curves(rows: Sequence[TrialRow], epochs: int, metric: str) -> Any:
     from plotly import graph_objects
 
     figure = graph_objects.Figure()
@@ -152,6 +156,6 @@ def _curves(rows: Sequence[TrialRow], epochs: int) -> Any:
         named.add(row.state)
     figure.update_layout(
         xaxis={"title": "epoch", "range": [0.8, epochs + 0.2], "dtick": max(1, epochs // 12)},
-        yaxis={"title": OBJECTIVE},
+        yaxis={"title": metric},
     )
     return figure

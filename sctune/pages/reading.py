@@ -10,7 +10,8 @@ from typing import Any
 from optuna.trial import FrozenTrial
 
 from sctune.errors import DataError
-from sctune.report import OBJECTIVE
+from sctune.metrics.merit import full_runs
+from sctune.metrics.objective import Objective
 from sctune.search.study.driver import Launches, running_driver
 from sctune.search.study.leaderboard import TrialRow
 from sctune.search.study.manifest import StudyManifest
@@ -72,6 +73,10 @@ class StudyView:
         return self.study.name
 
     @property
+    def objective(self) -> Objective:
+        return self.result.objective
+
+    @property
     def counts(self) -> dict[str, int]:
         """Trials by state, those states that occur."""
         found = {state: sum(row.state == state for row in self.result.rows) for state in STATES}
@@ -111,7 +116,7 @@ def view_study(root: Path, name: str, storage: str | None = None) -> StudyView:
 
 def cost_of(manifest: StudyManifest, trials: Sequence[FrozenTrial], saved_share: float) -> Cost:
     """What the reports' own seconds come to with a trial's share of the machine."""
-    epochs = manifest.trial_config().budget.epochs
+    epochs = manifest.trial_config().epochs
     spent = saved = 0.0
     run = 0
     for trial in trials:
@@ -126,8 +131,7 @@ def cost_of(manifest: StudyManifest, trials: Sequence[FrozenTrial], saved_share:
 
 def ranked(view: StudyView) -> list[TrialRow]:
     """Full runs, best first."""
-    full = [row for row in view.result.rows if row.state == "COMPLETE" and row.value is not None]
-    return sorted(full, key=lambda row: (-(row.value or 0.0), row.number))
+    return full_runs(view.result.rows, view.objective)
 
 
 def figure(value: Any) -> str:
@@ -140,6 +144,3 @@ def value_text(value: float | None, noise: float | None) -> str:
     if value is None:
         return "-"
     return f"{value:.4f}" if noise is None else f"{value:.4f} +- {noise:.4f}"
-
-
-__all__ = ["OBJECTIVE", "Cost", "StudyView", "cost_of", "figure", "ranked", "value_text", "view_study"]

@@ -145,7 +145,7 @@ def _static(view: StudyView) -> Html:
     if not view.result.rows:
         return missing("the study has no trial yet")
     with tempfile.TemporaryDirectory() as folder:
-        made = search_picture(view.result.rows, Path(folder) / "search.png")
+        made = search_picture(view.result.rows, Path(folder) / "search.png", view.objective)
         return picture(made, "Value of each trial, and all learning curves.", "Value of each trial and learning curves")
 
 

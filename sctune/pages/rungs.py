@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sctune.search.rules.stopping import make_rule
+from sctune.search.rules.registry import make_rule
 from sctune.search.study.leaderboard import TrialRow
 from sctune.search.study.manifest import StudyManifest
 
@@ -22,7 +22,7 @@ class Rung:
 
 def rungs(manifest: StudyManifest, rows: Sequence[TrialRow]) -> list[Rung]:
     """One for each rung of the scheduler, each epoch at which a trial was stopped, and the last epoch; ascending."""
-    epochs = manifest.trial_config().budget.epochs
+    epochs = manifest.trial_config().epochs
     spec = manifest.scheduler
     rule = make_rule(spec.name, epochs, spec.grace, spec.factor, manifest.sampler_seed)
     reached = {row.number: max(row.values, default=0) for row in rows}

@@ -14,7 +14,6 @@ from sctune.pages.commands import SPACE_FILE, command, is_shipped, search_words
 from sctune.pages.html import Html, facts, joined, missing, picture, table, tag
 from sctune.pages.reading import StudyView, figure, ranked, value_text
 from sctune.pages.rungs import rungs
-from sctune.report import OBJECTIVE
 from sctune.search.reconcile.delivery import BEST, FIGURES, read_model
 from sctune.search.study.leaderboard import TrialRow
 from sctune.search.study.result import compare, has_scores
@@ -66,7 +65,8 @@ def summary(view: StudyView) -> Html:
         why = "every trial failed" if failed else "no trial has run to the end"
         return joined([*lines, missing(f"{why}, so there is no best trial"), *_failures(view)])
     lines.append(
-        tag("p", "Best: trial ", best.number, f", {OBJECTIVE} ", tag("b", value_text(best.value, result.noise)),
+        tag("p", "Best: trial ", best.number, f", {view.objective.metric} ",
+            tag("b", value_text(best.value, result.noise)),
             " (standard error over the scored images)" if result.noise is not None else "", kind="lead")
     )  # fmt: skip
     lines.append(facts((name, figure(value)) for name, value in best.params.items()))
@@ -100,7 +100,7 @@ def leaderboard_table(view: StudyView) -> Html:
         return missing("the study has no trial yet")
     names = list(dict.fromkeys(name for row in rows for name in row.params))
     apart = _apart(view)
-    head = ("", "trial", "state", "epochs", OBJECTIVE, "against the best", "seconds", *names, "ended by")
+    head = ("", "trial", "state", "epochs", view.objective.metric, "against the best", "seconds", *names, "ended by")
     cells = [
         (
             place,
@@ -235,7 +235,7 @@ def _certainty(view: StudyView) -> list[str]:
 
 
 def _apart(view: StudyView) -> dict[int, str]:
-    """Trial -> how far below the best it is, for full runs."""
+    """Trial -> how far from the best it is, for full runs."""
     rows = ranked(view)[:MOST_COMPARED]
     if view.labels is None or not rows:
         return {}
@@ -245,7 +245,7 @@ def _apart(view: StudyView) -> dict[int, str]:
         if not all(has_scores(scores[number], view.labels) for number in (rows[0].number, row.number)):
             found[row.number] = "no scores are kept"
             continue
-        gap = compare(row.number, rows[0].number, scores, view.labels)
+        gap = compare(row.number, rows[0].number, scores, view.labels, view.objective)
         told = "told apart" if gap.clear else "not distinguishable"
         found[row.number] = f"{gap.difference:+.4f} +- {gap.error:.4f}, {told}"
     return found

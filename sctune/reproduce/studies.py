@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from sctune import __version__
-from sctune.config import FIELD_NAMES, TASK_FIELDS, Setting, Task, TrialConfig, load_profile
+from sctune.config import TASK_FIELDS, Setting, Task, TrialConfig, field_names, is_field, load_profile
 from sctune.errors import ConfigError, nearest
 from sctune.files import replace_files
 from sctune.reproduce.cells import Block, Cell, Place
@@ -21,7 +21,7 @@ from sctune.reproduce.columns import EPOCHS, Column
 from sctune.reproduce.files import data_digest
 from sctune.reproduce.paper import PaperTable
 from sctune.search.plan.options import SearchOptions
-from sctune.search.space.activation import NEEDS
+from sctune.search.space.activation import activation_conditions
 
 SELECTION_LIMIT = 16
 """Test images per class scored after each epoch: curves for the tracking only, nothing is chosen by them."""
@@ -136,8 +136,8 @@ def check_setup(setup: Setup) -> tuple[Setup, dict[str, str]]:
     """
     varied = {name for column in setup.columns for name in _without_epochs(column)}
     for name in setup.overrides:
-        if name not in FIELD_NAMES:
-            raise ConfigError(f"--set {name}: unknown configuration key; {nearest(name, FIELD_NAMES)}")
+        if not is_field(name):
+            raise ConfigError(f"--set {name}: unknown configuration key; {nearest(name, field_names())}")
         if name in varied:
             raise ConfigError(f"--set {name}: {setup.table.name} varies it; leave it out, or run `sctune search`")
         if name in (*TASK_FIELDS, *_OPTIONS):
@@ -161,7 +161,7 @@ def _check_effect(setup: Setup) -> None:
     # a method's lesser settings may well be; the axis of a figure may not
     varied = {name: None for column in setup.columns if column.point is not None for name in _without_epochs(column)}
     for name in varied:
-        for other, wanted in NEEDS.get(name, ()):
+        for other, wanted in activation_conditions().get(name, ()):
             if other in setup.overrides and setup.overrides[other] not in wanted:
                 raise ConfigError(
                     f"--set {other}={setup.overrides[other]}: {setup.table.name} varies {name}, which has an effect "

@@ -19,9 +19,10 @@ from sctune.data.images import THREADS, file_digest
 from sctune.data.masks import usable_masks
 from sctune.deploy.model import Model
 from sctune.errors import DataError
+from sctune.metrics.pixel_level import aupro
 from sctune.serve.inputs import scored
 from sctune.serve.measure import measures, per_kind
-from sctune.train.heatmap import aupro, heat_maps
+from sctune.train.heatmap import some_heat_maps
 
 FORMAT_VERSION = 1
 MOST_MASKS = 128
@@ -152,7 +153,7 @@ def _heat_map(model: Model, data: DataSet, good: Sequence[Judged]) -> tuple[dict
     if not usable.rows:
         return None, (*usable.notes, f"no AUPRO: none of the masks of {len(chosen)} images can be used")
     images = np.stack([model.prepare(data.root / chosen[row].path).pixels for row in usable.rows])
-    maps = heat_maps(model.detector, images, model.heat_map_kind)
+    maps = some_heat_maps(model.method, images, model.heat_map_kind)
     try:
         value = aupro(usable.masks, maps)
     except DataError:

@@ -9,12 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from sctune.metrics.image_level import auroc, average_precision
+from sctune.metrics.objective import AP, AUROC, Objective
+from sctune.metrics.resampling import RESAMPLES
 from sctune.metrics.threshold import Rate, escape_rate, false_alarm_rate
-from sctune.search.study.noise import auroc_se
-
-RESAMPLES = 500
-"""Of the standard errors by bootstrap, within each class: all but that of the AUROC."""
 
 
 def measures(labels: ArrayLike, scores: ArrayLike, threshold: float | None) -> dict[str, Any]:
@@ -26,8 +23,8 @@ def measures(labels: ArrayLike, scores: ArrayLike, threshold: float | None) -> d
     both = 0 < truth.sum() < len(truth)
     found: dict[str, Any] = {
         "images": {"normal": int((truth == 0).sum()), "anomalous": int(truth.sum())},
-        "auroc": _number(auroc(truth, values), auroc_se(truth, values)) if both else None,
-        "average_precision": _number(average_precision(truth, values), _ap_se(truth, values)) if both else None,
+        "auroc": _figure(AUROC, truth, values) if both else None,
+        "average_precision": _figure(AP, truth, values) if both else None,
         "threshold": threshold,
     }
     empty = dict.fromkeys(("f1", "confusion", "escape_rate", "false_alarm_rate"))
@@ -48,7 +45,7 @@ def per_kind(
             "kind": kind,
             "images": int(own.sum()),
             "median_score": float(np.median(values[own])),
-            "auroc": _number(auroc(truth[part], values[part]), auroc_se(truth[part], values[part])) if both else None,
+            "auroc": _figure(AUROC, truth[part], values[part]) if both else None,
             "escape_rate": None,
         }
         if threshold is not None:
@@ -98,22 +95,8 @@ def _f1(found: int, escaped: int, alarms: int, passed: int) -> dict[str, float] 
     return _number(2 * found / (found + alarms + anomalies), float(spread))
 
 
-def _ap_se(truth: np.ndarray, values: np.ndarray) -> float:
-    draws = np.random.default_rng(0)
-    normal, anomalous = values[truth == 0], values[truth == 1]
-    found = [
-        _precision(draws.choice(normal, len(normal)), draws.choice(anomalous, len(anomalous))) for _ in range(RESAMPLES)
-    ]
-    return float(np.std(found, ddof=1))
-
-
-def _precision(normal: np.ndarray, anomalous: np.ndarray) -> float:
-    """Average precision of the scores of both classes; a twentieth of scikit-learn's time, which resampling needs."""
-    thresholds, counts = np.unique(anomalous, return_counts=True)
-    hits = len(anomalous) - np.searchsorted(np.sort(anomalous), thresholds, side="left")
-    alarms = len(normal) - np.searchsorted(np.sort(normal), thresholds, side="left")
-    # recall grows only where an anomaly is, by one step for each distinct score
-    return float((counts * hits / (hits + alarms)).sum() / len(anomalous))
+def _figure(of: Objective, truth: np.ndarray, values: np.ndarray) -> dict[str, float]:
+    return _number(of.value(truth, values), of.standard_error(truth, values))
 
 
 def _number(value: float, se: float) -> dict[str, float]:

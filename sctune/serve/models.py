@@ -42,4 +42,4 @@ def opened(
 
 def with_threshold(model: Model, threshold: Threshold) -> Model:
     """The same model, deciding at another threshold."""
-    return Model(model.detector, model.config, replace(model.parts, threshold=threshold))
+    return Model(model.method, model.config, replace(model.parts, threshold=threshold))

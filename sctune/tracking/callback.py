@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from sctune.report import EPOCH, OBJECTIVE
+from sctune.metrics.objective import AUROC, Objective
+from sctune.report import EpochReport
 from sctune.tracking.events import SHORT_PARAM, Event, file_digest
 
 
@@ -27,7 +28,7 @@ class StudyFacts:
 
     study_id: of the manifest, never reused. base: the flat configuration that trials vary. tasks: their keys.
     versions: package -> version. tags: anything else to show on the parent run (selection mode, sampler, ...).
-    resumed: this is not the study's first launch.
+    resumed: this is not the study's first launch. objective: what it is searched by.
     """
 
     study_id: str
@@ -40,6 +41,7 @@ class StudyFacts:
     tasks: Sequence[str]
     tags: Mapping[str, str] = field(default_factory=dict)
     resumed: bool = False
+    objective: Objective = AUROC
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,8 @@ class PastTrial:
     """A trial as the record has it, to be shown again; times in ms since 1970.
 
     reports: epoch -> {"metrics", "time"}. state: COMPLETE, PRUNED or FAIL with `ended`; None while it is unfinished.
+    objective: what its study is searched by.
+    failure: kind, message and traceback of one that failed, as far as they are known.
     """
 
     number: int
@@ -58,6 +62,8 @@ class PastTrial:
     ended: int | None = None
     value: float | None = None
     stop_reason: str | None = None
+    objective: Objective = AUROC
+    failure: str | None = None
 
 
 class TrackingCallback:
@@ -84,7 +90,7 @@ class TrackingCallback:
     def on_study_start(self) -> None:
         """The parent run: base configuration and facts."""
         facts = self._facts
-        tags = {**facts.tags, **self._common, "state": "RUNNING", "objective": OBJECTIVE}
+        tags = {**facts.tags, **self._common, "state": "RUNNING", "objective": facts.objective.metric}
         with self._timed():
             content = {"name": facts.name, "params": dict(facts.base), "tags": tags, "resumed": facts.resumed}
             self._put("study", None, _now_ms(), content)
@@ -100,10 +106,10 @@ class TrackingCallback:
         """All parameters of a trial's run: short names of what was sampled, then the whole configuration."""
         return {**short_names(params), **self._facts.base, **self._assignments(params), **params}
 
-    def on_report(self, number: int, report: Mapping[str, Any], timestamp_ms: int) -> None:
-        """An epoch's report (EpochReport.to_dict); timestamp_ms: when this epoch was first reported."""
+    def on_report(self, number: int, report: EpochReport, timestamp_ms: int) -> None:
+        """An epoch's report; timestamp_ms: when this epoch was first reported."""
         with self._timed():
-            self._put("report", number, timestamp_ms, {"step": report[EPOCH], "metrics": dict(report["metrics"])})
+            self._put("report", number, timestamp_ms, {"step": report.epoch, "metrics": dict(report.metrics)})
 
     def on_end(self, number: int, state: str, value: float | None, info: Mapping[str, Any]) -> None:
         """Trial `number` is COMPLETE, PRUNED or FAIL; info: stop_reason; failure {kind, message, traceback}."""
@@ -119,10 +125,7 @@ class TrackingCallback:
             self._put("tags", number, _now_ms(), {"tags": {"state": "WAITING", "wait_reason": reason}})
 
     def replay(self, past: PastTrial) -> None:
-        """Tell again what the record holds of a trial; what has arrived already changes nothing.
-
-        A failure's traceback is in no record and stays as it is.
-        """
+        """Tell again what the record holds of a trial; what has arrived already changes nothing."""
         tags = {**self._common, "state": "RUNNING", "attempt": str(past.attempt)}
         # an unfinished one is opened: it goes on in this launch, or the study's end closes it
         content = {"params": self.shown_params(past.params), "tags": tags, "resumed": past.state is None}
@@ -132,15 +135,15 @@ class TrackingCallback:
         if past.state is not None:
             tags = _end_tags(past.state, past.value, past.stop_reason)
             ended = past.started if past.ended is None else past.ended
-            self._put("trial_end", past.number, ended, {"status": past.state, "tags": tags, "error": None})
+            self._put("trial_end", past.number, ended, {"status": past.state, "tags": tags, "error": past.failure})
 
     def drop_run(self, number: int | None, run_id: str) -> None:
-        """Delete a run that is wrong or one too many; `replay` then makes the right one."""
+        """Delete a run that is one too many."""
         self._put("drop", number, _now_ms(), {"run": run_id})
 
-    def adopt_files(self, number: int | None, run_id: str) -> None:
-        """Give a trial's run the files of the run that was dropped for it."""
-        self._put("adopt", number, _now_ms(), {"run": run_id})
+    def replace_run(self, number: int, started: int, run_id: str) -> None:
+        """Make a trial's run anew, with the files of the one that is wrong; `replay` then fills it."""
+        self._put("replace", number, started, {"run": run_id})
 
     def on_artifact(
         self, number: int | None, path: Path, artifact_path: str | None = None, proof: Path | None = None
@@ -170,13 +173,16 @@ class TrackingCallback:
             self._put("study_end", None, _now_ms(), content)
 
     def _put(self, kind: str, number: int | None, time_ms: int, content: Event) -> None:
-        self._sink.put({"kind": kind, "study": self._facts.study_id, "trial": number, "time": time_ms, **content})
-
-    def on_study_found(self, started: int) -> None:
-        """The parent run of a study that no launch runs now, made again where it is missing; started: ms since 1970."""
         facts = self._facts
-        content = {"name": facts.name, "params": dict(facts.base), "tags": {**facts.tags, **self._common}}
-        self._put("study", None, started, {**content, "resumed": False})
+        head = {"kind": kind, "study": facts.study_id, **facts.objective.stated}
+        self._sink.put({**head, "trial": number, "time": time_ms, **content})
+
+    def on_study_found(self, started: int, running: bool) -> None:
+        """The parent run, made again where it is missing; started: ms since 1970. running: a launch runs it now."""
+        facts = self._facts
+        tags = {**facts.tags, **self._common, **({"state": "RUNNING"} if running else {})}
+        content = {"name": facts.name, "params": dict(facts.base), "tags": tags}
+        self._put("study", None, started, {**content, "resumed": running})
 
     @contextmanager
     def _timed(self) -> Iterator[None]:

@@ -11,8 +11,10 @@ Events are plain dictionaries with `kind`, `study` (id), `time` (ms since 1970) 
     artifact     path, artifact_path, proof        a file or a folder that stays until it is delivered; proof: {path,
                                                    sha256} of a file that changes when the folder gets other content
     tags         tags
-    drop         run                               a run that is wrong or one too many is deleted
-    adopt        run                               the trial's run gets the files of the run that was dropped for it
+    drop         run                               a run that is one too many is deleted
+    replace      run                               a run that is wrong gives its place and its files to a new one
+
+Every event of a study that is searched by another objective than the default one has its name as `objective`.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from sctune.report import OBJECTIVE
+from sctune.metrics.objective import DEFAULT, Objective, find_objective
 
 Event: TypeAlias = dict[str, Any]
 
@@ -38,13 +40,11 @@ _REQUIRED = {
     "artifact": ("path", "time"),
     "tags": ("tags", "time"),
     "drop": ("run", "time"),
-    "adopt": ("run", "time"),
+    "replace": ("run", "time"),
 }
 
-SHORT_OBJECTIVE = "AUROC"
-"""The objective once more, under a name that MLflow's pages list first: their charts begin with the first metric."""
 SHORT_PARAM = "_"
-"""Starts the short names of the varied parameters, for the same reason."""
+"""Starts the short names of the varied parameters: MLflow's pages list them first."""
 NOTE = "mlflow.note.content"
 """MLflow's tag with a description in Markdown."""
 
@@ -53,25 +53,43 @@ MAX_PARAM_LENGTH = 6000
 
 
 def well_formed(event: Mapping[str, Any]) -> bool:
-    """Whether an event has all that its kind needs."""
+    """Whether an event has all that its kind needs, and can be written as JSON."""
     required = _REQUIRED.get(str(event.get("kind")))
     if required is None or any(name not in event for name in ("study", *required)):
         return False
     metrics = event.get("metrics", {})
+    try:
+        json.dumps(event, default=str)
+    except (TypeError, ValueError, RecursionError):
+        return False
     return isinstance(metrics, Mapping) and all(isinstance(value, int | float) for value in metrics.values())
 
 
-def shown_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
+def shown_metrics(metrics: Mapping[str, float], objective: Objective) -> dict[str, float]:
     """All metrics of an epoch as its run holds them."""
-    first = {SHORT_OBJECTIVE: metrics[OBJECTIVE]} if OBJECTIVE in metrics else {}
+    first = {short_metric(objective): metrics[objective.metric]} if objective.metric in metrics else {}
     return {**first, **metrics}
+
+
+def short_metric(objective: Objective) -> str:
+    """The objective once more, by a name that MLflow's pages list first: their charts begin with the first metric."""
+    return as_key(objective.label)
+
+
+def objective_of(event: Mapping[str, Any]) -> Objective:
+    """What the event's study is searched by; ConfigError for another package's that is not installed here."""
+    return find_objective(str(event.get("objective", DEFAULT)))
 
 
 def as_texts(values: Mapping[str, Any]) -> dict[str, str]:
     """Values of parameters or tags as text, everything but text as JSON."""
-    texts = {as_key(name): value if isinstance(value, str) else json.dumps(value) for name, value in values.items()}
+    texts = {as_key(name): _as_text(value) for name, value in values.items()}
     # databases refuse the character zero, and with it everything in the same request
     return {name: text.replace("\0", "") for name, text in texts.items()}
+
+
+def _as_text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
 def shown_param(name: str, text: str) -> str:

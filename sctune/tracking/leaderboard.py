@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sctune.report import OBJECTIVE
+from sctune.metrics.merit import in_order
+from sctune.metrics.objective import Objective
 from sctune.tracking.plots import Row
 
 if TYPE_CHECKING:
@@ -18,37 +19,25 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 
-def leaderboard(rows: Sequence[Row]) -> list[Row]:
-    """Best first: complete trials by value, then pruned ones by epochs reached and value, then all others."""
-    order = {"COMPLETE": 0, "PRUNED": 1}
-
-    def key(row: Row) -> tuple[int, int, float, int]:
-        epochs = max(row.values, default=0) if row.state == "PRUNED" else 0
-        value = -float("inf") if row.value is None else row.value
-        return order.get(row.state, 2), -epochs, -value, row.number
-
-    return sorted(rows, key=key)
-
-
-def leaderboard_csv(rows: Sequence[Row], path: Path) -> Path:
+def leaderboard_csv(rows: Sequence[Row], path: Path, objective: Objective) -> Path:
     """Every trial with state, epochs, value and varied parameters, best first."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="", encoding="utf-8") as stream:
-        csv.writer(stream).writerows(_table(rows, repr))
+        csv.writer(stream).writerows(_table(rows, repr, objective))
     return path
 
 
-def leaderboard_markdown(rows: Sequence[Row]) -> str:
+def leaderboard_markdown(rows: Sequence[Row], objective: Objective) -> str:
     """The same table as Markdown text, values to four digits."""
-    head, *body = _table(rows, lambda value: f"{value:.4f}")
+    head, *body = _table(rows, lambda value: f"{value:.4f}", objective)
     lines = [head, ["---"] * len(head), *body]
     return "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines)
 
 
-def _table(rows: Sequence[Row], show: Callable[[float], str]) -> list[list[str]]:
+def _table(rows: Sequence[Row], show: Callable[[float], str], objective: Objective) -> list[list[str]]:
     names = sorted({name for row in rows for name in row.params})
-    table = [["rank", "trial", "state", "epochs", OBJECTIVE, *names]]
-    for rank, row in enumerate(leaderboard(rows), 1):
+    table = [["rank", "trial", "state", "epochs", objective.metric, *names]]
+    for rank, row in enumerate(in_order(rows, objective), 1):
         value = "" if row.value is None else show(float(row.value))
         cells = [_cell(row.params.get(name, "")) for name in names]
         table.append([str(rank), str(row.number), row.state, str(max(row.values, default=0)), value, *cells])

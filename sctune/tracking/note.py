@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 from urllib.parse import quote
 
-from sctune.report import OBJECTIVE
-from sctune.tracking.leaderboard import leaderboard
+from sctune.metrics.merit import in_order
+from sctune.metrics.objective import Objective
 from sctune.tracking.plots import Row
 
 TOP = 10
@@ -18,15 +18,17 @@ MOST_COMPARED = 50
 _SPECIAL = re.compile(r"([\\`*_{}\[\]()#+!|<>~&])")
 
 
-def study_note(name: str, rows: Sequence[Row], noise: float | None, facts: Sequence[tuple[str, str]]) -> str:
+def study_note(
+    name: str, rows: Sequence[Row], noise: float | None, facts: Sequence[tuple[str, str]], objective: Objective
+) -> str:
     """Markdown with places for `linked`. noise: standard error of the best value; facts: (what, text) lines."""
-    ranked = leaderboard(rows)
+    ranked = in_order(rows, objective)
     ended = [row for row in ranked if row.value is not None and row.state in ("COMPLETE", "PRUNED")]
     counts = {state: sum(row.state == state for row in rows) for state in dict.fromkeys(row.state for row in ranked)}
     lines = ["No full run yet.", ""]
     if ended and ended[0].state == "COMPLETE":
         spread = "" if noise is None else f" &pm; {noise:.4f} (standard error over the scored images)"
-        best = f"trial {ended[0].number}, {_plain(OBJECTIVE)} {ended[0].value:.4f}"
+        best = f"trial {ended[0].number}, {_plain(objective.metric)} {ended[0].value:.4f}"
         lines = [f"**Best: {best}**{spread}", ""]
     if ended:
         # first, since the page folds a long description
@@ -35,7 +37,7 @@ def study_note(name: str, rows: Sequence[Row], noise: float | None, facts: Seque
             f"[Compare {'the best' if len(compared) < len(ended) else 'the'} {len(compared)} trials]({{compare:"
             f"{','.join(map(str, compared))}}}): parallel coordinates, scatter and contour plots",
             "",
-            *_table(ended[:TOP]),
+            *_table(ended[:TOP], objective),
             "",
         ]
     lines += [f"- {_plain(what)}: {_plain(text)}" for what, text in facts]
@@ -66,9 +68,9 @@ def linked(note: str, experiment: str, run_of: Callable[[int], str | None]) -> s
     return re.sub(r"\{compare:([\d,]+)\}", compare, re.sub(r"\{run:(\d+)\}", run, note))
 
 
-def _table(rows: Sequence[Row]) -> list[str]:
+def _table(rows: Sequence[Row], objective: Objective) -> list[str]:
     names = sorted({name for row in rows for name in row.params})
-    head = ["trial", "state", "epochs", "AUROC", *(name.rpartition(".")[2] for name in names)]
+    head = ["trial", "state", "epochs", _plain(objective.label), *(name.rpartition(".")[2] for name in names)]
     lines = [head, ["---"] * len(head)]
     for row in rows:
         cells = [row.state, str(max(row.values, default=0)), f"{row.value:.4f}"]

@@ -15,7 +15,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from sctune.report import OBJECTIVE
+from sctune.metrics.objective import AUROC, Objective
 
 Array = np.ndarray
 STATE_COLOURS = {"COMPLETE": "#1b7837", "PRUNED": "#e08214", "FAIL": "#b2182b", "RUNNING": "#4393c3", "WAITING": "0.7"}
@@ -61,7 +61,7 @@ def roc_curve(labels: Array, scores: Array, path: Path, title: str = "Selection 
     """ROC curve of labels [N] (0 normal, 1 anomalous) and scores [N], with its area."""
     false, true = roc_points(np.asarray(labels), np.asarray(scores, dtype=float))
     figure, axes = _axes(4.6, 4.4)
-    axes.plot(false, true, color="#2166ac", label=f"AUROC {np.trapezoid(true, false):.3f}")
+    axes.plot(false, true, color="#2166ac", label=f"{AUROC.label} {np.trapezoid(true, false):.3f}")
     axes.plot([0, 1], [0, 1], color="0.7", linestyle="--", linewidth=1)
     axes.set(xlabel="false positive rate", ylabel="true positive rate", aspect="equal", title=title)
     axes.legend(loc="lower right")
@@ -107,35 +107,36 @@ def gallery(rows: Sequence[GalleryRow], path: Path, attribution: str | None) -> 
     return _save(figure, path)
 
 
-def learning_curves(rows: Sequence[Row], path: Path) -> Path:
-    """Selection AUROC over epochs of every trial, coloured by state."""
+def learning_curves(rows: Sequence[Row], path: Path, objective: Objective) -> Path:
+    """The objective over epochs of every trial, coloured by state."""
     figure, axes = _axes(6.4, 4)
-    _curves(axes, rows)
+    _curves(axes, rows, objective)
     return _save(figure, path)
 
 
-def search_picture(rows: Sequence[Row], path: Path) -> Path:
+def search_picture(rows: Sequence[Row], path: Path, objective: Objective) -> Path:
     """A finished search in one picture: value of each trial with the best so far, and all learning curves."""
     figure = Figure(figsize=(10.5, 4), layout="constrained")
     history, curves = figure.subplots(1, 2)
-    best, steps = -np.inf, []
+    best: float | None = None
+    steps = []
     for row in sorted(rows, key=lambda one: one.number):
         if row.value is not None:
             history.scatter(row.number, row.value, color=_colour(row.state), s=28, zorder=3)
         if row.value is not None and row.state == "COMPLETE":
-            best = max(best, row.value)
-        if np.isfinite(best):
+            best = row.value if best is None else objective.best((best, row.value))
+        if best is not None:
             steps.append((row.number, best))
     if steps:
         history.step(*zip(*steps, strict=True), where="post", color="0.3", linewidth=1.2, label="best so far")
     _legend(history, rows)
     history.xaxis.set_major_locator(MaxNLocator(integer=True))
-    history.set(xlabel="trial", ylabel=OBJECTIVE, title="Value of each trial")
-    _curves(curves, rows)
+    history.set(xlabel="trial", ylabel=objective.metric, title="Value of each trial")
+    _curves(curves, rows, objective)
     return _save(figure, path)
 
 
-def _curves(axes: Axes, rows: Sequence[Row]) -> None:
+def _curves(axes: Axes, rows: Sequence[Row], objective: Objective) -> None:
     for row in rows:
         if row.values:
             epochs = sorted(row.values)
@@ -143,7 +144,7 @@ def _curves(axes: Axes, rows: Sequence[Row]) -> None:
             axes.plot(epochs, points, color=_colour(row.state), alpha=0.75, linewidth=1.2, marker=".", markersize=4)
     _legend(axes, rows)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set(xlabel="epoch", ylabel=OBJECTIVE, title="Learning curves")
+    axes.set(xlabel="epoch", ylabel=objective.metric, title="Learning curves")
 
 
 def _legend(axes: Axes, rows: Sequence[Row]) -> None:

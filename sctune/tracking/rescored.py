@@ -6,7 +6,6 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from sctune.report import OBJECTIVE
 from sctune.tracking.run_files import LIMIT_S, warned
 from sctune.tracking.server import PARENT_TAG, ROLE_TAG, STUDY_TAG, mlflow_client
 from sctune.tracking.stored import find_runs, trial_of
@@ -16,18 +15,23 @@ _POINTS = 1000  # of one request: MLflow's limit
 
 
 def log_rescored(
-    uri: str, study_id: str, role: str, trial: int, values: Sequence[float], files: Sequence[Path]
+    uri: str, study_id: str, role: str, trial: int, metric: str, values: Sequence[float], files: Sequence[Path]
 ) -> list[str]:
     """Make the run, in place of an earlier one of this trial; gives warnings, one line each.
 
-    values: objective of each variant, the trained way first. role: tag by which the run is told from a trial's.
+    metric: the objective's; values: of each variant, the trained way first. role: tag by which the run is told
+    from a trial's.
     """
-    return warned(
-        uri, "the rescored table is not in MLflow", lambda: _log(uri, study_id, role, trial, values, files), LIMIT_S
-    )
+
+    def log() -> list[str]:
+        return _log(uri, study_id, role, trial, metric, values, files)
+
+    return warned(uri, "the rescored table is not in MLflow", log, LIMIT_S)
 
 
-def _log(uri: str, study_id: str, role: str, trial: int, values: Sequence[float], files: Sequence[Path]) -> list[str]:
+def _log(
+    uri: str, study_id: str, role: str, trial: int, metric: str, values: Sequence[float], files: Sequence[Path]
+) -> list[str]:
     from mlflow.entities import Metric
 
     client = mlflow_client(uri)
@@ -42,7 +46,7 @@ def _log(uri: str, study_id: str, role: str, trial: int, values: Sequence[float]
     name = f"rescore-{trial:04d}"
     made = client.create_run(owner.info.experiment_id, tags=tags, run_name=name).info.run_id
     now = int(1000 * time.time())
-    points = [Metric(OBJECTIVE, value, now, step) for step, value in enumerate(values)]
+    points = [Metric(metric, value, now, step) for step, value in enumerate(values)]
     for start in range(0, len(points), _POINTS):
         client.log_batch(made, metrics=points[start : start + _POINTS])
     for file in files:

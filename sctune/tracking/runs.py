@@ -14,21 +14,21 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sctune.report import OBJECTIVE
 from sctune.tracking.events import (
     MAX_PARAM_LENGTH,
     NOTE,
-    SHORT_OBJECTIVE,
     as_key,
     as_texts,
     file_digest,
     identity_tags,
+    objective_of,
+    short_metric,
     shown_metrics,
     shown_param,
     well_formed,
 )
 from sctune.tracking.note import linked
-from sctune.tracking.sending import Entry, RunGoneError, Sender
+from sctune.tracking.sending import Entry, Sender
 from sctune.tracking.server import (
     PARENT_TAG,
     ROLE_TAG,
@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     from mlflow.entities import Metric, Param
 
 RUN_STATUS = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL": "FAILED"}
+FAILURE = "failure.txt"
+"""File of a failed trial's run: kind, message and traceback."""
 _MAX_ENTRIES = 100  # of one request: MLflow's limit for parameters and for tags
 _log = logging.getLogger(__name__)
 Key = tuple[str, int | None]
@@ -50,7 +52,7 @@ Key = tuple[str, int | None]
 
 @dataclass
 class _Batch:
-    """What one run is owed, and the (step, timestamp) of each point in it."""
+    """What one run gets with its next request, and the (step, timestamp) of each point in it."""
 
     metrics: list[Metric] = field(default_factory=list)
     params: list[Param] = field(default_factory=list)
@@ -61,12 +63,10 @@ class _Batch:
 class Runs:
     """Applies events in order; raises whatever is worth trying again later, logs and leaves out what is not.
 
-    rejected: things MLflow refused for good. incomplete: a run was deleted under way, so its successor lacks what
-    came before. parent_run_id: the study's run, once known.
+    rejected: things MLflow refused for good. parent_run_id: the study's run, once known.
     """
 
     def __init__(self, uri: str) -> None:
-        self.incomplete = False
         self.parent_run_id: str | None = None
         self._uri = uri
         self._client = mlflow_client(uri)
@@ -76,6 +76,7 @@ class Runs:
         self._steps: dict[str, dict[int, int]] = {}
         self._homes: dict[str, str] = {}
         self._names: dict[str, str] = {}
+        self._metrics: dict[str, str] = {}
         self._batches: dict[Key, _Batch] = {}
         self._listed: dict[str, dict[int | None, list[str]]] = {}
 
@@ -84,7 +85,10 @@ class Runs:
         return self._sender.rejected
 
     def apply(self, events: Sequence[Mapping[str, Any]]) -> None:
-        """Bring the runs up to date with these events; call again with the same ones after an error."""
+        """Bring the runs up to date with these events; call again with the same ones after an error.
+
+        RunGoneError: a run was deleted under way, so that its successor lacks what came before.
+        """
         handlers: dict[str, Callable[[Key, Mapping[str, Any]], None]] = {
             "study": self._start,
             "trial_start": self._start,
@@ -94,7 +98,7 @@ class Runs:
             "artifact": self._artifact,
             "tags": self._tags,
             "drop": self._drop,
-            "adopt": self._adopt,
+            "replace": self._replace,
         }
         try:
             self._look_up(events)
@@ -105,10 +109,6 @@ class Runs:
                     # it must not hold up all later ones for ever
                     self._sender.reject(f"a malformed event of kind {event.get('kind')!r}", ValueError("left out"))
             self._flush_all()
-        except RunGoneError:
-            self.incomplete = True
-            self._forget()
-            raise
         except Exception:
             self._forget()
             raise
@@ -141,7 +141,7 @@ class Runs:
         if first != time:
             return  # an epoch repeated after a resume: its first point stays
         batch.steps[step] = time
-        metrics = shown_metrics(event["metrics"])
+        metrics = shown_metrics(event["metrics"], objective_of(event))
         batch.metrics += [Metric(as_key(name), float(value), time, step) for name, value in metrics.items()]
 
     def _tags(self, key: Key, event: Mapping[str, Any]) -> None:
@@ -153,8 +153,8 @@ class Runs:
         self._tags(key, event)
         self._summary(key, event)
         self._flush(key)
-        if event.get("error"):
-            self._text(run_id, event["error"], "failure.txt")
+        if event.get("error") and not any(file.path == FAILURE for file in self._client.list_artifacts(run_id)):
+            self._text(run_id, event["error"], FAILURE)
         if key[1] is None:
             self._end_children(key[0], event["time"])
         status = RUN_STATUS.get(event["status"], event["status"])
@@ -164,9 +164,9 @@ class Runs:
         """The chart of the study's own run, and the links in its note: only here the ids of runs are known."""
         from mlflow.entities import Metric
 
-        batch = self._batch(key)
+        batch, name = self._batch(key), short_metric(objective_of(event))
         batch.metrics += [
-            Metric(SHORT_OBJECTIVE, float(value), int(time), int(step)) for step, value, time in event.get("points", ())
+            Metric(name, float(value), int(time), int(step)) for step, value, time in event.get("points", ())
         ]
         if key[1] is None and NOTE in batch.tags:
             batch.tags[NOTE] = linked(batch.tags[NOTE], self._homes[key[0]], partial(self._known, key[0]))
@@ -185,24 +185,33 @@ class Runs:
 
     def _drop(self, key: Key, event: Mapping[str, Any]) -> None:
         self._flush_all()
-        if not self._sender.gone(event["run"]):
-            self._client.delete_run(event["run"])
-        self._ids = {other: run_id for other, run_id in self._ids.items() if run_id != event["run"]}
+        self._delete(key, event["run"])
+
+    def _replace(self, key: Key, event: Mapping[str, Any]) -> None:
+        """The old run goes last: killed before that, there are two, and the next comparison does it again."""
+        self._flush_all()
+        old: str = event["run"]
+        # of a try before this one
+        made = [run_id for run_id in self._list(key[0]).get(key[1], []) if run_id != old]
+        new = made[0] if made else self._create(key, int(event["time"]))
+        if not self._sender.gone(old):
+            self._sender.call(f"the files of run {old}", self._copy_files, new, old)
+        self._delete(key, old)
+        self._ids[key] = new
+        self._listed[key[0]][key[1]] = [new]
+
+    def _copy_files(self, target: str, source: str) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            for file in self._client.list_artifacts(source):
+                self._client.download_artifacts(source, file.path, folder)
+            self._client.log_artifacts(target, folder)
+
+    def _delete(self, key: Key, gone: str) -> None:
+        if not self._sender.gone(gone):
+            self._client.delete_run(gone)
+        self._ids = {other: run_id for other, run_id in self._ids.items() if run_id != gone}
         for number, found in self._list(key[0]).items():
-            self._listed[key[0]][number] = [run_id for run_id in found if run_id != event["run"]]
-
-    def _adopt(self, key: Key, event: Mapping[str, Any]) -> None:
-        run_id = self._run_id(key, event["time"])
-        if run_id == event["run"]:
-            return
-
-        def copy(_run_id: str) -> None:
-            with tempfile.TemporaryDirectory() as folder:
-                for file in self._client.list_artifacts(event["run"]):
-                    self._client.download_artifacts(event["run"], file.path, folder)
-                self._client.log_artifacts(run_id, folder)
-
-        self._sender.call(f"the files of run {event['run']}", copy, run_id)
+            self._listed[key[0]][number] = [run_id for run_id in found if run_id != gone]
 
     def _artifact(self, key: Key, event: Mapping[str, Any]) -> None:
         path, target = Path(event["path"]), event.get("artifact_path")
@@ -253,17 +262,21 @@ class Runs:
             self._client.delete_run(copy)
         self._listed[study][trial] = found[:1]
         if found[0] not in self._steps:
-            self._read_steps(found[:1])
+            self._read_steps(study, found[:1])
         return found[0]
 
     def _look_up(self, events: Sequence[Mapping[str, Any]]) -> None:
         """Read the points of many trials at once: a history for each would take minutes after a resume."""
-        keys = {(event["study"], event.get("trial")) for event in events if well_formed(event)} - set(self._ids)
-        firsts = [found[0] for study, trial in keys if (found := self._list(study).get(trial))]
-        self._read_steps([run_id for run_id in firsts if run_id not in self._steps])
+        usable = [event for event in events if well_formed(event)]
+        self._metrics |= {event["study"]: objective_of(event).metric for event in usable}
+        for study in dict.fromkeys(event["study"] for event in usable):
+            trials = {event.get("trial") for event in usable if event["study"] == study}
+            new = [trial for trial in trials if (study, trial) not in self._ids]
+            firsts = [found[0] for trial in new if (found := self._list(study).get(trial))]
+            self._read_steps(study, [run_id for run_id in firsts if run_id not in self._steps])
 
-    def _read_steps(self, run_ids: Sequence[str]) -> None:
-        for run_id, points in histories(self._client, run_ids, OBJECTIVE).items():
+    def _read_steps(self, study: str, run_ids: Sequence[str]) -> None:
+        for run_id, points in histories(self._client, run_ids, self._metrics[study]).items():
             self._steps[run_id] = {point.step: point.time for point in points}
 
     def _list(self, study: str) -> dict[int | None, list[str]]:

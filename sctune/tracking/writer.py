@@ -1,66 +1,100 @@
-"""The way from the search to MLflow: a queue, a journal on disk, and one sender that never gets in the way.
+"""The one way from a search to MLflow: a bounded queue in memory, and comparing with the record where that may not do.
 
-`put` only appends to a queue. One background thread moves the queue to the journal; a second one reads the
-journal and sends, since a server that hangs must not keep events from the disk. What was not delivered when
-a process died is sent by the next writer on the same journal. Where the journal cannot be written (a full disk) the
-queue holds a bounded number of events; later ones are left out, and `owed` says that the record must be replayed.
+The study's record is the only durable log; nothing is written down a second time. What that guarantees:
+
+1. MLflow never knows more than the record: an event is put here after the record holds what it tells.
+2. While the process lives and the queue has room, every event arrives, in order, with the effect of once, however
+   long MLflow hangs, refuses, or is away: a request is repeated until it is answered, and repeating changes nothing.
+3. Whatever may be missing besides is in the record, and `repair` (compare, then mend) brings it. There is doubt where
+   the queue was full, MLflow refused something, lost a run, or came back after errors, and wherever an earlier process
+   ended: a launch that goes on begins with doubt. In doubt the sender compares and mends when the queue is empty, and
+   again at the launch's end; `sctune sync` does so at any time. So once MLflow answers, the runs become what the
+   record says, at the latest by a `sync`; `status --check` names what differs until then.
+4. The search never waits: `put` only appends, one thread does all the rest, and memory is bounded by `queue_limit`.
+
+Comparing and mending happen in the sender's thread between two batches. What they read of the record is at least as
+new as every event sent before, and events that come later are sent later, so no run is set back for good.
+
+In no record, and lost with the process where MLflow has not taken it yet: why a trial waits, the error of a launch that
+broke off, and the tag `model_uri`. A failure's traceback is in the trial's log, which a repair reads.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections import deque
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from threading import Event as Flag
 from threading import Thread
+from typing import Any, TypeAlias, TypeVar
 
+from sctune.errors import TrackingError
 from sctune.tracking.events import Event
-from sctune.tracking.journal import Journal
-from sctune.tracking.owed import OwedMark
 from sctune.tracking.runs import Runs
-from sctune.tracking.server import scrub
+from sctune.tracking.sending import RunGoneError
+from sctune.tracking.server import safe_uri, scrub
 
-_POLL_S = 0.2
-_SYNC_S = 1.0
+Apply: TypeAlias = Callable[[Sequence[Event]], None]
+"""Sends events at once; raises what is worth trying again."""
+Result = TypeVar("Result")
+
+_POLL_S = 0.1
 _FIRST_PAUSE_S = 0.5
 _LONGEST_PAUSE_S = 30.0
 _BATCH = 500
 _SMALL_BATCH = 100
 _SHARE = 9.0
-"""The sender rests this many times as long as it sent: client and server take the cores that trials need."""
+"""The sender rests this many times as long as it worked: client and server take the cores that trials need."""
 _LONGEST_BREATH_S = 3.0
 _BEHIND_S = 30.0
 """After so long without having caught up the sender rests no longer than it sent."""
+_REPAIR_EVERY_S = 30.0
+"""Repairs while idle are at least so far apart: each reads all runs of the study."""
 QUEUE_LIMIT = 10_000
-"""Events that wait for the journal: some 50 MB."""
+"""Events that wait for MLflow: some 50 MB."""
 
 _log = logging.getLogger(__name__)
 
 
-class Writer:
-    """Sends events to the MLflow store at `tracking_uri`, in order, each at least once, with the effect of once.
+class _InterruptedError(Exception):
+    """An idle repair gives way: the launch ends, or the writer is closed."""
 
-    Raises TrackingError when the journal cannot be written; nothing after that raises into the search.
-    last_error: why the last attempt failed, one line without credentials; None after a success. lost: events that
-    this writer had no room for. queue_limit: events that may wait for the journal.
+
+class _Job:
+    """A repair that somebody waits for."""
+
+    def __init__(self, work: Callable[[Apply], Any]) -> None:
+        self.work = work
+        self.done = Flag()
+        self.result: Any = None
+
+
+class Writer:
+    """Sends events to the MLflow store at `tracking_uri`; nothing that happens there raises into the search.
+
+    last_error: why the last attempt failed, one line without credentials; None after a success. dropped: events that
+    the queue had no room for. queue_limit: events that may wait.
     """
 
-    def __init__(self, tracking_uri: str, journal: Path, queue_limit: int = QUEUE_LIMIT) -> None:
-        self.lost = 0
-        self._no_journal: str | None = None
-        self._no_answer: str | None = None
+    def __init__(
+        self, tracking_uri: str, when_idle: Callable[[Apply], object] | None = None, queue_limit: int = QUEUE_LIMIT
+    ) -> None:
+        """when_idle: compares with the record, and applies what the runs lack; None: nobody does."""
+        self.last_error: str | None = None
+        self.dropped = 0
+        self._doubted_at, self._settled_at = -math.inf, 0.0
         self._uri = tracking_uri
+        self._when_idle = when_idle
         self._limit = queue_limit
-        self._owes = False
-        self._journal = Journal(journal)
-        self._mark = OwedMark(journal.with_name(journal.name + ".owed"))
         self._queue: deque[Event] = deque()
+        self._job: _Job | None = None
         self._runs: Runs | None = None
+        self._failing_since: float | None = None
+        self._next_repair = 0.0
         self._closed, self._hurry = Flag(), Flag()
-        self._keeper = Thread(target=self._keep, daemon=True, name="sctune-journal")
-        self._sender = Thread(target=self._deliver, daemon=True, name="sctune-mlflow")
-        self._keeper.start()
+        self._sender = Thread(target=self._work, daemon=True, name="sctune-mlflow")
         self._sender.start()
 
     def put(self, event: Event) -> None:
@@ -68,38 +102,31 @@ class Writer:
         if len(self._queue) < self._limit:
             self._queue.append(event)
         else:
-            self.lost += 1
-            self._owes = True  # the keeper writes it down
+            self.dropped += 1
+            self.doubt()
 
-    def wait_for_room(self, timeout_s: float) -> bool:
-        """Wait until half of the queue is free, for who hands over many events in a row; False: it still is not."""
-        end = time.monotonic() + timeout_s
-        while len(self._queue) > self._limit // 2 and time.monotonic() < end:
-            time.sleep(0.02)
-        return len(self._queue) <= self._limit // 2
+    def doubt(self) -> None:
+        """MLflow may lack something that no event in the queue brings; compared and mended when the queue is empty."""
+        self._doubted_at = time.monotonic()
 
     @property
-    def owed(self) -> bool:
-        """Whether events were lost, in this process or an earlier one, and the record was not replayed since."""
-        return bool(self._mark) or self._owes
-
-    def replayed(self) -> None:
-        """The whole record was put into this writer after the last loss."""
-        self._owes = False
-        self._mark.clear()
+    def doubted(self) -> bool:
+        """Whether there was doubt at some time of this process."""
+        return self._doubted_at > -math.inf
 
     @property
-    def last_error(self) -> str | None:
-        return self._no_journal or self._no_answer
+    def in_doubt(self) -> bool:
+        """Whether no comparison that began after the last doubt has been done."""
+        return self._doubted_at >= self._settled_at
 
     @property
     def undelivered(self) -> int:
         """Events that have not reached MLflow yet."""
-        return len(self._queue) + self._journal.last - self._journal.delivered
+        return len(self._queue)
 
     @property
     def rejected(self) -> int:
-        """Entries that MLflow refused for good in this process; each was logged as a warning."""
+        """Entries that MLflow refused for good; each was logged as a warning."""
         return self._runs.rejected if self._runs else 0
 
     @property
@@ -108,90 +135,146 @@ class Writer:
         return self._runs.parent_run_id if self._runs else None
 
     def drain(self, timeout_s: float) -> int:
-        """Wait until everything has arrived, `timeout_s` seconds at most; gives the number of events left."""
+        """Wait until everything in the queue has arrived, `timeout_s` seconds at most; gives the number left."""
         end = time.monotonic() + timeout_s
         self._hurry.set()
-        while self.undelivered and time.monotonic() < end:
+        while self._queue and time.monotonic() < end:
             time.sleep(0.02)
         self._hurry.clear()
-        return self.undelivered
+        return len(self._queue)
+
+    def repair(self, work: Callable[[Apply], Result], timeout_s: float, patience_s: float | None = None) -> Result:
+        """What `work` gives, called by the sender when the queue is empty, again and again until it raises nothing.
+
+        It is to compare the runs with the record and to apply what they lack; that settles all doubt.
+        Raises TrackingError, with what MLflow said last, when it is not done after `timeout_s` seconds, or after
+        `patience_s` seconds in which MLflow did not take anything.
+        """
+        job = self._job = _Job(work)
+        end = time.monotonic() + timeout_s
+        self._hurry.set()
+        try:
+            while not job.done.wait(0.02):
+                now, since = time.monotonic(), self._failing_since
+                stuck = patience_s is not None and since is not None and now - since > patience_s
+                if now > end or stuck:
+                    raise TrackingError(self.last_error or f"{safe_uri(self._uri)} did not take it within the time")
+        finally:
+            self._job = None
+            self._hurry.clear()
+        result: Result = job.result
+        return result
 
     def close(self) -> None:
-        """Write what is queued to the journal and stop; what is undelivered waits for the next writer."""
+        """Stop; what is undelivered then is in the record, and the next launch or `sync` brings it."""
         self._closed.set()
         self._hurry.set()
-        self._keeper.join(5)
-        # a sender inside a request that hangs is left behind; it will not touch the cursor any more
+        # a sender inside a request that hangs is left behind
         self._sender.join(1)
 
-    def _keep(self) -> None:
-        synced = time.monotonic()
-        while True:
-            closing = self._closed.is_set()
-            try:
-                while self._queue:
-                    # events leave the queue only after they are written, so that `undelivered` never misses one
-                    block = [self._queue[i] for i in range(min(len(self._queue), _BATCH))]
-                    if self._journal.append(block):
-                        self._owes = True
-                    for _ in block:
-                        self._queue.popleft()
-                if closing or time.monotonic() - synced >= _SYNC_S:
-                    self._journal.sync()
-                    self._journal.compact()
-                    synced = time.monotonic()
-                self._no_journal = None
-            except OSError as problem:  # a full disk: the queue keeps the events
-                self._no_journal = self._noted(problem, self._no_journal)
-            if self._owes or (closing and self._queue):
-                self._mark.set()
-            if closing:
-                self._journal.close()
-                return
-            self._closed.wait(_POLL_S)
-
-    def _deliver(self) -> None:
+    def _work(self) -> None:
         pause = _FIRST_PAUSE_S
         caught_up = time.monotonic()
         while not self._closed.is_set():
             try:
                 begun = time.monotonic()
                 limit = _BATCH if self._hurry.is_set() or begun - caught_up > _BEHIND_S else _SMALL_BATCH
-                delivered = self._deliver_batch(limit)
-                self._no_answer, pause = None, _FIRST_PAUSE_S
-                sent = time.monotonic()
-                if delivered < limit:
-                    caught_up = sent
-                if delivered:
-                    share = 1.0 if sent - caught_up > _BEHIND_S else _SHARE
-                    self._breathe(min(share * (sent - begun), _LONGEST_BREATH_S))
-                else:
-                    self._closed.wait(_POLL_S / 2)
+                sent = self._send(limit)
+                busy = sent > 0 or self._repair()
+                if busy:
+                    self.last_error = self._failing_since = None
+                    pause = _FIRST_PAUSE_S
+                now = time.monotonic()
+                if sent < limit:
+                    caught_up = now
+                share = 1.0 if now - caught_up > _BEHIND_S else _SHARE
+                self._breathe(min(share * (now - begun), _LONGEST_BREATH_S) if busy else _POLL_S)
+            except _InterruptedError:
+                continue
             except Exception as problem:
-                self._no_answer = self._noted(problem, self._no_answer)
+                self._failed(problem)
                 self._rest(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE_S)
 
-    def _deliver_batch(self, limit: int) -> int:
-        events, last = self._journal.read(limit)
-        if not events:
-            return 0
+    def _send(self, limit: int) -> int:
+        """Send the beginning of the queue; events leave it when they have arrived. Gives their number."""
+        events = [self._queue[i] for i in range(min(len(self._queue), limit))]
+        if events:
+            refused = self.rejected
+            self._apply(events)
+            for _ in events:
+                self._queue.popleft()
+            if self.rejected > refused:
+                self.doubt()
+        return len(events)
+
+    def _repair(self) -> bool:
+        """The repair that is asked for, or due in doubt; whether there was one."""
+        job, begun = self._job, time.monotonic()
+        if job is not None:
+            job.result = self._compared(lambda: job.work(self._apply_for(job)))
+            self._job = None if self._job is job else self._job
+            job.done.set()
+        elif self._when_idle is not None and self.in_doubt and not self._hurry.is_set() and begun >= self._next_repair:
+            work = self._when_idle
+            try:
+                self._compared(lambda: work(self._apply_for(None)))
+            except Exception:
+                self._next_repair = self._rested_from(begun, least=0.0, most=_LONGEST_PAUSE_S)
+                raise
+            self._next_repair = self._rested_from(begun, least=_REPAIR_EVERY_S)
+        else:
+            return False
+        return True
+
+    def _rested_from(self, begun: float, least: float, most: float = math.inf) -> float:
+        """When a repair may begin again after one that began at `begun`."""
+        now = time.monotonic()
+        return now + min(max(least, _SHARE * (now - begun)), most)
+
+    def _compared(self, work: Callable[[], Result]) -> Result:
+        begun = time.monotonic()
+        result = work()
+        self._settled_at = begun
+        return result
+
+    def _apply_for(self, job: _Job | None) -> Apply:
+        """`_apply` that ends where nobody waits for this repair any more."""
+
+        def apply(events: Sequence[Event]) -> None:
+            if self._closed.is_set() or self._job is not job or (job is None and self._hurry.is_set()):
+                raise _InterruptedError
+            self._apply(events)
+
+        return apply
+
+    def _apply(self, events: Sequence[Event]) -> None:
         if self._runs is None:
             self._runs = Runs(self._uri)
         try:
             self._runs.apply(events)
-        finally:
-            if self._runs.incomplete:
-                self._runs.incomplete, self._owes = False, True
-        if not self._closed.is_set():
-            self._journal.mark_delivered(last)
-        return len(events)
+        except RunGoneError:
+            # its successor lacks what came before
+            self.doubt()
+            raise
+        self._failing_since = None
+
+    def _failed(self, problem: Exception) -> None:
+        # a store that was away may come back as it was yesterday, or as another one
+        self.doubt()
+        self._failing_since = self._failing_since or time.monotonic()
+        line = scrub(problem, self._uri)
+        if line != self.last_error:
+            _log.warning("tracking is waiting: %s", line)
+        self.last_error = line
 
     def _breathe(self, seconds: float) -> None:
         """Let more gather for fewer and larger requests; not while somebody waits for the rest to arrive."""
         end = time.monotonic() + seconds
-        while not self._closed.is_set() and not self._hurry.is_set() and time.monotonic() < end:
-            self._closed.wait(min(0.1, seconds))
+        while not self._closed.is_set() and time.monotonic() < end:
+            if self._hurry.is_set() and (self._queue or self._job):
+                return
+            self._closed.wait(min(_POLL_S, seconds))
 
     def _rest(self, seconds: float) -> None:
         """Pause between attempts; half a second at most while somebody waits for the rest to arrive."""
@@ -200,10 +283,3 @@ class Writer:
         while not self._closed.is_set() and time.monotonic() < end and not (self._hurry.is_set() and rested >= 0.5):
             self._closed.wait(0.1)
             rested += 0.1
-
-    def _noted(self, problem: Exception, before: str | None) -> str:
-        """One line without credentials, logged where it is news."""
-        line = scrub(problem, self._uri)
-        if line != before:
-            _log.warning("tracking is waiting: %s", line)
-        return line

@@ -1,7 +1,7 @@
-"""Where in an image the anomaly is: heat maps of a detector, and how well they fit defect masks.
+"""Where in an image the anomaly is: heat maps of a method.
 
 Two kinds: `gradient`, the smoothed gradient of the anomaly score by the pixels (paper section 3.2, of the score instead
-of the loss), and `score`, the scores of the anomaly heads' cells put back where the cells lie in the image.
+of the loss), and `score`, the scores of cells put back where they lie in the image. A method may lack either.
 """
 
 from __future__ import annotations
@@ -10,45 +10,36 @@ from typing import Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from scipy import ndimage
-from torch import Tensor, nn
 
-from sctune.augment.saliency import min_max, smooth_map
-from sctune.errors import DataError
-from sctune.geometry import patch_offsets, patch_side
-from sctune.methods.deviation.detector import Detector, normalise, to_pixels
-from sctune.methods.deviation.heads import LatentResidualHead, PatchResidualHead, PlainHead
-from sctune.methods.deviation.patches import scoring_signs
-from sctune.methods.deviation.roles import NORMAL_HEAD
+from sctune.augment.saliency import min_max
+from sctune.methods.base import Maps, Method
 
 Kind = Literal["gradient", "score"]
 KINDS: tuple[Kind, ...] = ("gradient", "score")
-GRID = 16
-"""Cells of the smoothing grid: finer than the saliency of training, since a defect may be small."""
-PRO_LIMIT = 0.3
-"""False-positive rate up to which the per-region overlap is integrated, as usual for AUPRO."""
-
-Maps = NDArray[np.float32]
 
 
-def heat_maps(detector: Detector, images: np.ndarray, kind: Kind = "gradient", batch_size: int = 8) -> Maps:
-    """Maps [N, S, S] of uint8 images [N, S, S, 3], not scaled: higher is more anomalous.
+def heat_maps(method: Method, images: np.ndarray, kind: Kind = "gradient", batch_size: int = 8) -> Maps | None:
+    """Maps [N, S, S] of uint8 images [N, S, S, 3], not scaled: higher is more anomalous; None: it has no such maps.
 
     Values of the kind `score` can be compared between images, those of `gradient` within one.
     """
-    make = {"gradient": _gradients, "score": _scores}[kind]
-    device = next(detector.parameters()).device
-    was_training = detector.training
-    detector.eval()
-    try:
-        parts = []
-        for start in range(0, len(images), batch_size):
-            pixels = to_pixels(images[start : start + batch_size], device, detector.config.runtime.channels_last)
-            parts.append(make(detector, normalise(pixels)).float().cpu().numpy())
-    finally:
-        detector.train(was_training)
+    make = {"gradient": method.gradients, "score": method.cells}[kind]
+    parts: list[Maps] = []
+    for start in range(0, len(images), batch_size):
+        part = make(images[start : start + batch_size])
+        if part is None:
+            return None
+        parts.append(part)
     return np.concatenate(parts) if parts else np.zeros((0, *images.shape[1:3]), np.float32)
+
+
+def some_heat_maps(method: Method, images: np.ndarray, kind: Kind) -> Maps:
+    """As `heat_maps`; of the other kind where the method has none of this one, and flat where it has neither."""
+    for each in dict.fromkeys((kind, *KINDS)):
+        maps = heat_maps(method, images, each)
+        if maps is not None:
+            return maps
+    return np.zeros(images.shape[:3], np.float32)
 
 
 def scaled(maps: Maps) -> Maps:
@@ -56,89 +47,3 @@ def scaled(maps: Maps) -> Maps:
     stretched, flat = min_max(torch.from_numpy(maps)[:, None])
     stretched[flat] = 0
     return stretched[:, 0].numpy()
-
-
-def _gradients(detector: Detector, images: Tensor) -> Tensor:
-    weights = [weight for weight in detector.parameters() if weight.requires_grad]
-    for weight in weights:
-        weight.requires_grad_(False)
-    try:
-        with torch.enable_grad():
-            inputs = images.detach().requires_grad_()
-            references = detector.reference_maps() if detector.needs_references else None
-            (gradient,) = torch.autograd.grad(detector.anomaly_score(inputs, references).sum(), inputs)
-    finally:
-        for weight in weights:
-            weight.requires_grad_(True)
-    return smooth_map(gradient, min(GRID, images.shape[-1] // 2))[:, 0]
-
-
-def _scores(detector: Detector, images: Tensor) -> Tensor:
-    size = images.shape[-1]
-    total = images.new_zeros(len(images), 1, size, size)
-    with torch.inference_mode():
-        features = detector.features(images)
-        references = detector.reference_maps() if detector.needs_references else [None] * len(features)
-        for level, reference in zip(features, references, strict=True):
-            for name in detector.roles:
-                if name != NORMAL_HEAD:
-                    cells = head_cells(detector.head(name), level, reference)
-                    total += nn.functional.interpolate(
-                        cells[:, None], size=(size, size), mode="bilinear", align_corners=False
-                    )
-    return total[:, 0]
-
-
-def head_cells(head: nn.Module, features: Tensor, reference: Tensor | None = None) -> Tensor:
-    """Score of each cell [N, S, S] of a feature map [N, C, S, S] by an anomaly head.
-
-    A patch head scores residuals of several patches: a cell gets the mean over all that it takes part in.
-    """
-    if isinstance(head, PlainHead):
-        return head.scoring(features).abs()[:, 0]
-    if isinstance(head, LatentResidualHead):
-        if reference is None:
-            raise ValueError("a latent residual head needs the reference's map")
-        return head.scoring(head.conv(reference - features)).abs()[:, 0]
-    if isinstance(head, PatchResidualHead):
-        return _patch_cells(head, features)
-    raise TypeError(f"{type(head).__name__} has no cells")
-
-
-def _patch_cells(head: PatchResidualHead, features: Tensor) -> Tensor:
-    side = features.shape[-1]
-    patch = patch_side(side, head.patch_count, head.patch_size)
-    places = patch_offsets(side, patch, head.place)
-    mode = "fixed" if head.evaluation == "random" else head.evaluation
-    total, count = features.new_zeros(len(features), side, side), features.new_zeros(side, side)
-    for row in scoring_signs(side, patch, head.place, head.patch_count, mode):
-        used = [(place, sign) for place, sign in zip(places, row.tolist(), strict=True) if sign]
-        residual = torch.stack([sign * features[:, :, r : r + patch, c : c + patch] for (r, c), sign in used]).sum(0)
-        cells = head.scoring(head.conv(residual)).abs()[:, 0]
-        for (r, c), _ in used:
-            total[:, r : r + patch, c : c + patch] += cells
-            count[r : r + patch, c : c + patch] += 1
-    return total / count.clamp_min(1)
-
-
-def aupro(masks: NDArray[np.bool_], maps: Maps, limit: float = PRO_LIMIT, steps: int = 200) -> float:
-    """Area under the per-region overlap, up to a false-positive rate of `limit`, divided by it: in [0, 1].
-
-    masks [N, S, S]: defect pixels, none in normal images; maps [N, S, S]. Each connected defect counts equally
-    (Bergmann et al. 2020). Raises DataError where no mask marks anything, or everything.
-    """
-    truth = np.asarray(masks, dtype=bool)
-    if not truth.any() or truth.all():
-        raise DataError("AUPRO needs masks that mark some pixels and leave others")
-    normal = np.sort(maps[~truth])
-    # thresholds at even steps of the false-positive rate, from none to `limit`
-    rates = np.linspace(0, limit, steps + 1)
-    ranks = np.clip(np.ceil((1 - rates) * len(normal)).astype(int), 1, len(normal)) - 1
-    cuts = normal[ranks]
-    overlaps = []
-    for mask, values in zip(truth, maps, strict=True):
-        regions, number = ndimage.label(mask, structure=np.ones((3, 3), int))
-        for region in range(1, number + 1):
-            ordered = np.sort(values[regions == region])
-            overlaps.append(1 - np.searchsorted(ordered, cuts, side="right") / len(ordered))
-    return float(np.trapezoid(np.mean(overlaps, axis=0), rates) / limit)

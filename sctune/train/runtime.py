@@ -34,7 +34,3 @@ def apply_runtime(config: RuntimeConfig) -> None:
     torch.use_deterministic_algorithms(config.deterministic, warn_only=True)
     # else every new tensor is filled with NaN, a fifth of a step's time, to find reads of memory that nobody wrote
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-
-
-def memory_format(config: RuntimeConfig) -> torch.memory_format:
-    return torch.channels_last if config.channels_last else torch.contiguous_format

@@ -11,9 +11,8 @@ import numpy as np
 from sctune.augment.proxy import make_proxy_set
 from sctune.data.images import CachedImages
 from sctune.data.split import Split, selection_subset
-from sctune.metrics.image_level import auroc, average_precision
+from sctune.metrics.objective import AP, AUROC, Objective
 from sctune.metrics.ties import rounded
-from sctune.report import OBJECTIVE
 
 PROXY_SETS_KEPT = 8
 
@@ -23,40 +22,50 @@ Scorer = Callable[[np.ndarray], np.ndarray]
 
 @dataclass(frozen=True)
 class SelectionSet:
-    """paths [N], labels [N] and images [N, S, S, 3] of held-out files; proxy: maker -> altered normals."""
+    """paths [N], labels [N] and images [N, S, S, 3] of held-out files; proxy: maker -> altered normals.
+
+    objective: what decides between trials.
+    """
 
     paths: tuple[str, ...]
     labels: np.ndarray
     images: np.ndarray
     proxy: dict[str, np.ndarray]
+    objective: Objective = AUROC
 
     def evaluate(self, scorer: Scorer) -> tuple[dict[str, float], dict[str, list[float]]]:
         """Metrics and raw scores ("" for the files, the maker's name for its images).
 
-        Real anomalies give AUROC and average precision; each maker an AUROC against the same normals, averaged
-        equally. Where both are there (hard setting) the objective is the mean of the two.
+        Real anomalies give AUROC and average precision, and the objective's figure where that is another; each maker
+        that figure against the same normals, averaged equally. Where both are there (hard setting) the objective is
+        the mean of the two.
         """
+        metric, figure = self.objective.metric, self.objective.value
         scores = scorer(self.images)
         raw = {"": scores.tolist()}
         metrics: dict[str, float] = {}
         parts = []
         if self.labels.any():
-            metrics["selection_auroc_real"] = auroc(self.labels, scores)
-            metrics["selection_ap"] = average_precision(self.labels, scores)
-            parts.append(metrics["selection_auroc_real"])
+            metrics[f"{AUROC.metric}_real"] = AUROC.value(self.labels, scores)
+            metrics[AP.metric] = AP.value(self.labels, scores)
+            if self.objective is not AUROC:
+                metrics[f"{metric}_real"] = figure(self.labels, scores)
+            parts.append(metrics[f"{metric}_real"])
         if self.proxy:
             normal = scores[self.labels == 0]
             for name, images in self.proxy.items():
                 altered = scorer(images)
                 raw[name] = altered.tolist()
                 labels = np.r_[np.zeros(len(normal)), np.ones(len(altered))].astype(int)
-                metrics[f"selection_auroc_{name}"] = auroc(labels, np.r_[normal, altered])
-            parts.append(float(np.mean([metrics[f"selection_auroc_{name}"] for name in self.proxy])))
-        metrics[OBJECTIVE] = rounded(float(np.mean(parts)))
+                metrics[f"{metric}_{name}"] = figure(labels, np.r_[normal, altered])
+            parts.append(float(np.mean([metrics[f"{metric}_{name}"] for name in self.proxy])))
+        metrics[metric] = rounded(float(np.mean(parts)))
         return metrics, raw
 
 
-def build_selection(split: Split, cached: CachedImages, limit: int | None, partition_seed: int) -> SelectionSet:
+def build_selection(
+    split: Split, cached: CachedImages, limit: int | None, partition_seed: int, objective: Objective = AUROC
+) -> SelectionSet:
     """The selection set of a split: at most `limit` files per class, the same for every trial of a study."""
     chosen = [file for file in selection_subset(split, limit, partition_seed) if file.path in cached.index]
     paths = tuple(file.path for file in chosen)
@@ -67,7 +76,7 @@ def build_selection(split: Split, cached: CachedImages, limit: int | None, parti
         normal = labels == 0
         names = [path for path, label in zip(paths, labels, strict=True) if label == 0]
         proxy = _proxy_images(images[normal], names, partition_seed)
-    return SelectionSet(paths, labels, images, proxy)
+    return SelectionSet(paths, labels, images, proxy, objective)
 
 
 _made: dict[str, dict[str, np.ndarray]] = {}

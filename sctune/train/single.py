@@ -14,7 +14,7 @@ from sctune.config import TrialConfig
 from sctune.data.decode import Decoding
 from sctune.data.images import ImageCache
 from sctune.errors import ConfigError
-from sctune.metrics.image_level import auroc, average_precision
+from sctune.metrics.objective import AP, AUROC
 from sctune.paths import cache_folder
 from sctune.train.trainer import Trainer
 
@@ -31,12 +31,14 @@ def train_one(config: TrialConfig, out: Path | None, test: bool, say: Callable[[
     metrics: dict[str, float] = {}
     for report in trainer.fit():
         metrics = dict(report.metrics)
-        say([f"epoch {report.epoch}/{report.epochs}  loss {metrics['loss']:.4f}  selection AUROC {report.value:.4f}"])
+        chosen_by = f"selection {AUROC.label} {report.value:.4f}"
+        loss = f"  loss {metrics['loss']:.4f}" if "loss" in metrics else ""
+        say([f"epoch {report.epoch}/{report.epochs}{loss}  {chosen_by}"])
     scores: list[tuple[str, int, float]] = []
     if test:
         scores = score_test(trainer)
         labels, values = [row[1] for row in scores], [row[2] for row in scores]
-        metrics |= {"test_auroc": auroc(labels, values), "test_ap": average_precision(labels, values)}
+        metrics |= {f"test_{figure.name}": figure.value(labels, values) for figure in (AUROC, AP)}
     report_card = {"format_version": 1, "metrics": metrics, "config": trainer.config.document()}
     if out is not None:
         _write(out, trainer, report_card, scores)
@@ -53,13 +55,13 @@ def score_test(trainer: Trainer) -> list[tuple[str, int, float]]:
         paths = developed
     cached = cache.array(split.root, paths, Decoding.of(data), data.skip_corrupt)
     files = [file for file in split.test if file.path in cached.index]
-    scores = trainer.detector.score_alike(cached.array[[cached.index[file.path] for file in files]])
+    scores = trainer.method.score(cached.array[[cached.index[file.path] for file in files]])
     return [(file.path, file.label, float(score)) for file, score in zip(files, scores, strict=True)]
 
 
 def _write(out: Path, trainer: Trainer, report: dict[str, Any], scores: list[tuple[str, int, float]]) -> None:
     out.mkdir(parents=True)
-    state = {name: value.cpu().contiguous() for name, value in trainer.detector.state_dict().items()}
+    state = {name: value.cpu().contiguous() for name, value in trainer.method.model_state().items()}
     save_file(state, out / "model.safetensors")
     (out / "config.json").write_text(json.dumps(report["config"], indent=1), encoding="utf-8")
     (out / "metrics.json").write_text(

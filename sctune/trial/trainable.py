@@ -11,6 +11,7 @@ import logging
 import time
 import traceback
 from collections import deque
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,9 @@ from sctune.config import Task, TrialConfig
 from sctune.data.digests import data_digest
 from sctune.data.pools import Files
 from sctune.data.split import Split, split_for
-from sctune.errors import ChangedDataError, ClusterError, DataError, PlaceError, StoppedError, StorageError
-from sctune.report import OBJECTIVE, EpochReport, merge_reports
+from sctune.errors import ChangedDataError, ClusterError, ConfigError, DataError, PlaceError, StoppedError, StorageError
+from sctune.metrics.objective import DEFAULT, Objective, find_objective
+from sctune.report import FAILURE, REPORT, VALUE, EpochReport, Origin, TrialFailure, merge_reports
 from sctune.train.trainer import Trainer
 from sctune.trial.checkpoint import TrialStore
 from sctune.trial.step_log import StepLog
@@ -52,6 +54,7 @@ class TrialSpec(BaseModel):
     checkpoint_epochs: rungs, always saved; checkpoint_interval: seconds between other checkpoints;
     splits, contents: task key -> digest of its lists of files and of what its images hold, as the driver saw them;
     weights_sha256: of the backbone's weights file, by backbone.
+    objective: name of what the study is searched by.
     stop_key: where the driver raises the flag that ends the launch's trials.
     """
 
@@ -67,6 +70,7 @@ class TrialSpec(BaseModel):
     contents: dict[str, str] = {}
     weights_sha256: dict[str, str]
     versions: dict[str, str]
+    objective: str = DEFAULT
     stop_key: str = ""
 
 
@@ -94,7 +98,11 @@ class SaliencyCutTrainable(tune.Trainable):
         return True
 
     def step(self) -> dict[str, Any]:
-        """One epoch of every task. A deterministic error ends the trial with a `failure` entry, never the actor."""
+        """One epoch of every task: {VALUE, REPORT, "done"}.
+
+        A deterministic error ends the trial with a FAILURE in the report's place, never the actor. Both travel as they
+        are: Ray takes dictionaries apart.
+        """
         try:
             if not self.trainers:
                 self._build()
@@ -109,7 +117,7 @@ class SaliencyCutTrainable(tune.Trainable):
         except StoppedError:
             # the driver has stopped listening; the trial goes on from its checkpoint in the next launch
             self._drop()
-            return {OBJECTIVE: float("nan"), "done": True}
+            return {VALUE: float("nan"), "done": True}
         except StorageError as problem:
             return self._failure(problem.kind, problem)
         except OSError as problem:
@@ -117,12 +125,7 @@ class SaliencyCutTrainable(tune.Trainable):
             return self._failure(PlaceError.__name__, problem)
         except Exception as problem:  # the trial's own fault: told with its traceback, and the actor lives on
             return self._failure("out of memory" if _is_out_of_memory(problem) else type(problem).__name__, problem)
-        return report.to_dict() | {
-            "done": report.last,
-            "node": self._node,
-            "log": self.log.take(),
-            "where": self._where(),
-        }
+        return {VALUE: report.value, REPORT: replace(report, origin=self._origin()), "done": report.last}
 
     def cleanup(self) -> None:
         self._drop()
@@ -146,6 +149,7 @@ class SaliencyCutTrainable(tune.Trainable):
 
     def _build(self) -> None:
         self._check_versions()
+        objective = self._objective()
         config = TrialConfig.load(self.spec.config).override(self.params)
         weights = self._weights(config)
         trainers = []
@@ -161,6 +165,7 @@ class SaliencyCutTrainable(tune.Trainable):
                     weights=weights,
                     split=split,
                     should_stop=self._should_stop,
+                    objective=objective,
                 )
             )
         self.store = TrialStore(self.spec.storage, self.number)
@@ -188,6 +193,12 @@ class SaliencyCutTrainable(tune.Trainable):
             raise ClusterError(f"the data of task {task.key} differ from the driver's; give every node the same files")
         return split
 
+    def _objective(self) -> Objective:
+        try:
+            return find_objective(self.spec.objective)
+        except ConfigError as problem:
+            raise ClusterError(f"{problem}; give this node the driver's packages") from None
+
     def _check_versions(self) -> None:
         here = package_versions()
         wrong = [
@@ -212,6 +223,8 @@ class SaliencyCutTrainable(tune.Trainable):
             )
 
     def _weights(self, config: TrialConfig) -> Path | None:
+        if not config.entry.looks_at("model.backbone"):
+            return None
         backbone = config.model.backbone
         path = resolve_weights(backbone, config.model.weights)
         wanted = self.spec.weights_sha256.get(backbone)
@@ -264,19 +277,18 @@ class SaliencyCutTrainable(tune.Trainable):
 
     def _failure(self, kind: str, problem: BaseException) -> dict[str, Any]:
         message = " ".join(str(problem).split())[:500]
-        told = {"where": self._where(), "node": self._node, "log": "\n".join(self.log.take())}
+        origin = self._origin()
         text = "".join(traceback.format_exception(problem))
         problem.__traceback__ = None
         if torch.cuda.is_initialized():
             # a GPU that is beyond repair raises here, and so takes this process with it
             torch.cuda.synchronize()
         self._drop()
-        # Ray insists on the metric; a result with a failure is never read as a report
-        failure = {"kind": kind, "message": message, "traceback": text} | told
-        return {"failure": failure, OBJECTIVE: float("nan"), "done": True}
+        return {VALUE: float("nan"), FAILURE: TrialFailure(kind, message, text, origin), "done": True}
 
-    def _where(self) -> str:
-        return f"{self.log.where}, {self.trainers[0].device}" if self.trainers else self.log.where
+    def _origin(self) -> Origin:
+        where = f"{self.log.where}, {self.trainers[0].device}" if self.trainers else self.log.where
+        return Origin(where, self._node, tuple(self.log.take()))
 
 
 def _is_out_of_memory(problem: BaseException) -> bool:

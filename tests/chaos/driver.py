@@ -20,8 +20,8 @@ prepare_environment()
 
 from sctune.cli import main  # noqa: E402
 from sctune.search.run import finish, launch  # noqa: E402
-from sctune.search.run.searcher import StudySearcher  # noqa: E402
-from sctune.search.study.record_sql import RecordRows  # noqa: E402
+from sctune.search.run.controller import TrialController  # noqa: E402
+from sctune.search.study.record_sql import RecordSql  # noqa: E402
 from sctune.tracking.callback import TrackingCallback  # noqa: E402
 from sctune.tracking.runs import Runs  # noqa: E402
 from sctune.tracking.writer import Writer  # noqa: E402
@@ -31,11 +31,11 @@ PLAN = json.loads(os.environ.get("SCTUNE_CHAOS", '{"point": "none", "count": 1, 
 SENT = os.environ.get("SCTUNE_CHAOS_SENT", "sent")
 
 DRIVER_POINTS = {
-    "asked, not recorded": (StudySearcher, "_start_new"),
-    "record half-written": (RecordRows, "_put"),
-    "reported, not told": (StudySearcher, "_tell"),
-    "told, not in the journal": (TrackingCallback, "on_end"),
-    "in the journal, not in MLflow": (Runs, "apply"),
+    "asked, not recorded": (TrialController, "_start_new"),
+    "record half-written": (RecordSql, "_put"),
+    "reported, not told": (TrialController, "_end_trial"),
+    "told, not queued": (TrackingCallback, "on_end"),
+    "queued, not in MLflow": (Runs, "apply"),
     "final drain": (Writer, "drain"),
 }
 """Point -> method of the driver at whose beginning the signal comes."""
@@ -87,9 +87,9 @@ def make_trial(plan: dict[str, Any], driver: int, log: str, sent: str) -> type[t
             if due and plan["point"] == "mid-epoch":
                 threading.Timer(0.15, send, (plan["signal"], driver, sent)).start()
             result = super().step()
-            if "epoch" in result and self.trained:
+            if "report" in result and self.trained:
                 with open(log, "a") as file:
-                    file.write(f"epoch {self.number} {result['epoch']} {self.attempt}\n")
+                    file.write(f"epoch {self.number} {result['report'].epoch} {self.attempt}\n")
             return result
 
         def _checkpoint(self, report: Any) -> None:

@@ -33,7 +33,7 @@ from tests.processes import end_group  # noqa: E402
 
 POINTS = (
     "before the first report", "mid-epoch", "checkpoint half-written", "asked, not recorded", "record half-written",
-    "reported, not told", "told, not in the journal", "in the journal, not in MLflow", "any moment", "final drain",
+    "reported, not told", "told, not queued", "queued, not in MLflow", "any moment", "final drain",
 )  # fmt: skip
 # the final drain has no running trial: seldom enough that four of five runs hit one
 WEIGHTS = (4, 5, 4, 3, 3, 3, 3, 3, 5, 2)
@@ -170,7 +170,7 @@ def draw_count(point: str, draw: random.Random) -> int:
     if point == "asked, not recorded":
         # the first ones are asked for before anything runs
         return draw.randint(SLOTS + 1, TRIALS)
-    if point == "in the journal, not in MLflow":
+    if point == "queued, not in MLflow":
         # the first request is the study's own
         return draw.randint(2, 3)
     return draw.randint(1, 3)

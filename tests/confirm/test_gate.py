@@ -46,7 +46,7 @@ def changed(model: Model, threshold: float | None = None, development: list[str]
         parts = replace(parts, threshold=Threshold(threshold, "given"))
     if development is not None:
         parts = replace(parts, development=development)
-    return Model(model.detector, model.config, parts)
+    return Model(model.method, model.config, parts)
 
 
 class Backwards(Model):
@@ -88,11 +88,13 @@ def test_a_score_that_is_no_number_is_no_parity() -> None:
     assert not parity_step(np.array([np.nan, 0.9]), {"exported": np.array([np.nan, 0.9])}, 0.5).passed
 
 
+@pytest.mark.slow
 def test_parity_with_a_real_export(model: Model, tmp_path: Path) -> None:
+    """The quick tests deploy one in tests/e2e/test_confirm.py."""
     pixels = np.stack([model.prepare(noise_png(number, spot=number % 2 == 0)).pixels for number in range(4)])
     name, scores = export_form(model, pixels, tmp_path)
     assert name == "exported (onnx)"
-    step = parity_step(model.detector.score_alike(pixels), {name: scores}, None)
+    step = parity_step(model.method.score(pixels), {name: scores}, None)
     assert step.passed, step.detail
 
 
@@ -110,7 +112,7 @@ def test_the_same_model_is_not_worse(model: Model, images: Acceptance) -> None:
 
 
 def test_a_worse_auroc_is_refused(model: Model, images: Acceptance) -> None:
-    worse = Backwards(model.detector, model.config, model.parts)
+    worse = Backwards(model.method, model.config, model.parts)
     assert not acceptance_step(worse, model, images).passed
     assert acceptance_step(model, changed(worse, threshold=1e9), images).passed
 

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
 
 from sctune.deploy.registry import HISTORY_TAG, aliased, models_with, only_model, promote, rollback
 from sctune.errors import TrackingError
-from sctune.tracking.server import check_tracking, default_tracking_uri, mlflow_client
+from sctune.tracking.server import default_tracking_uri, mlflow_client
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> str:
-    uri = default_tracking_uri(tmp_path_factory.mktemp("store"))
-    check_tracking(uri)
-    return uri
+def store(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> str:
+    folder = tmp_path_factory.mktemp("store")
+    shutil.copyfile(empty_store, folder / "mlflow.db")
+    return default_tracking_uri(folder)
 
 
 @pytest.fixture

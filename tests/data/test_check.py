@@ -21,6 +21,7 @@ from sctune.data.check import check_data
 from sctune.data.decode import Decoding
 from sctune.data.duplicates import kept_together, near_identical
 from sctune.data.facts import ImageFacts
+from sctune.data.findings import odd_images
 from sctune.data.image_file import ImageFile
 from sctune.data.images import ImageCache
 from sctune.data.shortcuts import shortcuts
@@ -117,6 +118,56 @@ def test_a_planted_fault_is_found_with_its_image(tmp_path: Path, kind: str) -> N
     assert finding["severity"] == "warning" and name in finding["examples"] and finding["count"] == 1
 
 
+def test_blur_is_told_from_low_contrast(tmp_path: Path) -> None:
+    """The sharpness of clean pictures varies a thousandfold here, and the blurred one is far from the least sharp."""
+    (tmp_path / "in").mkdir()
+    for number in range(30):
+        picture = texture(number).resize((2 * SIDE, 2 * SIDE))
+        shown = picture.filter(ImageFilter.GaussianBlur(16)) if number == 7 else picture
+        contrast = 1.0 if number == 7 else 0.03 * 1.12**number
+        Image.fromarray((128 + contrast * (np.asarray(shown) - 128.0)).astype(np.uint8)).save(
+            tmp_path / "in" / f"{number:02}.png"
+        )
+    found = ImageCache(tmp_path / "cache").facts(tmp_path / "in", [f"{n:02}.png" for n in range(30)], Decoding(192))
+    facts = {path: one for path, one in found.items() if not isinstance(one, str)}
+    assert min(facts, key=lambda path: facts[path].sharpness) != "07.png"
+    (finding,) = odd_images(facts)
+    assert (finding.kind, finding.examples) == ("blurred", ("07.png",))
+
+
+def test_blurred_cells_of_elpv_are_found(tmp_path: Path) -> None:
+    data = open_dataset("elpv")
+    names = [Path(file.path).name for file in data.normals[::30]]
+    for name, file in zip(names, data.normals[::30], strict=True):
+        shutil.copy(data.root / file.path, tmp_path / name)
+    blurred = names[5::20]
+    for name in blurred:
+        Image.open(tmp_path / name).filter(ImageFilter.GaussianBlur(6)).save(tmp_path / name)
+    found = ImageCache(tmp_path / "cache").facts(tmp_path, names, Decoding(160))
+    (finding,) = odd_images({path: one for path, one in found.items() if not isinstance(one, str)})
+    assert (finding.kind, finding.count, finding.examples) == ("blurred", len(blurred), tuple(sorted(blurred)[:3]))
+
+
+def test_facts_belong_to_their_own_images(tmp_path: Path) -> None:
+    root = make_set(tmp_path / "set", normals=70)
+    plant(root, "unreadable")
+    names = [f"ok/{number:03}.png" for number in range(70)]
+    together = ImageCache(tmp_path / "cache").facts(root, names, Decoding(SIDE))
+    stored = ImageCache(tmp_path / "cache").facts(root, names, Decoding(SIDE))
+    assert isinstance(together["ok/003.png"], str) and set(together) == set(names)
+    for name in ("ok/000.png", "ok/004.png", "ok/069.png"):
+        pixels = np.asarray(Image.open(root / name))
+        alone = ImageCache(tmp_path / "other").facts(root, [name], Decoding(SIDE))[name]
+        for one in (together[name], stored[name], alone):
+            assert not isinstance(one, str)
+            assert (one.nbytes, one.notes) == ((root / name).stat().st_size, ())
+            assert one.mean == pytest.approx(pixels[::2, ::2].mean(), abs=1e-3)
+            assert one.deviation == pytest.approx(pixels[::2, ::2].std(), abs=1e-3)
+            assert one.black == pytest.approx(np.mean(pixels[::2, ::2] == 0), abs=1e-4)
+            cells = pixels.reshape(SIDE // 2, 2, SIDE // 2, 2).mean(axis=(1, 3))
+            assert np.abs(one.thumb - cells).max() <= 0.5
+
+
 def test_crop_is_told_of_wide_pictures(tmp_path: Path) -> None:
     root = make_set(tmp_path / "set")
     texture(5).resize((2 * SIDE, SIDE)).save(root / "ok" / "005.png")
@@ -145,7 +196,7 @@ def test_a_shortcut_between_the_classes_is_told(tmp_path: Path, feature: str) ->
 
 
 def test_classes_that_are_counted_each_from_its_own_start_are_no_shortcut() -> None:
-    plain = ImageFacts("PNG L", "8 bits", 9, 9, 9, 0, 9, 9, 0, 0, 9, np.zeros((64, 64), np.uint8))
+    plain = ImageFacts("PNG L", "8 bits", 9, 9, 9, 0, 9, 9, 0, 0, 9, 1, np.zeros((64, 64), np.uint8))
 
     def of_names(normal: Iterable[int], anomalous: Iterable[int]) -> float:
         files = [ImageFile(f"ok/{number:04}.png", 0, "good") for number in normal]
@@ -235,6 +286,16 @@ def test_near_copies_are_told_from_pictures_that_only_look_alike(tmp_path: Path)
     thumbs = {path: one.thumb for path, one in facts.items() if not isinstance(one, str)}
     expected = [("39.png", "bright.png"), ("39.png", "copy.jpg"), ("bright.png", "copy.jpg")]
     assert near_identical(tmp_path / "in", thumbs) == expected
+
+
+def test_near_copies_are_found_among_many_wherever_they_stand(tmp_path: Path) -> None:
+    thumbs = {f"{number:03}.png": np.asarray(texture(number).resize((40, 40))) for number in range(200)}
+    for first, second in ((0, 199), (63, 64), (70, 71), (5, 130)):
+        thumbs[f"{second:03}.png"] = np.clip(thumbs[f"{first:03}.png"] * 0.95 + 6, 0, 255).astype(np.uint8)
+    for name in thumbs:
+        (tmp_path / name).write_text(name)
+    expected = [("000.png", "199.png"), ("005.png", "130.png"), ("063.png", "064.png"), ("070.png", "071.png")]
+    assert near_identical(tmp_path, thumbs) == expected
 
 
 def test_the_facts_of_a_cached_array_are_not_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -249,7 +249,7 @@ def test_a_file_that_the_model_refuses_is_to_be_refused(model: Model, tmp_path: 
                 raise DataError("the image: no arrays")
             return super().prepare(source)
 
-    pack = write_pack(Strict(model.detector, model.config, model.parts), tmp_path / "pack")
+    pack = write_pack(Strict(model.method, model.config, model.parts), tmp_path / "pack")
     case = next(case for case in pack.cases if case.file == "colour.npy")
     assert case.refused == "colour.npy: no arrays" and case.score is None
     lines = [{"file": one.file, "score": one.score or 0.0} for one in pack.cases]

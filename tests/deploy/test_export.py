@@ -35,6 +35,7 @@ from sctune.deploy.export import (
 from sctune.deploy.model import Model, ModelParts, load_model_folder
 from sctune.errors import CheckpointError, ConfigError, DataError, TrackingError
 from sctune.methods.deviation.detector import build_detector
+from sctune.methods.deviation.method import DeviationMethod
 from sctune.metrics.threshold import Threshold
 from tests.models import noise_png, small_config, write_small_model
 
@@ -66,7 +67,11 @@ def made(config: TrialConfig) -> Model:
     with torch.no_grad():
         for _ in range(3):
             detector(torch.randn(8, 3, side, side, generator=generator))
-    return Model(detector.eval(), config, ModelParts({"study": "first", "trial": 0}))
+    return Model(
+        DeviationMethod(config, torch.device("cpu"), detector.eval()),
+        config,
+        ModelParts({"study": "first", "trial": 0}),
+    )
 
 
 def images(config: TrialConfig, count: int = 11) -> np.ndarray:
@@ -204,14 +209,14 @@ def test_a_file_that_scores_otherwise_is_not_written(model: Model, tmp_path: Pat
             return super().score(images) + np.array([0, 2e-4, 0])  # type: ignore[arg-type]
 
     with pytest.raises(CheckpointError, match=r"largest difference of a score 0\.0002 over 3 images"):
-        export_model(Other(model.detector, model.config, model.parts), "torch", tmp_path / "a.pt2", pixels)
+        export_model(Other(model.method, model.config, model.parts), "torch", tmp_path / "a.pt2", pixels)
     assert list(tmp_path.iterdir()) == []
     found = export_parity(model, tmp_path, "torch", pixels)
     assert found.holds and found.images == 3
 
 
 def test_flips_and_ties_by_hand(model: Model) -> None:
-    decided = Model(model.detector, model.config, dataclasses.replace(model.parts, threshold=Threshold(1.0, "given")))
+    decided = Model(model.method, model.config, dataclasses.replace(model.parts, threshold=Threshold(1.0, "given")))
     scores = np.array([0.5, 1.0, 1.0 - 5 * ROUNDING, 1.0 + 5 * ROUNDING, 2.0])
     same = parity(decided, scores, scores)
     assert same == Parity(5, 0.0, 0, 0) and same.holds
@@ -229,7 +234,7 @@ def test_what_cannot_be_exported_is_refused(model: Model, files: dict[Kind, Path
         ({"model__patch_evaluation": "random"}, "model.patch_evaluation=random"),
         ({"runtime__precision": "bf16"}, "runtime.precision=bf16"),
     ):
-        other = Model(model.detector, small_config(**values), model.parts)
+        other = Model(model.method, small_config(**values), model.parts)
         with pytest.raises(ConfigError, match=words) as caught:
             export_model(other, "torch", tmp_path / "x.pt2")
         assert "\n" not in str(caught.value)

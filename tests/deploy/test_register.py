@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -26,7 +27,7 @@ from sctune.deploy.register import log_model_run, registered_name, requirements
 from sctune.errors import CheckpointError, DataError, TrackingError
 from sctune.methods.deviation.detector import Detector
 from sctune.serve.predict import predicted_rows
-from sctune.tracking.server import check_tracking, default_tracking_uri, find_experiment, mlflow_client
+from sctune.tracking.server import default_tracking_uri, find_experiment, mlflow_client
 from tests.models import small_config, small_detector
 
 META = ModelParts({"study": "first", "trial": 0, "licence": "CC BY-NC-SA 4.0", "attribution": "Images: somebody"})
@@ -200,10 +201,11 @@ print(json.dumps({"scores": model.predict(frame)["score"].tolist(), "sctune": sc
 
 
 def test_a_registered_model_loads_in_a_fresh_process_without_pickle(
-    config: TrialConfig, weights: Path, expected: np.ndarray, tmp_path: Path
+    config: TrialConfig, weights: Path, expected: np.ndarray, tmp_path: Path, empty_store: Path
 ) -> None:
     uri = default_tracking_uri(tmp_path / "store")
-    check_tracking(uri)
+    (tmp_path / "store").mkdir()
+    shutil.copyfile(empty_store, tmp_path / "store" / "mlflow.db")
     client = mlflow_client(uri)
     run = client.create_run(find_experiment(client, uri), run_name="parent").info.run_id
     first = log_model_run(uri, run, config, weights, META, "first")

@@ -28,18 +28,39 @@ cluster.shutdown()
 
 CHECK = """
 import sys
-from sctune.search.cluster.connection import prepare_environment
-from sctune.search.cluster.node_check import check_nodes
+from dataclasses import replace
+from sctune.search.cluster.connection import plan_resources, prepare_environment
+from sctune.search.cluster.connection import node_check
 prepare_environment()
 import ray
+from sctune.data.place import Needs
 from sctune.errors import ClusterError
 from sctune.trial.trainable import package_versions
-ray.init(address=sys.argv[1], log_to_driver=False, logging_level="ERROR")
-check_nodes(sys.argv[2], package_versions())
-try:
-    check_nodes(sys.argv[2], {**package_versions(), "torch": "0.1"})
-except ClusterError as problem:
-    print(problem)
+address, storage, image, cache = sys.argv[1:]
+ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+versions, needs = package_versions(), Needs((image,), cache, 1000)
+assert node_check.check_nodes(storage, versions, needs) == {}
+for wrong in (
+    lambda: node_check.check_nodes(storage, {**versions, "torch": "0.1"}, needs),
+    lambda: node_check.check_nodes(storage, versions, replace(needs, samples=("/mount/image.png",))),
+):
+    try:
+        wrong()
+    except ClusterError as problem:
+        print(problem)
+
+inspect, other = node_check._inspect_node, ray.nodes()[0]["NodeID"]
+
+def without_mount(storage, marker, needs):
+    here = ray.get_runtime_context().get_node_id() == other
+    return inspect(storage, marker, replace(needs, samples=("/mount/image.png",)) if here else needs)
+
+node_check._inspect_node = without_mount
+left_out = node_check.check_nodes(storage, versions, needs)
+assert list(left_out) == [other]
+print(left_out[other])
+resources = plan_resources(1.0, 0.0, None, left_out=left_out)
+print(resources.cluster_cpus, resources.concurrent, resources.nodes)
 """
 
 
@@ -74,22 +95,22 @@ def times(trial: FrozenTrial) -> tuple[int, int]:
     return min(told), max(told)
 
 
-@pytest.mark.timeout(200)
+@pytest.mark.timeout(600)
 def test_a_search_uses_both_nodes(sctune: Any, smoke: list[str], address: str, runs_of: Any, tmp_path: Path) -> None:
     shared = tmp_path / "shared"
     more = ["--name", "cluster", "--address", address, "--storage-path", shared, "--scheduler", "none"]
     more += ["--set", "budget.iterations=20"]
-    done = sctune(*smoke, *more, "--trials", "3", "--json", timeout=180)
+    done = sctune(*smoke, *more, "--trials", "2", "--json")
     assert "of 2 CPUs and 0 GPUs on 2 node(s)" in done.stderr
     reachable = not address.startswith("127.")
     assert ("keep the ports behind a firewall" in done.stderr) == reachable
     trials = json.loads(done.stdout)["trials"]
-    assert [trial["state"] for trial in trials] == ["COMPLETE"] * 3
+    assert [trial["state"] for trial in trials] == ["COMPLETE"] * 2
     # a node has one CPU and a trial takes one: two that trained at the same time trained on both nodes
-    (first, second), (other_first, other_second) = (times(trial) for trial in sctune.record("cluster")[:2])
+    (first, second), (other_first, other_second) = (times(trial) for trial in sctune.record("cluster"))
     assert max(first, other_first) < min(second, other_second)
-    assert runs_of("cluster").keys() == {None, 0, 1, 2}
-    assert {path.name for path in (shared / "cluster" / "trials").iterdir()} == {"00000", "00001", "00002"}
+    assert runs_of("cluster").keys() == {None, 0, 1}
+    assert {path.name for path in (shared / "cluster" / "trials").iterdir()} == {"00000", "00001"}
 
 
 def test_another_token_is_refused_with_the_way_out(sctune: Any, smoke: list[str], address: str) -> None:
@@ -100,20 +121,29 @@ def test_another_token_is_refused_with_the_way_out(sctune: Any, smoke: list[str]
     assert not sctune.study("stranger").exists()
 
 
-def test_nodes_with_other_versions_are_refused(sctune: Any, address: str, tmp_path: Path) -> None:
+def test_nodes_are_looked_at_before_a_search(sctune: Any, address: str, tmp_path: Path) -> None:
+    """Other versions are refused everywhere, missing images on all nodes too; on one of them, it is left out."""
+    (tmp_path / "image.png").write_bytes(b"x")
     checked = subprocess.run(
-        [sys.executable, "-c", CHECK, address, str(tmp_path / "shared")],
+        [
+            sys.executable,
+            "-c",
+            CHECK,
+            address,
+            *map(str, (tmp_path / "shared", tmp_path / "image.png", tmp_path / "cache")),
+        ],
         env=sctune.env,
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=200,
         check=False,
     )
     assert checked.returncode == 0, checked.stderr
-    (line,) = checked.stdout.splitlines()
-    assert line.startswith("node ")
-    assert "torch" in line
-    assert line.endswith("install the same")
+    versions, images, lacking, resources = checked.stdout.splitlines()
+    assert versions.startswith("node ") and "torch" in versions and versions.endswith("install the same")
+    assert images.startswith("no node can run trials: node ") and "cannot read /mount/image.png: No such file" in images
+    assert "cannot read /mount/image.png: No such file or directory; mount the images there; it is left out" in lacking
+    assert resources == "1.0 1 1"
     assert not list(tmp_path.rglob("*probe*"))
 
 

@@ -26,7 +26,7 @@ from sctune.search.study.study import Study
 from sctune.tracking.server import STUDY_TAG, TRIAL_TAG, mlflow_client
 
 # the first test waits for a search and two trainings on fresh seeds
-pytestmark = pytest.mark.timeout(400)
+pytestmark = pytest.mark.timeout(600)
 
 NAME = "way"
 OPTIONS = ConfirmOptions(top=1, n_seeds=2)
@@ -114,9 +114,9 @@ def test_no_test_image_was_ever_read_in_training(study: Study) -> None:
 
 
 def test_a_confirmation_is_not_repeated_and_not_nested(sctune: Any, study: Study, confirmed: dict[str, Any]) -> None:
-    assert sctune.json("confirm", NAME) == confirmed
+    assert json.loads(sctune.here("confirm", NAME, "--json").stdout) == confirmed
     assert len(looks(study)) == 1
-    refused = sctune("confirm", f"{NAME}-confirm", code=2).stderr
+    refused = sctune.here("confirm", f"{NAME}-confirm", code=2).stderr
     assert "is itself a confirmation" in refused
 
 
@@ -150,7 +150,7 @@ def test_other_options_are_refused_where_one_is_under_way(
     kept = path.read_bytes()
     path.unlink()
     try:
-        refused = sctune("confirm", NAME, "--top", "1", "--n-seeds", "3", code=2).stderr
+        refused = sctune.here("confirm", NAME, "--top", "1", "--n-seeds", "3", code=2).stderr
         assert "was begun with" in refused and f"sctune delete {NAME}-confirm" in refused
     finally:
         path.write_bytes(kept)
@@ -176,7 +176,8 @@ def test_the_deployed_model_scores_as_it_was_confirmed(
     sctune: Any, study: Study, confirmed: dict[str, Any], deployed: dict[str, Any], image_folder: Path
 ) -> None:
     assert deployed["promoted"] and [step["passed"] for step in deployed["steps"]] == [True] * 4
-    assert {step["name"] for step in deployed["steps"]} == {"licence", "parity", "latency", "acceptance"}
+    steps = {step["name"]: step["detail"] for step in deployed["steps"]}
+    assert steps.keys() == {"licence", "parity", "latency", "acceptance"} and "exported (onnx)" in steps["parity"]
     (model,) = confirmed["test"]["models"]
     labels, scores, paths = scores_of(study.folder / "confirm" / model["scores"])
     loaded = open_model("models:/stripes@champion", study.manifest.tracking_uri, "cpu")

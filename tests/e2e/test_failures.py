@@ -1,8 +1,13 @@
-"""Trials that fail do not end a search; a search of which all fail says why. The grid of Fig. 7a does what it shows."""
+"""Trials that fail do not end a search, where HOME takes no file either; a search of which all fail says why.
+
+The grid of Fig. 7a does what it shows.
+"""
 
 from __future__ import annotations
 
 import json
+import shutil
+import stat
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -12,14 +17,33 @@ import pytest
 EXPLODING = "set: {optim.lr: 1.0, optim.clip_norm: 1.0e+30, budget.iterations: 40, budget.epochs: 1}\n"
 
 
+@pytest.fixture(scope="module")
+def homeless(sctune: Any, smoke: list[str], tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A search with a trial that fails, in an environment whose HOME takes no file; its process when it has ended."""
+    space = tmp_path_factory.mktemp("space") / "exploding.yaml"
+    space.write_text(f"parameters: {{loss.margin: {{values: [5.0, 1.0e+38, 6.0]}}}}\n{EXPLODING}")
+    stranger = type(sctune)(sctune.home)
+    for name in ("RAY_AUTH_TOKEN", "MPLCONFIGDIR", "TORCH_HOME", "XDG_CONFIG_HOME", "XDG_CACHE_HOME"):
+        stranger.env.pop(name, None)
+    stranger.env["HOME"] = "/dev/null/home"
+    return stranger(*smoke, "--name", "nan", "--space", space, "--json")
+
+
+def test_a_search_with_a_home_that_takes_nothing(sctune: Any, homeless: Any) -> None:
+    assert "Matplotlib" not in homeless.stderr and "Traceback" not in homeless.stderr
+    assert (sctune.study("nan") / "best" / "model.safetensors").is_file()
+    token = sctune.home / "ray_auth_token"
+    assert stat.S_IMODE(token.stat().st_mode) == 0o600
+    token.unlink()
+    shutil.rmtree(sctune.home / "matplotlib", ignore_errors=True)
+
+
 def test_a_loss_that_is_no_number_fails_its_trial_alone(
-    sctune: Any, smoke: list[str], runs_of: Any, tmp_path: Path
+    sctune: Any, homeless: Any, runs_of: Any, tmp_path: Path
 ) -> None:
     from sctune.tracking.server import mlflow_client
 
-    space = tmp_path / "exploding.yaml"
-    space.write_text(f"parameters: {{loss.margin: {{values: [5.0, 1.0e+38, 6.0]}}}}\n{EXPLODING}")
-    document = sctune.json(*smoke, "--name", "nan", "--space", space)
+    document = json.loads(homeless.stdout)
     trials = document["trials"]
     assert [trial["state"] for trial in trials] == ["COMPLETE", "FAIL", "COMPLETE"]
     assert trials[1]["params"] == {"loss.margin": 1e38}

@@ -39,18 +39,20 @@ def epochs_logged(sctune: Any, name: str) -> int:
     return sum(path.read_text().count(" epoch ") for path in (sctune.study(name) / "logs").glob("trial-*.log"))
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(600)
 def test_a_search_in_the_background_from_its_start_to_its_deletion(
     sctune: Any, smoke: list[str], guard: list[int], wait_until: Callable[..., None], tmp_path: Path, runs_of: Any
 ) -> None:
     note = tmp_path / "note.json"
     hook = ["--notify", f"cat > {note}.new && mv {note}.new {note}"]
-    assert "there is no folder" in sctune("search", "--detach", "--name", "bad", "--data", "/nowhere", code=2).stderr
+    assert (
+        "there is no folder" in sctune.here("search", "--detach", "--name", "bad", "--data", "/nowhere", code=2).stderr
+    )
     assert not sctune.study("bad").exists()
 
     # a terminal that is closed sends SIGHUP to the whole session
     with sctune.started(*smoke, *LONG, "--name", NAME, "--detach", "--json", *hook) as process:
-        out, err = process.communicate(timeout=110)
+        out, err = process.communicate(timeout=200)
         assert process.returncode == 0, err
         started = json.loads(out)
         guard.append(started["driver"]["pid"])

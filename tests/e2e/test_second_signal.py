@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_a_second_ctrl_c_has_the_exit_code_of_a_stop(
     sctune: Any, smoke: list[str], wait_until: Callable[..., None]
 ) -> None:
@@ -27,7 +27,7 @@ def test_a_second_ctrl_c_has_the_exit_code_of_a_stop(
         process.send_signal(signal.SIGINT)
         time.sleep(0.5)
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=100)
+        out, err = process.communicate(timeout=200)
     assert process.returncode == 3, out + err
     assert "ended at once by a second signal; go on with `sctune resume twice`" in err
     assert "Traceback" not in err
@@ -39,6 +39,6 @@ def test_an_interrupt_before_there_is_a_study(sctune: Any, smoke: list[str]) -> 
     with sctune.started(*smoke, "--name", "early") as process:
         time.sleep(1.5)  # in the imports, or in the plan
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=100)
+        out, err = process.communicate(timeout=200)
     assert not (sctune.study("early") / "study.json").exists()
     assert process.returncode in (130, -signal.SIGINT), out + err

@@ -30,8 +30,7 @@ def test_a_search_without_its_tracking_server(
     sctune: Any, smoke: list[str], server: MlflowServer, wait_until: Callable[..., None]
 ) -> None:
     with sctune.started(*smoke, "--name", NAME, "--tracking-uri", server.uri) as process:
-        journal = sctune.study(NAME) / "tracking.jsonl"
-        wait_until(lambda: journal.exists() and '"trial_start"' in journal.read_text(), 100, "the first trial")
+        wait_until(lambda: (sctune.study(NAME) / "study.json").exists() and sctune.record(NAME), 100, "the first trial")
         server.stop()
         out, err = process.communicate(timeout=200)
     assert process.returncode == 0, err
@@ -40,7 +39,7 @@ def test_a_search_without_its_tracking_server(
 
     refused = sctune("status", NAME, "--check", code=2).stderr
     assert server.uri in refused and refused.count("\n") == 1
-    assert "events have not reached MLflow" in sctune("sync", NAME, "--timeout", "3s", code=3).stdout
+    assert "MLflow was not brought to the record" in sctune("sync", NAME, "--timeout", "3s", code=3).stdout
 
     server.start()
     differs = sctune.json("status", NAME, "--check", code=3)

@@ -10,7 +10,7 @@ from hypothesis.extra.numpy import arrays
 from sklearn.metrics import roc_auc_score
 
 from sctune.metrics.delong import Placements
-from sctune.metrics.statistics import weighted_auroc
+from sctune.metrics.resampling import weighted_auroc
 
 LABELS = np.array([0, 1, 1, 0, 0, 1, 0, 0, 1, 0])
 FEW_LEVELS = arrays(np.float64, len(LABELS), elements=st.integers(-2, 2).map(lambda level: level / 2))

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
+from sctune.metrics.resampling import weighted_auroc
 from sctune.metrics.statistics import (
     Scores,
     bootstrap_interval,
@@ -15,7 +16,6 @@ from sctune.metrics.statistics import (
     seeded_difference,
     seeded_interval,
     spread,
-    weighted_auroc,
 )
 
 

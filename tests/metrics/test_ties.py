@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from sctune.metrics.image_level import auroc, average_precision
-from sctune.metrics.statistics import weighted_auroc
+from sctune.metrics.objective import AUROC
+from sctune.metrics.resampling import weighted_auroc
 from sctune.metrics.ties import TIE, with_ties
 from sctune.report import OBJECTIVE, EpochReport, merge_reports
-from sctune.search.study.noise import auroc_difference_se, auroc_se
 
 LABELS = np.array([0, 1, 0, 1, 1, 0])
 
@@ -23,7 +23,7 @@ def test_scores_that_differ_by_rounding_are_equal(level: float) -> None:
     step = float(np.spacing(np.float32(abs(level))))
     noisy = np.float32(level) + step * np.array([0, 4, -3, 3, 2, -2])
     assert auroc(LABELS, noisy) == 0.5 and average_precision(LABELS, noisy) == 0.5
-    assert auroc_se(LABELS, noisy) == 0.0 and auroc_difference_se(LABELS, noisy, np.zeros(6)) == (0.0, 0.0)
+    assert AUROC.standard_error(LABELS, noisy) == 0.0 and AUROC.difference(LABELS, noisy, np.zeros(6)) == (0.0, 0.0)
     assert weighted_auroc(LABELS, noisy, np.ones((1, 6), int))[0] == 0.5
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from sctune.geometry import patch_offsets, patch_side
+from sctune.methods.deviation.geometry import patch_offsets, patch_side
 from sctune.methods.deviation.heads import NormalHead, PatchResidualHead, top_k_mean
 from sctune.methods.deviation.patches import scoring_signs, signed_set_count, signs
 

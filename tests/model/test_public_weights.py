@@ -13,8 +13,9 @@ from torchvision.models import resnet18
 from sctune.backbones.weights import read_state
 from sctune.config import TrialConfig
 from sctune.errors import ConfigError, WeightsError
-from sctune.methods.deviation.detector import Detector, load_detector, normalise
+from sctune.methods.deviation.detector import Detector, load_detector
 from sctune.methods.deviation.public_weights import detector_state, public_config, recognise
+from sctune.methods.pixels import normalise
 
 PLACES = {14: (5, 0, 6, 3), 7: (2, 0, 3, 1)}
 """Side of the map -> four diagonal positions, one draw of the public code."""

@@ -7,9 +7,10 @@ from torch import nn
 
 from sctune.backbones.trunk import Backbone
 from sctune.config import LossConfig, TrialConfig
-from sctune.methods.deviation.detector import Detector, normalise, to_pixels
+from sctune.methods.deviation.detector import Detector
 from sctune.methods.deviation.heads import LatentResidualHead, PlainHead
 from sctune.methods.deviation.roles import HEADS, Role, combine, head_losses, head_roles
+from sctune.methods.pixels import normalise, to_pixels
 
 LABELS = torch.tensor([0, 0, 1, 2])
 

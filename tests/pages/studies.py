@@ -13,8 +13,7 @@ from optuna.trial import TrialState
 
 from sctune.config import Task, TrialConfig
 from sctune.data.split import split_for
-from sctune.metrics.image_level import auroc
-from sctune.report import OBJECTIVE, merge_reports
+from sctune.report import EpochReport, merge_reports
 from sctune.search.space.definition import Space
 from sctune.search.study.content import content_digest
 from sctune.search.study.manifest import DataSpec, SchedulerSpec, SelectionSpec
@@ -73,7 +72,7 @@ def record_trial(
     failure: Mapping[str, str] | None = None,
     seconds: float = 10.0,
 ) -> float | None:
-    """A trial that took `seconds` for each epoch; its value is the AUROC of the scores, 0.5 without."""
+    """A trial that took `seconds` for each epoch; its value is the objective of the scores, 0.5 without."""
     space = study.manifest.build_space()
     known = space.by_name
     stored = {name: known[name].encode(value) for name, value in params.items()}
@@ -85,13 +84,13 @@ def record_trial(
     )
     trial.number, trial.datetime_start = number, datetime.datetime(2026, 1, 1, 0, number // 60, number % 60)
     study.record.start(trial)
-    value = 0.5
+    value, objective = 0.5, study.objective
     if scores:
         labels = selection_labels(study.manifest, study_splits(study.manifest))
-        value = float(np.mean([auroc(np.array(labels[key]), np.array(scores[key])) for key in labels]))
+        value = float(np.mean([objective.value(labels[key], scores[key]) for key in labels]))
     for epoch in range(1, epochs + 1):
-        metrics = {OBJECTIVE: value, "seconds": seconds}
-        told = {"epoch": epoch, "epochs": epochs, OBJECTIVE: value, "metrics": metrics, "scores": dict(scores or {})}
+        metrics = {objective.metric: value, "seconds": seconds}
+        told = EpochReport(epoch, epochs, metrics, dict(scores or {}), objective.name)
         study.record.report(number, told, 1000 * epoch)
     told_value = None if state is TrialState.FAIL else value
     if state is not TrialState.RUNNING:

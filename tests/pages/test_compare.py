@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from sctune.cli import app
 from sctune.config import TrialConfig
 from sctune.errors import StudyError
+from sctune.metrics.objective import FPR95
 from sctune.pages.compare import compare_studies
 from sctune.pages.reading import view_study
 from sctune.search.study.manifest import DataSpec, ResourceSpec, SelectionSpec
@@ -42,6 +43,31 @@ def paired_bootstrap(study: Study, a: list[float], b: list[float], draws: int = 
     rows, columns = (random.integers(size, size=(draws, size)) for size in gain.shape)
     gaps = [gain[row[:, None], column[None]].mean() for row, column in zip(rows, columns, strict=True)]
     return float(gain.mean()), float(np.std(gaps))
+
+
+def test_where_lower_is_better_the_lower_one_stands_first(tmp_path: Path, tiny: TrialConfig) -> None:
+    study = finished(tmp_path, tiny, "one", (3.0, 1.0), objective="fpr95")
+    finished(tmp_path, tiny, "two", (0.3, 0.1), objective="fpr95")
+    found = compare_studies(tmp_path, ["one", "two"])
+    best = [view.result.best for view in found.views]
+    assert [row.number for row in best if row] == [0, 0]
+    values = [row.value for row in found.views[0].result.rows if row.value is not None]
+    assert best[0] and best[0].value == min(values) < max(values)
+    (pair,) = found.pairs
+    assert (pair.first, pair.second) == ("one trial 0", "two trial 0")
+    scores = [drawn_scores(study, shift)["seed42"] for shift in (3.0, 0.3)]
+    ((_, labels),) = selection_labels(study.manifest, study_splits(study.manifest)).items()
+    assert pair.gap is not None and pair.gap.difference == pytest.approx(FPR95.difference(labels, *scores)[0])
+    assert pair.gap.difference < 0
+    assert [one["objective"] for one in found.to_dict()["studies"]] == ["fpr95", "fpr95"]
+
+
+def test_studies_of_two_objectives_are_not_compared(tmp_path: Path, tiny: TrialConfig) -> None:
+    finished(tmp_path, tiny, "one", (1.0,))
+    finished(tmp_path, tiny, "two", (1.0,), objective="ap")
+    found = compare_studies(tmp_path, ["one", "two"])
+    assert found.warnings == ("two is not comparable with one: objective ap, not auroc",)
+    assert found.pairs[0].gap is None and found.pairs[0].reason == "they were searched by other objectives"
 
 
 def test_two_studies_on_the_same_images_are_paired(tmp_path: Path, tiny: TrialConfig) -> None:

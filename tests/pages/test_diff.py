@@ -57,7 +57,7 @@ def judged(study: Study, number: int, params: dict[str, float]) -> tuple[dict[st
     found = calibrate(trainer)
     assert found is not None
     ordered = sorted(found.scores)
-    scores = dict(zip(trainer.selection.paths, trainer.detector.score_alike(trainer.selection.images), strict=True))
+    scores = dict(zip(trainer.selection.paths, trainer.method.score(trainer.selection.images), strict=True))
     return scores, ordered[min(math.ceil((len(ordered) + 1) * (1 - RATE)), len(ordered)) - 1]
 
 

@@ -18,6 +18,7 @@ from sctune.cli import app
 from sctune.config import TrialConfig
 from sctune.confirm.results import Confirmation, Tested, write_confirmation
 from sctune.errors import ConfigError, StudyError
+from sctune.metrics.objective import AUROC
 from sctune.pages.commands import changed_fields, is_shipped, search_words
 from sctune.pages.report import write_report
 from sctune.pages.rungs import rungs
@@ -295,7 +296,7 @@ def test_rungs_count_who_came_how_far(tmp_path: Path, tiny: TrialConfig) -> None
         state = TrialState.COMPLETE if epochs == 6 else TrialState.FAIL if number == 5 else TrialState.PRUNED
         params = {"augment.threshold": 0.2 + number / 10, "optim.lr": 1e-3}
         record_trial(study, number, state, params, epochs, failure={} if state is TrialState.FAIL else None)
-    found = rungs(study.manifest, leaderboard(study.record.load()))
+    found = rungs(study.manifest, leaderboard(study.record.load(), AUROC))
     assert [(one.epoch, one.reached, one.stopped) for one in found] == [
         (1, 6, (1, 4)), (2, 4, (2,)), (4, 2, (3,)), (6, 1, ()),
     ]  # fmt: skip

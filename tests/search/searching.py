@@ -5,8 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from sctune.report import EPOCH, OBJECTIVE
-from sctune.search.run.searcher import Observer, StudySearcher
+from sctune.report import FAILURE, OBJECTIVE, REPORT, VALUE, EpochReport, Origin, TrialFailure
+from sctune.search.rules.base import Rule
+from sctune.search.run.controller import End, EndReason, TrialController
+from sctune.search.run.recorder import Observer
+from sctune.search.run.searcher import StudySearcher
 from sctune.search.study.study import Study
 from tests.builders import ANYWHERE, make_manifest, make_space
 
@@ -19,23 +22,33 @@ def make_study(tmp_path: Path, parameters: dict[str, Any], trials: int, sampler:
     return Study.create(tmp_path / "root", make_manifest(loaded, sampler=sampler, trials=trials))
 
 
-def open_searcher(study: Study, *observers: Observer) -> StudySearcher:
+def open_searcher(study: Study, *observers: Observer, rule: Rule | None = None) -> StudySearcher:
     """As a new launch does: everything is read from the disk again."""
     again = Study.open(study.folder.parent, study.name)
-    return StudySearcher(again.manifest, again.manifest.build_space(), again.record, observers)
+    space = again.manifest.build_space()
+    return StudySearcher(TrialController(again.manifest, space, again.record, observers, rule=rule))
 
 
-def result(epoch: int, value: float) -> dict[str, Any]:
-    """A trial's report as Ray hands it over, flat."""
-    return {
-        EPOCH: epoch,
-        "epochs": EPOCHS,
-        OBJECTIVE: value,
-        f"metrics/{OBJECTIVE}": value,
-        "scores/seed42": [0.1, value],
-        "config/number": 0,
-        "done": epoch == EPOCHS,
-    }
+def result(epoch: int, value: float, epochs: int = EPOCHS) -> dict[str, Any]:
+    """A trial's report as Ray hands it over."""
+    report = EpochReport(epoch, epochs, {OBJECTIVE: value}, {"seed42": [0.1, value]})
+    return {VALUE: value, REPORT: report, "config/number": 0, "done": report.last}
+
+
+def failure(kind: str, message: str, node: str = "", where: str = "") -> dict[str, Any]:
+    """A trial's own failure as Ray hands it over."""
+    told = TrialFailure(kind, message, "T", Origin(where, node))
+    return {VALUE: float("nan"), FAILURE: told, "done": True}
+
+
+def reason(searcher: StudySearcher) -> EndReason | None:
+    """Why the launch ended."""
+    return None if searcher.controller.end is None else searcher.controller.end.reason
+
+
+def stop(searcher: StudySearcher) -> None:
+    """What a signal does."""
+    searcher.controller.finish(End(EndReason.STOPPED))
 
 
 def run_whole(searcher: StudySearcher, trial_id: str, value: float) -> None:

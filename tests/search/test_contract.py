@@ -11,9 +11,11 @@ import ray
 from ray import tune
 
 from sctune.errors import ConfigError
-from sctune.report import EPOCH, OBJECTIVE
+from sctune.metrics.objective import AUROC
+from sctune.report import FAILURE, OBJECTIVE, REPORT, VALUE, EpochReport, TrialFailure
 from sctune.search.cluster.connection import RAY_ENVIRONMENT
-from sctune.search.rules.stopping import make_rule, refill
+from sctune.search.rules.registry import make_rule
+from sctune.search.run.controller import TrialController
 from sctune.search.run.ray_scheduler import RuleScheduler
 from sctune.search.run.searcher import StudySearcher
 from sctune.search.study.leaderboard import best_row, leaderboard
@@ -48,7 +50,8 @@ GRID = {
     "augment.threshold": {"values": [0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8]},
     "model.patch_count": {"values": [2, 3, 4]},
 }
-SPACES = {"flat": (FLAT, 30), "conditional": (CONDITIONAL, 30), "ordinal": (ORDINAL, 30), "grid": (GRID, 50)}
+# beyond the random start of every sampler (10 trials at most); the grid has 21 points
+SPACES = {"flat": (FLAT, 16), "conditional": (CONDITIONAL, 16), "ordinal": (ORDINAL, 16), "grid": (GRID, 50)}
 
 # one form for each sampler beside all of tpe's; the other pairs are slow only for their number (6 to 10 s each)
 FAST = {
@@ -92,16 +95,11 @@ def make_trainable() -> type[tune.Trainable]:
             mixed = zlib.crc32(json.dumps(self.trial["params"], sort_keys=True).encode()) / 2**32
             value = 0.5 + 0.4 * mixed + 0.01 * self.epoch
             if self.trial["number"] == FAILS and self.epoch == 2:
-                failure = {"kind": "nonfinite", "message": "loss is nan", "traceback": "Traceback"}
-                return {OBJECTIVE: float("nan"), "failure": failure, "done": True}
-            return {
-                EPOCH: self.epoch,
-                "epochs": EPOCHS,
-                OBJECTIVE: value,
-                "metrics": {OBJECTIVE: value, f"{OBJECTIVE}/seed42": value, "seconds": 0.01},
-                "scores": {"seed42": [0.25, value]},
-                "done": self.epoch >= EPOCHS,
-            }
+                failure = TrialFailure("nonfinite", "loss is nan", "Traceback")
+                return {VALUE: float("nan"), FAILURE: failure, "done": True}
+            metrics = {OBJECTIVE: value, f"{OBJECTIVE}/seed42": value, "seconds": 0.01}
+            report = EpochReport(self.epoch, EPOCHS, metrics, {"seed42": [0.25, value]})
+            return {VALUE: value, REPORT: report, "done": report.last}
 
     return Cheap
 
@@ -130,15 +128,12 @@ def make_study(root: Path, parameters: dict[str, Any], sampler: str, trials: int
     return Study.open(root / "studies", "contract")
 
 
-def run_launch(study: Study, searcher: StudySearcher) -> None:
-    rule = make_rule("asha", EPOCHS, 1, 2, 0)
-    assert rule is not None
-    refill(rule, searcher.history)
+def run_launch(study: Study, controller: TrialController) -> None:
     tune.Tuner(
         make_trainable(),
         tune_config=tune.TuneConfig(
-            search_alg=searcher,
-            scheduler=RuleScheduler(rule),
+            search_alg=StudySearcher(controller),
+            scheduler=RuleScheduler(controller.decide),
             num_samples=-1,
             max_concurrent_trials=2,
             reuse_actors=True,
@@ -159,15 +154,16 @@ def test_contract(cluster: None, tmp_path: Path, sampler: str, form: str) -> Non
     study = make_study(tmp_path, parameters, sampler, trials)
     if sampler == "grid" and form == "flat":
         with pytest.raises(ConfigError, match="continuous"):
-            StudySearcher(study.manifest, study.manifest.build_space(), study.record)
+            TrialController(study.manifest, study.manifest.build_space(), study.record)
         return
-    searcher = StudySearcher(study.manifest, study.manifest.build_space(), study.record)
-    run_launch(study, searcher)
+    rule = make_rule("asha", EPOCHS, 1, 2, 0)
+    controller = TrialController(study.manifest, study.manifest.build_space(), study.record, rule=rule)
+    run_launch(study, controller)
     stored = study.record.load()
     expected = 21 if form == "grid" else trials
     assert [trial.number for trial in stored] == list(range(expected))
-    assert searcher.exhausted == ("space exhausted after 21 of 50" if form == "grid" else None)
-    keys = [searcher.space.key(trial.user_attrs["params"]) for trial in stored]
+    assert controller.exhausted == ("space exhausted after 21 of 50" if form == "grid" else None)
+    keys = [controller.space.key(trial.user_attrs["params"]) for trial in stored]
     assert len(set(keys)) == expected
     states = {}
     for trial in stored:
@@ -183,15 +179,15 @@ def test_contract(cluster: None, tmp_path: Path, sampler: str, form: str) -> Non
         assert trial.value == trial.intermediate_values[epochs[-1]]
         assert trial.user_attrs["scores"] == {"seed42": [0.25, trial.value]}
         assert trial.user_attrs[f"report:{epochs[-1]}"]["metrics"][f"{OBJECTIVE}/seed42"] == trial.value
-        assert searcher.space.decode(trial.params) == trial.user_attrs["params"]
+        assert controller.space.decode(trial.params) == trial.user_attrs["params"]
     assert "COMPLETE" in states.values()
     assert "PRUNED" in states.values()
-    in_memory = searcher.proposer.trials()
+    in_memory = controller.suggester.trials()
     assert states == {trial.number: trial.state.name for trial in in_memory}
     assert [t.value for t in stored] == [t.value for t in in_memory]
     assert [t.params for t in stored] == [t.params for t in in_memory]
     assert [t.intermediate_values for t in stored] == [t.intermediate_values for t in in_memory]
-    best = best_row(leaderboard(stored))
+    best = best_row(leaderboard(stored, AUROC), AUROC)
     assert best is not None
     assert best.value == max(trial.value for trial in in_memory if trial.state.name == "COMPLETE")
     study.record.close()

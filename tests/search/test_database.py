@@ -17,7 +17,7 @@ from optuna.trial import TrialState
 
 from sctune import urls
 from sctune.errors import ConfigError, StudyError
-from sctune.report import OBJECTIVE
+from sctune.report import OBJECTIVE, EpochReport
 from sctune.search.study.database import check_free, close_database, open_database, read_attrs, storage_url, write_attrs
 from sctune.search.study.record import Record
 
@@ -149,7 +149,7 @@ def test_each_write_is_whole_when_its_answer_was_lost(postgres: Any) -> None:
         user_attrs={"params": {"x": 0.25}},
     )
     trial.number, trial.datetime_start = 0, datetime.datetime(2026, 1, 1)
-    report = {"epoch": 1, "epochs": 1, OBJECTIVE: 0.5, "metrics": {OBJECTIVE: 0.5}}
+    report = EpochReport(1, 1, {OBJECTIVE: 0.5})
     writes = [
         lambda: record.start(trial),
         lambda: record.set_attrs(0, {"attempt": 2}),

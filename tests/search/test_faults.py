@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sctune.search.cluster.resources import Share
+from sctune.report import Origin, TrialFailure
+from sctune.search.cluster.resources import TrialResources
 from sctune.search.run.faults import (
     MAX_STORAGE_FAILURES,
     MAX_WORKER_LOSSES,
@@ -20,21 +21,21 @@ KILLED = "The actor died unexpectedly before finishing this task.\n\tpid: 7\nThe
 NODE_LOST = "The actor died unexpectedly before finishing this task.\nThe actor died because its node has died."
 HEARTBEATS = "The actor's node was terminated unexpectedly: health check failed due to missing too many heartbeats"
 HOST_MEMORY = "Task was killed due to the node running low on memory."
-NODE = Share(8.0, 0.0)
+NODE = TrialResources(8.0, 0.0)
 
 
 def faults(alive: set[str] | None = None) -> Faults:
-    return Faults(Share(1.0, 0.0), NODE, lambda node: alive is None or node in alive)
+    return Faults(TrialResources(1.0, 0.0), NODE, lambda node: alive is None or node in alive)
 
 
-def failure(kind: str) -> dict[str, str]:
-    return {"kind": kind, "message": "no luck", "traceback": "T"}
+def failure(kind: str, node: str = "", where: str = "") -> TrialFailure:
+    return TrialFailure(kind, "no luck", "T", Origin(where, node))
 
 
 def test_a_deterministic_error_fails_at_once() -> None:
-    verdict = faults().told(3, failure("NonFiniteError"), Share(1.0, 0.0))
-    assert verdict.failure == failure("NonFiniteError")
-    assert verdict.reason == "failed: NonFiniteError"
+    action = faults().told(3, failure("NonFiniteError"), TrialResources(1.0, 0.0))
+    assert action.failure == failure("NonFiniteError")
+    assert action.reason == "failed: NonFiniteError"
 
 
 def test_lost_workers_cost_retries_with_longer_pauses() -> None:
@@ -45,8 +46,8 @@ def test_lost_workers_cost_retries_with_longer_pauses() -> None:
     assert judge.lost(4, KILLED, None, NODE).failure is None
     last = judge.lost(3, KILLED, None, NODE)
     assert last.failure is not None
-    assert last.failure["kind"] == "lost"
-    assert "killed by SIGKILL" in last.failure["message"]
+    assert last.failure.kind == "lost"
+    assert "killed by SIGKILL" in last.failure.message
 
 
 @pytest.mark.parametrize(
@@ -55,37 +56,37 @@ def test_lost_workers_cost_retries_with_longer_pauses() -> None:
 def test_lost_nodes_cost_nothing(text: str, node: str | None) -> None:
     judge = faults(alive={"here"})
     for _ in range(20):
-        verdict = judge.lost(3, text, node, NODE)
-        assert verdict.failure is None
-        assert verdict.reason == "its node was lost"
+        action = judge.lost(3, text, node, NODE)
+        assert action.failure is None
+        assert action.reason == "its node was lost"
     assert [judge.lost(3, KILLED, "here", NODE).failure is None for _ in range(4)] == [True, True, True, False]
 
 
 def test_out_of_memory_takes_the_next_larger_share_until_there_is_none() -> None:
-    judge = Faults(Share(2.0, 0.3), Share(16.0, 4.0), lambda _: True)
-    share, seen = Share(2.0, 0.3), []
-    while (verdict := judge.told(1, failure("out of memory"), share)).share is not None:
-        assert verdict.failure is None
-        share = verdict.share
+    judge = Faults(TrialResources(2.0, 0.3), TrialResources(16.0, 4.0), lambda _: True)
+    share, seen = TrialResources(2.0, 0.3), []
+    while (action := judge.told(1, failure("out of memory"), share)).resources is not None:
+        assert action.failure is None
+        share = action.resources
         seen.append(share)
-    assert seen == [Share(2.0, 0.6), Share(2.0, 1.0)]
-    assert verdict.failure is not None
-    assert "1 GPU, the most that one trial can have: no luck" in verdict.failure["message"]
+    assert seen == [TrialResources(2.0, 0.6), TrialResources(2.0, 1.0)]
+    assert action.failure is not None
+    assert "1 GPU, the most that one trial can have: no luck" in action.failure.message
 
 
 def test_memory_of_a_machine_without_gpus_is_shared_among_fewer() -> None:
-    verdict = faults().lost(1, HOST_MEMORY, None, Share(3.0, 0.0))
-    assert verdict.share == Share(6.0, 0.0)
-    assert faults().lost(1, HOST_MEMORY, None, Share(6.0, 0.0)).share == NODE
+    action = faults().lost(1, HOST_MEMORY, None, TrialResources(3.0, 0.0))
+    assert action.resources == TrialResources(6.0, 0.0)
+    assert faults().lost(1, HOST_MEMORY, None, TrialResources(6.0, 0.0)).resources == NODE
     assert faults().lost(1, HOST_MEMORY, None, NODE).failure is not None
 
 
 @given(cpus=st.floats(0.01, 64), gpus=st.sampled_from([0.0, 0.05, 0.25, 0.5, 1.0, 2.0]), node=st.floats(1, 128))
 def test_shares_grow_and_come_to_an_end(cpus: float, gpus: float, node: float) -> None:
-    share: Share | None = Share(cpus, gpus)
+    share: TrialResources | None = TrialResources(cpus, gpus)
     for _ in range(20):
         assert share is not None
-        more = share.larger(Share(node, 8.0))
+        more = share.larger(TrialResources(node, 8.0))
         if more is None:
             break
         assert (more.cpus, more.gpus) > (share.cpus, share.gpus)
@@ -100,11 +101,11 @@ def test_shares_grow_and_come_to_an_end(cpus: float, gpus: float, node: float) -
 def test_a_storage_that_takes_nothing_is_waited_for(kind: str) -> None:
     judge = faults()
     for _ in range(MAX_STORAGE_FAILURES - 1):
-        verdict = judge.told(1, failure(kind), NODE)
-        assert verdict.failure is None and verdict.abort is None
-        assert verdict.storage
-        assert verdict.wait_s > 0
-    last = judge.told(1, failure(kind) | {"where": "node-3, process 7"}, NODE)
+        action = judge.told(1, failure(kind), NODE)
+        assert action.failure is None and action.abort is None
+        assert action.storage
+        assert action.wait_s > 0
+    last = judge.told(1, failure(kind, where="node-3, process 7"), NODE)
     assert last.failure is None
     assert last.abort is not None and "trial 1 could not keep" in last.abort and "node-3" in last.abort
     assert judge.told(2, failure(kind), NODE).storage
@@ -112,8 +113,8 @@ def test_a_storage_that_takes_nothing_is_waited_for(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["PlaceError", "ClusterError", "WeightsError"])
 def test_what_a_node_lacks_costs_that_node_and_no_trial(kind: str) -> None:
-    judge = Faults(Share(1.0, 0.0), NODE, lambda _: True, lambda _: {"a", "b", "c"}, left_out={"c"})
-    told = failure(kind) | {"node": "a", "where": "host-a, process 7, cpu"}
+    judge = Faults(TrialResources(1.0, 0.0), NODE, lambda _: True, lambda _: {"a", "b", "c"}, left_out={"c"})
+    told = failure(kind, "a", "host-a, process 7, cpu")
     first = judge.told(1, told, NODE)
     assert first.failure is None and first.abort is None and first.wait_s == 0
     assert first.left_out == "node host-a: no luck; it is left out until the next launch"
@@ -122,19 +123,21 @@ def test_what_a_node_lacks_costs_that_node_and_no_trial(kind: str) -> None:
     # one that was on its way there already
     again = judge.told(2, told, NODE)
     assert again.failure is None and again.abort is None and again.left_out is None
-    last = judge.told(2, told | {"node": "b", "where": "host-b, process 8"}, NODE)
+    last = judge.told(2, failure(kind, "b", "host-b, process 8"), NODE)
     assert last.abort == "no node is left; node host-b: no luck"
     assert last.failure is None
 
 
 def test_the_only_node_ends_the_launch() -> None:
-    judge = Faults(Share(1.0, 0.0), NODE, lambda _: True, lambda share: {"a"} if share.cpus > 4 else {"a", "b"})
-    told = failure("PlaceError") | {"node": "a", "where": "host-a, process 7"}
+    judge = Faults(
+        TrialResources(1.0, 0.0), NODE, lambda _: True, lambda share: {"a"} if share.cpus > 4 else {"a", "b"}
+    )
+    told = failure("PlaceError", "a", "host-a, process 7")
     # the other one is too small for this trial
-    assert judge.told(1, told, Share(8.0, 0.0)).abort == "node host-a: no luck"
-    assert judge.told(1, told, Share(1.0, 0.0)).abort is None
+    assert judge.told(1, told, TrialResources(8.0, 0.0)).abort == "node host-a: no luck"
+    assert judge.told(1, told, TrialResources(1.0, 0.0)).abort is None
     # where it ran is not known
-    assert faults().told(1, failure("PlaceError"), Share(1.0, 0.0)).abort == "no luck"
+    assert faults().told(1, failure("PlaceError"), TrialResources(1.0, 0.0)).abort == "no luck"
 
 
 def test_who_waits_starts_in_order() -> None:
@@ -149,7 +152,7 @@ def test_who_waits_starts_in_order() -> None:
 
 
 def test_the_common_cause_ignores_numbers_that_differ() -> None:
-    rows = [{"kind": "ValueError", "message": f"bad value at 0x{n}"} for n in (11, 12, 13)]
-    rows.append({"kind": "KeyError", "message": "x"})
+    rows = [TrialFailure("ValueError", f"bad value at 0x{n}") for n in (11, 12, 13)]
+    rows.append(TrialFailure("KeyError", "x"))
     assert common_cause(rows) == "ValueError: bad value at 0x11 (3 of 4)"
     assert common_cause([]) == "no cause is known"

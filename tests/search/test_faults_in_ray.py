@@ -13,10 +13,10 @@ from optuna.trial import FrozenTrial
 from sctune.config import Task, TrialConfig, load_profile
 from sctune.report import EpochReport
 from sctune.search.cluster.connection import RAY_ENVIRONMENT, Resources
-from sctune.search.cluster.resources import Share
+from sctune.search.cluster.resources import TrialResources
 from sctune.search.run import faults, launch
+from sctune.search.run.controller import End, EndReason, TrialController
 from sctune.search.run.faults import Faults
-from sctune.search.run.searcher import StudySearcher
 from sctune.search.study.manifest import SchedulerSpec
 from sctune.search.study.study import Study
 from sctune.trial import trainable
@@ -80,7 +80,7 @@ def make_trial(trouble: Any) -> type[trainable.SaliencyCutTrainable]:
 def search(
     root: Path, monkeypatch: pytest.MonkeyPatch, trouble: Any, gpus: float, judge: Faults | None = None
 ) -> tuple[Any, list[Any]]:
-    """The searcher and the stored trials after five trials, a checkpoint after each epoch."""
+    """The controller and the stored trials after five trials, a checkpoint after each epoch."""
     monkeypatch.setattr(trainable, "SaliencyCutTrainable", make_trial(trouble))
     monkeypatch.setattr(faults, "RETRY_PAUSES_S", (0.1,))
     # every worker takes seconds to start
@@ -99,12 +99,12 @@ def search(
     )
     study = Study.create(root / "studies", manifest)
     resources = Resources(4.0, 1.0, 1.0, gpus, 3, 1)
-    judge = judge or Faults(Share(1.0, gpus), Share(4.0, 1.0), lambda _: True)
-    searcher = StudySearcher(manifest, study.manifest.build_space(), study.record, (), judge)
-    launch.tune_trials(study, space, {}, resources, searcher)
+    judge = judge or Faults(TrialResources(1.0, gpus), TrialResources(4.0, 1.0), lambda _: True)
+    controller = TrialController(manifest, study.manifest.build_space(), study.record, (), judge)
+    launch.tune_trials(study, space, {}, resources, controller)
     stored = study.record.load()
     study.record.close()
-    return searcher, stored
+    return controller, stored
 
 
 def curve(trial: FrozenTrial) -> list[float]:
@@ -123,7 +123,7 @@ def test_trials_in_trouble(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
         with open(log, "a") as file:
             file.write(f"{trial.number} {epoch} {trial.attempt}\n")
-        share = trial.config["share"]["gpus"]
+        share = trial.config["resources"]["gpus"]
         # trial 2 needs half a GPU from its second epoch on, trial 3 more than there is
         if (trial.number == 2 and epoch >= 2 and share < 0.5) or trial.number == 3:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
@@ -131,7 +131,7 @@ def test_trials_in_trouble(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         if (trial.number == 1 and epoch == 3 and trial.attempt == 1) or trial.number == 4:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    searcher, stored = search(tmp_path, monkeypatch, trouble, gpus=0.25)
+    controller, stored = search(tmp_path, monkeypatch, trouble, gpus=0.25)
     assert [trial.state.name for trial in stored] == ["COMPLETE", "COMPLETE", "COMPLETE", "FAIL", "FAIL"]
     assert [trial.user_attrs["attempt"] for trial in stored] == [1, 2, 2, 3, 2]
     assert stored[2].user_attrs["share"] == {"cpus": 1.0, "gpus": 0.5}
@@ -139,7 +139,7 @@ def test_trials_in_trouble(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     failures = [trial.user_attrs["failure"] for trial in stored[3:]]
     assert [failure["kind"] for failure in failures] == ["out of memory", "lost"]
     assert "with 1 GPU, the most" in failures[0]["message"]
-    assert searcher.hopeless is None
+    assert controller.end == End(EndReason.DONE)
     # both went on from their last checkpoint
     lines = log.read_text().split("\n")
     assert [line for line in lines if line.startswith("1 ")] == ["1 1 1", "1 2 1", "1 3 1", "1 3 2"]

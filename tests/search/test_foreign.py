@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sqlite3
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,6 @@ from sctune.search.study.record import Record
 from sctune.search.study.result import summary_lines
 from sctune.search.study.stored import load_result
 from sctune.search.study.study import Study
-from sctune.tracking.server import check_tracking
 from tests.builders import FLAT
 from tests.search.searching import make_study, open_searcher, run_whole, suggest
 
@@ -69,9 +69,9 @@ def test_a_result_leaves_them_out_and_names_them(study: Study, capsys: pytest.Ca
     assert out.startswith("# study s, trial 1, selection AUROC 0.8000\n") and err == NOTE + "\n"
 
 
-def test_the_check_names_them_and_finds_no_fault(tmp_path: Path, study: Study) -> None:
+def test_the_check_names_them_and_finds_no_fault(tmp_path: Path, study: Study, empty_store: Path) -> None:
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
-    check_tracking(uri)
+    shutil.copyfile(empty_store, tmp_path / "mlflow.db")
     study.with_places(str(tmp_path / "s"), uri)
     found = check_stored(tmp_path / "root", study.name)
     assert found.trials == 2 and NOTE in found.notes

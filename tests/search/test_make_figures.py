@@ -76,7 +76,7 @@ def add_trial(study: Study, number: int, state: TrialState, keep: bool) -> None:
     )
     trial.number, trial.datetime_start = number, datetime.datetime(2026, 1, 1, 0, 0, number)
     study.record.start(trial)
-    study.record.report(number, report.to_dict(), 1000)
+    study.record.report(number, report, 1000)
     if state is not TrialState.RUNNING:
         study.record.finish(number, state, report.value, {})
     study.record.flush()
@@ -128,12 +128,12 @@ def test_all_files_are_there_and_the_measures_are_those_of_the_features(
     images = np.stack([decode_image(image_folder / row["file"], Decoding(64, "stretch")) for row in rows])
     labels = [row["group"] for row in rows]
     trainer = Trainer(tiny.override(PARAMS))
-    before = silhouette_score(trainer.detector.embed(images), labels)
+    before = silhouette_score(trainer.method.detector.embed(images), labels)
     assert report.silhouettes["before"]["unseen"] == pytest.approx(before, abs=1e-5)
     saved = TrialStore(str(tmp_path / "studies" / "small"), 0).load_latest()
     assert saved is not None
     trainer.load_state(*saved.tasks["seed42"])
-    after = silhouette_score(trainer.detector.embed(images), labels)
+    after = silhouette_score(trainer.method.detector.embed(images), labels)
     assert report.silhouettes["after"]["unseen"] == pytest.approx(after, abs=1e-5)
     assert after != pytest.approx(before, abs=1e-4)
 

@@ -9,8 +9,10 @@ import yaml
 
 from sctune.config import FIELD_NAMES, TrialConfig, load_profile
 from sctune.errors import SpaceError
-from sctune.search.space.activation import NEEDS
+from sctune.search.space.activation import activation_conditions
 from sctune.search.space.definition import Space, load_space
+
+NEEDS = activation_conditions()
 
 
 def make_space(folder: Path, parameters: dict, overrides: dict | None = None, **more: object) -> Space:

@@ -20,7 +20,7 @@ from sctune.cli import app
 from sctune.errors import StudyError, TrackingError
 from sctune.manage.delete import deletion
 from sctune.manage.logs import follow, log_path
-from sctune.report import OBJECTIVE
+from sctune.report import OBJECTIVE, EpochReport
 from sctune.search.study.database import storage_url
 from sctune.search.study.driver import STOP, running_driver, stop, study_launches
 from sctune.search.study.process import driver_facts, is_running_here
@@ -196,13 +196,13 @@ def fill(study: Study) -> None:
         record.finish(number, TrialState.COMPLETE, 0.5, {})
     record.close()
     TrialStore(study.manifest.storage_path, 0).save(1, 1, {})
-    writer = Writer(study.manifest.tracking_uri, study.folder / "tracking.jsonl")
+    writer = Writer(study.manifest.tracking_uri)
     facts = StudyFacts(study.manifest.study_id, study.name, {}, "0", None, {}, 0, ["t"])
     tracking = TrackingCallback(writer, facts)
     tracking.on_study_start()
     for number in (0, 1):
         tracking.on_start(number, {}, 1)
-        tracking.on_report(number, {"epoch": 1, "metrics": {OBJECTIVE: 0.5}}, 0)
+        tracking.on_report(number, EpochReport(1, 1, {OBJECTIVE: 0.5}), 0)
         tracking.on_end(number, "COMPLETE", 0.5, {})
     tracking.on_study_end("FINISHED", {})
     assert writer.drain(60) == 0

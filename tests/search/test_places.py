@@ -17,7 +17,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from sctune.config import load_profile
 from sctune.errors import StudyError
-from sctune.report import OBJECTIVE
+from sctune.report import OBJECTIVE, EpochReport
 from sctune.search.plan.locations import check_seen, mark_storage, move, storage_uri
 from sctune.search.space.definition import load_space
 from sctune.search.study.lock import DatabaseLock
@@ -234,7 +234,7 @@ def running_trial() -> FrozenTrial:
 
 
 def report_epoch(study: Study, epoch: int) -> None:
-    study.record.report(0, {"epoch": epoch, OBJECTIVE: 0.5, "metrics": {OBJECTIVE: 0.5}}, epoch)
+    study.record.report(0, EpochReport(epoch, 6, {OBJECTIVE: 0.5}), epoch)
 
 
 def test_a_driver_that_was_cut_off_writes_nothing_over_its_successor(

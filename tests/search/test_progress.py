@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from sctune.report import EPOCH, OBJECTIVE
+from sctune.report import OBJECTIVE, EpochReport
 from sctune.search.run.progress import SHOWN, SearchProgress
 
 
@@ -33,7 +33,7 @@ def run_trials(progress: SearchProgress, count: int) -> None:
         params: dict[str, Any] = {"augment.kind": "[bold]"}
         progress.on_start(number, params, 1)
         scores = {"seed42": [float(number)]}
-        progress.on_report(number, {EPOCH: 2, OBJECTIVE: 0.5 + number / 100, "scores": scores}, 0)
+        progress.on_report(number, EpochReport(2, 2, {OBJECTIVE: 0.5 + number / 100}, scores), 0)
         progress.on_end(number, "COMPLETE", 0.5 + number / 100, {"stop_reason": "all epochs done"})
 
 

@@ -23,10 +23,10 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from sctune.errors import StudyError
-from sctune.report import OBJECTIVE
+from sctune.report import OBJECTIVE, EpochReport
 from sctune.search.study import database
 from sctune.search.study.record import Record, reports_of
-from sctune.search.study.record_sql import Attrs, Finish, RecordRows, Report, Start, StudyAttrs, Write
+from sctune.search.study.record_sql import Attrs, Finish, RecordSql, Report, Start, StudyAttrs, Write
 
 DISTRIBUTIONS: dict[str, BaseDistribution] = {
     "augment.threshold": FloatDistribution(0.1, 0.9),
@@ -51,10 +51,9 @@ def make_trial(number: int) -> FrozenTrial:
     return trial
 
 
-def make_report(number: int, epoch: int) -> dict[str, Any]:
+def make_report(number: int, epoch: int) -> EpochReport:
     value = 0.5 + number % 100 / 1000 + epoch / 100
-    metrics = {OBJECTIVE: value, "seconds": 2.0}
-    return {"epoch": epoch, OBJECTIVE: value, "metrics": metrics, "scores": {"seed42": [value] * 50}}
+    return EpochReport(epoch, 99, {OBJECTIVE: value, "seconds": 2.0}, {"seed42": [value] * 50})
 
 
 def url_in(folder: Path) -> str:
@@ -79,7 +78,7 @@ def tell(record: Record, event: tuple[str, int, int]) -> None:
     elif kind == "report":
         record.report(number, make_report(number, epoch), 1000 * epoch)
     else:
-        value = make_report(number, epoch)[OBJECTIVE]
+        value = make_report(number, epoch).value
         record.finish(number, TrialState.COMPLETE, value, {"stop_reason": "all epochs done"})
 
 
@@ -93,12 +92,12 @@ def found_in(trials: list[FrozenTrial]) -> set[tuple[str, int, int]]:
         assert list(trial.intermediate_values) == list(reports_of(trial))
         for epoch, value in trial.intermediate_values.items():
             report = make_report(trial.number, epoch)
-            assert value == report[OBJECTIVE]
-            assert reports_of(trial)[epoch] == {"metrics": report["metrics"], "time": 1000 * epoch}
+            assert value == report.value
+            assert reports_of(trial)[epoch] == {"metrics": report.metrics, "time": 1000 * epoch}
             found.add(("report", trial.number, epoch))
         if trial.intermediate_values:
             latest = make_report(trial.number, max(trial.intermediate_values))
-            assert trial.user_attrs["scores"] == latest["scores"]
+            assert trial.user_attrs["scores"] == latest.scores
         if trial.state == TrialState.COMPLETE:
             assert trial.value == trial.intermediate_values[EPOCHS]
             assert trial.user_attrs["stop_reason"] == "all epochs done"
@@ -124,7 +123,9 @@ def test_optuna_reads_the_same_as_from_its_own_writes(tmp_path: Path) -> None:
         record.set_attrs(number, {"attempt": 2, "text": "ü\u0000'\""})
         record.set_study_attrs({"qmc:x": number})
         for epoch, objective in values.items():
-            record.report(number, {"epoch": epoch, OBJECTIVE: objective, "metrics": {"loss": 1.0}}, 5)
+            # a report of an epoch is finite; the tables take any number
+            attrs = {f"report:{epoch}": {"metrics": {"loss": 1.0}, "time": 5}}
+            record._put(Report(number, epoch, objective, attrs))
         record.finish(number, state, value, {"stop_reason": "x"})
 
         template = make_trial(number)
@@ -158,7 +159,7 @@ def test_a_batch_whose_answer_was_lost_is_written_once(tmp_path: Path) -> None:
     storage = RDBStorage(url_in(tmp_path))
     study = storage.get_study_id_from_name("s")
     before: list[FrozenTrial] = []
-    for rows in (RecordRows(storage.engine, study), RecordRows(storage.engine, study)):
+    for rows in (RecordSql(storage.engine, study), RecordSql(storage.engine, study)):
         rows.write(batch())
         rows.write(batch())
         (trial,) = storage.get_all_trials(study)

@@ -15,12 +15,20 @@ import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
-from sctune.search.rules.stopping import Hyperband, Rule, make_rule, refill
+from sctune.search.rules.base import Decision, Rule, refill
+from sctune.search.rules.registry import make_rule
+from sctune.search.rules.stopping import Hyperband
 
 EPOCHS = 9
 TRIALS = 6
 Event = tuple[int, int, float]
 Model = Callable[[list[Event], Event], bool]
+
+
+def stops(rule: Rule, number: int, epoch: int, value: float) -> bool:
+    decision = rule.decide(number, epoch, value)
+    assert decision is not Decision.PAUSE and not rule.promote()
+    return decision is Decision.STOP
 
 
 def asha_model(grace: int, factor: int) -> Model:
@@ -141,7 +149,7 @@ class Search:
         """One report; whether it is the first of its epoch."""
         epoch, value = self.curves[number][self.next[number]]
         self.next[number] += 1
-        stop = self.rule.decide(number, epoch, value)
+        stop = stops(self.rule, number, epoch, value)
         new = (number, epoch) not in self.decided
         if new:
             self.decided[number, epoch] = self.model(self.stored, (number, epoch, value))
@@ -213,7 +221,7 @@ def test_refill_after_any_prefix_changes_no_later_decision(
     resumed = setting.rule()
     refill(resumed, whole.stored[:cut])
     for number, epoch, value in whole.stored[cut:]:
-        assert resumed.decide(number, epoch, value) == whole.decided[number, epoch]
+        assert stops(resumed, number, epoch, value) == whole.decided[number, epoch]
 
 
 @pytest.mark.parametrize("name", ["asha", "median"])
@@ -221,24 +229,24 @@ def test_a_stop_that_was_decided_and_not_written_down_is_decided_again(name: str
     rule = make_rule(name, EPOCHS, 2, 2, 0)
     assert rule is not None
     reports = [(number, 2, 0.8) for number in range(3)] + [(3, 1, 0.3), (3, 2, 0.3)]
-    assert [rule.decide(*report) for report in reports] == [False, False, False, False, True]
+    assert [stops(rule, *report) for report in reports] == [False, False, False, False, True]
     resumed = make_rule(name, EPOCHS, 2, 2, 0)
     assert resumed is not None
     refill(resumed, reports)
     # others move on before it is back, from its checkpoint before epoch 2, at it, or after it
-    assert not resumed.decide(0, 3, 0.1)
-    assert not resumed.decide(3, 1, 0.3)
-    assert resumed.decide(3, 2, 0.3)
-    assert resumed.decide(3, 3, 0.3)
+    assert not stops(resumed, 0, 3, 0.1)
+    assert not stops(resumed, 3, 1, 0.3)
+    assert stops(resumed, 3, 2, 0.3)
+    assert stops(resumed, 3, 3, 0.3)
 
 
 def test_a_trial_that_passed_is_not_measured_by_those_who_came_later() -> None:
     rule = make_rule("asha", EPOCHS, 2, 2, 0)
     assert rule is not None
     refill(rule, [(0, 2, 0.5), (1, 2, 0.8), (2, 2, 0.9)])
-    assert not rule.decide(0, 2, 0.5)
-    assert not rule.decide(1, 2, 0.8)
+    assert not stops(rule, 0, 2, 0.5)
+    assert not stops(rule, 1, 2, 0.8)
     # repeated with another value it is held to its own bar, 0.5, and the value counts for those who follow
-    assert not rule.decide(1, 2, 0.6)
-    assert rule.decide(3, 2, 0.59)
-    assert rule.decide(1, 2, 0.4)
+    assert not stops(rule, 1, 2, 0.6)
+    assert stops(rule, 3, 2, 0.59)
+    assert stops(rule, 1, 2, 0.4)

@@ -11,9 +11,15 @@ import pytest
 from ray.tune.schedulers import TrialScheduler
 
 from sctune.errors import ConfigError
-from sctune.report import EPOCH, OBJECTIVE
-from sctune.search.rules.stopping import Hyperband, MedianStopping, Rule, SuccessiveHalving, make_rule
+from sctune.report import FAILURE, OBJECTIVE, REPORT, EpochReport, TrialFailure
+from sctune.search.rules.base import Decision, Rule
+from sctune.search.rules.registry import make_rule
+from sctune.search.rules.stopping import Hyperband, MedianStopping, SuccessiveHalving
 from sctune.search.run.ray_scheduler import RuleScheduler
+
+
+def stops(rule: Rule, number: int, epoch: int, value: float) -> bool:
+    return rule.decide(number, epoch, value) is Decision.STOP
 
 
 def test_rungs_lie_below_the_last_epoch() -> None:
@@ -24,32 +30,32 @@ def test_rungs_lie_below_the_last_epoch() -> None:
 
 def test_asha_by_hand() -> None:
     rule = SuccessiveHalving(4, 1, 2)
-    assert not rule.decide(0, 1, 0.6)
-    assert rule.decide(1, 1, 0.5)  # below the median of {0.6}
-    assert not rule.decide(2, 1, 0.55)  # the median of {0.6, 0.5} itself
-    assert not rule.decide(2, 2, 0.1)  # the first at the second rung
-    assert not rule.decide(2, 1, 0.6)  # a repeated epoch meets the bar that it met first
-    assert not rule.decide(0, 3, 0.2)  # it skipped rung 2, and is judged there by epoch 3
-    assert rule.decide(3, 2, 0.1)
+    assert not stops(rule, 0, 1, 0.6)
+    assert stops(rule, 1, 1, 0.5)  # below the median of {0.6}
+    assert not stops(rule, 2, 1, 0.55)  # the median of {0.6, 0.5} itself
+    assert not stops(rule, 2, 2, 0.1)  # the first at the second rung
+    assert not stops(rule, 2, 1, 0.6)  # a repeated epoch meets the bar that it met first
+    assert not stops(rule, 0, 3, 0.2)  # it skipped rung 2, and is judged there by epoch 3
+    assert stops(rule, 3, 2, 0.1)
 
 
 def test_median_by_hand() -> None:
     rule = MedianStopping(6, 2)
     curves = {0: [0.5, 0.6, 0.7], 1: [0.4, 0.5, 0.6], 2: [0.6, 0.7, 0.8]}
     for number, curve in curves.items():
-        assert not any(rule.decide(number, epoch, value) for epoch, value in enumerate(curve, 1))
+        assert not any(stops(rule, number, epoch, value) for epoch, value in enumerate(curve, 1))
     median = statistics.median([0.55, 0.45, 0.65])
-    assert not rule.decide(3, 1, 0.3)  # before the grace
-    assert rule.decide(3, 2, median - 0.01)
-    assert not rule.decide(4, 2, median)
+    assert not stops(rule, 3, 1, 0.3)  # before the grace
+    assert stops(rule, 3, 2, median - 0.01)
+    assert not stops(rule, 4, 2, median)
 
 
 def test_median_waits_for_three_others() -> None:
     rule = MedianStopping(6, 1)
-    assert not rule.decide(0, 1, 0.9)
-    assert not rule.decide(1, 1, 0.9)
-    assert not rule.decide(2, 1, 0.1)
-    assert rule.decide(3, 1, 0.1)
+    assert not stops(rule, 0, 1, 0.9)
+    assert not stops(rule, 1, 1, 0.9)
+    assert not stops(rule, 2, 1, 0.1)
+    assert stops(rule, 3, 1, 0.1)
 
 
 def test_hyperband_brackets_depend_on_seed_and_number_alone() -> None:
@@ -85,14 +91,24 @@ def test_default_grace_is_a_ninth_of_the_epochs() -> None:
     assert make_rule("none", 9, None, 3, 0) is None
 
 
-def decide(scheduler: RuleScheduler, number: int, **result: Any) -> str:
-    return scheduler.on_trial_result(None, SimpleNamespace(config={"number": number}), result)
+def test_ray_scheduler_asks_and_never_judges_a_failure() -> None:
+    """To Ray a pause is a stop: the trial is suggested again when it is promoted."""
+    asked: list[tuple[int, int, float]] = []
 
+    def judge(number: int, report: EpochReport) -> Decision:
+        asked.append((number, report.epoch, report.value))
+        return [Decision.CONTINUE, Decision.STOP, Decision.PAUSE][number]
 
-def test_ray_scheduler_asks_the_rule_and_never_judges_a_failure() -> None:
-    rule: Rule = SuccessiveHalving(4, 1, 2)
-    scheduler = RuleScheduler(rule)
-    assert decide(scheduler, 0, **{EPOCH: 1, OBJECTIVE: 0.9}) == TrialScheduler.CONTINUE
-    assert decide(scheduler, 1, **{"failure/kind": "oom", OBJECTIVE: 0.0, EPOCH: 1}) == TrialScheduler.CONTINUE
-    assert decide(scheduler, 1, **{EPOCH: 1, OBJECTIVE: 0.1}) == TrialScheduler.STOP
-    assert decide(RuleScheduler(None), 1, **{EPOCH: 1, OBJECTIVE: 0.1}) == TrialScheduler.CONTINUE
+    scheduler = RuleScheduler(judge)
+
+    def told(number: int, result: dict[str, Any]) -> str:
+        return scheduler.on_trial_result(None, SimpleNamespace(config={"number": number}), result)
+
+    results = [{REPORT: EpochReport(1, 4, {OBJECTIVE: value})} for value in (0.9, 0.1, 0.5)]
+    assert told(1, {FAILURE: TrialFailure("oom", "m")}) == TrialScheduler.CONTINUE
+    assert [told(number, result) for number, result in enumerate(results)] == [
+        TrialScheduler.CONTINUE,
+        TrialScheduler.STOP,
+        TrialScheduler.STOP,
+    ]
+    assert asked == [(0, 1, 0.9), (1, 1, 0.1), (2, 1, 0.5)]

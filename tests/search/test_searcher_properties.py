@@ -22,13 +22,15 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 from ray.tune.search import Searcher
 
-from sctune.report import EPOCH, OBJECTIVE
+from sctune.report import VALUE, EpochReport
 from sctune.search.run import faults
+from sctune.search.run.controller import End, EndReason, TrialController
 from sctune.search.run.searcher import StudySearcher
 from sctune.search.study.record import reports_of
 from sctune.search.study.study import MANIFEST, Study
 from sctune.search.suggest.samplers import SAMPLERS
 from tests.builders import ANYWHERE, FEW, FLAT, make_manifest, make_space
+from tests.search.searching import failure, result, stop
 
 EPOCHS = 4
 SPACES = {
@@ -78,9 +80,8 @@ class Listener:
     def on_start(self, number: int, params: dict[str, Any], attempt: int) -> None:
         self.events.append(("start", number, attempt))
 
-    def on_report(self, number: int, report: dict[str, Any], time: int) -> None:
-        assert report["metrics"][OBJECTIVE] == report[OBJECTIVE]
-        self.events.append(("report", number, report[EPOCH], report[OBJECTIVE]))
+    def on_report(self, number: int, report: EpochReport, time: int) -> None:
+        self.events.append(("report", number, report.epoch, report.value))
 
     def on_wait(self, number: int, reason: str) -> None:
         """Only the searcher's own affair: the record does not change."""
@@ -158,7 +159,9 @@ class SearcherMachine(RuleBasedStateMachine):
         self.record = SlowRecord(study.record)
         self.listener = Listener()
         self.told: list[Event] = []
-        self.searcher = StudySearcher(study.manifest, study.manifest.build_space(), self.record, [self.listener])
+        space = study.manifest.build_space()
+        self.controller = TrialController(study.manifest, space, self.record, [self.listener])
+        self.searcher = StudySearcher(self.controller)
         self.live: dict[str, Live] = {}
         self.gone: list[str] = []
         self.losses: Counter[int] = Counter()
@@ -175,9 +178,7 @@ class SearcherMachine(RuleBasedStateMachine):
 
     def result(self, epoch: int) -> dict[str, Any]:
         self.counter += 1
-        value = 0.5 + self.counter / 10**4
-        report = {EPOCH: epoch, "epochs": EPOCHS, OBJECTIVE: value, f"metrics/{OBJECTIVE}": value}
-        return report | {"scores/seed42": [0.1, value], "done": epoch == EPOCHS}
+        return result(epoch, 0.5 + self.counter / 10**4, EPOCHS)
 
     def ended_well(self) -> bool:
         return any(trial.state in ("COMPLETE", "PRUNED") for trial in trials_of(self.events).values())
@@ -216,7 +217,7 @@ class SearcherMachine(RuleBasedStateMachine):
             self.finished = self.stopping or not self.live
             assert config == (Searcher.FINISHED if self.finished else None)
             exhausted = not self.stopping and len(trials) < self.budget
-            assert self.searcher.exhausted == (
+            assert self.controller.exhausted == (
                 f"space exhausted after {len(trials)} of {self.budget}" if exhausted else None
             )
             return
@@ -255,7 +256,7 @@ class SearcherMachine(RuleBasedStateMachine):
         known = dict(trials_of(self.events)[number].curve)
         if epoch in known:
             return known[epoch]
-        value: float = result[OBJECTIVE]
+        value: float = result[VALUE]
         self.events.append(("report", number, epoch, value))
         self.told.append(("report", number, epoch, value))
         return value
@@ -274,8 +275,7 @@ class SearcherMachine(RuleBasedStateMachine):
         if not self.ended_well():
             return
         trial_id = self.some(choice)
-        failure = {"failure/kind": "NonFiniteError", "failure/message": "loss is nan", "failure/traceback": "T"}
-        self.searcher.on_trial_complete(trial_id, {**failure, OBJECTIVE: float("nan"), "done": True})
+        self.searcher.on_trial_complete(trial_id, failure("NonFiniteError", "loss is nan"))
         self.tell("end", self.live.pop(trial_id).number, "FAIL", None)
         self.gone.append(trial_id)
 
@@ -309,10 +309,9 @@ class SearcherMachine(RuleBasedStateMachine):
     @rule(choice=st.integers(0, 99))
     def trouble_of_a_node(self, choice: int) -> None:
         trial_id = self.some(choice)
-        failure = {"failure/kind": "ClusterError", "failure/message": "other data", "failure/traceback": "T"}
-        self.searcher.on_trial_complete(trial_id, {**failure, OBJECTIVE: float("nan"), "done": True})
+        self.searcher.on_trial_complete(trial_id, failure("ClusterError", "other data"))
         self.stopping = True
-        assert self.searcher.abort == "other data"
+        assert self.controller.end == End(EndReason.ABORTED, "other data")
         self.gone.append(trial_id)
         del self.live[trial_id]
 
@@ -328,13 +327,13 @@ class SearcherMachine(RuleBasedStateMachine):
 
     def stop(self) -> None:
         """A clean stop: Ray ends the running trials with their last result; the next launch goes on with them."""
-        self.searcher.stopping = True
+        stop(self.searcher)
         for trial_id, trial in sorted(self.live.items()):
-            latest = {EPOCH: trial.next - 1, "epochs": EPOCHS, OBJECTIVE: 0.1}
             same_launch = [told for told in self.told if told[:2] == ("report", trial.number)]
             last = same_launch[-1] if same_launch else None
             known = last is not None and last[2] == trial.next - 1
-            self.searcher.on_trial_complete(trial_id, {**latest, OBJECTIVE: last[3]} if known and last else {})
+            latest = result(trial.next - 1, last[3], EPOCHS) if known and last else {}
+            self.searcher.on_trial_complete(trial_id, latest)
         assert self.listener.events == self.told
         self.check()
         self.open()
@@ -359,14 +358,14 @@ class SearcherMachine(RuleBasedStateMachine):
         stored = self.study.record.load()
         assert [trial.number for trial in stored] == list(range(len(expected)))
         assert len(stored) <= self.budget
-        keys = [self.searcher.space.key(trial.user_attrs["params"]) for trial in stored]
+        keys = [self.controller.space.key(trial.user_attrs["params"]) for trial in stored]
         assert len(set(keys)) == len(keys)
         for trial in stored:
             assert list(reports_of(trial)) == sorted(trial.intermediate_values)
             assert ("failure" in trial.user_attrs) == (trial.state.name == "FAIL")
-        in_memory = {trial.number: (trial.state, trial.value) for trial in self.searcher.proposer.trials()}
+        in_memory = {trial.number: (trial.state, trial.value) for trial in self.controller.suggester.trials()}
         assert in_memory == {trial.number: (trial.state, trial.value) for trial in stored}
-        history = self.searcher.history
+        history = self.controller.history
         assert len({(number, epoch) for number, epoch, _ in history}) == len(history)
         assert {number: dict(trial.curve) for number, trial in expected.items() if trial.curve} == curves_of(history)
 

@@ -15,7 +15,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from sctune.config import Task, load_profile
 from sctune.errors import StudyError
-from sctune.report import OBJECTIVE
+from sctune.metrics.objective import AUROC
+from sctune.report import OBJECTIVE, EpochReport
 from sctune.search.space.definition import load_space
 from sctune.search.study.leaderboard import best_row, leaderboard
 from sctune.search.study.manifest import DataSpec, SchedulerSpec, SelectionSpec, StudyManifest
@@ -54,9 +55,8 @@ def make_trial(number: int, threshold: float = 0.4) -> FrozenTrial:
     return trial
 
 
-def make_report(epoch: int, value: float) -> dict[str, Any]:
-    metrics = {OBJECTIVE: value, "seconds": 2.0}
-    return {"epoch": epoch, "epochs": 3, OBJECTIVE: value, "metrics": metrics, "scores": {"seed42": [0.5, value]}}
+def make_report(epoch: int, value: float) -> EpochReport:
+    return EpochReport(epoch, 3, {OBJECTIVE: value, "seconds": 2.0}, {"seed42": [0.5, value]})
 
 
 @pytest.mark.parametrize("name", ["a", "elpv-2026.1_b", "0", "_x", "a" * 80])
@@ -231,12 +231,12 @@ def test_leaderboard_puts_full_runs_first(tmp_path: Path) -> None:
             record.report(number, make_report(epoch, value or 0.1), 0)
         record.finish(number, TrialState[state], value, {"stop_reason": "x"})
     record.start(make_trial(5))
-    rows = leaderboard(record.load())
+    rows = leaderboard(record.load(), AUROC)
     assert [row.number for row in rows] == [2, 4, 1, 0, 5, 3]
     assert rows[0].values == {1: 0.8, 2: 0.8, 3: 0.8}
     assert rows[0].seconds == 6.0
-    best = best_row(reversed(rows))
+    best = best_row(reversed(rows), AUROC)
     assert best is not None
     assert best.number == 2
-    assert best_row(row for row in rows if row.state != "COMPLETE") is None
+    assert best_row((row for row in rows if row.state != "COMPLETE"), AUROC) is None
     record.close()

@@ -5,12 +5,10 @@ from __future__ import annotations
 import logging
 import warnings
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from sctune.report import OBJECTIVE, EpochReport
-from sctune.search.run.searcher import read_failure, read_report
+from sctune.report import OBJECTIVE, EpochReport, Origin
 from sctune.search.study import trial_log
 from sctune.search.study.trial_log import TrialLog, trial_log_path
 from sctune.trial.step_log import MAX_LINES, StepLog
@@ -18,12 +16,10 @@ from sctune.trial.step_log import MAX_LINES, StepLog
 PARAMS = {"augment.threshold": 0.4}
 
 
-def result(epoch: int, where: str = "n1, process 7, cpu", log: tuple[str, ...] = ()) -> dict[str, Any]:
-    """As it comes from a worker, and as the searcher passes it on."""
-    report = EpochReport(epoch, 4, {OBJECTIVE: 0.5 + epoch / 10, "loss": 1.0, "seconds": 2.0}).to_dict()
-    read = read_report(report | {"done": False, "log": list(log), "where": where})
-    assert read is not None
-    return read
+def result(epoch: int, where: str = "n1, process 7, cpu", log: tuple[str, ...] = ()) -> EpochReport:
+    """As it comes from a worker, and as the recorder passes it on."""
+    metrics = {OBJECTIVE: 0.5 + epoch / 10, "loss": 1.0, "seconds": 2.0}
+    return EpochReport(epoch, 4, metrics, origin=Origin(where, "", log))
 
 
 def lines(study: Path, number: int) -> list[str]:
@@ -53,13 +49,8 @@ def test_a_trial_is_told_from_start_to_end_over_two_launches(tmp_path: Path) -> 
 
 
 def test_a_failure_brings_its_whole_traceback_and_last_warnings(tmp_path: Path) -> None:
-    told = {"where": "n1, process 7", "log": "warning: odd image"}
-    failure = read_failure(
-        {
-            "failure": {"kind": "DataError", "message": "a.png", "traceback": "Traceback\n  line 1\nDataError: a.png"}
-            | told
-        }
-    )
+    failure = {"kind": "DataError", "message": "a.png", "traceback": "Traceback\n  line 1\nDataError: a.png"}
+    failure |= {"where": "n1, process 7", "log": "warning: odd image"}
     with TrialLog(tmp_path, 1) as log:
         log.on_start(0, PARAMS, 1)
         # known with its device before, without it now: still the same process

@@ -9,6 +9,7 @@ import yaml
 
 from sctune.config import TrialConfig
 from sctune.methods.deviation.detector import build_detector
+from sctune.metrics.objective import AUROC
 from sctune.paths import home
 from sctune.search.plan.options import SearchOptions
 from sctune.search.run.driver import resume, run_search
@@ -62,7 +63,7 @@ def test_variants_from_the_space_file_to_the_registered_model(image_folder: Path
 
     study = Study.open(home() / "studies", "v")
     base = study.manifest.trial_config()
-    rows = leaderboard(study.record.load())
+    rows = leaderboard(study.record.load(), AUROC)
     study.record.close()
     client = mlflow_client(default_tracking_uri(home()))
     runs = client.search_runs([find_experiment(client, default_tracking_uri(home()))])
@@ -86,6 +87,6 @@ def test_variants_from_the_space_file_to_the_registered_model(image_folder: Path
     assert result.best is not None
     assert written == study.manifest.config_of(result.best.params).document()
     assert any(note.startswith("best model: models:/v@candidate") for note in result.notes)
-    header, *lines = leaderboard_csv(rows, tmp_path / "rows.csv").read_text().splitlines()
+    header, *lines = leaderboard_csv(rows, tmp_path / "rows.csv", AUROC).read_text().splitlines()
     assert header.endswith("augment.threshold,variant")
     assert sorted(line.rpartition(",")[2] for line in lines) == ["patch", "patch", "single"]

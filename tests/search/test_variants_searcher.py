@@ -9,12 +9,12 @@ import pytest
 
 from sctune.config import load_profile
 from sctune.errors import ConfigError
-from sctune.report import EPOCH, OBJECTIVE
+from sctune.report import EpochReport
 from sctune.search.study.manifest import SchedulerSpec
 from sctune.search.study.study import Study
 from sctune.search.suggest.samplers import SAMPLERS
 from tests.builders import make_manifest, make_space
-from tests.search.searching import open_searcher
+from tests.search.searching import open_searcher, result
 
 METHODS: dict[str, dict[str, Any]] = {
     "saliencycut": {"model.heads": "two_head_patch", "augment.kind": "saliencycut"},
@@ -42,7 +42,7 @@ class Listener:
     def on_start(self, number: int, params: dict[str, Any], attempt: int) -> None:
         self.params.append(params)
 
-    def on_report(self, number: int, report: dict[str, Any], time: int) -> None: ...
+    def on_report(self, number: int, report: EpochReport, time: int) -> None: ...
     def on_wait(self, number: int, reason: str) -> None: ...
 
     def on_end(self, number: int, state: str, value: float | None, info: dict[str, Any]) -> None: ...
@@ -65,8 +65,8 @@ def test_workers_get_fields_and_everybody_else_the_variant(tmp_path: Path) -> No
         {"variant": "devnet"},
     ]
     assert listener.params == drawn
-    assert [trial.user_attrs["params"] for trial in searcher.record.load()] == drawn
-    searcher.record.close()
+    assert [trial.user_attrs["params"] for trial in searcher.controller.record.load()] == drawn
+    searcher.controller.record.close()
 
     again = Listener()
     resumed = open_searcher(study, again)
@@ -74,14 +74,14 @@ def test_workers_get_fields_and_everybody_else_the_variant(tmp_path: Path) -> No
         "number": 0,
         "params": patch | {"augment.threshold": 0.2},
         "attempt": 2,
-        "share": ALONE,
+        "resources": ALONE,
         "launch": 1,
         "first_launch": 1,
         "avoid": [],
     }
     assert again.params == drawn[:1]
-    assert resumed.manifest.config_of(drawn[3]).flat() == load_profile("cpu").flat() | METHODS["devnet"]
-    resumed.record.close()
+    assert resumed.controller.manifest.config_of(drawn[3]).flat() == load_profile("cpu").flat() | METHODS["devnet"]
+    resumed.controller.record.close()
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -92,12 +92,11 @@ def test_every_sampler_visits_each_point_once_across_launches(tmp_path: Path, sa
         for number in launch:
             config = searcher.suggest(str(number))
             if not isinstance(config, dict):
-                assert (number, searcher.exhausted) == (4, "space exhausted after 4 of 9")
+                assert (number, searcher.controller.exhausted) == (4, "space exhausted after 4 of 9")
                 break
-            result = {EPOCH: 1, "epochs": 1, OBJECTIVE: 0.5 + number / 10, "metrics": {}, "scores": {}}
-            searcher.on_trial_complete(str(number), result)
-        stored = searcher.record.load()
-        searcher.record.close()
+            searcher.on_trial_complete(str(number), result(1, 0.5 + number / 10, epochs=1))
+        stored = searcher.controller.record.load()
+        searcher.controller.record.close()
     space = study.manifest.build_space()
     assert {space.key(trial.user_attrs["params"]) for trial in stored} == {space.key(p) for p in space.points()}
     assert len(stored) == 4

@@ -20,6 +20,7 @@ from sctune.data.catalog import DataSet, open_dataset
 from sctune.data.images import file_digest
 from sctune.deploy.model import Model
 from sctune.errors import ConfigError, DataError
+from sctune.metrics.pixel_level import aupro
 from sctune.serve import measure
 from sctune.serve.evaluate import evaluate, open_labelled
 from sctune.serve.inputs import list_inputs
@@ -27,7 +28,7 @@ from sctune.serve.measure import measures, per_kind
 from sctune.serve.pictures import worst_mistakes
 from sctune.serve.predict import predict_to_file
 from sctune.serve.results import evaluation_lines, write_evaluation
-from sctune.train.heatmap import aupro, heat_maps
+from sctune.train.heatmap import heat_maps
 from tests.models import noise_png
 
 
@@ -135,7 +136,7 @@ def test_an_evaluation_scores_what_the_model_scores(model: Model, data: DataSet)
         np.asarray(Image.open(data.root / str(file.mask)).convert("L").resize((64, 64), Image.Resampling.NEAREST))
         for file in spots
     )
-    expected = aupro(np.stack([mask > 0 for mask in marked]), heat_maps(model.detector, images, "gradient"))
+    expected = aupro(np.stack([mask > 0 for mask in marked]), heat_maps(model.method, images, "gradient"))
     heat = found.metrics["heat_map"]
     assert (heat["kind"], heat["images"], heat["with_masks"]) == ("gradient", 8, 8)
     assert heat["aupro"] == pytest.approx(expected)
@@ -170,7 +171,7 @@ def test_masks_that_mark_nothing_are_named_and_left_out(model: Model, labelled: 
 def test_images_that_the_model_was_made_from(model: Model, data: DataSet) -> None:
     own = {file.path for file in data.files if file.path.startswith("train/")}
     parts = replace(model.parts, development=[file_digest(data.root / path) for path in own])
-    seen = Model(model.detector, model.config, parts)
+    seen = Model(model.method, model.config, parts)
     found = evaluate(seen, data)
     assert found.metrics["in_development"] == 4
     assert any(line.startswith("4 of 34 images were there when this model was trained") for line in found.warnings)
@@ -180,8 +181,8 @@ def test_images_that_the_model_was_made_from(model: Model, data: DataSet) -> Non
     assert clean.metrics["in_development"] == 0 and clean.warnings == data.notes
     every = replace(parts, development=[file_digest(data.root / file.path) for file in data.files])
     with pytest.raises(DataError, match="all 34 images of"):
-        evaluate(Model(model.detector, model.config, every), data, unseen_only=True)
-    nothing = Model(model.detector, model.config, replace(parts, development=[]))
+        evaluate(Model(model.method, model.config, every), data, unseen_only=True)
+    nothing = Model(model.method, model.config, replace(parts, development=[]))
     assert any("does not say which images" in line for line in evaluate(nothing, data).warnings)
     with pytest.raises(DataError, match="does not say which images"):
         evaluate(nothing, data, unseen_only=True)
@@ -191,7 +192,7 @@ def test_the_files_and_the_worst_mistakes(model: Model, data: DataSet, tmp_path:
     found = evaluate(model, data)
     middle = float(np.median([row.score for row in found.rows if row.score is not None]))
     parts = replace(model.parts, threshold=replace(model.parts.threshold, value=middle))  # type: ignore[type-var]
-    found = evaluate(Model(model.detector, model.config, parts), data)
+    found = evaluate(Model(model.method, model.config, parts), data)
     files = write_evaluation(found, tmp_path / "out")
     assert sorted(path.name for path in files) == sorted(path.name for path in (tmp_path / "out").iterdir())
     assert {path.name for path in files} == {"metrics.json", "scores.csv", "roc.png", "histogram.png", "gallery.png"}

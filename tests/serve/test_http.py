@@ -148,7 +148,7 @@ def test_a_server_agrees_with_the_pack_of_its_model(
     for address in (server.url, f"{server.url}/predict"):
         found = check_consumer(pack, address)
         assert found.differing == [] and {row.difference for row in found.rows} <= {0.0, None}, found.line()
-    other = Model(model.detector, model.config.override({"data.resize": "pad"}), model.parts)
+    other = Model(model.method, model.config.override({"data.resize": "pad"}), model.parts)
     found = check_consumer(write_pack(other, tmp_path / "other"), server.url)
     assert found.differing and "without regard to the aspect" in found.line()
     with pytest.raises(ConfigError, match="answers 404"):
@@ -402,10 +402,16 @@ def test_a_port_in_use_is_told_in_one_line(server: HttpServer, folder: Path, tmp
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
     assert f"--port {server.port}: something listens there already" in done.stderr
-    lost = subprocess.run(
-        [*command[:-3], str(tmp_path), "--port", "0"], capture_output=True, text=True, env=environment
-    )
-    assert lost.returncode == 2 and "holds no model" in lost.stderr and lost.stderr.count("\n") == 1
+
+
+def test_a_folder_without_a_model_is_told_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["sctune", "serve", "--model", str(tmp_path), "--port", "0"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    told = capsys.readouterr().err
+    assert ended.value.code == 2 and "holds no model" in told and told.count("\n") == 1
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
@@ -446,7 +452,7 @@ def test_a_queue_that_is_full_says_when_to_come_again(model: Model) -> None:
             go.wait(30)
             return super().score(images)  # type: ignore[arg-type]
 
-    service = Service(Slow(model.detector, model.config, model.parts), "slow", Limits(waiting=2, max_batch=1))
+    service = Service(Slow(model.method, model.config, model.parts), "slow", Limits(waiting=2, max_batch=1))
     place = socket.socket()
     place.bind(("127.0.0.1", 0))
     place.listen()

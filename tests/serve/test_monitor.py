@@ -38,7 +38,7 @@ def calibrated(model: Model, count: int, rate: float = 0.01, seed: int = 0) -> M
         height=(60.0,) * count,
     )  # fmt: skip
     parts = replace(model.parts, calibration=made, threshold=conformal_threshold(made.scores, rate))
-    return Model(model.detector, model.config, parts)
+    return Model(model.method, model.config, parts)
 
 
 def rows(count: int, seed: int = 1, size: tuple[int, int] = (80, 60), **shifts: float) -> list[dict[str, Any]]:
@@ -117,7 +117,7 @@ def test_a_given_threshold_promises_what_the_calibration_had(model: Model) -> No
     found = monitor(watched, rows(200)).alarm_rate
     assert found is not None and not found.alarm
     assert found.promised == pytest.approx(stats.beta.ppf(0.975, had + 1, 170 - had))
-    bare = Model(model.detector, model.config, replace(watched.parts, threshold=None))
+    bare = Model(model.method, model.config, replace(watched.parts, threshold=None))
     assert monitor(bare, rows(200)).alarm_rate is None
 
 

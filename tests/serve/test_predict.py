@@ -367,12 +367,12 @@ def test_a_score_that_is_no_number_costs_only_its_own_row(
 ) -> None:
     """A real model gives such a score for no image, so the detector is made to."""
     paths = list_inputs([str(images / "right")])
-    real, victim = model.detector.score_alike, model.prepare(Path(paths[4])).pixels
+    real, victim = model.method.score, model.prepare(Path(paths[4])).pixels
 
     def broken(batch: np.ndarray) -> np.ndarray:
         return np.where([(image == victim).all() for image in batch], np.nan, real(batch))
 
-    monkeypatch.setattr(model.detector, "score_alike", broken)
+    monkeypatch.setattr(model.method, "score", broken)
     with pytest.raises(NonFiniteError):
         model.score([victim])
     rows = [row for chunk in predicted_rows(model, paths) for row in chunk]
@@ -385,7 +385,7 @@ def test_memory_does_not_grow_with_the_number_of_images(
 ) -> None:
     picture = tmp_path / "one.png"
     picture.write_bytes(noise_png(1, side=16))
-    monkeypatch.setattr(model.detector, "score_alike", lambda batch: batch.mean(axis=(1, 2, 3)))  # seconds, not minutes
+    monkeypatch.setattr(model.method, "score", lambda batch: batch.mean(axis=(1, 2, 3)))  # seconds, not minutes
     alive = []
 
     def walk(count: int) -> int:
@@ -451,14 +451,24 @@ def run(*words: object, cwd: Path | None = None) -> subprocess.CompletedProcess[
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=100)
 
 
-def test_the_command_writes_csv_to_stdout(model: Model, model_folder: Path, images: Path) -> None:
-    done = run("predict", "left", "--model", model_folder, cwd=images)
-    assert done.returncode == 0, done.stderr
-    rows = list(csv.DictReader(done.stdout.splitlines()))
+def test_the_command_writes_csv_to_stdout(
+    model: Model,
+    model_folder: Path,
+    images: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(images)
+    monkeypatch.setattr(sys, "argv", ["sctune", "predict", "left", "--model", str(model_folder)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    out, err = capsys.readouterr()
+    assert not ended.value.code, err
+    rows = list(csv.DictReader(out.splitlines()))
     assert [row["path"] for row in rows][:2] == ["left/00.png", "left/01.png"]
     paths = [str(images / row["path"]) for row in rows if not row["error"]]
     assert [float(row["score"]) for row in rows if not row["error"]] == expected_scores(model, paths)
-    assert "21 images in stdout" in done.stderr and "1 failed" in done.stderr
+    assert "21 images in stdout" in err and "1 failed" in err
 
 
 @pytest.mark.slow

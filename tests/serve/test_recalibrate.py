@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from sctune.errors import ConfigError, DataError, TrackingError
 from sctune.metrics.threshold import conformal_threshold
 from sctune.serve.inputs import list_inputs
 from sctune.serve.recalibrate import Wish, recalibrate, run_recalibration
-from sctune.tracking.server import check_tracking, default_tracking_uri, find_experiment, mlflow_client
+from sctune.tracking.server import default_tracking_uri, find_experiment, mlflow_client
 from tests.models import noise_png
 
 
@@ -73,26 +74,26 @@ def test_too_few_images_are_refused_and_their_reach_is_told(model: Model, good: 
 def test_images_that_the_model_was_made_from_are_left_out(model: Model, good: Path) -> None:
     paths = list_inputs([str(good)])
     own = [file_digest(good / f"{number:02d}.png") for number in range(1, 6)]
-    seen = Model(model.detector, model.config, replace(model.parts, development=own))
+    seen = Model(model.method, model.config, replace(model.parts, development=own))
     made = recalibrate(seen, paths, "s")
     assert (made.known, made.threshold.normals) == (5, 25)
-    few = Model(model.detector, model.config, replace(model.parts, development=[file_digest(Path(p)) for p in paths]))
+    few = Model(model.method, model.config, replace(model.parts, development=[file_digest(Path(p)) for p in paths]))
     with pytest.raises(DataError, match=r"0 different new images \(beside 1 unreadable and 31 that the model was made"):
         recalibrate(few, paths, "s")
     # those of an earlier recalibration took part in no fit
-    again = recalibrate(Model(model.detector, model.config, made.parts), paths, "s")
+    again = recalibrate(Model(model.method, model.config, made.parts), paths, "s")
     assert (again.known, again.threshold.normals) == (5, 25)
 
 
 def test_the_card_tells_the_new_threshold(model: Model, good: Path) -> None:
     card = "# A model\n\n- a purpose\n\n## Decision\n\n- threshold 9, old\n\n## Data\n\n- some\n"
-    told = Model(model.detector, model.config, replace(model.parts, card=card))
+    told = Model(model.method, model.config, replace(model.parts, card=card))
     made = recalibrate(told, list_inputs([str(good)]), "good ones")
     text = made.parts.card or ""
     assert "threshold 9, old" not in text and made.threshold.line() in text
     assert text.startswith("# A model\n\n- a purpose\n\n## Decision\n\n- ") and text.endswith("\n\n## Data\n\n- some\n")
     assert model.threshold is not None and f"made with: {model.threshold.line()}" in text
-    twice = recalibrate(Model(model.detector, model.config, made.parts), list_inputs([str(good)]), "s", 0.5).parts.card
+    twice = recalibrate(Model(model.method, model.config, made.parts), list_inputs([str(good)]), "s", 0.5).parts.card
     assert twice is not None and twice.count("## Decision") == 1 and f"made with: {model.threshold.line()}" in twice
     assert card_with_decision("# A model\n", made.parts, []).startswith("# A model\n\n## Decision\n\n- threshold")
 
@@ -111,10 +112,11 @@ def test_a_folder_becomes_a_new_folder(model: Model, model_folder: Path, good: P
 
 
 @pytest.fixture
-def registry(model: Model, model_folder: Path, tmp_path: Path) -> str:
+def registry(model: Model, model_folder: Path, tmp_path: Path, empty_store: Path) -> str:
     """A store whose models:/first/1 is the small model, as candidate and champion."""
     uri = default_tracking_uri(tmp_path / "store")
-    check_tracking(uri)
+    (tmp_path / "store").mkdir()
+    shutil.copyfile(empty_store, tmp_path / "store" / "mlflow.db")
     client = mlflow_client(uri)
     run = client.create_run(find_experiment(client, uri), run_name="parent").info.run_id
     log_model_run(uri, run, model.config, model_folder / "weights.safetensors", read_parts(model_folder), "first")

@@ -14,25 +14,17 @@ import torch
 from optuna.trial import TrialState
 
 from sctune.config import Task, load_profile
-from sctune.report import OBJECTIVE
+from sctune.report import OBJECTIVE, EpochReport
 from sctune.search.reconcile.replay import tracking_of
 from sctune.search.space.definition import load_space
 from sctune.search.study.manifest import DataSpec, SchedulerSpec
 from sctune.search.study.record import AfterRecord
 from sctune.search.study.study import Study
-from sctune.tracking.server import check_tracking, default_tracking_uri
+from sctune.tracking.server import default_tracking_uri
 from sctune.tracking.writer import Writer
 from sctune.trial.checkpoint import TrialStore
 from tests.builders import make_manifest
 from tests.mlflow_server import MlflowServer
-
-
-@pytest.fixture(scope="session")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A database with MLflow's tables and no runs, to be copied: making the tables takes seconds."""
-    folder = tmp_path_factory.mktemp("empty-store")
-    check_tracking(default_tracking_uri(folder))
-    return folder / "mlflow.db"
 
 
 @pytest.fixture
@@ -94,7 +86,7 @@ def play(study: Study, sink: Any, states: tuple[TrialState, ...] = STATES, epoch
         for epoch in range(1, epochs + 1):
             value = 0.5 + epoch / 100 + number / 10000
             metrics = {OBJECTIVE: value, "loss": 1 / (epoch + number), "seconds": 2.0}
-            report = {"epoch": epoch, "epochs": epochs, OBJECTIVE: value, "metrics": metrics, "scores": {}}
+            report = EpochReport(epoch, epochs, metrics)
             moment = 1_700_000_000_000 + 1000 * number + epoch
             study.record.report(number, report, moment)
             tracking.on_report(number, report, moment)
@@ -103,8 +95,9 @@ def play(study: Study, sink: Any, states: tuple[TrialState, ...] = STATES, epoch
         failure = {"kind": "NonFiniteError", "message": "m", "traceback": "Traceback: m"}
         told = None if state is TrialState.FAIL else value
         reason = {"stop_reason": "told"}
-        study.record.finish(number, state, told, reason)
         failed = {"failure": failure} if state is TrialState.FAIL else {}
+        kept = {name: {key: one[key] for key in ("kind", "message")} for name, one in failed.items()}
+        study.record.finish(number, state, told, {**reason, **kept})
         tracking.on_end(number, state.name, told, {**reason, **failed})
     study.record.flush()
 
@@ -126,7 +119,7 @@ def played_study(
 ) -> Study:
     """A study that is over and delivered; the best full run, the last one, has its checkpoint."""
     study = make_study(root, uri)
-    writer = Writer(uri, study.folder / "tracking.jsonl")
+    writer = Writer(uri)
     play(study, writer, states, epochs)
     end(study, writer, reason)
     assert writer.drain(60) == 0, writer.last_error

@@ -40,7 +40,7 @@ def test_every_call_gives_one_well_formed_event_that_survives_json(tmp_path: Pat
     observer, events = callback()
     observer.on_study_start()
     observer.on_start(3, {"augment.threshold": 0.3}, attempt=1)
-    observer.on_report(3, EpochReport(1, 4, {OBJECTIVE: 0.5, "loss": 2.0}).to_dict(), 1234)
+    observer.on_report(3, EpochReport(1, 4, {OBJECTIVE: 0.5, "loss": 2.0}), 1234)
     observer.on_end(3, "PRUNED", 0.5, {"stop_reason": "rung 1"})
     observer.on_artifact(None, tmp_path, "plots")
     observer.on_tags(3, {"best": "yes"})
@@ -81,7 +81,7 @@ def test_a_child_run_of_a_variant_shows_the_variant_and_the_fields_that_it_sets(
 
 def test_a_point_carries_the_time_it_is_given_and_all_metrics() -> None:
     observer, events = callback()
-    observer.on_report(1, EpochReport(2, 4, {OBJECTIVE: 0.5, f"{OBJECTIVE}/elpv": 0.4}).to_dict(), 99)
+    observer.on_report(1, EpochReport(2, 4, {OBJECTIVE: 0.5, f"{OBJECTIVE}/elpv": 0.4}), 99)
     assert (events[0]["time"], events[0]["step"]) == (99, 2)
     assert events[0]["metrics"] == {OBJECTIVE: 0.5, f"{OBJECTIVE}/elpv": 0.4}
 

@@ -179,34 +179,16 @@ def check_trial(number: int, run: StoredRun) -> None:
 def test_a_lost_answer_makes_no_second_run(tmp_path: Path, gate: Gate) -> None:
     """The server has done what was asked, "create run" too, and the sender does not know it."""
     study = "lost-answers"
-    writer = Writer(gate.uri, tmp_path / "j.jsonl")
+    writer = Writer(gate.uri)
     put_all(writer, [study_start(study), *trial_events(study, 0)])
     assert writer.drain(60) == 0
     gate.set("lose")
     put_all(writer, [*trial_events(study, 1), *trial_events(study, 2)])
     assert writer.drain(120) == 0
     assert gate.lost == 2, "one for each new run: the next try found it"
-    assert (writer.last_error, writer.rejected, writer.owed) == (None, 0, False)
+    assert (writer.last_error, writer.rejected, writer.dropped) == (None, 0, 0)
     writer.close()
     check_whole(gate.uri, study, 3)
-
-
-def test_a_full_disk_for_a_while_loses_nothing(tmp_path: Path, gate: Gate, small_disk: Callable[[int], Path]) -> None:
-    study = "soon-free"
-    disk = small_disk(64)
-    gate.set("refuse")
-    writer = Writer(gate.uri, disk / "j.jsonl")
-    with suppress(OSError), (disk / "filler").open("wb", buffering=0) as filler:
-        while True:
-            filler.write(b"x" * 512)
-    put_all(writer, [study_start(study), *trial_events(study, 0), *trial_events(study, 1)])
-    wait_for(lambda: "No space left" in str(writer.last_error), "a line about the disk")
-    (disk / "filler").unlink()
-    gate.set("open")
-    assert writer.drain(60) == 0
-    assert (writer.lost, writer.owed, writer.rejected) == (0, False, 0)
-    writer.close()
-    check_whole(gate.uri, study, 2)
 
 
 def test_a_full_disk_under_mlflow(tmp_path: Path, empty_store: Path, small_disk: Callable[[int], Path]) -> None:
@@ -217,7 +199,7 @@ def test_a_full_disk_under_mlflow(tmp_path: Path, empty_store: Path, small_disk:
         while True:
             filler.write(b"x" * 512)
     uri = default_tracking_uri(disk)
-    writer = Writer(uri, tmp_path / "j.jsonl")
+    writer = Writer(uri)
     put_all(writer, [study_start("f"), *(event for trial in range(4) for event in trial_events("f", trial))])
     wait_for(lambda: "full" in str(writer.last_error), "an error of the database")
     assert writer.undelivered > 0
@@ -233,7 +215,7 @@ def test_a_report_with_thousands_of_values(tmp_path: Path, gate: Gate) -> None:
     study = "large"
     metrics = {OBJECTIVE: 0.5, "loss": 1.0, **{f"score_{number}": float(number) for number in range(1500)}}
     large = {"kind": "report", "study": study, "trial": 0, "time": T0 + 1, "step": 1, "metrics": metrics}
-    writer = Writer(gate.uri, tmp_path / "j.jsonl")
+    writer = Writer(gate.uri)
     put_all(writer, [study_start(study), trial_events(study, 0)[0], large])
     assert writer.drain(150) == 0
     assert writer.rejected == 0

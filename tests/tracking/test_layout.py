@@ -14,12 +14,13 @@ from urllib.parse import parse_qs, quote
 import pytest
 from optuna.trial import TrialState
 
+from sctune.metrics.objective import AUROC
 from sctune.report import OBJECTIVE
 from sctune.search.reconcile.check import check_stored
 from sctune.search.reconcile.summary import best_points, summary
 from sctune.search.reconcile.sync import sync
 from sctune.search.study.leaderboard import leaderboard
-from sctune.tracking.events import NOTE, SHORT_OBJECTIVE
+from sctune.tracking.events import NOTE
 from sctune.tracking.note import linked, study_note
 from sctune.tracking.server import (
     EXPERIMENT_TAGS,
@@ -40,7 +41,7 @@ CHROMIUM = Path("/usr/bin/chromium")
 def told(player: Any, root: Path, uri: str, states: tuple[TrialState, ...] = (COMPLETE, PRUNED, FAIL, COMPLETE)) -> Any:
     """A study that is over, with its summary, as a launch tells it at its end."""
     study = player.make_study(root, uri)
-    writer = Writer(uri, study.folder / "tracking.jsonl")
+    writer = Writer(uri)
     player.play(study, writer, states)
     from sctune.search.reconcile.replay import tracking_of
 
@@ -68,10 +69,10 @@ def test_varied_parameters_and_the_objective_come_first(player: Any, tmp_path: P
             data.params["augment.threshold"],
             data.params["model.patch_count"],
         )
-        assert sorted(data.metrics)[0] == SHORT_OBJECTIVE
+        assert sorted(data.metrics)[0] == AUROC.label
         assert {"study", "state", "stop_reason"} <= set(data.tags)
     client, run_id = mlflow_client(local_uri), runs[0].info.run_id
-    curves = [histories(client, [run_id], name)[run_id] for name in (SHORT_OBJECTIVE, OBJECTIVE)]
+    curves = [histories(client, [run_id], name)[run_id] for name in (AUROC.label, OBJECTIVE)]
     assert curves[0] == curves[1] != []
 
 
@@ -88,7 +89,7 @@ def test_the_note_of_a_study_links_its_best_trials(player: Any, tmp_path: Path, 
     study = told(player, tmp_path / "studies", local_uri)
     runs = runs_of(study)
     note, experiment = runs[None].data.tags[NOTE], runs[None].info.experiment_id
-    best = leaderboard(study.record.load())[0]
+    best = leaderboard(study.record.load(), AUROC)[0]
     assert note.startswith(f"**Best: trial {best.number}, selection\\_auroc {best.value:.4f}** &pm; 0.0123")
     links = re.findall(r"^\| \[(\d+)\]\((\S+)\) \|", note, re.MULTILINE)
     assert [int(number) for number, _ in links] == [3, 0, 1], "in order of merit, without the failed one"
@@ -105,7 +106,7 @@ def test_the_studys_chart_is_its_best_value_so_far(player: Any, tmp_path: Path, 
     run_id = runs_of(study)[None].info.run_id
     trials = study.record.load()
     points = [(point.step, point.value) for point in histories(mlflow_client(local_uri), [run_id], "AUROC")[run_id]]
-    assert sorted(points) == [(step, value) for step, value, _ in best_points(trials)]
+    assert sorted(points) == [(step, value) for step, value, _ in best_points(trials, AUROC)]
     # two full runs: the first and the last, with a pruned and a failed one between them
     first, last = trials[0].value, trials[3].value
     assert sorted(points) == [(1, first), (2, first), (3, first), (4, last)]
@@ -149,7 +150,7 @@ class Row:
 
 def test_a_note_keeps_what_people_named_as_text() -> None:
     evil = "a|b<img src=x>[c](javascript:x)`d`\nnext"
-    note = study_note("name", [Row(0, "COMPLETE", 0.5, {"model.heads": evil})], None, [("data", evil)])
+    note = study_note("name", [Row(0, "COMPLETE", 0.5, {"model.heads": evil})], None, [("data", evil)], AUROC)
     assert "<" not in note
     assert not re.search(r"(?<!\\)\]\(javascript", note)
     (row,) = [line for line in note.splitlines() if line.startswith("| [0]")]
@@ -157,8 +158,8 @@ def test_a_note_keeps_what_people_named_as_text() -> None:
 
 
 def test_a_study_without_a_full_run_has_a_note_too() -> None:
-    assert study_note("name", [], None, []).startswith("No full run yet.")
-    note = study_note("name", [Row(0, "PRUNED", 0.4, {}), Row(1, "FAIL", None, {})], None, [])
+    assert study_note("name", [], None, [], AUROC).startswith("No full run yet.")
+    note = study_note("name", [Row(0, "PRUNED", 0.4, {}), Row(1, "FAIL", None, {})], None, [], AUROC)
     assert note.startswith("No full run yet.") and "1 PRUNED, 1 FAIL" in note
     # a trial whose run is not known is not linked to another one
     assert "[0](#)" in linked(note, "1", lambda number: None)

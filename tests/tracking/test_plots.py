@@ -12,8 +12,10 @@ import pytest
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
+from sctune.metrics.merit import in_order
+from sctune.metrics.objective import AUROC
 from sctune.tracking import plots
-from sctune.tracking.leaderboard import leaderboard, leaderboard_csv, leaderboard_markdown, optuna_plots
+from sctune.tracking.leaderboard import leaderboard_csv, leaderboard_markdown, optuna_plots
 
 
 @dataclass(frozen=True)
@@ -53,18 +55,18 @@ def test_pictures_are_written_and_are_not_empty(tmp_path: Path) -> None:
     paths = [
         plots.roc_curve(labels, scores, tmp_path / "new" / "roc.png"),
         plots.score_histogram(labels, scores, tmp_path / "histogram.png"),
-        plots.learning_curves(ROWS, tmp_path / "curves.png"),
-        plots.search_picture(ROWS, tmp_path / "search.png"),
+        plots.learning_curves(ROWS, tmp_path / "curves.png", AUROC),
+        plots.search_picture(ROWS, tmp_path / "search.png", AUROC),
     ]
     for path in paths:
         assert picture(path).std() > 5, path.name
-    again = plots.search_picture(ROWS, tmp_path / "again.png")
+    again = plots.search_picture(ROWS, tmp_path / "again.png", AUROC)
     assert again.read_bytes() == paths[-1].read_bytes(), "the same study gives the same file"
 
 
 def test_a_search_without_values_still_gives_pictures(tmp_path: Path) -> None:
-    assert plots.search_picture([], tmp_path / "none.png").is_file()
-    assert plots.learning_curves([PlainRow(0, "FAIL", None)], tmp_path / "fail.png").is_file()
+    assert plots.search_picture([], tmp_path / "none.png", AUROC).is_file()
+    assert plots.learning_curves([PlainRow(0, "FAIL", None)], tmp_path / "fail.png", AUROC).is_file()
 
 
 def test_the_gallery_shows_its_images_and_the_attribution(tmp_path: Path) -> None:
@@ -81,8 +83,8 @@ def test_the_gallery_shows_its_images_and_the_attribution(tmp_path: Path) -> Non
 
 
 def test_the_leaderboard_ranks_full_runs_before_early_stopped_ones(tmp_path: Path) -> None:
-    assert [row.number for row in leaderboard(ROWS)] == [3, 0, 1, 2]
-    with leaderboard_csv(ROWS, tmp_path / "l" / "board.csv").open() as stream:
+    assert [row.number for row in in_order(ROWS, AUROC)] == [3, 0, 1, 2]
+    with leaderboard_csv(ROWS, tmp_path / "l" / "board.csv", AUROC).open() as stream:
         table = list(csv.DictReader(stream))
     assert [line["trial"] for line in table] == ["3", "0", "1", "2"]
     assert table[0] == {
@@ -90,7 +92,7 @@ def test_the_leaderboard_ranks_full_runs_before_early_stopped_ones(tmp_path: Pat
         "a|b": "0.75", "c": "y",
     }  # fmt: skip
     assert (table[3]["selection_auroc"], table[2]["c"]) == ("", "")
-    text = leaderboard_markdown(ROWS).splitlines()
+    text = leaderboard_markdown(ROWS, AUROC).splitlines()
     assert text[2] == "| 1 | 3 | COMPLETE | 2 | 0.8500 | 0.75 | y |"
     assert "a\\|b" in text[0]
 

@@ -121,7 +121,7 @@ def test_a_sync_brings_back_its_own_study_only(tmp_path: Path, local_uri: str) -
     own = played_study(root, local_uri)
     client = mlflow_client(local_uri)
     other = make_study(root, local_uri, "other")
-    sink = Writer(local_uri, other.folder / "tracking.jsonl")
+    sink = Writer(local_uri)
     play(other, sink, epochs=1)
     end_study(other, sink)
     assert sink.drain(60) == 0

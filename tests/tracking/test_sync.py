@@ -193,27 +193,30 @@ def test_unfinished_trials_of_a_stopped_study_are_no_difference(player: Any, tmp
     assert played.runs()[1].info.status == "KILLED"
 
 
-def test_a_journal_that_was_never_delivered_and_lost_events(player: Any, tmp_path: Path, local_uri: str) -> None:
-    """The disk was full during the launch: some events are in the journal, others nowhere but in the record."""
+def test_a_study_of_which_nothing_arrived(player: Any, tmp_path: Path, local_uri: str) -> None:
+    """MLflow was away during the whole launch, and the queue was full; an earlier version left its journal."""
     study = player.make_study(tmp_path, local_uri)
-    closed = "http://127.0.0.1:9"  # nothing listens there
-    writer = Writer(closed, study.folder / "tracking.jsonl", queue_limit=3)
+    writer = Writer("http://127.0.0.1:9", queue_limit=3)  # nothing listens there
     player.play(study, writer)
     player.end(study, writer)
-    assert writer.lost > 0
+    assert (writer.undelivered, writer.dropped > 0, writer.in_doubt) == (3, True, True)
     writer.close()
+    (study.folder / "logs").mkdir()
+    log = ["t", "2026-01-01T00:00:00Z end: FAIL (failed: E)", "2026-01-01T00:00:00Z E: m", "2026-01-01T00:00:00Z   at"]
+    (study.folder / "logs" / "trial-00002.log").write_text("\n".join(log))
+    for name in ("tracking.jsonl", "tracking.jsonl.cursor", "tracking.jsonl.owed"):
+        (study.folder / name).write_text("{ damaged")
     study.record.close()
     player.save_checkpoint(study, 3)
     assert not check_stored(tmp_path, NAME).agrees
-    writer = Writer(closed, study.folder / "tracking.jsonl")
-    assert writer.owed, "the next process knows that events were lost"
-    writer.close()
     result = sync(NAME, tmp_path, 60)
     assert result.complete, result
     assert check_stored(tmp_path, NAME).agrees
-    writer = Writer(closed, study.folder / "tracking.jsonl")
-    assert (writer.owed, writer.undelivered) == (False, 0)
-    writer.close()
+    assert list(study.folder.glob("tracking*")) == []
+    client = mlflow_client(local_uri)
+    (failed,) = (run for run in find_runs(client, study.manifest.study_id) if run.info.status == "FAILED")
+    kept = client.download_artifacts(failed.info.run_id, "failure.txt", str(tmp_path))
+    assert Path(kept).read_text() == "E: m\n  at"
 
 
 def test_a_study_that_runs_is_left_alone_and_what_is_on_its_way_is_no_difference(
@@ -221,11 +224,11 @@ def test_a_study_that_runs_is_left_alone_and_what_is_on_its_way_is_no_difference
 ) -> None:
     study = player.make_study(tmp_path, local_uri)
     with study.lock():
-        writer = Writer(local_uri, study.folder / "tracking.jsonl")
+        writer = Writer(local_uri)
         player.play(study, writer, (TrialState.COMPLETE, LEFT_OPEN))
         assert writer.drain(60) == 0
         writer.close()
-        writer = Writer("http://127.0.0.1:9", study.folder / "tracking.jsonl")
+        writer = Writer("http://127.0.0.1:9")
         tracked = make_more(study, writer)
         agreement = check_stored(tmp_path, NAME)
         assert (agreement.differences, agreement.trials) == ((), 3)

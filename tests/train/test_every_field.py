@@ -86,6 +86,7 @@ NEEDS = {
 }
 
 SHOWN_ELSEWHERE = {
+    "method.name": "tests/methods/test_foreign_method.py",
     "data.source": "test_source_and_category",
     "data.category": "test_source_and_category",
     "data.setting": "test_trainer.test_all_three_settings_train",
@@ -160,15 +161,15 @@ def test_skip_corrupt(tiny, tmp_path, image_folder):
 
 def test_runtime(tiny):
     plain = Trainer(tiny)
-    weight = next(p for p in plain.detector.parameters() if p.dim() == 4 and p.shape[1] > 1 and p.shape[2] > 1)
+    weight = next(p for p in plain.method.detector.parameters() if p.dim() == 4 and p.shape[1] > 1 and p.shape[2] > 1)
     assert weight.is_contiguous(memory_format=torch.channels_last)
     assert torch.are_deterministic_algorithms_enabled()
     other = Trainer(
         tiny.override({"runtime.channels_last": False, "runtime.deterministic": False, "runtime.compile": True})
     )
-    weight = next(p for p in other.detector.parameters() if p.dim() == 4 and p.shape[1] > 1 and p.shape[2] > 1)
+    weight = next(p for p in other.method.detector.parameters() if p.dim() == 4 and p.shape[1] > 1 and p.shape[2] > 1)
     assert weight.is_contiguous() and not torch.are_deterministic_algorithms_enabled()
-    assert type(other.step.forward).__name__ == "OptimizedModule" != type(plain.step.forward).__name__
+    assert type(other.method.step.forward).__name__ == "OptimizedModule" != type(plain.method.step.forward).__name__
     if not torch.cuda.is_available():
         with pytest.raises(ConfigError, match=r"runtime\.device='cuda:7'"):
             Trainer(tiny.override({"runtime.device": "cuda:7"}))

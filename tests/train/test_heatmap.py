@@ -8,8 +8,10 @@ import torch
 
 from sctune.errors import DataError
 from sctune.methods.deviation.heads import LatentResidualHead, PatchResidualHead, PlainHead, top_k_mean
-from sctune.train.heatmap import KINDS, aupro, head_cells, heat_maps, scaled
-from tests.models import small_config, small_detector
+from sctune.methods.deviation.heatmap import head_cells
+from sctune.metrics.pixel_level import aupro
+from sctune.train.heatmap import KINDS, heat_maps, scaled
+from tests.models import small_config, small_method
 
 
 def images(count: int, side: int = 64) -> np.ndarray:
@@ -19,14 +21,22 @@ def images(count: int, side: int = 64) -> np.ndarray:
 @pytest.mark.parametrize("heads", ["two_head_patch", "two_head_latent", "four_head", "single_head"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_maps_of_all_heads(heads: str, kind: str) -> None:
-    detector = small_detector(small_config(model__heads=heads))
+    method = small_method(small_config(model__heads=heads))
+    detector = method.detector
     if detector.needs_references:
         detector.set_references(images(detector.config.model.reference_count))
     before = {name: value.clone() for name, value in detector.state_dict().items()}
-    maps = heat_maps(detector, images(5), kind, batch_size=2)
-    assert maps.shape == (5, 64, 64) and np.isfinite(maps).all() and (np.ptp(maps, axis=(1, 2)) > 0).all()
+    maps = heat_maps(method, images(5), kind, batch_size=2)
+    assert (
+        maps is not None
+        and maps.shape == (5, 64, 64)
+        and np.isfinite(maps).all()
+        and (np.ptp(maps, axis=(1, 2)) > 0).all()
+    )
     # what is beside an image does not change its map
-    np.testing.assert_allclose(heat_maps(detector, images(5)[3:4], kind), maps[3:4], rtol=1e-4, atol=1e-6)
+    alone = heat_maps(method, images(5)[3:4], kind)
+    assert alone is not None
+    np.testing.assert_allclose(alone, maps[3:4], rtol=1e-4, atol=1e-6)
     assert all(torch.equal(before[name], value) for name, value in detector.state_dict().items())
     assert all(weight.requires_grad and weight.grad is None for weight in detector.parameters())
     assert not detector.training

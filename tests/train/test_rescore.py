@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sctune.methods.deviation.detector import build_detector
-from sctune.train.rescore import score_variants, variant_scores
+from sctune.methods.deviation.rescore import score_variants, variant_scores
 from tests.models import small_config, small_detector
 
 IMAGES = np.random.default_rng(7).integers(0, 256, (5, 128, 128, 3), np.uint8)

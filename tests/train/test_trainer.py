@@ -71,23 +71,23 @@ def test_a_checkpoint_of_another_configuration_is_refused(tiny):
 
 def test_saliency_leaves_the_model_untouched(tiny):
     trainer = Trainer(tiny)
-    trainer.detector.train()
-    before = {name: value.clone() for name, value in trainer.detector.state_dict().items()}
+    trainer.method.detector.train()
+    before = {name: value.clone() for name, value in trainer.method.detector.state_dict().items()}
     images = torch.rand(3, 3, 64, 64)
-    gradient, _ = trainer.step.saliency_gradient(images, 0)
+    gradient, _ = trainer.method.step.saliency_gradient(images, 0)
     assert gradient.shape == images.shape and gradient.abs().sum() > 0
-    assert all(torch.equal(before[name], value) for name, value in trainer.detector.state_dict().items())
-    assert all(weight.grad is None for weight in trainer.detector.parameters())
-    assert trainer.detector.training and trainer.detector.anomaly.training
-    trained = [w.requires_grad for w in trainer.detector.parameters()]
+    assert all(torch.equal(before[name], value) for name, value in trainer.method.detector.state_dict().items())
+    assert all(weight.grad is None for weight in trainer.method.detector.parameters())
+    assert trainer.method.detector.training and trainer.method.detector.anomaly.training
+    trained = [w.requires_grad for w in trainer.method.detector.parameters()]
     assert any(trained) and not all(trained)
 
 
 def test_saliency_of_donors_alone_equals_that_of_the_whole_batch(tiny):
     trainer = Trainer(tiny)
     images = torch.rand(6, 3, 64, 64)
-    whole, _ = trainer.step.saliency_gradient(images, 5)
-    part, _ = trainer.step.saliency_gradient(images[2:4], 5)
+    whole, _ = trainer.method.step.saliency_gradient(images, 5)
+    part, _ = trainer.method.step.saliency_gradient(images[2:4], 5)
     assert torch.allclose(whole[2:4], part, rtol=1e-4, atol=1e-7)
 
 
@@ -137,17 +137,19 @@ def test_all_three_settings_train(tiny, setting):
 def test_every_head_trains_with_every_augmentation(tiny, heads, kind):
     config = tiny.override({"model.heads": heads, "augment.kind": kind, "model.reference_source": "training"})
     trainer = Trainer(config)
-    before = {name: value.clone() for name, value in trainer.detector.state_dict().items()}
+    before = {name: value.clone() for name, value in trainer.method.detector.state_dict().items()}
     first, second = history(trainer)
     assert 0 <= second[0][OBJECTIVE] <= 1
     moved = {
-        name.split(".")[0] for name, value in trainer.detector.state_dict().items() if (value != before[name]).any()
+        name.split(".")[0]
+        for name, value in trainer.method.detector.state_dict().items()
+        if (value != before[name]).any()
     }
-    expected = {*trainer.detector.roles, "backbone"}
+    expected = {*trainer.method.detector.roles, "backbone"}
     assert moved >= expected, "a head that does not learn"
     assert ("pasted_fraction" in first[0]) == (kind != "none")
     assert {name for name in first[0] if name.startswith("loss_")} == {
-        f"loss_{name}" for name in trainer.detector.roles
+        f"loss_{name}" for name in trainer.method.detector.roles
     }
     # the same again, cut after the first epoch
     later, again = Trainer(config), Trainer(config)
@@ -202,10 +204,10 @@ def test_a_pair_is_never_one_image(tiny, refresh):
 
 def test_references_are_clean_normals_that_stay(tiny):
     trainer = Trainer(tiny.override({"model.heads": "two_head_latent", "model.reference_count": 4}))
-    before = trainer.detector.references.clone()
+    before = trainer.method.detector.references.clone()
     list(trainer.fit())
-    assert torch.equal(trainer.detector.references, before)
-    images = trainer.step.images
+    assert torch.equal(trainer.method.detector.references, before)
+    images = trainer.method.step.images
     normals = {images.array[row].tobytes() for row in images.normals}
     assert {reference.numpy().tobytes() for reference in before} <= normals and len(before.unique(dim=0)) == 4
 
@@ -221,11 +223,11 @@ def test_references_as_dra_has_them_are_drawn_anew(tiny):
         }
     )
     trainer = Trainer(config)
-    before = trainer.detector.references.clone()
+    before = trainer.method.detector.references.clone()
     trainer.run_epoch()
-    after = trainer.detector.references
+    after = trainer.method.detector.references
     assert not torch.equal(after, before)
-    images = trainer.step.images
+    images = trainer.method.step.images
     normals = {images.array[row].tobytes() for row in images.normals}
     clean = sum(reference.numpy().tobytes() in normals for reference in after)
     assert 8 <= clean <= 32  # half of 40 are pseudo anomalies
@@ -235,11 +237,11 @@ def test_shuffled_labels_keep_the_batch_and_lose_its_meaning(tiny):
     config = tiny.override({"data.shuffle_labels": True, "budget.epochs": 1, "budget.iterations": 1})
     seen = []
     trainer = Trainer(config)
-    update = trainer.step._update
-    trainer.step._update = lambda images, labels, number: seen.append(labels) or update(images, labels, number)
+    update = trainer.method.step._update
+    trainer.method.step._update = lambda images, labels, number: seen.append(labels) or update(images, labels, number)
     for number in range(20):
-        trainer.step.run(number)
-    own = torch.stack([trainer.step.batch(number).labels for number in range(20)])
+        trainer.method.step.run(number)
+    own = torch.stack([trainer.method.step.batch(number).labels for number in range(20)])
     shuffled = torch.stack(seen)
     assert torch.equal(own.sort(dim=1).values, shuffled.sort(dim=1).values)
     agree = (own == shuffled).float().mean()

@@ -39,8 +39,8 @@ def make_trial(tmp_path: Path, device: str) -> SaliencyCutTrainable:
 
 def test_memory_of_the_machine(tmp_path: Path) -> None:
     result = make_trial(tmp_path, "cpu").step()
-    assert result["failure"]["kind"] == "out of memory"
-    assert "Traceback" in result["failure"]["traceback"]
+    assert result["failure"].kind == "out of memory"
+    assert "Traceback" in result["failure"].traceback
     assert result["done"]
 
 
@@ -49,6 +49,6 @@ def test_memory_of_the_machine(tmp_path: Path) -> None:
 def test_memory_of_a_gpu(tmp_path: Path) -> None:
     before = torch.cuda.memory_allocated()
     trial = make_trial(tmp_path, "cuda")
-    assert trial.step()["failure"]["kind"] == "out of memory"
+    assert trial.step()["failure"].kind == "out of memory"
     # nothing of it is left for the trial that this worker runs next
     assert torch.cuda.memory_allocated() == before

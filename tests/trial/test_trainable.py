@@ -50,18 +50,18 @@ def test_an_attempt_tells_again_what_its_driver_may_not_have_heard(tiny: TrialCo
     # the database was away all the time, then the driver was killed
     second = make_trial(tiny, tmp_path, 2)
     told = [second.step() for _ in range(EPOCHS)]
-    assert [row["epoch"] for row in told] == [1, 2, 3, 4]
-    assert [row["selection_auroc"] for row in told] == [row["selection_auroc"] for row in expected]
+    assert [row["report"].epoch for row in told] == [1, 2, 3, 4]
+    assert [row["report"].value for row in told] == [row["report"].value for row in expected]
     assert [row["done"] for row in told] == [False, False, False, True]
     # a rule may stop the trial at any of them: each is told with its scores
-    assert [row["scores"] for row in told] == [row["scores"] for row in expected]
-    assert all(row["scores"] for row in told)
+    assert [row["report"].scores for row in told] == [row["report"].scores for row in expected]
+    assert all(row["report"].scores for row in told)
 
 
 def test_a_first_attempt_takes_nothing_from_a_namesake(tiny: TrialConfig, tmp_path: Path) -> None:
     stale = TrialStore(str(tmp_path / "store"), 5)
     stale.save(3, 1, {"other": ({}, {"epoch": 3})})
-    assert make_trial(tiny, tmp_path, 1).step()["epoch"] == 1
+    assert make_trial(tiny, tmp_path, 1).step()["report"].epoch == 1
     assert not stale.names()
 
 
@@ -73,7 +73,7 @@ def test_the_worker_of_a_driver_that_was_cut_off_disturbs_no_namesake(tiny: Tria
     for _ in range(EPOCHS):
         old.step()
     again = make_trial(tiny, tmp_path, 2, launch=2, first=2)
-    assert [again.step()["epoch"] for _ in range(EPOCHS)] == [1, 2, 3, 4]
+    assert [again.step()["report"].epoch for _ in range(EPOCHS)] == [1, 2, 3, 4]
     # one epoch was trained: the checkpoint of its own third was still there
     assert [(name.epoch, name.launch, name.attempt) for name in again.store.names()] == [(4, 2, 2)]
 
@@ -83,7 +83,7 @@ def test_a_trial_of_an_earlier_launch_goes_on_from_its_checkpoint(tiny: TrialCon
     for _ in range(3):
         first.step()
     again = make_trial(tiny, tmp_path, 2, launch=2)
-    assert again.step()["epoch"] == 1 and again.trainers[0].epoch == 3
+    assert again.step()["report"].epoch == 1 and again.trainers[0].epoch == 3
 
 
 def broken(store: TrialStore, times: int, code: int = errno.EIO) -> Callable[..., Any]:
@@ -108,7 +108,7 @@ def test_a_trial_waits_with_its_model_for_a_storage_that_comes_back(
     # the rung's checkpoint is given up, the last one is not
     monkeypatch.setattr(trial.store, "save", broken(trial.store, 4))
     told = [trial.step() for _ in range(EPOCHS - 1)]
-    assert [row["epoch"] for row in told] == [2, 3, 4]
+    assert [row["report"].epoch for row in told] == [2, 3, 4]
     assert told[-1]["done"] and "failure" not in told[-1]
     assert [name.epoch for name in trial.store.names()] == [4]
 
@@ -123,11 +123,11 @@ def test_a_storage_that_stays_away_is_told_and_not_the_trials_fault(
         trial.step()
     monkeypatch.setattr(trial.store, "save", broken(trial.store, 9, code))
     told = trial.step()
-    assert told["failure"]["kind"] == kind
-    assert "the disk says no" in told["failure"]["message"]
+    assert told["failure"].kind == kind
+    assert "the disk says no" in told["failure"].message
     # the next attempt repeats one epoch
     again = make_trial(tiny, tmp_path, 2)
-    assert [again.step()["epoch"] for _ in range(EPOCHS)] == [1, 2, 3, 4]
+    assert [again.step()["report"].epoch for _ in range(EPOCHS)] == [1, 2, 3, 4]
     assert [name.epoch for name in again.store.names()] == [4]
 
 
@@ -140,7 +140,7 @@ def test_a_trial_that_waits_for_its_storage_ends_with_the_launch(
     monkeypatch.setattr(trial.store, "save", broken(trial.store, 9))
     monkeypatch.setattr(trial, "_wait", lambda _: (_ for _ in ()).throw(StoppedError("stopped")))
     told = trial.step()
-    assert told["done"] and "epoch" not in told and "failure" not in told
+    assert told["done"] and "report" not in told and "failure" not in told
 
 
 def moved(tiny: TrialConfig, tmp_path: Path) -> TrialConfig:
@@ -153,14 +153,14 @@ def test_what_a_node_lacks_is_told_as_the_places_fault(tiny: TrialConfig, tmp_pa
     trial = make_trial(config, tmp_path, 1)
     (tmp_path / "mount").rename(tmp_path / "away")
     failure = trial.step()["failure"]
-    assert (failure["kind"], failure["node"]) == ("PlaceError", "")
-    assert str(tmp_path / "mount") in failure["message"]
+    assert (failure.kind, failure.origin.node) == ("PlaceError", "")
+    assert str(tmp_path / "mount") in failure.message
     (tmp_path / "away").rename(tmp_path / "mount")
     # a cache that takes nothing
     (tmp_path / "cache").write_text("no folder")
-    assert make_trial(config, tmp_path, 1).step()["failure"]["kind"] == "PlaceError"
+    assert make_trial(config, tmp_path, 1).step()["failure"].kind == "PlaceError"
     (tmp_path / "cache").unlink()
-    assert make_trial(config, tmp_path, 1).step()["epoch"] == 1
+    assert make_trial(config, tmp_path, 1).step()["report"].epoch == 1
 
 
 def test_an_image_that_is_corrupt_everywhere_is_no_fault_of_the_place(tiny: TrialConfig, tmp_path: Path) -> None:
@@ -169,7 +169,7 @@ def test_an_image_that_is_corrupt_everywhere_is_no_fault_of_the_place(tiny: Tria
     task = Task(source=config.data.source, seed=config.seed)
     broken_image = Path(config.data.source) / split_for(config.for_task(task), task).development[0].path
     broken_image.write_bytes(b"no image")
-    assert trial.step()["failure"]["kind"] == "CorruptImageError"
+    assert trial.step()["failure"].kind == "CorruptImageError"
 
 
 def test_trouble_with_a_file_in_mid_training_is_the_places_fault(
@@ -180,4 +180,4 @@ def test_trouble_with_a_file_in_mid_training_is_the_places_fault(
     stale = OSError(errno.ESTALE, "Stale file handle", "/mount/images")
     monkeypatch.setattr(trial.trainers[0], "run_epoch", lambda: (_ for _ in ()).throw(stale))
     failure = trial.step()["failure"]
-    assert failure["kind"] == "PlaceError" and "Stale file handle" in failure["message"]
+    assert failure.kind == "PlaceError" and "Stale file handle" in failure.message

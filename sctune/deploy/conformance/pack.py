@@ -218,7 +218,7 @@ def _native(model: Model, content: bytes, image: Prepared) -> Pixels:
     """The whole image uint8 [H, W, 3] in its own size, as the model reads it: padded to a square, and cut out again."""
     longest = max(image.width, image.height)
     data = model.config.data.model_copy(update={"image_size": longest, "resize": "pad"})
-    alike = Model(model.detector, model.config.model_copy(update={"data": data}), model.parts)
+    alike = Model(model.method, model.config.model_copy(update={"data": data}), model.parts)
     square = alike.prepare(content).pixels
     top, left = (longest - image.height) // 2, (longest - image.width) // 2
     return np.ascontiguousarray(square[top : top + image.height, left : left + image.width])

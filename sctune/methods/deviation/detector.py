@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -11,38 +11,18 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from sctune.backbones.entry import IMAGENET_MEAN, IMAGENET_STD
 from sctune.backbones.registry import feature_side
 from sctune.backbones.trunk import Backbone, build_backbone
 from sctune.backbones.weights import resolve_weights
-from sctune.config import ModelConfig, RuntimeConfig, ScoreConfig, TrialConfig
+from sctune.config import ModelConfig, ScoreConfig, TrialConfig
+from sctune.errors import CheckpointError
 from sctune.geometry import scale_sizes
 from sctune.methods.deviation.heads import LatentResidualHead, NormalHead, PatchResidualHead, PlainHead
 from sctune.methods.deviation.roles import NORMAL_HEAD, combine, head_roles
+from sctune.methods.pixels import autocast, memory_format, normalise, to_pixels
 
 ALIKE_BATCH = {"cpu": 1, "cuda": 32}
 """Images of one pass where scores must not depend on what else is scored; on a CPU one by one is as fast as many."""
-
-
-def normalise(pixels: Tensor) -> Tensor:
-    """Images [N, 3, H, W] in [0, 1] to ImageNet's mean and standard deviation."""
-    mean = pixels.new_tensor(IMAGENET_MEAN)[:, None, None]
-    std = pixels.new_tensor(IMAGENET_STD)[:, None, None]
-    return (pixels - mean) / std
-
-
-def to_pixels(images: np.ndarray, device: torch.device, channels_last: bool = True) -> Tensor:
-    """uint8 images [N, H, W, 3] to floats [N, 3, H, W] in [0, 1] on a device."""
-    # copied: torch takes neither the read-only memory of the image cache nor negative strides
-    batch = torch.from_numpy(np.array(images, order="C")).to(device).permute(0, 3, 1, 2).float() / 255
-    return batch.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
-
-
-def autocast(config: RuntimeConfig, device: torch.device) -> AbstractContextManager[object]:
-    """Context of a backbone's pass: bfloat16 where the configuration asks for it."""
-    if config.precision == "bf16":
-        return torch.autocast(device.type, dtype=torch.bfloat16)
-    return nullcontext()
 
 
 class Detector(nn.Module):
@@ -293,8 +273,16 @@ def build_detector(config: TrialConfig, weights: Path | None = None) -> Detector
 
 def load_detector(config: TrialConfig, weights: Path) -> Detector:
     """A trained detector from its safetensors file; backbone weights are in it. In eval mode."""
+    return detector_of(config, load_file(weights))
+
+
+def detector_of(config: TrialConfig, tensors: Mapping[str, Tensor]) -> Detector:
+    """A trained detector from its state, in eval mode; raises CheckpointError where the state is of another model."""
     detector = Detector(config, build_backbone(config.model, None))
-    detector.load_state_dict(load_file(weights))
-    if config.runtime.channels_last:
-        detector.to(memory_format=torch.channels_last)
-    return detector.eval()
+    try:
+        detector.load_state_dict(tensors)
+    except RuntimeError as problem:
+        raise CheckpointError(
+            f"the weights do not fit the model: {str(problem).splitlines()[-1].strip()}; they are of another one"
+        ) from None
+    return detector.to(memory_format=memory_format(config.runtime)).eval()

@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from sctune.geometry import patch_offsets, patch_side
+from sctune.methods.deviation.geometry import patch_offsets, patch_side
 from sctune.methods.deviation.patches import random_offsets, scoring_signs
 
 HIDDEN = 256

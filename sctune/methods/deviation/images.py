@@ -2,31 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 from torch import Tensor
 
 from sctune.config import TrialConfig
 from sctune.data.batches import rotate, rotation_angles, stream
-from sctune.methods.deviation.detector import normalise, to_pixels
+from sctune.methods.base import TaskImages
+from sctune.methods.pixels import normalise, to_pixels
 
 
-@dataclass(frozen=True)
-class TrainingImages:
-    """Decoded images uint8 [N, S, S, 3] and the rows of the training normals and anomalies in it."""
-
-    array: np.ndarray
-    normals: np.ndarray
-    anomalies: np.ndarray
-
-    def take(self, rows: np.ndarray) -> np.ndarray:
-        return self.array[rows]
-
-    def pixels(self, rows: np.ndarray, config: TrialConfig, device: torch.device) -> Tensor:
-        """Images [N, 3, S, S] in [0, 1], as they were decoded."""
-        return to_pixels(self.take(rows), device, config.runtime.channels_last)
+def pixels_of(images: TaskImages, rows: np.ndarray, config: TrialConfig, device: torch.device) -> Tensor:
+    """The images of these rows [N, 3, S, S] in [0, 1], as they were decoded."""
+    return to_pixels(images.take(rows), device, config.runtime.channels_last)
 
 
 def turned(pixels: Tensor, config: TrialConfig, *purpose: object) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sctune.geometry import patch_offsets
+from sctune.methods.deviation.geometry import patch_offsets
 
 EXACT_LIMIT = 256
 """Most signed sets that are averaged exactly; above it a fixed list is used."""

@@ -17,8 +17,9 @@ from sctune.augment.makers import PIXEL_MAKERS
 from sctune.augment.saliencycut import PseudoAnomalies, saliencycut
 from sctune.config import TrialConfig
 from sctune.data.batches import NORMAL, PSEUDO, Slots, stream
-from sctune.methods.deviation.detector import normalise
-from sctune.methods.deviation.images import TrainingImages, turned
+from sctune.methods.base import TaskImages
+from sctune.methods.deviation.images import pixels_of, turned
+from sctune.methods.pixels import normalise
 
 BANK_SHARE = 4
 """With refresh=epoch, one pseudo anomaly is made for every so many slots that the epoch will fill."""
@@ -49,7 +50,7 @@ class Batch:
 class PseudoSource:
     """Turns rows and slots into batches; saliency: how SaliencyCut gets its gradients."""
 
-    def __init__(self, config: TrialConfig, images: TrainingImages, device: torch.device, saliency: Saliency) -> None:
+    def __init__(self, config: TrialConfig, images: TaskImages, device: torch.device, saliency: Saliency) -> None:
         self.config = config
         self.images = images
         self.device = device
@@ -67,7 +68,7 @@ class PseudoSource:
         """The batch of step `number`; rows [B] of the images that its slots hold before anything is pasted."""
         labels = torch.from_numpy(slots.labels.copy())
         places = np.flatnonzero(slots.labels == PSEUDO)
-        pixels = self.images.pixels(rows, self.config, self.device)
+        pixels = pixels_of(self.images, rows, self.config, self.device)
         metrics: dict[str, Tensor] = {}
         if len(places) and self.maker is not None and self.bank is None:
             generator = stream(self.config.seed, "cut", number)
@@ -149,8 +150,8 @@ class PseudoSource:
 
     def _bank_part(self, receivers: np.ndarray, donors: np.ndarray, start: int, first: int) -> PseudoAnomalies:
         config, normals = self.config, self.images.normals
-        receiver = self.images.pixels(normals[receivers], config, self.device)
-        donor = self.images.pixels(normals[donors], config, self.device)
+        receiver = pixels_of(self.images, normals[receivers], config, self.device)
+        donor = pixels_of(self.images, normals[donors], config, self.device)
         if self.maker is not None:
             cut = self.maker(receiver, donor, config.augment, stream(config.seed, "bank cut", start, first))
             images, _ = turned(cut.images, config, f"bank receiver {start}", first)

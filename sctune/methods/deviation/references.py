@@ -9,7 +9,8 @@ from torch import Tensor
 from sctune.augment.makers import PIXEL_MAKERS
 from sctune.config import TrialConfig
 from sctune.data.batches import PSEUDO_SHARE, rotate, rotation_angles, stream
-from sctune.methods.deviation.images import TrainingImages, turned
+from sctune.methods.base import TaskImages
+from sctune.methods.deviation.images import pixels_of, turned
 
 
 class References:
@@ -20,7 +21,7 @@ class References:
     those for scoring are drawn and turned anew each time.
     """
 
-    def __init__(self, config: TrialConfig, images: TrainingImages, device: torch.device) -> None:
+    def __init__(self, config: TrialConfig, images: TaskImages, device: torch.device) -> None:
         self.config = config
         self.images = images
         self.device = device
@@ -42,7 +43,7 @@ class References:
 
     def _drawn(self, *purpose: object) -> Tensor:
         config = self.config
-        pixels = self.images.pixels(self._rows(*purpose), config, self.device)
+        pixels = pixels_of(self.images, self._rows(*purpose), config, self.device)
         maker = PIXEL_MAKERS.get(config.augment.kind)
         if config.model.reference_source == "normals" or maker is None:
             return pixels

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from sctune.config import TrialConfig
 from sctune.data.batches import NORMAL, draw_slots, stream
+from sctune.methods.base import TaskImages
 from sctune.methods.deviation.detector import Detector
-from sctune.methods.deviation.images import TrainingImages
 from sctune.methods.deviation.loss import deviation, deviation_losses
 from sctune.methods.deviation.pseudo import Batch, PseudoSource
 from sctune.methods.deviation.references import References
@@ -31,7 +31,7 @@ class TrainingStep:
         config: TrialConfig,
         detector: Detector,
         optimiser: torch.optim.Optimizer,
-        images: TrainingImages,
+        images: TaskImages,
         device: torch.device,
     ) -> None:
         self.config = config

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from sctune.errors import ClusterError
 from sctune.paths import home, use_own_folders
-from sctune.search.cluster.resources import Share
+from sctune.search.cluster.resources import TrialResources
 from sctune.urls import secrets_hidden
 
 RAY_ENVIRONMENT = {
@@ -318,7 +318,7 @@ def _resources_of_nodes(left_out: Collection[str]) -> list[Mapping[str, float]]:
     return [node["Resources"] for node in ray.nodes() if node["Alive"] and node["NodeID"] not in left_out]
 
 
-def largest_share(left_out: Collection[str] = ()) -> Share:
+def largest_resources(left_out: Collection[str] = ()) -> TrialResources:
     """The most CPU cores and GPUs that any one node has; left_out: ids of nodes that do not count."""
     nodes = _resources_of_nodes(left_out)
-    return Share(*(max((float(node.get(kind, 0)) for node in nodes), default=0.0) for kind in ("CPU", "GPU")))
+    return TrialResources(*(max((float(node.get(kind, 0)) for node in nodes), default=0.0) for kind in ("CPU", "GPU")))

@@ -6,19 +6,19 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Share:
-    """What a trial takes of a node: CPU cores and GPUs (a fraction below 1)."""
+class TrialResources:
+    """CPU cores and GPUs (a fraction below 1)."""
 
     cpus: float
     gpus: float
 
-    def larger(self, largest: Share) -> Share | None:
-        """The next share to try after this one was too small for its memory; None: there is none on any node.
+    def larger(self, largest: TrialResources) -> TrialResources | None:
+        """What to try next after this was too little for its memory; None: there is none on any node.
 
         A fraction of a GPU doubles, up to a whole one. Without a GPU the cores double up to the largest node's,
         which leaves fewer neighbours in its memory.
         """
         if self.gpus > 0:
-            return Share(self.cpus, min(1.0, 2 * self.gpus)) if self.gpus < 1 else None
+            return TrialResources(self.cpus, min(1.0, 2 * self.gpus)) if self.gpus < 1 else None
         cpus = min(2 * self.cpus, largest.cpus)
-        return Share(cpus, 0.0) if cpus > self.cpus else None
+        return TrialResources(cpus, 0.0) if cpus > self.cpus else None

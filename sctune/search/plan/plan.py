@@ -10,7 +10,7 @@ from pathlib import Path
 
 from sctune.backbones.trunk import build_backbone
 from sctune.backbones.weights import file_sha256, resolve_weights
-from sctune.config import Task, TrialConfig, search_defaults
+from sctune.config import Task, TrialConfig, method_entry, search_defaults
 from sctune.data.catalog import DataSet, open_dataset
 from sctune.data.check import DataCheck, check_data
 from sctune.data.decode import Decoding
@@ -19,18 +19,19 @@ from sctune.data.images import CorruptImageError, ImageCache
 from sctune.data.ranges import AUTO
 from sctune.data.split import Split, split_for
 from sctune.errors import ConfigError, DataError
+from sctune.metrics.objective import AUROC, find_objective
 from sctune.paths import cache_folder, home, studies_folder
 from sctune.search.plan.base import base_config, search_space
 from sctune.search.plan.locations import free_name, storage_uri
 from sctune.search.plan.options import SearchOptions
 from sctune.search.plan.proxy_evidence import proxy_warning
-from sctune.search.rules.stopping import make_rule
+from sctune.search.rules.registry import make_rule
 from sctune.search.space.definition import Space
 from sctune.search.study.content import content_digest
 from sctune.search.study.database import check_free, storage_url
 from sctune.search.study.manifest import DataSpec, ResourceSpec, SchedulerSpec, SelectionSpec, StudyManifest
 from sctune.search.study.options import StudyOptions
-from sctune.search.suggest.samplers import LEARNS_FROM_FULL_RUNS, make_sampler
+from sctune.search.suggest.samplers import make_sampler, sampler_entry
 from sctune.tracking.choice import choose_store
 from sctune.tracking.server import check_tracking
 from sctune.trial.trainable import package_versions
@@ -69,6 +70,7 @@ def make_plan(options: SearchOptions, has_gpu: bool) -> Plan:
         raise ConfigError(
             "profile paper selects on the test images; say so with --selection test, or take profile gpu or cpu"
         )
+    objective = find_objective(options.objective)
     root = (options.study_root or studies_folder()).expanduser().absolute()
     name = free_name(options, root)
     storage = storage_uri(options.storage_path, root / name)
@@ -104,6 +106,8 @@ def make_plan(options: SearchOptions, has_gpu: bool) -> Plan:
     if any(split.makers for split in splits.values()):
         half = selection.mode != "proxy"
         warnings.append(proxy_warning(options.setting, base.n_anomalies, half=half))
+        if not objective.is_default:
+            warnings.append(f"what is known of the proxy was measured with {AUROC.label}, not with {objective.label}")
     asked = _Asked(name, profile, sampler, scheduler, selection, store.uri, storage, record)
     manifest = _manifest(options, asked, space, tasks, _data_spec(datasets, splits))
     manifest = manifest.model_copy(update={"splits": {key: split.digest for key, split in splits.items()}})
@@ -160,6 +164,9 @@ def _manifest(options: SearchOptions, asked: _Asked, space: Space, tasks: list[T
 
 def weights_files(space: Space) -> dict[str, Path]:
     """Backbone -> weights file of every backbone that the space can take; downloads what is missing."""
+    methods = map(method_entry, space.field_values("method.name"))
+    if not any(entry.looks_at("model.backbone") for entry in methods):
+        return {}
     backbones = sorted(set(map(str, space.field_values("model.backbone"))))
     found = {name: resolve_weights(name, space.base.model.weights) for name in backbones}
     return {name: path for name, path in found.items() if path is not None}
@@ -277,12 +284,13 @@ def _check_grid(options: SearchOptions, sampler: str, space: Space) -> None:
 def _scheduler(options: SearchOptions, profile: str, sampler: str, space: Space) -> tuple[SchedulerSpec, list[str]]:
     defaults = search_defaults(profile)
     # a grid is there to be compared point by point, and these samplers learn from full runs only
-    quiet = sampler in LEARNS_FROM_FULL_RUNS or sampler == "grid"
+    full_runs = sampler_entry(sampler).learns_from_full_runs
+    quiet = full_runs or sampler == "grid"
     name = options.scheduler or ("none" if quiet else defaults.scheduler)
-    epochs = space.base.budget.epochs
+    epochs = space.base.epochs
     grace = min(defaults.grace, epochs) if defaults.grace is not None else None
     make_rule(name, epochs, grace, defaults.factor, options.sampler_seed)
     warnings = []
-    if sampler in LEARNS_FROM_FULL_RUNS and name != "none":
+    if full_runs and name != "none":
         warnings.append(f"sampler {sampler} learns from full runs only; scheduler {name} will leave it few of them")
     return SchedulerSpec(name=name, grace=grace, factor=defaults.factor), warnings

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from optuna.trial import FrozenTrial
@@ -26,6 +26,7 @@ from sctune.search.reconcile.registered import compare_registry
 from sctune.search.reconcile.replay import past_trial, tracking_of
 from sctune.search.reconcile.stored_trials import list_trials
 from sctune.search.study.driver import running_driver
+from sctune.search.study.record import Record
 from sctune.search.study.splits import checked_splits
 from sctune.search.study.study import Study
 from sctune.tracking.callback import PastTrial
@@ -43,32 +44,55 @@ def check_stored(study_root: Path, name: str, storage: str | None = None) -> Agr
     driver = running_driver(study)
     try:
         check_tracking(study.manifest.tracking_uri)
-        trials = study.record.load()
-        state = study_state(study, trials, running=driver is not None)
-        found = check(study, trials, state, None if driver is None else driver.text)
+        found = compare(study, study.record, running=driver is not None)
     finally:
         study.record.close()
-    return _with_images(study, found)
+    return _with_images(study, found.agreement(None if driver is None else driver.text))
 
 
-def check(study: Study, trials: Sequence[FrozenTrial], state: StudyState, driver: str | None = None) -> Agreement:
-    """Compare; `trials` is the record as it is now. Raises TrackingError where MLflow cannot be read."""
+@dataclass(frozen=True)
+class Compared:
+    """Trials as they are recorded, what MLflow must hold of them, and how it differs.
+
+    note: of trials that another program put into the record.
+    """
+
+    trials: Sequence[FrozenTrial]
+    expected: Sequence[Expected]
+    state: StudyState
+    differences: Sequence[Difference]
+    note: str | None
+
+    def agreement(self, driver: str | None = None) -> Agreement:
+        """The outcome for people; driver: who runs the study, whose events may be on their way."""
+        points = sum(one.n_points for one in self.expected)
+        differences, waiting = settled(self.differences, self.state.running)
+        notes = () if self.note is None else (self.note,)
+        return Agreement(len(self.expected), points, differences, driver, waiting, notes)
+
+
+def compare(study: Study, record: Record, *, running: bool = False, reason: str | None = None) -> Compared:
+    """Compare the record as it is now with the runs, and with the checkpoints and files of a study that does not run.
+
+    reason: how the launch ended, where the manifest does not say so yet. Raises TrackingError where MLflow cannot be
+    read.
+    """
+    trials = record.load()
     expected = expected_runs(study, trials)
-    metrics = {metric for one in expected for metric in one.points}
-    runs = read_runs(study, metrics)
-    if state.running:
+    runs = read_runs(study, {metric for one in expected for metric in one.points})
+    if running:
         # read again, since a trial is recorded before its run tells of it
-        trials = study.record.load()
+        trials = record.load()
         expected = expected_runs(study, trials)
-    past = [past_trial(trial) for trial in trials]
+    state = study_state(study, trials, running=running)
+    state = state if reason is None else replace(state, reason=reason)
+    past = [past_trial(trial, study.objective) for trial in trials]
     objectives = {trial.number: trial.intermediate_values for trial in trials}
-    found = [*compare_record(past, objectives, state, study.record.foreign), *compare_runs(expected, runs, state)]
-    if not state.running:
+    found = [*compare_record(past, objectives, state, record.foreign), *compare_runs(expected, runs, state)]
+    if not running:
         found += _checkpoints(study, past)
         found += _files(study, past, runs, state)
-    notes = () if study.record.foreign_note is None else (study.record.foreign_note,)
-    differences, waiting = settled(found, state.running)
-    return Agreement(len(expected), sum(one.n_points for one in expected), differences, driver, waiting, notes)
+    return Compared(trials, expected, state, found, record.foreign_note)
 
 
 def study_state(study: Study, trials: Sequence[FrozenTrial], *, running: bool = False) -> StudyState:
@@ -81,7 +105,7 @@ def study_state(study: Study, trials: Sequence[FrozenTrial], *, running: bool = 
 def expected_runs(study: Study, trials: Sequence[FrozenTrial]) -> list[Expected]:
     """What MLflow must hold of each trial."""
     shown = tracking_of(study, _Nowhere()).shown_params
-    past = [past_trial(trial) for trial in trials]
+    past = [past_trial(trial, study.objective) for trial in trials]
     return [expected_run(one, shown(one.params)) for one in past]
 
 

@@ -1,4 +1,4 @@
-"""One truth: whether MLflow and the checkpoints say what the record says. Plain data in, differences out."""
+"""Whether MLflow and the checkpoints say what the record says. Plain data in, differences out."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Literal
 
-from sctune.report import OBJECTIVE
+from sctune.metrics.merit import full_runs
+from sctune.metrics.objective import AUROC
 from sctune.tracking.callback import PastTrial
-from sctune.tracking.events import SHORT_OBJECTIVE, as_key, as_texts, shown_metrics, shown_param
+from sctune.tracking.events import as_key, as_texts, short_metric, shown_metrics, shown_param
 from sctune.tracking.runs import RUN_STATUS
 from sctune.tracking.stored import Point, StoredRun
 
@@ -60,18 +61,22 @@ class Difference:
 
 @dataclass(frozen=True)
 class Expected:
-    """What MLflow must hold of a trial; points: metric -> epoch -> (value, time). state None: it has not ended."""
+    """What MLflow must hold of a trial; points: metric -> epoch -> (value, time). state None: it has not ended.
+
+    short: the objective's second name.
+    """
 
     number: int
     params: Mapping[str, str]
     points: Mapping[str, Mapping[int, tuple[float, int]]]
     state: str | None
     value: str | None
+    short: str = short_metric(AUROC)
 
     @property
     def n_points(self) -> int:
         """Points that the record holds; the objective's second name is none of its own."""
-        return sum(len(curve) for name, curve in self.points.items() if name != SHORT_OBJECTIVE)
+        return sum(len(curve) for name, curve in self.points.items() if name != self.short)
 
 
 @dataclass(frozen=True)
@@ -119,11 +124,11 @@ def expected_run(past: PastTrial, shown: Mapping[str, Any]) -> Expected:
     """The run that a recorded trial must have; shown: all parameters that the tracking logs of it."""
     points: dict[str, dict[int, tuple[float, int]]] = {}
     for epoch, report in past.reports.items():
-        for name, number in shown_metrics(report["metrics"]).items():
+        for name, number in shown_metrics(report["metrics"], past.objective).items():
             points.setdefault(as_key(name), {})[epoch] = (float(number), int(report["time"]))
     params = {name: shown_param(name, text) for name, text in as_texts(shown).items()}
     value = None if past.value is None else repr(float(past.value))
-    return Expected(past.number, params, points, past.state, value)
+    return Expected(past.number, params, points, past.state, value, short_metric(past.objective))
 
 
 RESCORED = "rescore"
@@ -300,7 +305,7 @@ def _check_trial(trial: PastTrial, objectives: Mapping[int, float]) -> list[Diff
     if epochs != list(range(1, len(epochs) + 1)):
         gaps = sorted(set(range(1, max(epochs))) - set(epochs))
         texts.append(f"the record's curve lacks {_count(len(gaps), 'epoch')} ({_some(gaps)})")
-    told = {epoch: report["metrics"][OBJECTIVE] for epoch, report in trial.reports.items()}
+    told = {epoch: report["metrics"][trial.objective.metric] for epoch, report in trial.reports.items()}
     # a report is written before its value, so a killed driver may have left the last one without
     torn = (
         trial.state is None and {**told, **objectives} == told and told.keys() - objectives.keys() <= set(epochs[-1:])
@@ -314,8 +319,7 @@ def _check_trial(trial: PastTrial, objectives: Mapping[int, float]) -> list[Diff
 
 def kept_trials(trials: Sequence[PastTrial], keep_best: int) -> list[int]:
     """Numbers of the ended trials that keep their checkpoint: the best full runs, the earlier of equals."""
-    full = [trial for trial in trials if trial.state == "COMPLETE" and trial.value is not None]
-    return [one.number for one in sorted(full, key=lambda one: (-(one.value or 0.0), one.number))[:keep_best]]
+    return [one.number for one in full_runs(trials, trials[0].objective)[:keep_best]] if trials else []
 
 
 def compare_checkpoints(

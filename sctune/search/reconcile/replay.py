@@ -1,48 +1,25 @@
-"""Bringing the tracking up to the record: what a killed launch, or a journal that lost events, still owes MLflow."""
+"""A study as the record has it, in the words of the tracking: its trials, and the facts that all of them share."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from datetime import datetime
+from pathlib import Path
 
 from optuna.trial import FrozenTrial
 
-from sctune.search.study.manifest import StudyManifest
+from sctune.metrics.objective import AUROC, Objective
 from sctune.search.study.record import reports_of
 from sctune.search.study.study import Study
+from sctune.search.study.trial_log import logged_failure
 from sctune.tracking.callback import EventSink, PastTrial, StudyFacts, TrackingCallback
-from sctune.tracking.writer import Writer
-
-_ROOM_S = 10.0
 
 
-def replay(trials: Sequence[FrozenTrial], tracking: TrackingCallback, writer: Writer) -> bool:
-    """Tell the tracking again what the record holds of these trials; False where the writer had no room for it all.
+def past_trial(trial: FrozenTrial, objective: Objective = AUROC, folder: Path | None = None) -> PastTrial:
+    """A stored trial as the tracking tells it.
 
-    Points carry their first time, so what has arrived already changes nothing.
+    objective: of its study, where it is compared with others; folder: of its study, whose logs know the traceback of a
+    failure.
     """
-    lost = writer.lost
-    for trial in trials:
-        if not writer.wait_for_room(_ROOM_S):
-            return False
-        tracking.replay(past_trial(trial))
-    return writer.lost == lost
-
-
-def replay_owed(study: Study, trials: Sequence[FrozenTrial], writer: Writer) -> None:
-    """At the start of a launch: all trials where the journal lost events, else those of launches that never ended."""
-    # straight to the writer, and not after the record, which holds all of it
-    tracking = tracking_of(study, writer)
-    if writer.owed:
-        if replay(trials, tracking, writer):
-            writer.replayed()
-        return
-    killed = _killed(study.manifest)
-    replay([trial for trial in trials if trial.user_attrs.get("launch") in killed], tracking, writer)
-
-
-def past_trial(trial: FrozenTrial) -> PastTrial:
-    """A stored trial as the tracking tells it."""
     attrs, ended = trial.user_attrs, trial.state.is_finished()
     return PastTrial(
         number=trial.number,
@@ -54,6 +31,8 @@ def past_trial(trial: FrozenTrial) -> PastTrial:
         ended=_ms(trial.datetime_complete) if ended else None,
         value=trial.value if ended and trial.state.name != "FAIL" else None,
         stop_reason=attrs.get("stop_reason"),
+        objective=objective,
+        failure=_failure(trial, folder),
     )
 
 
@@ -84,15 +63,16 @@ def study_facts(study: Study) -> StudyFacts:
             "data": manifest.data.name,
         },
         resumed=bool(manifest.launches),
+        objective=study.objective,
     )
 
 
-def _killed(manifest: StudyManifest) -> set[int]:
-    """Launches that did not end properly, since the last one that did: that one made up for those before it."""
-    killed: set[int] = set()
-    for index, launch in enumerate(manifest.launches):
-        killed = killed | {index} if launch.reason in (None, "failed") else set()
-    return killed
+def _failure(trial: FrozenTrial, folder: Path | None) -> str | None:
+    failure = trial.user_attrs.get("failure")
+    if failure is None:
+        return None
+    logged = None if folder is None else logged_failure(folder, trial.number)
+    return logged or f"{failure['kind']}: {failure['message']}"
 
 
 def _ms(moment: datetime | None) -> int:

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import optuna
 import yaml
-from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
 from safetensors.torch import save_file
 
@@ -105,19 +104,21 @@ def best_trainer(manifest: StudyManifest, splits: dict[str, Split], number: int,
     saved = TrialStore(manifest.storage_path, number).load_latest()
     if saved is None:
         raise CheckpointError(f"trial {number} has no checkpoint any more")
-    trainer = Trainer(manifest.config_of(params), task, split=splits[task.key])
+    trainer = Trainer(manifest.config_of(params), task, split=splits[task.key], objective=manifest.build_objective())
     trainer.load_state(*saved.tasks[task.key])
     return trainer
 
 
 def _study_figures(result: StudyResult, trials: list[FrozenTrial], folder: Path) -> list[str]:
-    shown = optuna.create_study(direction=StudyDirection.MAXIMIZE)
+    objective = result.objective
+    shown = optuna.create_study(direction=objective.direction)
     shown.add_trials([trial for trial in trials if trial.state.is_finished()])
     with staged_files(folder) as staging:
-        plots.search_picture(result.rows, staging / "search.png")
-        plots.learning_curves(result.rows, staging / "learning_curves.png")
-        leaderboard_csv(result.rows, staging / "leaderboard.csv")
-        (staging / "leaderboard.md").write_text(leaderboard_markdown(result.rows), encoding="utf-8")
+        plots.search_picture(result.rows, staging / "search.png", objective)
+        plots.learning_curves(result.rows, staging / "learning_curves.png", objective)
+        leaderboard_csv(result.rows, staging / "leaderboard.csv", objective)
+        table = leaderboard_markdown(result.rows, objective)
+        (staging / "leaderboard.md").write_text(table, encoding="utf-8")
         optuna_plots(shown, staging)
     return []
 
@@ -154,11 +155,11 @@ def _model_files(
     manifest, best = study.manifest, result.best
     assert best is not None
     scores = _pictures(trainer, labels, folder, manifest.data.attribution)
-    save_file({k: v.cpu().contiguous() for k, v in trainer.detector.state_dict().items()}, folder / WEIGHTS)
+    save_file({k: v.cpu().contiguous() for k, v in trainer.method.model_state().items()}, folder / WEIGHTS)
     meta = {
         "study": study.name,
         "trial": best.number,
-        "selection_auroc": best.value,
+        result.objective.metric: best.value,
         "selection_scores": scores,
         "licence": manifest.data.licence,
         "attribution": manifest.data.attribution,
@@ -172,15 +173,16 @@ def _card(parts: ModelParts, trainer: Trainer, study: Study, result: StudyResult
     manifest, best = study.manifest, result.best
     assert best is not None and best.value is not None
     noise = "" if result.noise is None else f" +- {result.noise:.4f} (standard error over the images)"
+    label = result.objective.label
     facts = CardFacts(
         config=trainer.config,
         data=manifest.data.model_dump(),
         counts=trainer.split.summary(),
         split={"split": trainer.split.digest, "partition seed": manifest.partition_seed},
-        results={f"AUROC on the selection images ({manifest.selection.mode})": f"{best.value:.4f}{noise}"},
+        results={f"{label} on the selection images ({manifest.selection.mode})": f"{best.value:.4f}{noise}"},
         extra=(
-            f"the best of {len(result.rows)} trials by that AUROC, which is therefore too high; `sctune confirm "
-            f"{study.name}` measures it anew",
+            f"the best of {len(result.rows)} trials by that {label}, which is therefore {result.objective.flattered}; "
+            f"`sctune confirm {study.name}` measures it anew",
         ),
     )
     return model_card(parts, facts)
@@ -190,7 +192,7 @@ def _pictures(trainer: Trainer, labels: list[int], folder: Path, attribution: st
     """ROC curve, score histogram, gallery, scores and configuration; gives the score of each selection image."""
     folder.mkdir(exist_ok=True)
     # as the registered model will score them, one by one
-    scores = trainer.detector.score_alike(trainer.selection.images)
+    scores = trainer.method.score(trainer.selection.images)
     if any(labels):
         plots.roc_curve(np.array(labels), scores, folder / "roc.png")
     plots.score_histogram(np.array(labels), scores, folder / "scores.png")

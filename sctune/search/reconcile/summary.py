@@ -8,8 +8,9 @@ from typing import Any
 from optuna.trial import FrozenTrial
 
 from sctune.errors import SctuneError
+from sctune.metrics.objective import Objective
 from sctune.search.study.leaderboard import best_row, leaderboard
-from sctune.search.study.result import value_se
+from sctune.search.study.result import study_result, value_se
 from sctune.search.study.splits import selection_labels, study_splits
 from sctune.search.study.study import Study
 from sctune.tracking.events import NOTE
@@ -18,15 +19,18 @@ from sctune.tracking.note import study_note
 
 def summary(study: Study, trials: Sequence[FrozenTrial], noise: float | None) -> dict[str, Any]:
     """Arguments `tags` and `points` of TrackingCallback.on_study_end; noise: standard error of the best value."""
-    rows = leaderboard(trials)
-    best = best_row(rows)
-    tags = {"trials": str(len(trials)), NOTE: study_note(study.name, rows, noise, _facts(study))}
+    objective = study.objective
+    rows = leaderboard(trials, objective)
+    best = best_row(rows, objective)
+    saved = study_result(study, trials, None, 0.0, tracking_uri="").saved_share
+    tags = {"trials": str(len(trials)), "epochs_saved": f"{saved:.3f}"}
+    tags[NOTE] = study_note(study.name, rows, noise, _facts(study), objective)
     if best is not None:
         tags |= {"best_trial": str(best.number), "best_value": repr(best.value)}
-    return {"tags": tags, "points": best_points(trials)}
+    return {"tags": tags, "points": best_points(trials, objective)}
 
 
-def best_points(trials: Sequence[FrozenTrial]) -> list[tuple[int, float, int]]:
+def best_points(trials: Sequence[FrozenTrial], objective: Objective) -> list[tuple[int, float, int]]:
     """(how many trials had ended, best value of a full run by then, time in ms) for each end that has one.
 
     In the order of the ends, so that no later trial changes a point.
@@ -36,7 +40,7 @@ def best_points(trials: Sequence[FrozenTrial]) -> list[tuple[int, float, int]]:
     best, points = None, []
     for step, trial in enumerate(ended, 1):
         if trial.state.name == "COMPLETE" and trial.value is not None:
-            best = trial.value if best is None else max(best, trial.value)
+            best = trial.value if best is None else objective.best((best, trial.value))
         if best is not None:
             assert trial.datetime_complete is not None
             points.append((step, float(best), int(trial.datetime_complete.timestamp() * 1000)))
@@ -45,12 +49,14 @@ def best_points(trials: Sequence[FrozenTrial]) -> list[tuple[int, float, int]]:
 
 def best_noise(study: Study, trials: Sequence[FrozenTrial]) -> float | None:
     """Standard error of the best value, None where there is none or the data are gone."""
-    best = best_row(leaderboard(trials))
+    objective = study.objective
+    best = best_row(leaderboard(trials, objective), objective)
     if best is None:
         return None
     scores = next(trial.user_attrs.get("scores") for trial in trials if trial.number == best.number)
     try:
-        return value_se(scores, selection_labels(study.manifest, study_splits(study.manifest))) if scores else None
+        labels = selection_labels(study.manifest, study_splits(study.manifest))
+        return value_se(scores, labels, objective) if scores else None
     except SctuneError:
         return None
 

@@ -1,48 +1,19 @@
-"""Early stopping: pure rules over (trial number, epoch, value).
-
-Time is the trainer's own epoch. All rules are asynchronous: they answer at once from what has been reported so far.
-Values are maximised. A resumed study replays the stored reports in the order of their first arrival, so a rule is
-what it was: a trial whose stop was decided, and not written down before the driver died, is stopped when it is back.
-"""
+"""Early stopping: the rules that sctune ships, which stop a trial or let it go on."""
 
 from __future__ import annotations
 
 import hashlib
 import math
 from bisect import bisect_left, bisect_right, insort
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Protocol
 
 import numpy as np
 
-from sctune.errors import ConfigError, nearest
-
-SCHEDULERS = ("asha", "hyperband", "median", "none")
-
-History = Iterable[tuple[int, int, float]]
-"""(trial number, epoch, value) in the order in which they first arrived."""
+from sctune.search.rules.base import Decision, Rule
 
 NO_BAR = -math.inf
-
-
-class Rule(Protocol):
-    """rungs: epochs after which a trial may be stopped and a checkpoint is worth keeping, ascending."""
-
-    rungs: tuple[int, ...]
-
-    def decide(self, number: int, epoch: int, value: float) -> bool:
-        """Whether to stop the trial now; the value is remembered.
-
-        A repeated epoch replaces its value and is judged by the bar that it met first, whatever arrived in between.
-        """
-
-
-def refill(rule: Rule, history: History) -> None:
-    """Take over the reports of earlier launches, as if they had been made here."""
-    for number, epoch, value in history:
-        rule.decide(number, epoch, value)
 
 
 @dataclass
@@ -54,7 +25,7 @@ class _Judged:
     bar: float
 
 
-class SuccessiveHalving:
+class SuccessiveHalving(Rule):
     """Asynchronous successive halving by stopping (Li et al. 2020, the stopping variant).
 
     At each rung a trial must not be below the (1 - 1/factor) quantile of the values recorded there before it.
@@ -67,7 +38,10 @@ class SuccessiveHalving:
         self._share = 1 - 1 / factor
         self._judged: dict[int, dict[int, _Judged]] = {rung: {} for rung in self.rungs}
 
-    def decide(self, number: int, epoch: int, value: float) -> bool:
+    def decide(self, number: int, epoch: int, value: float) -> Decision:
+        return Decision.stop_if(self._stops(number, epoch, value))
+
+    def _stops(self, number: int, epoch: int, value: float) -> bool:
         # the highest rung reached; a trial that went past a rung unseen is judged by its next report
         index = bisect_right(self.rungs, epoch)
         if index == 0 or epoch >= self._epochs:
@@ -83,7 +57,7 @@ class SuccessiveHalving:
         return own.value < own.bar
 
 
-class Hyperband:
+class Hyperband(Rule):
     """Asynchronous Hyperband: every trial runs in one bracket of successive halving (Li et al. 2018).
 
     Bracket k starts at rung k, the last one never stops a trial. The bracket is drawn from the study's seed and the
@@ -104,18 +78,18 @@ class Hyperband:
         uniform = int.from_bytes(digest[:8], "big") / 2**64
         return int(np.searchsorted(self._edges, uniform, side="right"))
 
-    def decide(self, number: int, epoch: int, value: float) -> bool:
+    def decide(self, number: int, epoch: int, value: float) -> Decision:
         bracket = self.bracket_of(number)
-        return bracket < len(self.brackets) and self.brackets[bracket].decide(number, epoch, value)
+        if bracket == len(self.brackets):
+            return Decision.CONTINUE
+        return self.brackets[bracket].decide(number, epoch, value)
 
 
-class MedianStopping:
+class MedianStopping(Rule):
     """Stop a trial whose best value so far is below the median of the others' running means (Golovin et al. 2017).
 
     From `grace` on, once `min_samples` other trials have got as far.
     """
-
-    rungs: tuple[int, ...] = ()
 
     def __init__(self, epochs: int, grace: int, min_samples: int = 3) -> None:
         self._epochs, self._grace, self._min_samples = epochs, grace, min_samples
@@ -123,7 +97,10 @@ class MedianStopping:
         self._bars: dict[int, dict[int, float]] = {}
         self._means = _RunningMeans()
 
-    def decide(self, number: int, epoch: int, value: float) -> bool:
+    def decide(self, number: int, epoch: int, value: float) -> Decision:
+        return Decision.stop_if(self._stops(number, epoch, value))
+
+    def _stops(self, number: int, epoch: int, value: float) -> bool:
         # Ray never asks about the last epoch, which ends a trial anyway
         if epoch >= self._epochs:
             return False
@@ -169,30 +146,6 @@ class _RunningMeans:
 def _median(ordered: Sequence[float]) -> float:
     middle = len(ordered) // 2
     return ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
-
-
-def default_grace(epochs: int) -> int:
-    """The first rung when none is asked for: a ninth of the epochs, at least 1."""
-    return max(1, epochs // 9)
-
-
-def make_rule(name: str, epochs: int, grace: int | None, factor: int, seed: int) -> Rule | None:
-    """The stopping rule by name; None for `none`. grace: first rung in epochs, None for the default.
-
-    Raises ConfigError for an unknown name, a grace outside 1 .. epochs and a factor below 2.
-    """
-    if name not in SCHEDULERS:
-        raise ConfigError(f"unknown scheduler {name!r}; {nearest(name, SCHEDULERS)}")
-    grace = default_grace(epochs) if grace is None else grace
-    if name == "none":
-        return None
-    if not 1 <= grace <= epochs:
-        raise ConfigError(f"scheduler {name}: grace={grace} must be in 1 .. budget.epochs={epochs}")
-    if factor < 2:
-        raise ConfigError(f"scheduler {name}: factor={factor} must be 2 or more")
-    if name == "median":
-        return MedianStopping(epochs, grace)
-    return Hyperband(epochs, grace, factor, seed) if name == "hyperband" else SuccessiveHalving(epochs, grace, factor)
 
 
 def _rungs(epochs: int, grace: int, factor: int) -> tuple[int, ...]:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
+from typing import Protocol
 
 from pyarrow import fs
 from pydantic import ByteSize
@@ -26,7 +27,30 @@ LIST_S = 60.0
 """Seconds between listings of an object store, which take a while there and cost money; local files: each look."""
 
 MARGIN = 16 * 2**20
-"""Bytes that stay free beside the checkpoints: the record, the journal, what others write meanwhile."""
+"""Bytes that stay free beside the checkpoints: the record, logs, what others write meanwhile."""
+
+
+class Gate(Protocol):
+    """Whether starts are held back at present; stuck: why that will not end by itself."""
+
+    stuck: str | None
+
+    def __call__(self) -> bool: ...
+    def doubt(self) -> None:
+        """The storage took no checkpoint: hold starts back until it takes a file."""
+
+
+class _Open:
+    stuck: str | None = None
+
+    def __call__(self) -> bool:
+        return False
+
+    def doubt(self) -> None:
+        pass
+
+
+OPEN = _Open()
 
 
 class DiskUse:

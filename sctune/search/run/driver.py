@@ -153,6 +153,7 @@ def resume(
     storage: str | None = None,
     storage_path: str | None = None,
     tracking_uri: str | None = None,
+    objective: str | None = None,
     console: Console | None = None,
     notify: Sequence[str] = (),
 ) -> StudyResult:
@@ -161,8 +162,9 @@ def resume(
     more_trials: added to the study's number of trials. time_budget_s: over all launches; None: the study's own,
     infinity: none any more. storage: URL of the record, where the study was begun on another machine or the URL holds
     the password. storage_path, tracking_uri: places of checkpoints and runs from now on; None: as they are. max_disk:
-    bytes, replaces the study's limit. Raises StudyError for a missing study, one that runs, or one whose places are
-    not seen from here; ChangedDataError where its images are not those that it began with.
+    bytes, replaces the study's limit. objective: None, or the study's own. Raises StudyError for a missing study, one
+    that runs, one of another objective, or one whose places are not seen from here; ChangedDataError where its images
+    are not those that it began with.
     """
     started = time.monotonic()
     from sctune.search.plan.locations import check_seen, move
@@ -174,6 +176,7 @@ def resume(
     study = Study.open((study_root or studies_folder()).expanduser().absolute(), name, storage)
     with study.lock():
         _check_versions(study)
+        _check_objective(study, objective)
         move(study, storage_path, tracking_uri)
         check_seen(study)
         splits = checked_splits(study.manifest, study.folder)
@@ -201,13 +204,13 @@ def resume(
 
 
 def _warn_about_tracking(study: Study, console: Console | None) -> None:
-    """A study goes on without MLflow: what it is owed waits in the journal."""
+    """A study goes on without MLflow: the record holds what it lacks."""
     from sctune.tracking.server import check_tracking
 
     try:
         check_tracking(study.manifest.tracking_uri)
     except TrackingError as problem:
-        text = f"{problem}; the study goes on, and `sctune sync {study.name}` sends later what is owed"
+        text = f"{problem}; the study goes on, and `sctune sync {study.name}` sends later what it lacks"
         (console or Console(stderr=True)).print(text, markup=False, highlight=False, soft_wrap=True)
 
 
@@ -229,6 +232,16 @@ def _check_versions(study: Study) -> None:
         raise StudyError(
             f"study {study.name} was begun with other versions ({', '.join(changed)}), so its trials could not be "
             "compared; install those versions, or start a new study"
+        )
+
+
+def _check_objective(study: Study, asked: str | None) -> None:
+    """ConfigError where it is of a package that is missing here, StudyError where another one is asked for."""
+    own = study.objective.name
+    if asked is not None and asked != own:
+        raise StudyError(
+            f"study {study.name} is searched by {own}, and --objective {asked} would compare its trials by another "
+            f"figure; leave it out, or start a new study with --objective {asked}"
         )
 
 

@@ -27,7 +27,7 @@ class Probe(NamedTuple):
     """A point, tried on the first task. Seconds of a step, of a scoring, and of scoring as the registered model does.
 
     final_seconds: of all selection and calibration images, which the end of a search scores once. weights_bytes: of
-    the detector's state; checkpoint_bytes: with the optimiser's.
+    the model; checkpoint_bytes: with what training needs besides. steps: of an epoch, None for budget.iterations.
     """
 
     step_seconds: float
@@ -35,6 +35,7 @@ class Probe(NamedTuple):
     final_seconds: float
     weights_bytes: int
     checkpoint_bytes: int
+    steps: int | None = None
 
 
 @dataclass(frozen=True)
@@ -123,9 +124,10 @@ def costed(
 ) -> DryRun:
     """Time and disk of a plan from what one point takes; start_s, end_s: of checks and Ray, as measured here."""
     manifest = plan.manifest
-    budget = plan.space.config(timed).budget
+    config = plan.space.config(timed)
+    steps = config.budget.iterations if probe.steps is None else probe.steps
     tasks = len(manifest.tasks)
-    epoch = (budget.iterations * probe.step_seconds + probe.scoring_seconds) * tasks
+    epoch = (steps * probe.step_seconds + probe.scoring_seconds) * tasks
     turns = math.ceil(manifest.trials / resources.concurrent)
     start = start_s + costs.WORKERS_S
     end = end_s + costs.END_S + probe.final_seconds
@@ -141,10 +143,10 @@ def costed(
         epoch_seconds=epoch,
         start_seconds=start,
         end_seconds=end,
-        study_seconds=start + turns * (costs.TRIAL_S + budget.epochs * epoch) + end,
+        study_seconds=start + turns * (costs.TRIAL_S + config.epochs * epoch) + end,
         checkpoint_bytes=size,
         checkpoints_bytes=held * size,
-        files_bytes=costs.files_bytes(probe.weights_bytes, manifest.trials, budget.epochs, images),
+        files_bytes=costs.files_bytes(probe.weights_bytes, manifest.trials, config.epochs, images),
     )
 
 
@@ -176,7 +178,7 @@ def _cost(config: Mapping[str, Any]) -> tuple[Any, ...]:
 
 def plan_lines(plan: Plan, resources: Resources) -> list[str]:
     """The plan in words, shown before every search."""
-    manifest, base = plan.manifest, plan.space.base
+    manifest, base, objective = plan.manifest, plan.space.base, plan.manifest.build_objective()
     points = plan.space.size()
     size = "continuous" if points is None else f"{points} points"
     lines = [
@@ -190,7 +192,8 @@ def plan_lines(plan: Plan, resources: Resources) -> list[str]:
         *(f"  {line}" for check in plan.checks for line in check.table),
         plan.depth,
         f"selection by {manifest.selection.mode}: {manifest.selection.reason}",
-        f"tasks: {', '.join(task.key for task in manifest.tasks)}; {base.budget.epochs} epochs x "
+        *([] if objective.is_default else [f"objective {objective.label}: {objective.about}"]),
+        f"tasks: {', '.join(task.key for task in manifest.tasks)}; {base.epochs} epochs x "
         f"{base.budget.iterations} iterations x {base.budget.batch_size} images of {base.data.image_size} px",
         f"{resources.concurrent} trial(s) at a time, each with {resources.cpus:g} CPU and {resources.gpus:g} GPU, "
         f"of {resources.cluster_cpus:g} CPUs and {resources.cluster_gpus:g} GPUs on {resources.nodes} node(s)",
@@ -228,20 +231,16 @@ def _probe(plan: Plan, point: Values) -> Probe:
 
     task = plan.manifest.tasks[0]
     split = plan.splits[task.key]
-    trainer = Trainer(plan.space.config(point), task, split=split)
-    trainer.detector.train()
-    trainer.step.start_epoch(0)
-    trainer.step.run(0)
-    # the first scoring fills the kept maps of frozen blocks, which later epochs find
-    trainer.selection.evaluate(trainer.scorer)
+    trainer = Trainer(plan.space.config(point), task, split=split, objective=plan.manifest.build_objective())
+    step, steps = trainer.method.time_step()
+    # the first scoring fills what is kept for later epochs
+    trainer.selection.evaluate(trainer.method.scorer())
     started = time.perf_counter()
-    trainer.step.run(1)
-    stepped = time.perf_counter()
-    trainer.selection.evaluate(trainer.scorer)
+    trainer.selection.evaluate(trainer.method.scorer())
     scored = time.perf_counter()
     images = trainer.selection.images
-    trainer.detector.score_alike(images)
+    trainer.method.score(images)
     final = (time.perf_counter() - scored) * (1 + len(split.calibration) / len(images))
-    weights = sum(value.nbytes for value in trainer.detector.state_dict().values())
+    weights = sum(value.nbytes for value in trainer.method.model_state().values())
     size = sum(value.nbytes for value in trainer.state()[0].values())
-    return Probe(stepped - started, scored - stepped, final, weights, size)
+    return Probe(step, scored - started, final, weights, size, steps)

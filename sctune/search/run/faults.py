@@ -1,4 +1,4 @@
-"""What becomes of a trial that met trouble: it fails, starts again, or waits for a larger share of a node.
+"""What becomes of a trial that met trouble: it fails, starts again, or waits for more of a node.
 
 Deterministic errors fail at once. What a node lacks (images, weights, room) costs that node, which is left out, and
 the trial is tried on another. A lost worker costs a retry, a lost node none. Out of memory parks the trial
@@ -10,11 +10,11 @@ from __future__ import annotations
 import re
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass, replace
 
-from sctune.search.cluster.resources import Share
+from sctune.report import TrialFailure
+from sctune.search.cluster.resources import TrialResources
 
 OUT_OF_MEMORY = "out of memory"
 DISK_FULL, STORAGE_AWAY = "disk full", "storage away"
@@ -42,8 +42,8 @@ _MEMORY = re.compile(r"running low on memory|memory pressure|OutOfMemoryError|ou
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """One of: failure (tell FAIL), wait_s (start again after so many seconds), share (park until that is free).
+class FailureAction:
+    """One of: failure (tell FAIL), wait_s (start again after so many seconds), resources (park until they are free).
 
     left_out: a line about a node that gets no trials any more.
     reason: for people. storage: it was the checkpoints' storage; nothing is started before that takes files again.
@@ -51,9 +51,9 @@ class Verdict:
     """
 
     reason: str
-    failure: Mapping[str, str] | None = None
+    failure: TrialFailure | None = None
     wait_s: float = 0.0
-    share: Share | None = None
+    resources: TrialResources | None = None
     storage: bool = False
     left_out: str | None = None
     abort: str | None = None
@@ -62,16 +62,16 @@ class Verdict:
 class Faults:
     """Decides about troubled trials of one launch.
 
-    base: the share that every trial starts with; largest: the largest node. node_is_alive: id -> whether it is.
-    nodes: ids of the nodes that can hold such a share. left_out: ids of those that get no trials, which grows.
+    base: what every trial starts with; largest: the largest node. node_is_alive: id -> whether it is.
+    nodes: ids of the nodes that can hold so much. left_out: ids of those that get no trials, which grows.
     """
 
     def __init__(
         self,
-        base: Share,
-        largest: Share,
+        base: TrialResources,
+        largest: TrialResources,
         node_is_alive: Callable[[str], bool],
-        nodes: Callable[[Share], Collection[str]] = lambda _share: (),
+        nodes: Callable[[TrialResources], Collection[str]] = lambda _resources: (),
         left_out: Iterable[str] = (),
     ) -> None:
         self.base = base
@@ -83,60 +83,60 @@ class Faults:
         self._node_losses: Counter[int] = Counter()
         self._away: Counter[int] = Counter()
 
-    def told(self, number: int, failure: Mapping[str, str], share: Share) -> Verdict:
-        """A trial told its own failure {"kind", "message", "traceback"} while it had `share`."""
-        if failure["kind"] in (DISK_FULL, STORAGE_AWAY):
+    def told(self, number: int, failure: TrialFailure, resources: TrialResources) -> FailureAction:
+        """A trial told its own failure while it had `resources`."""
+        if failure.kind in (DISK_FULL, STORAGE_AWAY):
             return self._storage_away(number, failure)
-        if failure["kind"] in NODE_ERRORS:
-            return self._lacking(failure, share)
-        if failure["kind"] != OUT_OF_MEMORY:
-            return Verdict(f"failed: {failure['kind']}", failure=failure)
-        return self._more_memory(failure, share)
+        if failure.kind in NODE_ERRORS:
+            return self._lacking(failure, resources)
+        if failure.kind != OUT_OF_MEMORY:
+            return FailureAction(f"failed: {failure.kind}", failure=failure)
+        return self._more_memory(failure, resources)
 
-    def lost(self, number: int, error: str, node: str | None, share: Share) -> Verdict:
+    def lost(self, number: int, error: str, node: str | None, resources: TrialResources) -> FailureAction:
         """A trial's worker ended with Ray's message `error`; node: where it ran, None where that is not known."""
         if _NODE.search(error) or (node is not None and not self._node_is_alive(node)):
             self._node_losses[number] += 1
-            return Verdict("its node was lost", wait_s=_pause(self._node_losses[number]))
+            return FailureAction("its node was lost", wait_s=_pause(self._node_losses[number]))
         line = _first_line(error)
         if _MEMORY.search(error):
-            return self._more_memory({"kind": OUT_OF_MEMORY, "message": line, "traceback": error}, share)
+            return self._more_memory(TrialFailure(OUT_OF_MEMORY, line, error), resources)
         self._losses[number] += 1
         if self._losses[number] > MAX_WORKER_LOSSES:
             message = f"its worker was lost {self._losses[number]} times, the last time: {line}"
-            return Verdict("failed: lost", failure={"kind": "lost", "message": message, "traceback": error})
-        return Verdict(f"its worker was lost ({line})", wait_s=_pause(self._losses[number]))
+            return FailureAction("failed: lost", failure=TrialFailure("lost", message, error))
+        return FailureAction(f"its worker was lost ({line})", wait_s=_pause(self._losses[number]))
 
-    def _lacking(self, failure: Mapping[str, str], share: Share) -> Verdict:
-        """The node lacks what any trial needs; failure["node"]: its id, failure["where"]: host, process, device."""
-        node, host = failure.get("node", ""), failure.get("where", "").partition(",")[0]
-        message = f"node {host}: {failure['message']}" if host else failure["message"]
-        if not node or not set(self._nodes(share)) - self.left_out - {node}:
+    def _lacking(self, failure: TrialFailure, resources: TrialResources) -> FailureAction:
+        """The node lacks what any trial needs."""
+        node, host = failure.origin.node, failure.origin.where.partition(",")[0]
+        message = f"node {host}: {failure.message}" if host else failure.message
+        if not node or not set(self._nodes(resources)) - self.left_out - {node}:
             alone = not self.left_out - {node}
-            return Verdict("its node lacks something", abort=message if alone else f"no node is left; {message}")
+            return FailureAction("its node lacks something", abort=message if alone else f"no node is left; {message}")
         line = None if node in self.left_out else f"{message}; it is left out until the next launch"
         self.left_out.add(node)
-        return Verdict(f"its node cannot run it ({message}); again on another one", left_out=line)
+        return FailureAction(f"its node cannot run it ({message}); again on another one", left_out=line)
 
-    def _storage_away(self, number: int, failure: Mapping[str, str]) -> Verdict:
+    def _storage_away(self, number: int, failure: TrialFailure) -> FailureAction:
         self._away[number] += 1
-        why = f"its checkpoints were not taken ({failure['kind']})"
+        why = f"its checkpoints were not taken ({failure.kind})"
         if self._away[number] < MAX_STORAGE_FAILURES:
-            return Verdict(why, wait_s=RETRY_PAUSES_S[1], storage=True)
+            return FailureAction(why, wait_s=RETRY_PAUSES_S[1], storage=True)
         # this machine could write each time before it was started again
-        times, where = self._away[number], failure.get("where", "its node")
+        times, where = self._away[number], failure.origin.where or "its node"
         abort = (
             f"trial {number} could not keep its checkpoints {times} times, the last time on {where}: "
-            f"{failure['message']}; look at the storage there"
+            f"{failure.message}; look at the storage there"
         )
-        return Verdict(why, abort=abort)
+        return FailureAction(why, abort=abort)
 
-    def _more_memory(self, failure: Mapping[str, str], share: Share) -> Verdict:
-        more = share.larger(self._largest)
+    def _more_memory(self, failure: TrialFailure, resources: TrialResources) -> FailureAction:
+        more = resources.larger(self._largest)
         if more is not None:
-            return Verdict(f"out of memory with {_text(share)}; again with {_text(more)}", share=more)
-        message = f"with {_text(share)}, the most that one trial can have: {failure['message']}"
-        return Verdict(f"failed: {OUT_OF_MEMORY}", failure={**failure, "message": message})
+            return FailureAction(f"out of memory with {_text(resources)}; again with {_text(more)}", resources=more)
+        message = f"with {_text(resources)}, the most that one trial can have: {failure.message}"
+        return FailureAction(f"failed: {OUT_OF_MEMORY}", failure=replace(failure, message=message))
 
 
 class WaitingTrials:
@@ -153,6 +153,9 @@ class WaitingTrials:
 
     def __len__(self) -> int:
         return len(self._ready) + len(self._delayed) + len(self._parked)
+
+    def ready(self, number: int) -> None:
+        self._ready.append(number)
 
     def delay(self, number: int, seconds: float) -> None:
         self._delayed[number] = self._clock() + seconds
@@ -173,9 +176,9 @@ class WaitingTrials:
         return self._parked.popleft() if self._parked else None
 
 
-def common_cause(failures: Iterable[Mapping[str, Any]]) -> str:
+def common_cause(failures: Iterable[TrialFailure]) -> str:
     """The most frequent failure in one line; numbers that differ (addresses, sizes) do not make it another one."""
-    rows = [(str(row.get("kind", "")), str(row.get("message", ""))) for row in failures]
+    rows = [(failure.kind, failure.message) for failure in failures]
     if not rows:
         return "no cause is known"
     kinds = Counter((kind, re.sub(r"\d+", "#", message)) for kind, message in rows)
@@ -188,8 +191,8 @@ def _pause(count: int) -> float:
     return RETRY_PAUSES_S[min(count, len(RETRY_PAUSES_S)) - 1]
 
 
-def _text(share: Share) -> str:
-    return f"{share.gpus:g} GPU" if share.gpus else f"{share.cpus:g} CPUs"
+def _text(resources: TrialResources) -> str:
+    return f"{resources.gpus:g} GPU" if resources.gpus else f"{resources.cpus:g} CPUs"
 
 
 def _first_line(text: str) -> str:

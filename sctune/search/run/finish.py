@@ -6,31 +6,27 @@ import logging
 from dataclasses import replace
 from typing import Any
 
-from optuna.trial import FrozenTrial
-
 from sctune.data.split import Split
 from sctune.errors import TrackingError
 from sctune.files import is_disk_full
-from sctune.search.reconcile.check import check, study_state
 from sctune.search.reconcile.comparison import UNFINISHED
 from sctune.search.reconcile.delivery import register_best
-from sctune.search.reconcile.replay import tracking_of
+from sctune.search.reconcile.repair import repair
 from sctune.search.reconcile.study_files import BEST_MODEL, COPIES, Making
 from sctune.search.reconcile.summary import summary
-from sctune.search.reconcile.sync import mend
-from sctune.search.run.searcher import StudySearcher
+from sctune.search.run.controller import EndReason, TrialController
 from sctune.search.study.result import StudyResult, study_result
 from sctune.search.study.splits import selection_labels
 from sctune.search.study.study import Study
 from sctune.tracking.callback import TrackingCallback
-from sctune.tracking.server import run_bounded, safe_uri
+from sctune.tracking.server import safe_uri
 from sctune.tracking.writer import Writer
 
 DRAIN_S = 30.0
 STOPPED_DRAIN_S = 3.0
-"""A stopped driver leaves within 10 s; the next launch sends what is left."""
+"""A stopped driver leaves within 10 s; the next launch brings what is left."""
 AWAY_DRAIN_S = 10.0
-AGREE_S = 30.0
+AGREE_S = 60.0
 REGISTER_S = 120.0
 
 _log = logging.getLogger(__name__)
@@ -39,7 +35,7 @@ _log = logging.getLogger(__name__)
 def finish(
     study: Study,
     splits: dict[str, Split],
-    searcher: StudySearcher,
+    controller: TrialController,
     tracking: TrackingCallback,
     writer: Writer,
     seconds: float,
@@ -53,36 +49,38 @@ def finish(
     trials = study.record.load()
     labels = selection_labels(manifest, splits)
     left_over = any(not trial.state.is_finished() for trial in trials)
-    unspent = len(trials) < manifest.trials and searcher.exhausted is None
-    stopped = hasty or (searcher.stopping and searcher.hopeless is None and (left_over or unspent))
+    unspent = len(trials) < manifest.trials and controller.exhausted is None
+    reason = EndReason.DONE if controller.end is None else controller.end.reason
+    hopeless = reason is EndReason.HOPELESS
+    stopped = hasty or (controller.stopping and not hopeless and (left_over or unspent))
     facts: dict[str, Any] = {"tracking_uri": safe_uri(manifest.tracking_uri), "stopped": stopped}
-    result = study_result(study, trials, labels, seconds, exhausted=searcher.exhausted, **facts)
+    result = study_result(study, trials, labels, seconds, exhausted=controller.exhausted, **facts)
     made = Making()
     made.notes += [study.record.foreign_note] if study.record.foreign_note else []
     if not stopped:
         made.files(study, splits, result, trials, labels, tracking)
     notes = made.notes
     told = summary(study, trials, result.noise)
-    told["tags"]["epochs_saved"] = f"{result.saved_share:.3f}"
-    failed = searcher.hopeless is not None or (bool(result.rows) and all(row.state == "FAIL" for row in result.rows))
+    failed = hopeless or (bool(result.rows) and all(row.state == "FAIL" for row in result.rows))
     tracking.on_study_end("FAILED" if failed else "KILLED" if stopped else "FINISHED", **told)
     study.record.flush()  # events wait for it
     # a server that was away before is not waited for long
     patience = STOPPED_DRAIN_S if stopped else DRAIN_S if writer.last_error is None else AWAY_DRAIN_S
     if writer.drain(patience) == 0 and not stopped:
-        reason = "failed" if searcher.hopeless is not None else "done"
-        made.tried("the comparison with MLflow", lambda: _agree(study, trials, reason, writer))
+        how = "failed" if hopeless else "done"
+        made.tried("the comparison with MLflow", lambda: _agree(study, how, writer))
         if result.best is not None and writer.last_error is None and BEST_MODEL not in made.unwritten:
             made.tried(BEST_MODEL, lambda: _best_model(study, tracking, writer))
         writer.drain(STOPPED_DRAIN_S)
-    if writer.undelivered or writer.owed:
-        reason = "" if writer.last_error is None else f" ({writer.last_error})"
-        what = f"{writer.undelivered} events have" if writer.undelivered else "some of the study has"
-        notes.append(f"{what} not reached MLflow{reason}; `sctune sync {study.name}` sends them, and so does a resume")
+    if writer.undelivered or writer.in_doubt:
+        why = "" if writer.last_error is None else f" ({writer.last_error})"
+        what = f"{writer.undelivered} events have" if writer.undelivered else "some of the study may have"
+        notes.append(f"{what} not reached MLflow{why}; `sctune sync {study.name}` sends them, and so does a resume")
     if any(map(is_disk_full, notes)):
         made.unwritten.append(COPIES)
     return replace(
         result,
+        out_of_time=reason is EndReason.OUT_OF_TIME,
         parent_run_id=writer.parent_run_id,
         unwritten=tuple(dict.fromkeys(made.unwritten)),
         notes=(*result.notes, *notes),
@@ -94,25 +92,15 @@ def ended(result: StudyResult) -> str:
     return UNFINISHED if set(result.unwritten) - {COPIES} else "done"
 
 
-def _agree(study: Study, trials: list[FrozenTrial], reason: str, writer: Writer) -> list[str]:
-    """Where events were lost or refused, and after a resume: compare the runs with the record and mend them."""
-    resumed = len(study.manifest.launches) > 1
-    if not (writer.owed or writer.rejected or resumed):
+def _agree(study: Study, reason: str, writer: Writer) -> list[str]:
+    """Where there was doubt whether MLflow has everything, as after a resume: compare with the record and mend."""
+    if not writer.doubted:
         return []
-    state = replace(study_state(study, trials), reason=reason)
     try:
-        found = run_bounded(lambda: check(study, trials, state), AGREE_S)
-    except (TimeoutError, TrackingError) as problem:
+        mended = writer.repair(lambda apply: repair(study, apply, reason=reason), AGREE_S).mended
+    except TrackingError as problem:
         return [f"the runs in MLflow were not compared with the record: {problem}; `sctune sync {study.name}` does it"]
-    # the model is registered after this
-    differences = [one for one in found.differences if one.kind not in ("model", "alias", "version", "checkpoint")]
-    if not differences:
-        writer.replayed()
-        return []
-    mend(study, trials, state, differences, tracking_of(study, writer), writer)
-    if writer.drain(DRAIN_S) == 0:
-        writer.replayed()
-    return [f"MLflow differed from the record in {len(differences)} place(s), which were mended"]
+    return [f"MLflow differed from the record in {mended} place(s), which were mended"] if mended else []
 
 
 def _best_model(study: Study, tracking: TrackingCallback, writer: Writer) -> list[str]:

@@ -8,7 +8,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -18,20 +18,23 @@ from rich.console import Console
 from sctune.data.split import Split
 from sctune.errors import AllTrialsFailedError, ClusterError, StudyError, UnrecordedStopError
 from sctune.paths import cache_folder
-from sctune.search.cluster.connection import Resources, largest_share, nodes_alive, nodes_for
-from sctune.search.cluster.resources import Share
+from sctune.search.cluster.connection import Resources, largest_resources, nodes_alive, nodes_for
+from sctune.search.cluster.resources import TrialResources
 from sctune.search.cluster.tune_registry import remembered_trainables
 from sctune.search.plan.plan import weights_digests
-from sctune.search.reconcile.replay import past_trial, replay_owed, study_facts
+from sctune.search.reconcile.repair import open_writer
+from sctune.search.reconcile.replay import past_trial, study_facts
 from sctune.search.reconcile.stored_trials import remove_strays
-from sctune.search.rules.stopping import make_rule, refill
+from sctune.search.rules.registry import make_rule
 from sctune.search.run.back_pressure import DiskUse, StartGate
+from sctune.search.run.controller import EndReason, TrialController
 from sctune.search.run.faults import Faults
 from sctune.search.run.finish import ended, finish
 from sctune.search.run.progress import SearchProgress
 from sctune.search.run.ray_scheduler import RuleScheduler
+from sctune.search.run.recorder import Observer
 from sctune.search.run.retention import CheckpointKeeper
-from sctune.search.run.searcher import Observer, StudySearcher
+from sctune.search.run.searcher import StudySearcher
 from sctune.search.run.signals import LeaveNow, Stop, stop_signals
 from sctune.search.space.definition import Space
 from sctune.search.study.content import task_digests
@@ -69,11 +72,12 @@ class Launch:
         Raises AllTrialsFailedError, and ClusterError for trouble of a node that every trial would meet.
         """
         study = self.study
-        writer = Writer(study.manifest.tracking_uri, study.folder / "tracking.jsonl")
+        writer = open_writer(study)
         tracking = TrackingCallback(AfterRecord(study.record, writer), study_facts(study), self.space.assignments)
         try:
-            searcher, result = self._search(tracking, writer)
-            reason = "failed" if searcher.hopeless else "stopped" if result.stopped else ended(result)
+            controller, result = self._search(tracking, writer)
+            hopeless = controller.end is not None and controller.end.reason is EndReason.HOPELESS
+            reason = "failed" if hopeless else "stopped" if result.stopped else ended(result)
             study.end_launch(_now(), reason)
         except BaseException as problem:
             # the trials stay as the record has them; nothing may look as if it still ran
@@ -91,11 +95,11 @@ class Launch:
                 study.record.close()
             finally:
                 writer.close()
-        _check(study, searcher, result)
+        _check(study, controller, result)
         return result
 
-    def _search(self, tracking: TrackingCallback, writer: Writer) -> tuple[StudySearcher, StudyResult]:
-        study, manifest = self.study, self.study.manifest
+    def _search(self, tracking: TrackingCallback, writer: Writer) -> tuple[TrialController, StudyResult]:
+        study, manifest, objective = self.study, self.study.manifest, self.study.objective
         trials = study.record.load()
         if study.record.foreign_note is not None:
             (self.console or Console(stderr=True)).print(
@@ -104,20 +108,21 @@ class Launch:
         labels = selection_labels(manifest, self.splits)
         progress = SearchProgress(
             manifest.trials,
-            self.space.base.budget.epochs,
+            self.space.base.epochs,
             self.resources.concurrent,
             trials,
-            lambda scores: value_se(scores, labels),
+            lambda scores: value_se(scores, labels, objective),
             self.console or Console(stderr=True),
+            objective,
         )
-        remove_strays(manifest.storage_path, [past_trial(trial) for trial in trials], manifest.keep_best)
+        remove_strays(manifest.storage_path, [past_trial(trial, objective) for trial in trials], manifest.keep_best)
         keeper = CheckpointKeeper(
-            manifest.storage_path, manifest.keep_best, trials, study.record.then, lambda: study.taken
+            manifest.storage_path, manifest.keep_best, trials, study.record.then, lambda: study.taken, objective
         )
         lacking = self.resources.left_out
         faults = Faults(
-            Share(self.resources.cpus, self.resources.gpus),
-            largest_share(lacking),
+            TrialResources(self.resources.cpus, self.resources.gpus),
+            largest_resources(lacking),
             lambda node: node in nodes_alive(),
             lambda share: nodes_for(share.cpus, share.gpus),
             lacking,
@@ -126,7 +131,7 @@ class Launch:
         gate = StartGate(
             use, keeper, manifest.max_disk, self.resources.concurrent, lambda: study.record.trouble, progress.say
         )
-        trial_log = TrialLog(study.folder, len(manifest.launches) + 1)
+        trial_log = TrialLog(study.folder, len(manifest.launches) + 1, objective)
         observers: list[Observer] = [tracking, keeper, progress, trial_log]
 
         def left_out(line: str) -> None:
@@ -134,66 +139,69 @@ class Launch:
             progress.say(line)
             study.record.then(lambda: study.leave_out(line), always=True)
 
-        searcher = StudySearcher(manifest, self.space, study.record, observers, faults, gate, left_out)
+        spec = manifest.scheduler
+        rule = make_rule(spec.name, self.space.base.epochs, spec.grace, spec.factor, manifest.sampler_seed)
+        controller = TrialController(manifest, self.space, study.record, observers, faults, gate, left_out, rule)
         study.add_launch(_now(), tuple(lacking.values()))
         tracking.on_study_start()
-        replay_owed(study, trials, writer)
-        with stop_signals(searcher, _stop_key(study), self.seconds_left) as stop, stop_requests(study):
+        if len(study.manifest.launches) > 1:
+            # what an earlier launch could not deliver is in the record
+            writer.doubt()
+        with stop_signals(controller, _stop_key(study), self.seconds_left) as stop, stop_requests(study):
             with progress, trial_log, gate, _only_our_own_output():
-                tune_trials(study, self.space, self.splits, self.resources, searcher)
-            if searcher.bug is not None:
+                tune_trials(study, self.space, self.splits, self.resources, controller)
+            if controller.end is not None and controller.end.bug is not None:
                 keeper.close()
-                raise searcher.bug
-            self._flush(searcher)
+                raise controller.end.bug
+            self._flush(controller)
             # what it removes waits for the record
             keeper.close()
             if study.taken:
                 raise StudyError(study.lost or f"study {study.name!r} is being run by another driver")
-            return searcher, self._finish(searcher, tracking, writer, stop)
+            return controller, self._finish(controller, tracking, writer, stop)
 
-    def _flush(self, searcher: StudySearcher) -> None:
+    def _flush(self, controller: TrialController) -> None:
         record = self.study.record
         try:
             record.flush()
         except StudyError as problem:
-            if not searcher.stopping or record.trouble is None:
+            if not controller.stopping or record.trouble is None:
                 raise
             raise UnrecordedStopError(
                 f"stopped, but {problem}; what it lacks is in the checkpoints: go on with "
                 f"`sctune resume {self.study.name}` when the database is back"
             ) from None
 
-    def _finish(self, searcher: StudySearcher, tracking: TrackingCallback, writer: Writer, stop: Stop) -> StudyResult:
+    def _finish(
+        self, controller: TrialController, tracking: TrackingCallback, writer: Writer, stop: Stop
+    ) -> StudyResult:
         def end(hasty: bool) -> StudyResult:
             seconds = time.monotonic() - self.started
-            return finish(self.study, self.splits, searcher, tracking, writer, seconds, hasty)
+            return finish(self.study, self.splits, controller, tracking, writer, seconds, hasty)
 
         try:
             stop.finishing = True
-            return replace(end(hasty=False), out_of_time=stop.out_of_time)
+            return end(hasty=False)
         except LeaveNow:
             return end(hasty=True)
 
 
 def tune_trials(
-    study: Study, space: Space, splits: dict[str, Split], resources: Resources, searcher: StudySearcher
+    study: Study, space: Space, splits: dict[str, Split], resources: Resources, controller: TrialController
 ) -> None:
-    """Run a fresh Tuner until the searcher has no more trials, or a signal ends it."""
-    manifest = study.manifest
-    spec = manifest.scheduler
-    rule = make_rule(spec.name, space.base.budget.epochs, spec.grace, spec.factor, manifest.sampler_seed)
-    if rule is not None:
-        refill(rule, searcher.history)
+    """Run a fresh Tuner until the controller has no more trials, or a signal ends it."""
+    manifest, rule = study.manifest, controller.rule
+    searcher = StudySearcher(controller)
     trainable = tune.with_parameters(
         trials_in_ray.SaliencyCutTrainable, spec=_trial_spec(study, space, splits, list(rule.rungs) if rule else [])
     )
     scratch = study.folder / "ray"
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     tuner = tune.Tuner(
-        tune.with_resources(trainable, _share_of),
+        tune.with_resources(trainable, _request),
         tune_config=tune.TuneConfig(
             search_alg=searcher,
-            scheduler=RuleScheduler(rule, searcher.on_error),
+            scheduler=RuleScheduler(controller.decide, searcher.on_error),
             num_samples=-1,
             max_concurrent_trials=resources.concurrent,
             reuse_actors=True,
@@ -205,7 +213,7 @@ def tune_trials(
             storage_path=str(scratch),
             # checkpoints are the trainable's own; Ray keeps none
             checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
-            # the searcher decides which trial starts again, and when
+            # the controller decides which trial starts again, and when
             failure_config=tune.FailureConfig(max_failures=0),
             verbose=0,
         ),
@@ -234,6 +242,7 @@ def _trial_spec(study: Study, space: Space, splits: dict[str, Split], rungs: lis
         contents=task_digests(splits),
         weights_sha256=weights_digests(space),
         versions=manifest.versions,
+        objective=manifest.objective,
         stop_key=_stop_key(study),
     ).model_dump()
 
@@ -242,11 +251,11 @@ def _stop_key(study: Study) -> str:
     return f"sctune-stop:{study.manifest.study_id}:{len(study.manifest.launches)}"
 
 
-def _share_of(config: dict[str, Any]) -> tune.PlacementGroupFactory:
-    share, avoid = config["share"], config["avoid"]
+def _request(config: dict[str, Any]) -> tune.PlacementGroupFactory:
+    taken, avoid = config["resources"], config["avoid"]
     # part of the request, so that Tune reuses no idle worker of such a node
     where = {"bundle_label_selector": [{"ray.io/node-id": f"!in({','.join(avoid)})"}]} if avoid else {}
-    return tune.PlacementGroupFactory([{"CPU": share["cpus"], "GPU": share["gpus"]}], **where)
+    return tune.PlacementGroupFactory([{"CPU": taken["cpus"], "GPU": taken["gpus"]}], **where)
 
 
 def _trial_name(trial: Any) -> str:
@@ -267,14 +276,15 @@ def _only_our_own_output() -> Iterator[None]:
         yield
 
 
-def _check(study: Study, searcher: StudySearcher, result: StudyResult) -> None:
-    if searcher.abort is not None:
-        raise ClusterError(f"{searcher.abort}; then `sctune resume {study.name}`")
-    if searcher.hopeless is not None:
+def _check(study: Study, controller: TrialController, result: StudyResult) -> None:
+    end = controller.end
+    if end is not None and end.reason is EndReason.ABORTED:
+        raise ClusterError(f"{end.text}; then `sctune resume {study.name}`")
+    if end is not None and end.reason is EndReason.HOPELESS:
         count = sum(row.state == "FAIL" for row in result.rows)
         raise AllTrialsFailedError(
             f"the first {count} trials of {study.name} failed, so it was ended; "
-            f"{searcher.hopeless}; see `sctune logs {study.name} 0`, then `sctune resume {study.name}`"
+            f"{end.text}; see `sctune logs {study.name} 0`, then `sctune resume {study.name}`"
         )
     if result.rows and all(row.state == "FAIL" for row in result.rows):
         causes = {row.failure["message"] for row in result.rows if row.failure}

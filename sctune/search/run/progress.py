@@ -15,7 +15,8 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from sctune.report import EPOCH, OBJECTIVE
+from sctune.metrics.objective import AUROC, Objective
+from sctune.report import EpochReport
 from sctune.text import duration, short
 
 SHOWN = 8
@@ -27,7 +28,7 @@ class SearchProgress:
 
     The searcher's thread only takes notes; a thread of the display's own draws and prints, twice a second.
 
-    noise: standard error of an objective, given a trial's scores.
+    noise: standard error of the objective, given a trial's scores.
     """
 
     def __init__(
@@ -38,8 +39,10 @@ class SearchProgress:
         earlier: Sequence[FrozenTrial],
         noise: Callable[[Mapping[str, Sequence[float]]], float],
         console: Console,
+        objective: Objective = AUROC,
     ) -> None:
         self.console = console
+        self.objective = objective
         self._noise = noise
         self._scores: dict[int, Mapping[str, Sequence[float]]] = {}
         self.epochs = epochs
@@ -82,10 +85,10 @@ class SearchProgress:
         self.running[number] = (params, 0, None)
         self._begun[number] = time.monotonic()
 
-    def on_report(self, number: int, report: dict[str, Any], time: int) -> None:
+    def on_report(self, number: int, report: EpochReport, time: int) -> None:
         params = self.running.get(number, ({}, 0, None))[0]
-        self.running[number] = (params, report[EPOCH], report[OBJECTIVE])
-        self._scores[number] = report["scores"]
+        self.running[number] = (params, report.epoch, report.value)
+        self._scores[number] = report.scores
 
     def on_wait(self, number: int, reason: str) -> None:
         self.running.pop(number, None)
@@ -99,7 +102,8 @@ class SearchProgress:
             self._print_lines()
 
     def on_end(self, number: int, state: str, value: float | None, info: dict[str, Any]) -> None:
-        params = self.running.pop(number, ({}, 0, None))[0]
+        # a paused trial of an earlier launch may end without having run in this one
+        params = self.running.pop(number, (info.get("params", {}), 0, None))[0]
         self._seconds += time.monotonic() - self._begun.pop(number, time.monotonic())
         self._timed += 1
         self.counts[state] = self.counts.get(state, 0) + 1
@@ -114,7 +118,7 @@ class SearchProgress:
 
     def render(self) -> Group:
         table = Table(box=None, pad_edge=False)
-        for column in ("trial", "state", "epoch", "AUROC", "parameters"):
+        for column in ("trial", "state", "epoch", self.objective.label, "parameters"):
             table.add_column(column)
         self._bar.update(self._task, completed=sum(self.counts.values()))
         for number, state, value, params in list(self.ended):
@@ -145,7 +149,8 @@ class SearchProgress:
             self.console.print("\n".join(lines), soft_wrap=True, markup=False, highlight=False)
 
     def _consider(self, number: int, value: float, scores: Mapping[str, Sequence[float]]) -> None:
-        if scores and (self.best is None or value > self.best[1]):
+        merit = self.objective.merit
+        if scores and (self.best is None or merit(value) > merit(self.best[1])):
             self.best = (number, value, scores)
 
     def expected(self) -> str:

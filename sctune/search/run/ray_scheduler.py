@@ -1,4 +1,4 @@
-"""The thin Ray scheduler that asks a stopping rule."""
+"""The thin Ray scheduler that asks the controller, and through it the study's rule."""
 
 from __future__ import annotations
 
@@ -8,20 +8,29 @@ from typing import Any
 
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
-from sctune.report import EPOCH, OBJECTIVE
-from sctune.search.rules.stopping import Rule
+from sctune.report import EpochReport
+from sctune.search.rules.base import Decision
+from sctune.search.run.searcher import read_report
 
 FORCE_S = 3
 """Seconds that Tune waits for an actor to end before it kills it; checkpoints are whole or absent at any moment."""
 
+Judge = Callable[[int, EpochReport], Decision]
+
 
 class RuleScheduler(FIFOScheduler):
-    """Ray's view of a rule; without one it is plain first in, first out. Only reports of an epoch are judged."""
+    """First in, first out, but for what the rule says. Only reports of an epoch are judged.
 
-    def __init__(self, rule: Rule | None, on_error: Callable[[str, str], None] = lambda _trial, _text: None) -> None:
-        """on_error: told (Ray's trial id, message) when a worker ended, before the searcher is."""
+    To Ray a paused trial is a stopped one: its worker is free for another, and the controller suggests the trial again
+    when it is promoted. Ray's own pause would keep the trial to this process, and a kill would lose it.
+    """
+
+    def __init__(self, judge: Judge, on_error: Callable[[str, str], None] = lambda _trial, _text: None) -> None:
+        """judge: (number, report) -> what becomes of the trial. on_error: told (Ray's trial id, message) when a worker
+        ended, before the searcher is.
+        """
         super().__init__()
-        self.rule = rule
+        self._judge = judge
         self._on_error = on_error
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
@@ -38,14 +47,14 @@ class RuleScheduler(FIFOScheduler):
 
     def __getstate__(self) -> dict[str, Any]:
         # Ray pickles the scheduler into its own snapshot, which is never read back
-        return {key: value for key, value in self.__dict__.items() if key != "_on_error"}
+        return {key: value for key, value in self.__dict__.items() if key not in ("_judge", "_on_error")}
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        failed = any(key.split("/")[0] == "failure" for key in result)
-        if self.rule is None or failed or EPOCH not in result:
+        report = read_report(result)
+        if report is None:
             return str(TrialScheduler.CONTINUE)
-        stop = self.rule.decide(trial.config["number"], result[EPOCH], result[OBJECTIVE])
-        return str(TrialScheduler.STOP if stop else TrialScheduler.CONTINUE)
+        decision = self._judge(trial.config["number"], report)
+        return str(TrialScheduler.CONTINUE if decision is Decision.CONTINUE else TrialScheduler.STOP)
 
     def debug_string(self) -> str:
-        return f"Using {type(self.rule).__name__ if self.rule else 'no early stopping'}"
+        return "Using the study's own rule"

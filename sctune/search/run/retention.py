@@ -11,6 +11,8 @@ from typing import Any
 from optuna.trial import FrozenTrial
 
 from sctune.errors import StorageError
+from sctune.metrics.objective import AUROC, Objective
+from sctune.report import EpochReport
 from sctune.trial.checkpoint import TrialStore
 
 CLOSE_S = 3.0
@@ -32,12 +34,13 @@ class CheckpointKeeper:
         trials: Sequence[FrozenTrial],
         after: Callable[[Callable[[], None]], None] = lambda call: call(),
         taken: Callable[[], bool] = lambda: False,
+        objective: Objective = AUROC,
     ) -> None:
         self.storage = storage
         self.keep_best = keep_best
-        self._after, self._taken = after, taken
+        self._after, self._taken, self._merit = after, taken, objective.merit
         self._removals: set[Future[None]] = set()
-        self.kept = [(t.value or 0.0, -t.number) for t in trials if t.state.name == "COMPLETE"]
+        self.kept = [(self._merit(t.value or 0.0), -t.number) for t in trials if t.state.name == "COMPLETE"]
         self._lock = Lock()
         self._pool = ThreadPoolExecutor(max_workers=1)
         self._trim()
@@ -45,11 +48,11 @@ class CheckpointKeeper:
     def on_start(self, number: int, params: dict[str, Any], attempt: int) -> None:
         """A running trial keeps its checkpoints."""
 
-    def on_report(self, number: int, report: dict[str, Any], time: int) -> None:
+    def on_report(self, number: int, report: EpochReport, time: int) -> None:
         """A running trial keeps its checkpoints."""
 
     def on_wait(self, number: int, reason: str) -> None:
-        """A trial that waits keeps its checkpoints."""
+        """A trial that waits, to be started again or promoted, keeps its checkpoints."""
 
     def on_end(self, number: int, state: str, value: float | None, info: dict[str, Any]) -> None:
         self._after(lambda: self._ended(number, value if state == "COMPLETE" else None))
@@ -59,7 +62,7 @@ class CheckpointKeeper:
             self._remove(number)
             return
         with self._lock:
-            self.kept.append((value, -number))
+            self.kept.append((self._merit(value), -number))
         self._trim()
 
     def drop_worst(self) -> bool:

@@ -166,10 +166,11 @@ def _counts(study: Study) -> dict[str, Any]:
             record.close()
     except Exception:  # the database may be what ended the launch
         return {"counts": {}}
-    best = best_row(leaderboard(trials))
+    best = best_row(leaderboard(trials, study.objective), study.objective)
     return {
         "counts": dict(Counter(trial.state.name for trial in trials)),
         "best_trial": best.number if best else None,
         "best_value": best.value if best else None,
         "best_params": best.params if best else None,
+        **study.objective.stated,
     }

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from sctune.search.run.searcher import StudySearcher
+from sctune.search.run.controller import End, EndReason, TrialController
 from sctune.trial.stop_flag import raise_flag
 
 
@@ -19,42 +19,38 @@ class LeaveNow(BaseException):
 
 @dataclass
 class Stop:
-    """finishing: all trials are over; a signal then breaks off what is being made for people.
-
-    out_of_time: it was the time budget that ended the launch.
-    """
+    """finishing: all trials are over; a signal then breaks off what is being made for people. signalled: one came."""
 
     finishing: bool = False
-    out_of_time: bool = False
+    signalled: bool = False
 
 
 @contextmanager
-def stop_signals(searcher: StudySearcher, stop_key: str, budget_s: float | None) -> Iterator[Stop]:
+def stop_signals(controller: TrialController, stop_key: str, budget_s: float | None) -> Iterator[Stop]:
     """SIGINT, SIGTERM and the end of the time budget stop the launch cleanly; a second signal ends it at once.
 
-    Tune ends its loop on SIGUSR1 (RAY_ENVIRONMENT keeps its hands off SIGINT), so the searcher can be told first.
+    Tune ends its loop on SIGUSR1 (RAY_ENVIRONMENT keeps its hands off SIGINT), so the controller can be told first.
     Must be entered after ray.init, which replaces handlers.
     """
 
     state = Stop()
 
     def stop(_number: int, _frame: object) -> None:
-        if searcher.stopping:
+        if state.signalled or controller.stopping:
             raise KeyboardInterrupt
-        searcher.record.hurry(5.0)
+        state.signalled = True
+        controller.record.hurry(5.0)
         if state.finishing:
-            searcher.stopping = True
             raise LeaveNow
-        end_trials()
+        end_trials(EndReason.STOPPED)
 
     def out_of_time() -> None:
         # only the trials have a budget
-        if not state.finishing and not searcher.stopping:
-            state.out_of_time = True
-            end_trials()
+        if not state.finishing and not controller.stopping:
+            end_trials(EndReason.OUT_OF_TIME)
 
-    def end_trials() -> None:
-        searcher.stopping = True
+    def end_trials(reason: EndReason) -> None:
+        controller.finish(End(reason))
         # not here: a handler may run while Ray's client holds a lock
         threading.Thread(target=raise_flag, args=(stop_key,), daemon=True).start()
         os.kill(os.getpid(), signal.SIGUSR1)
@@ -63,7 +59,7 @@ def stop_signals(searcher: StudySearcher, stop_key: str, budget_s: float | None)
         yield state
         return
     before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
-    # until Tune has its own handler: the searcher then ends the launch by suggesting nothing
+    # until Tune has its own handler: the controller then ends the launch by starting nothing
     # and for good, since a late timer must not end the process
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     timer = threading.Timer(budget_s, out_of_time) if budget_s is not None else None

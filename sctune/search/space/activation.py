@@ -9,45 +9,48 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from sctune.config import FIELD_NAMES, method_entries
 from sctune.search.space.parameter import Parameter, When
 
-_SALIENCY: When = (("augment.kind", ("saliencycut",)),)
-_PATCHES: When = (("model.heads", ("two_head_patch",)),)
-_REFERENCES: When = (("model.heads", ("two_head_latent", "four_head")),)
-
-NEEDS: dict[str, When] = {
-    **{
-        f"augment.{name}": _SALIENCY
-        for name in ("threshold", "threshold_mode", "grid_size", "kernel", "region", "on_flat", "paste_valid_only")
-    },
-    "augment.cutpaste": (("augment.kind", ("cutpaste",)),),
-    "augment.refresh": (("augment.kind", ("saliencycut", "cutmix", "cutmix_pair", "cutpaste")),),
-    "augment.allow_self": _SALIENCY,
-    **{f"model.patch_{name}": _PATCHES for name in ("count", "place", "size", "per_sample", "evaluation")},
-    **{f"model.reference_{name}": _REFERENCES for name in ("count", "source")},
+COMMON: dict[str, When] = {
     # batches have normal slots only where no anomaly is seen
     "data.balance": (("data.setting", ("general", "hard")),),
+    # several feature maps stand in for the one
     "model.tap": (("model.taps", (None,)),),
-    "model.pyramid_interpolation": (("model.n_scales", (2,)),),
-    "score.full_scale": (("model.n_scales", (2,)),),
-    # DevNet has one head, which nothing is weighed against
-    "score.normal": (("model.heads", ("two_head_patch", "two_head_latent", "four_head")),),
-    **{f"score.{name}": (("model.heads", ("four_head",)),) for name in ("seen", "pseudo")},
 }
-"""Field -> conditions under which it matters."""
+"""Field -> conditions under which it matters, whatever the method."""
 
 
-def with_needs(parameters: Sequence[Parameter], taken: Mapping[str, Sequence[Any]]) -> tuple[Parameter, ...]:
+def activation_conditions() -> dict[str, When]:
+    """Field -> conditions under which it matters: those of its methods, and that one of these is chosen."""
+    entries = method_entries()
+    own = (f"method.{name}" for entry in entries for name in entry.section.model_fields if name != "name")
+    found = dict(COMMON)
+    for name in dict.fromkeys((*FIELD_NAMES, *own)):
+        users = [entry for entry in entries if entry.looks_at(name)]
+        by_method: When = () if len(users) == len(entries) else (("method.name", tuple(one.name for one in users)),)
+        # methods that share a field agree on what it needs, or it has no conditions
+        shared = {entry.conditions.get(name, ()) for entry in users}
+        needs = shared.pop() if len(shared) == 1 else ()
+        if by_method or needs:
+            found[name] = (*found.get(name, ()), *by_method, *needs)
+    return found
+
+
+def with_needs(
+    parameters: Sequence[Parameter], conditions: Mapping[str, When], taken: Mapping[str, Sequence[Any]]
+) -> tuple[Parameter, ...]:
     """The parameters with what their fields need; where that looks at a later one, they go behind it.
 
-    taken: field -> all values that it takes in the space, the base's too where its parameter may be inactive. A need
-    that always holds is left out, and so is one on a field that the parameter's own `when:` looks at.
+    conditions: as of `activation_conditions`. taken: field -> all values that it takes in the space, the base's too
+    where its parameter may be inactive. A need that always holds is left out, and so is one on a field that the
+    parameter's own `when:` looks at.
     """
     names = {parameter.name for parameter in parameters}
     placed: list[Parameter] = []
     waiting: list[Parameter] = []
     for parameter in parameters:
-        needs = _needed(parameter, taken)
+        needs = _needed(parameter, conditions.get(parameter.name, ()), taken)
         waiting.append(replace(parameter, needs=needs) if needs else parameter)
         while ready := next((one for one in waiting if not _waits(one, names, placed, waiting)), None):
             placed.append(ready)
@@ -63,10 +66,10 @@ def _waits(parameter: Parameter, names: set[str], placed: Sequence[Parameter], w
     )
 
 
-def _needed(parameter: Parameter, taken: Mapping[str, Sequence[Any]]) -> When:
+def _needed(parameter: Parameter, conditions: When, taken: Mapping[str, Sequence[Any]]) -> When:
     own = {other for other, _ in parameter.when}
     more = []
-    for other, wanted in NEEDS.get(parameter.name, ()):
+    for other, wanted in conditions:
         if other in own or set(taken[other]) <= set(wanted):
             continue
         # a need names only what is taken; where that is nothing, the parameter is never active

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from sctune.config import FIELD_NAMES, TrialConfig
+from sctune.config import TrialConfig, is_field
 from sctune.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def _with_each(base: TrialConfig, values: Mapping[str, Any]) -> TrialConfig | No
     sections: dict[str, dict[str, Any]] = {}
     for name, value in values.items():
         section, _, leaf = name.rpartition(".")
-        if name not in FIELD_NAMES or not section:
+        if not is_field(name) or not section:
             return None
         sections.setdefault(section, getattr(base, section).model_dump())[leaf] = value
     try:

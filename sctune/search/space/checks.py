@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from sctune.config import FIELD_NAMES, FIXED_FIELDS, TASK_FIELDS, TrialConfig
+from sctune.config import FIXED_FIELDS, TASK_FIELDS, TrialConfig, field_names, is_field
 from sctune.errors import ConfigError, SpaceError, nearest
 from sctune.search.space.parameter import Parameter
 
@@ -20,8 +20,8 @@ def check_fields(names: Mapping[str, Any], where: str) -> None:
     for name in names:
         if name in TASK_FIELDS:
             raise SpaceError(f"{where}: {name} belongs to the task; set it with the options of `sctune search`")
-        if name not in FIELD_NAMES:
-            raise SpaceError(f"{where}: unknown configuration key {name!r}; {nearest(name, FIELD_NAMES)}")
+        if not is_field(name):
+            raise SpaceError(f"{where}: unknown configuration key {name!r}; {nearest(name, field_names())}")
 
 
 def check_not_fixed(names: Mapping[str, Any], where: str) -> None:
@@ -84,8 +84,8 @@ def _check_some_variant(space: Space, parameter: Parameter, where: str) -> None:
 
 
 def _check_fixed_condition(other: str, allowed: tuple[Any, ...], place: str) -> None:
-    if other not in FIELD_NAMES:
-        raise SpaceError(f"{place}: unknown configuration key; {nearest(other, FIELD_NAMES)}")
+    if not is_field(other):
+        raise SpaceError(f"{place}: unknown configuration key; {nearest(other, field_names())}")
     section, _, leaf = other.rpartition(".")
     for value in allowed:
         try:

@@ -16,9 +16,9 @@ from typing import Any
 from optuna.distributions import BaseDistribution
 from optuna.trial import Trial
 
-from sctune.config import TrialConfig, read_yaml
+from sctune.config import TrialConfig, method_entries, read_yaml
 from sctune.errors import ConfigError, SpaceError, nearest
-from sctune.search.space.activation import NEEDS, with_needs
+from sctune.search.space.activation import activation_conditions, with_needs
 from sctune.search.space.base import settled_base
 from sctune.search.space.checks import (
     check_conditions,
@@ -229,7 +229,13 @@ class Space:
 
     @cached_property
     def _flat_base(self) -> dict[str, Any]:
-        return self.base.flat()
+        # fields of a method that only some points choose are at their defaults there
+        own = {
+            f"method.{name}": field.default
+            for entry in method_entries()
+            for name, field in entry.section.model_fields.items()
+        }
+        return own | self.base.flat()
 
 
 def shipped_spaces() -> dict[str, Path]:
@@ -241,18 +247,14 @@ def shipped_spaces() -> dict[str, Path]:
 
 
 def load_space(name_or_path: str | Path, base: TrialConfig, overrides: Mapping[str, Any] | None = None) -> Space:
-    """A space by its shipped name or from a file, over a profile's configuration.
+    """A space by its shipped name, from a file, or of a method by its name, over a profile's configuration.
 
     overrides: dotted values of the command line; they win over the space's `set:`. Raises SpaceError naming the
     file and the key: an unknown or task-owned field, a bad range, condition or start point, an infeasible value.
     """
-    shipped = shipped_spaces()
-    path = shipped.get(str(name_or_path), Path(name_or_path))
-    if str(name_or_path) not in shipped and not (path.exists() or path.suffix in (".yaml", ".yml")):
-        raise SpaceError(f"unknown space {str(name_or_path)!r}; {nearest(str(name_or_path), shipped)}")
-    tree, notes = possible_in(read_yaml(path, SpaceError), base.data.setting)
-    tree.setdefault("name", path.stem)
-    where = str(path)
+    content, where = _content(name_or_path)
+    tree, notes = possible_in(content, base.data.setting)
+    tree.setdefault("name", Path(where).stem)
     fixed = _mapping(tree, "set", where)
     overrides = dict(overrides or {})
     variants = parse_variants(tree, where)
@@ -271,6 +273,20 @@ def load_space(name_or_path: str | Path, base: TrialConfig, overrides: Mapping[s
     check_feasible(space, where)
     steps = [parameter.note for parameter in space.parameters if isinstance(parameter, Range)]
     return replace(space, notes=(*notes, *filter(None, steps)))
+
+
+def _content(name_or_path: str | Path) -> tuple[dict[str, Any], str]:
+    """What a space holds, and what messages call it."""
+    name, shipped = str(name_or_path), shipped_spaces()
+    path = shipped.get(name, Path(name_or_path))
+    if name in shipped or path.exists() or path.suffix in (".yaml", ".yml"):
+        return read_yaml(path, SpaceError), str(path)
+    methods = {entry.name: entry for entry in method_entries() if entry.hyperparameters}
+    if name not in methods:
+        raise SpaceError(f"unknown space {name!r}; {nearest(name, (*shipped, *methods))}")
+    parameters = {field: dict(body) for field, body in methods[name].hyperparameters.items()}
+    tree = {"name": name, "description": f"All that is searched of method {name}", "set": {"method.name": name}}
+    return {**tree, "parameters": parameters}, name
 
 
 def _build(tree: dict[str, Any], base: TrialConfig, where: str) -> Space:
@@ -299,8 +315,10 @@ def _build(tree: dict[str, Any], base: TrialConfig, where: str) -> Space:
     space = Space(
         texts["name"], texts.get("description", ""), parameters, fixed, points, base, tree | texts, own_fields
     )
-    taken = {other: space.needed_values(other) for when in NEEDS.values() for other, _ in when}
-    space = replace(space, parameters=with_needs(parameters, taken))
+    conditions = activation_conditions()
+    needed = [conditions.get(parameter.name, ()) for parameter in parameters]
+    taken = {other: space.needed_values(other) for when in needed for other, _ in when}
+    space = replace(space, parameters=with_needs(parameters, conditions, taken))
     check_conditions(space, where)
     for index, point in enumerate(points):
         check_start(space, point, f"{where}: start[{index}]")

@@ -8,6 +8,8 @@ from typing import Any
 
 from optuna.trial import FrozenTrial
 
+from sctune.metrics.merit import full_runs, in_order
+from sctune.metrics.objective import Objective
 from sctune.search.study.record import reports_of
 
 
@@ -25,22 +27,14 @@ class TrialRow:
     failure: dict[str, str] | None
 
 
-def leaderboard(trials: Iterable[FrozenTrial]) -> list[TrialRow]:
-    """Full runs first, best first; then stopped ones by epochs and value, running ones and failures."""
-    order = ["COMPLETE", "PRUNED", "RUNNING", "WAITING", "FAIL"]
-
-    def rank(row: TrialRow) -> tuple[float, ...]:
-        epochs = max(row.values, default=0) if row.state != "COMPLETE" else 0
-        value = row.value if row.value is not None else -1.0
-        return (order.index(row.state), -epochs, -value, row.number)
-
-    return sorted((_row(trial) for trial in trials), key=rank)
+def leaderboard(trials: Iterable[FrozenTrial], objective: Objective) -> list[TrialRow]:
+    """The trials as `merit.in_order` puts them."""
+    return in_order(map(_row, trials), objective)
 
 
-def best_row(rows: Iterable[TrialRow]) -> TrialRow | None:
-    """The full run with the highest value, the earlier one of equals; None when there is none."""
-    full = [row for row in rows if row.state == "COMPLETE" and row.value is not None]
-    return min(full, key=lambda row: (-(row.value or 0.0), row.number), default=None)
+def best_row(rows: Iterable[TrialRow], objective: Objective) -> TrialRow | None:
+    """The best full run, the earlier one of equals; None when there is none."""
+    return next(iter(full_runs(rows, objective)), None)
 
 
 def _row(trial: FrozenTrial) -> TrialRow:

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sctune.config import Task, TrialConfig
 from sctune.errors import StudyError
+from sctune.metrics.objective import Objective, find_objective
 from sctune.search.space.definition import Space
 from sctune.search.study.options import StudyOptions
 
@@ -107,6 +108,10 @@ class StudyManifest(StudyOptions, Frozen):
 
     def trial_config(self) -> TrialConfig:
         return TrialConfig.load(self.config)
+
+    def build_objective(self) -> Objective:
+        """Raises ConfigError where it is another package's, which is not installed here."""
+        return find_objective(self.objective)
 
     def build_space(self) -> Space:
         return Space.from_dict(self.space, self.trial_config())

@@ -6,6 +6,8 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
+from sctune.metrics.objective import DEFAULT
+
 DATA, SPACE, BUDGET, MACHINES, PLACES = "Data", "Space", "Budget", "Machines", "Places"
 """Panels of the help."""
 
@@ -18,6 +20,7 @@ def asked(panel: str, default: Any, description: str, *, ge: float | None = None
 class StudyOptions(BaseModel):
     """What the manifest of a study keeps as it was asked for."""
 
+    objective: str = asked(DATA, DEFAULT, "Figure that decides: auroc, ap or fpr95 (or a package's).")
     sampler_seed: int = asked(SPACE, 0, "Seed of the sampler.", ge=0, lt=2**32)
     partition_seed: int = asked(DATA, 0, "Draws the development and the test pool.", ge=0, lt=2**32)
     time_budget_s: float | None = asked(BUDGET, None, "For example 90s, 30m, 2h; over all launches.")

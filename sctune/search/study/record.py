@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import islice
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 import optuna
 from optuna.study import StudyDirection
@@ -23,7 +23,8 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import DataError, IntegrityError, NotSupportedError, ProgrammingError, SQLAlchemyError
 
 from sctune.errors import FencedError, StudyError
-from sctune.report import OBJECTIVE
+from sctune.metrics.objective import AUROC
+from sctune.report import EpochReport
 from sctune.search.study.database import (
     DATABASE_ERRORS,
     NoRecordError,
@@ -35,7 +36,7 @@ from sctune.search.study.database import (
     with_retries,
     without_password,
 )
-from sctune.search.study.record_sql import Attrs, Finish, RecordRows, Report, Start, StudyAttrs, Write
+from sctune.search.study.record_sql import Attrs, Finish, RecordSql, Report, Start, StudyAttrs, Write
 
 REPORT_PREFIX = "report:"
 """User attribute `report:<epoch>`: {"metrics": {...}, "time": first arrival in ms since 1970}."""
@@ -72,11 +73,20 @@ class Record:
     `flush`. foreign: numbers of trials that something else than sctune put there, as `load` found them.
     """
 
-    def __init__(self, url: str, name: str, *, create: bool = False, fencing: int | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        name: str,
+        *,
+        create: bool = False,
+        fencing: int | None = None,
+        direction: Literal["maximize", "minimize"] = AUROC.direction,
+    ) -> None:
         """Open the record of study `name` at an SQLAlchemy URL; `create` makes it and refuses an existing one.
 
-        fencing: of the lock that the driver holds (see RecordRows). Raises StudyError when the database cannot be
-        reached, or the study is there already or missing.
+        direction: of a new record, for programs that show it, such as optuna-dashboard. fencing: of the lock that the
+        driver holds (see RecordSql). Raises StudyError when the database cannot be reached, or the study is there
+        already or missing.
         """
         self.name = name
         self.foreign: tuple[int, ...] = ()
@@ -84,12 +94,12 @@ class Record:
             check_is_record(url)
         try:
             self._storage = open_database(url)
-            self._study_id = self._create() if create else self._storage.get_study_id_from_name(name)
+            self._study_id = self._create(direction) if create else self._storage.get_study_id_from_name(name)
         except KeyError:
             raise NoRecordError(f"the record at {without_password(url)} holds no study {name!r}") from None
         except DATABASE_ERRORS as problem:
             raise unreachable(url, problem) from None
-        self._rows = RecordRows(self._storage.engine, self._study_id, fencing)
+        self._sql = RecordSql(self._storage.engine, self._study_id, fencing)
         self._queue: deque[_Item] = deque()
         self._changed = threading.Condition()
         self._waiting_for_it = self._closing = False
@@ -122,7 +132,7 @@ class Record:
         self.flush()
         stored = with_retries(lambda: self._storage.get_all_trials(self._study_id))
         trials = sorted(stored, key=lambda trial: trial.number)
-        self._rows.ids = {trial.number: trial._trial_id for trial in trials}
+        self._sql.ids = {trial.number: trial._trial_id for trial in trials}
         self.foreign = tuple(trial.number for trial in trials if _is_foreign(trial))
         return [trial for trial in trials if trial.number not in self.foreign]
 
@@ -155,13 +165,14 @@ class Record:
         if attrs:
             self._put(StudyAttrs(dict(attrs)))
 
-    def report(self, number: int, report: Mapping[str, Any], timestamp_ms: int) -> None:
-        """One epoch of a running trial (EpochReport.to_dict()); the same epoch again replaces it."""
-        epoch, value = int(report["epoch"]), float(report[OBJECTIVE])
-        attrs = {f"{REPORT_PREFIX}{epoch}": {"metrics": dict(report["metrics"]), "time": timestamp_ms}}
-        if report.get("scores"):
-            attrs["scores"] = dict(report["scores"])
-        self._put(Report(number, epoch, value, attrs))
+    def report(self, number: int, report: EpochReport, timestamp_ms: int) -> None:
+        """One epoch of a running trial; the same epoch again replaces it."""
+        attrs: dict[str, Any] = {
+            f"{REPORT_PREFIX}{report.epoch}": {"metrics": dict(report.metrics), "time": timestamp_ms}
+        }
+        if report.scores:
+            attrs["scores"] = {key: list(values) for key, values in report.scores.items()}
+        self._put(Report(number, report.epoch, report.value, attrs))
 
     def finish(self, number: int, state: TrialState, value: float | None, attrs: Mapping[str, Any]) -> None:
         """The end of a trial: COMPLETE, PRUNED or FAIL; told again it changes nothing."""
@@ -234,9 +245,9 @@ class Record:
         """Remove the study's rows (those of other studies in the same database stay)."""
         self._storage.delete_study(self._study_id)
 
-    def _create(self) -> int:
+    def _create(self, direction: str) -> int:
         try:
-            return self._storage.create_new_study([StudyDirection.MAXIMIZE], self.name)
+            return self._storage.create_new_study([StudyDirection[direction.upper()]], self.name)
         except optuna.exceptions.DuplicatedStudyError:
             raise taken(self.name) from None
 
@@ -288,7 +299,7 @@ class Record:
         pause = 0.5
         while writes:
             try:
-                self._rows.write(writes)
+                self._sql.write(writes)
                 break
             except _FOR_GOOD:
                 raise

@@ -84,7 +84,7 @@ Write: TypeAlias = Start | Attrs | Report | Finish | StudyAttrs
 
 
 @dataclass
-class _Rows:
+class _Batch:
     """What a batch comes to: the last word on each attribute and epoch, the first on each end. By trial number."""
 
     starts: list[FrozenTrial] = field(default_factory=list)
@@ -110,7 +110,7 @@ class _Rows:
                 self.ends[write.number] = write
 
 
-class RecordRows:
+class RecordSql:
     """Writes batches of one study, all or nothing each. What was written before changes nothing.
 
     Trials that have ended stay as they are. ids: trial number -> the database's own id, of the trials known so far.
@@ -129,7 +129,7 @@ class RecordRows:
 
         FencedError where another driver has the study by now.
         """
-        rows = _Rows()
+        rows = _Batch()
         for write in batch:
             rows.add(write)
         with self._engine.begin() as connection:

@@ -11,11 +11,14 @@ from typing import Any
 import numpy as np
 from optuna.trial import FrozenTrial
 
-from sctune.report import OBJECTIVE
+from sctune.metrics.merit import merit_of
+from sctune.metrics.objective import AUROC, Objective
 from sctune.search.study.leaderboard import TrialRow, best_row, leaderboard
-from sctune.search.study.noise import MIN_GAP, auroc_difference_se, auroc_se
 from sctune.search.study.study import Study
 from sctune.text import duration
+
+MIN_GAP = 2.0
+"""A difference below this many standard errors is called not distinguishable."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,7 @@ class StudyResult:
     exhausted: str | None = None
     unwritten: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    objective: Objective = AUROC
 
     @property
     def way_on(self) -> str | None:
@@ -80,6 +84,7 @@ class StudyResult:
             "format_version": 1,
             "study": self.name,
             "folder": str(self.folder),
+            **self.objective.stated,
             "best_trial": best.number if best else None,
             "best_value": best.value if best else None,
             "best_params": best.params if best else None,
@@ -128,28 +133,29 @@ def study_result(
     notes: Sequence[str] = (),
 ) -> StudyResult:
     """Sum up the record; labels (task key -> labels of the scored images) give the noise, None leaves it out."""
-    rows = leaderboard(trials)
-    best = best_row(rows)
+    objective = study.objective
+    rows = leaderboard(trials, objective)
+    best = best_row(rows, objective)
     scores = {trial.number: trial.user_attrs.get("scores", {}) for trial in trials}
     notes = [*notes]
     full = [row for row in rows if row.state == "COMPLETE"]
-    epochs = study.manifest.trial_config().budget.epochs
+    epochs = study.manifest.trial_config().epochs
     ended = [row for row in rows if row.state in ("COMPLETE", "PRUNED")]
     spent = sum(max(row.values, default=0) for row in ended)
     noise, gap, indistinct = None, None, 0
     if best is not None and labels is not None:
-        ranked = sorted((row for row in ended if row.value is not None), key=lambda row: row.value or 0.0)
+        ranked = sorted((row for row in ended if row.value is not None), key=lambda row: merit_of(row, objective))
         median = ranked[(len(ranked) - 1) // 2]
         unscored = sorted({r.number for r in (median, *full) if not has_scores(scores[r.number], labels)})
         if unscored:
             notes.append(_unscored_line(unscored))
         told = {number: row for number, row in scores.items() if number not in unscored}
         if best.number in told:
-            noise = value_se(told[best.number], labels)
+            noise = value_se(told[best.number], labels, objective)
             if median.number in told and median.number != best.number:
-                gap = compare(best.number, median.number, told, labels)
+                gap = compare(best.number, median.number, told, labels, objective)
             others = [row.number for row in full if row.number in told and row.number != best.number]
-            indistinct = sum(not compare(best.number, other, told, labels).clear for other in others)
+            indistinct = sum(not compare(best.number, other, told, labels, objective).clear for other in others)
     return StudyResult(
         name=study.name,
         folder=study.folder,
@@ -166,6 +172,7 @@ def study_result(
         stopped=stopped,
         exhausted=exhausted,
         notes=tuple(notes),
+        objective=objective,
     )
 
 
@@ -183,7 +190,7 @@ Parts = list[tuple[float, list[int], list[float]]]
 
 
 def _parts(scores: Mapping[str, Sequence[float]], labels: Mapping[str, Sequence[int]]) -> Parts:
-    """Weight, labels and scores of each AUROC that the objective averages (train/selection.py)."""
+    """Weight, labels and scores of each figure that the objective averages (train/selection.py)."""
     parts: Parts = []
     for key, truth in labels.items():
         real = list(scores[key])
@@ -200,17 +207,22 @@ def _parts(scores: Mapping[str, Sequence[float]], labels: Mapping[str, Sequence[
     return parts
 
 
-def value_se(scores: Mapping[str, Sequence[float]], labels: Mapping[str, Sequence[int]]) -> float:
-    """Standard error of an objective; the AUROC values that it averages are taken as independent."""
-    return math.sqrt(sum((weight * auroc_se(y, s)) ** 2 for weight, y, s in _parts(scores, labels)))
+def value_se(scores: Mapping[str, Sequence[float]], labels: Mapping[str, Sequence[int]], objective: Objective) -> float:
+    """Standard error of a trial's objective; the figures that it averages are taken as independent."""
+    parts = _parts(scores, labels)
+    return math.sqrt(sum((weight * objective.standard_error(y, s)) ** 2 for weight, y, s in parts))
 
 
 def compare(
-    first: int, second: int, scores: Mapping[int, Mapping[str, Sequence[float]]], labels: Mapping[str, Sequence[int]]
+    first: int,
+    second: int,
+    scores: Mapping[int, Mapping[str, Sequence[float]]],
+    labels: Mapping[str, Sequence[int]],
+    objective: Objective,
 ) -> Gap:
     """Paired difference of two trials' latest objectives with its standard error."""
     pairs = [
-        (weight, auroc_difference_se(truth, a, b))
+        (weight, objective.difference(truth, a, b))
         for (weight, truth, a), (_, _, b) in zip(
             _parts(scores[first], labels), _parts(scores[second], labels), strict=True
         )
@@ -233,10 +245,11 @@ def summary_lines(result: StudyResult) -> list[str]:
         lines.append(result.exhausted)
     if result.best is not None and result.best.value is not None:
         noise = "" if result.noise is None else f" +- {result.noise:.4f} (standard error over the scored images)"
-        lines.append(f"best: trial {result.best.number}, {OBJECTIVE} {result.best.value:.4f}{noise}")
+        lines.append(f"best: trial {result.best.number}, {result.objective.metric} {result.best.value:.4f}{noise}")
         lines += [f"  {name} = {value}" for name, value in result.best.params.items()]
     if result.equal > 1:
-        lines.append(f"{result.equal} full runs are exactly equal in AUROC; the best is the first of them by number")
+        label = result.objective.label
+        lines.append(f"{result.equal} full runs are exactly equal in {label}; the best is the first of them by number")
     if result.gap is not None:
         gap = result.gap
         verdict = "more" if gap.clear else "not more"

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from sctune.errors import StudyError, nearest
+from sctune.metrics.objective import Objective
 from sctune.search.study.database import MANIFEST_ATTR, RETRY_S, read_attrs, storage_url, stored_manifests, write_attrs
 from sctune.search.study.lock import DatabaseLock, database_lock, file_lock, now, running_error, watching
 from sctune.search.study.manifest import Launch, StudyManifest, manifest_of, read_manifest
@@ -73,7 +74,7 @@ class Study:
         study = cls(folder, manifest)
         made = False
         try:
-            record = Record(study.record_url, manifest.name, create=True)
+            record = Record(study.record_url, manifest.name, create=True, direction=study.objective.direction)
             made = True
             record.close()
             study._save(manifest)
@@ -119,6 +120,11 @@ class Study:
     @property
     def name(self) -> str:
         return self.manifest.name
+
+    @property
+    def objective(self) -> Objective:
+        """What its trials are compared by."""
+        return self.manifest.build_objective()
 
     @property
     def record_url(self) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,7 +12,8 @@ from queue import SimpleQueue
 from threading import Event, Thread
 from typing import Any, TypeAlias
 
-from sctune.report import EPOCH, OBJECTIVE
+from sctune.metrics.objective import AUROC, Objective
+from sctune.report import EpochReport
 
 LOGS = "logs"
 MAX_BYTES = 1 << 20
@@ -21,6 +23,9 @@ LOST = "lost"
 
 GATHER_S = 0.25
 """How long a line waits for others, so that a file is opened once for all of them."""
+
+_FAILED = "end: FAIL"
+_MOMENT = re.compile(r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ ")
 
 _Block: TypeAlias = tuple[list[str], bool]
 """Lines of one event, and whether it is a trial's end."""
@@ -33,15 +38,28 @@ def trial_log_path(study: Path, number: int) -> Path:
     return study / LOGS / f"trial-{number:05d}.log"
 
 
+def logged_failure(study: Path, number: int) -> str | None:
+    """Kind, message and traceback of a trial that failed, as its log ends; None where no log says so."""
+    try:
+        text = trial_log_path(study, number).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    _, found, failure = text.rpartition(f" {_FAILED}")
+    lines = failure.splitlines()[1:]
+    return "\n".join(_MOMENT.sub("", line) for line in lines) if found else None
+
+
 class TrialLog:
     """An observer of the searcher that appends to `logs/trial-<number>.log`; a thread of its own writes.
 
-    launch: number of this launch, from 1. A resumed trial goes on in its file.
+    launch: number of this launch, from 1; objective: what its reports are judged by. A resumed trial goes on in its
+    file.
     """
 
-    def __init__(self, study: Path, launch: int) -> None:
+    def __init__(self, study: Path, launch: int, objective: Objective = AUROC) -> None:
         self.study = study
         self.launch = launch
+        self._metric = objective.metric
         self._where: dict[int, str] = {}
         self._full: set[int] = set()
         self._live: set[int] = set()
@@ -64,12 +82,11 @@ class TrialLog:
         self._put(number, [f"start: launch {self.launch}, attempt {attempt}: {shown}"])
         _log.info("trial %d starts (attempt %d): %s", number, attempt, shown)
 
-    def on_report(self, number: int, report: dict[str, Any], time: int) -> None:
-        lines = self._moved(number, report.get("where"))
-        lines += [f"  {line}" for line in report.get("log", ())]
-        metrics = report["metrics"]
-        parts = [f"epoch {report[EPOCH]}/{report['epochs']}", f"{OBJECTIVE} {report[OBJECTIVE]:.4f}"]
-        parts += [f"{name} {metrics[name]:.4g}" for name in ("loss", "seconds") if name in metrics]
+    def on_report(self, number: int, report: EpochReport, time: int) -> None:
+        lines = self._moved(number, report.origin.where)
+        lines += [f"  {line}" for line in report.origin.log]
+        parts = [f"epoch {report.epoch}/{report.epochs}", f"{self._metric} {report.value:.4f}"]
+        parts += [f"{name} {report.metrics[name]:.4g}" for name in ("loss", "seconds") if name in report.metrics]
         self._put(number, [*lines, "  ".join(parts)])
 
     def on_wait(self, number: int, reason: str) -> None:
@@ -83,7 +100,7 @@ class TrialLog:
         lines += [f"  {line}" for line in failure.get("log", "").splitlines()]
         if failure.get("kind") == LOST and number in self._where:
             lines.append(f"worker lost: it ran on {self._where[number]}")
-        shown = "" if value is None else f", {OBJECTIVE} {value:.4f}"
+        shown = "" if value is None else f", {self._metric} {value:.4f}"
         reason = info.get("stop_reason") or state.lower()
         lines.append(f"end: {state}{shown} ({reason})")
         if failure:

@@ -1,10 +1,12 @@
-"""Samplers by name: which points Optuna proposes."""
+"""Samplers by name: which points Optuna suggests; the shipped ones, and those of other packages."""
 
 from __future__ import annotations
 
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from sctune.errors import ConfigError, nearest
+from sctune.plugins import load_plugin, plugin_names
 from sctune.search.space.definition import Space
 
 
@@ -45,45 +48,82 @@ def _random(seed: int) -> BaseSampler:
     return optuna.samplers.RandomSampler(seed=seed)
 
 
-_MAKERS: dict[str, Callable[[int], BaseSampler]] = {
-    "tpe": _tpe,
-    "gp": _gp,
-    "cmaes": _cmaes,
-    "nsga2": _nsga2,
-    "qmc": _qmc,
-    "random": _random,
-    # the searcher enqueues every point in declared order; Optuna's GridSampler breaks through ask and tell
-    "grid": _random,
+class Seeding(Enum):
+    """How a sampler's random numbers go on over trials and resumes."""
+
+    BY_NUMBER = "by number"
+    """Made anew for each trial, from the study's seed and the trial's number: a resumed study draws the same.
+
+    For samplers that carry nothing from trial to trial but their random numbers, or keep it with the trials.
+    """
+    BY_LAUNCH = "by launch"
+    """One object for a launch; a resume draws on from another seed, or it would repeat the first draws."""
+    ONCE = "once"
+    """The same seed in every launch, for samplers whose place in a sequence is stored with the study."""
+
+
+@dataclass(frozen=True)
+class SamplerEntry:
+    """make: seed in [0, 2**32) -> an Optuna sampler for a single objective.
+
+    learns_from_full_runs: it ignores pruned trials, so it defaults to scheduler `none`, and another one warns.
+    """
+
+    make: Callable[[int], BaseSampler]
+    seeding: Seeding = Seeding.BY_LAUNCH
+    learns_from_full_runs: bool = False
+
+
+GROUP = "sctune.samplers"
+"""Entry points of other packages: the sampler's name, and its SamplerEntry."""
+
+REGISTRY: dict[str, SamplerEntry] = {
+    "tpe": SamplerEntry(_tpe, Seeding.BY_NUMBER),
+    "gp": SamplerEntry(_gp, learns_from_full_runs=True),
+    # its distribution lies with the trials
+    "cmaes": SamplerEntry(_cmaes, Seeding.BY_NUMBER, learns_from_full_runs=True),
+    "nsga2": SamplerEntry(_nsga2, learns_from_full_runs=True),
+    "qmc": SamplerEntry(_qmc, Seeding.ONCE),
+    "random": SamplerEntry(_random, Seeding.BY_NUMBER),
+    # the suggester tries every point in declared order; Optuna's GridSampler breaks through ask and tell
+    "grid": SamplerEntry(_random),
 }
 
-SAMPLERS = tuple(_MAKERS)
+SAMPLERS = tuple(REGISTRY)
+"""Those that sctune ships."""
 
-_SEEDED_BY_NUMBER = ("random", "tpe", "cmaes")
-"""They carry nothing from trial to trial but their random numbers; CMA-ES keeps its distribution with the trials."""
 
-LEARNS_FROM_FULL_RUNS = ("gp", "cmaes", "nsga2")
-"""They ignore pruned trials, so they default to scheduler `none` and a combination with another one warns."""
+def sampler_names() -> tuple[str, ...]:
+    return (*REGISTRY, *plugin_names(GROUP, but=REGISTRY))
+
+
+def sampler_entry(name: str) -> SamplerEntry:
+    """Raises ConfigError for an unknown name, and for one of another package that is no SamplerEntry."""
+    if name in REGISTRY:
+        return REGISTRY[name]
+    if name not in sampler_names():
+        raise ConfigError(f"unknown sampler {name!r}; {nearest(name, sampler_names())}")
+    entry = load_plugin(GROUP, name)
+    if not isinstance(entry, SamplerEntry):
+        raise ConfigError(f"sampler {name!r} of another package is {entry!r}, and must be a SamplerEntry; mend it")
+    return entry
 
 
 def make_sampler(name: str, seed: int, *, space: Space | None = None, n_before: int = 0) -> BaseSampler:
     """A seeded Optuna sampler for a single objective.
 
-    seed: in [0, 2**32). random, tpe and cmaes draw from the seed and the trial's number, so that a resumed study draws
-    what an undisturbed one would (tpe and cmaes: from the same history). n_before: trials that the study holds already;
-    the others draw on from another seed, or they would repeat their first draws (qmc keeps its seed: its place in the
-    sequence is stored with the study).
+    seed: in [0, 2**32). n_before: trials that the study holds already (see Seeding).
     Raises ConfigError for an unknown name, and for `grid` on a space with a continuous parameter.
     """
-    if name not in _MAKERS:
-        raise ConfigError(f"unknown sampler {name!r}; {nearest(name, SAMPLERS)}")
+    entry = sampler_entry(name)
     if name == "grid" and space is not None and space.size() is None:
         endless = [parameter.name for parameter in space.parameters if parameter.count is None]
         raise ConfigError(f"sampler grid: {', '.join(endless)} is continuous; give it a step or values: [...]")
-    if name in _SEEDED_BY_NUMBER:
-        return SeededByNumber(lambda drawn: _make(name, drawn), seed)
-    if n_before and name != "qmc":
+    if entry.seeding is Seeding.BY_NUMBER:
+        return SeededByNumber(lambda drawn: _made(entry, drawn), seed)
+    if n_before and entry.seeding is Seeding.BY_LAUNCH:
         seed = int(np.random.SeedSequence([seed, n_before]).generate_state(1)[0])
-    return _make(name, seed)
+    return _made(entry, seed)
 
 
 class SeededByNumber(BaseSampler):
@@ -123,8 +163,8 @@ class SeededByNumber(BaseSampler):
         self._sampler.after_trial(study, trial, state, values)
 
 
-def _make(name: str, seed: int) -> BaseSampler:
+def _made(entry: SamplerEntry, seed: int) -> BaseSampler:
     with warnings.catch_warnings():
         # multivariate, group and GP are marked experimental; their use is deliberate
         warnings.simplefilter("ignore", ExperimentalWarning)
-        return _MAKERS[name](seed)
+        return entry.make(seed)

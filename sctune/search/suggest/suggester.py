@@ -14,6 +14,7 @@ from optuna.storages import InMemoryStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from sctune.metrics.objective import AUROC, Objective
 from sctune.search.space.definition import Space, Values
 from sctune.search.suggest.cma_state import restored_attrs
 
@@ -25,7 +26,7 @@ MAX_LISTED = 10_000
 """Finite spaces up to this size give a random untried point, larger ones the first."""
 
 
-class ProposerStorage(InMemoryStorage):
+class SuggesterStorage(InMemoryStorage):
     """Optuna's storage in memory, which can also forget its latest trial; Optuna has no way to delete one."""
 
     def forget_latest(self, study_id: int) -> None:
@@ -37,7 +38,7 @@ class ProposerStorage(InMemoryStorage):
             self._prev_waiting_trial_number[study_id] = min(self._prev_waiting_trial_number[study_id], len(trials))
 
 
-class Proposer:
+class Suggester:
     """Asks the sampler, rejects repeated points without leaving a trace, and keeps its view of the trials.
 
     Numbers are contiguous: a rejected proposal gives its number back. The sampler object stays, so that its random
@@ -54,6 +55,7 @@ class Proposer:
         *,
         in_order: bool = False,
         taken: Sequence[int] = (),
+        objective: Objective = AUROC,
     ) -> None:
         """trials: of earlier launches, in order of their numbers; in_order: try all points as declared (a grid).
 
@@ -62,6 +64,7 @@ class Proposer:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._space = space
         self._sampler = sampler
+        self._direction = StudyDirection[objective.direction.upper()]
         self._seed = seed
         self._in_order = in_order
         self._size = space.size()
@@ -166,11 +169,9 @@ class Proposer:
         return int(np.random.SeedSequence([self._seed, self.n_trials, 1]).generate_state(1)[0])
 
     def _fill(self, trials: Sequence[FrozenTrial]) -> None:
-        self._storage = ProposerStorage()
+        self._storage = SuggesterStorage()
         # in a fresh storage ids equal numbers; NSGA-II stores its parents by id
-        self._study = optuna.create_study(
-            storage=self._storage, sampler=self._sampler, direction=StudyDirection.MAXIMIZE
-        )
+        self._study = optuna.create_study(storage=self._storage, sampler=self._sampler, direction=self._direction)
         self._study_id = self._storage.get_study_id_from_name(self._study.study_name)
         for key, value in self._study_attrs.items():
             self._storage.set_study_system_attr(self._study_id, key, value)

@@ -6,6 +6,7 @@ Run it with the code of commit 882237f, which all of them come from, and never a
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -23,7 +24,6 @@ from sctune.search.space.definition import load_space
 from sctune.search.study.manifest import DataSpec, SchedulerSpec, SelectionSpec, StudyManifest
 from sctune.search.study.study import Study
 from sctune.tracking.callback import StudyFacts, TrackingCallback
-from sctune.tracking.journal import Journal
 from sctune.trial.checkpoint import TrialStore
 
 EPOCHS = 6
@@ -85,10 +85,9 @@ def make_study(folder: Path) -> None:
     searcher.on_trial_complete("ray-2", {"failure": failure})
     study.record.close()
     study.end_launch("2026-11-24T09:01:01+00:00", "stopped")
-    journal = Journal(study.folder / "tracking.jsonl")
-    journal.append(events)
-    journal.mark_delivered(5)
-    journal.close()
+    lines = [json.dumps({"format_version": 1, "seq": seq, "event": event}) for seq, event in enumerate(events, 1)]
+    (study.folder / "tracking.jsonl").write_text("".join(f"{line}\n" for line in lines))
+    (study.folder / "tracking.jsonl.cursor").write_text(json.dumps({"format_version": 1, "delivered": 5}))
     with study.lock():
         # as kill -9 leaves it
         text = (study.folder / "driver.json").read_text()

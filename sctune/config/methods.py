@@ -1,0 +1,202 @@
+"""What a configuration must know of the ways to find anomalies: their names, their sections, and what they use.
+
+An entry is light: it imports no network. Those of sctune stand in BUILT_IN; an installed package adds its own under
+the entry point group `sctune.methods`, a program with `register`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import lru_cache
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from pydantic import ValidationError
+
+from sctune.config.fields import Section, Setting
+from sctune.errors import ConfigError, nearest
+
+if TYPE_CHECKING:
+    from sctune.config.trial import TrialConfig
+
+GROUP = "sctune.methods"
+"""Entry points of this group are `name = module:ENTRY`, the latter a MethodEntry of that name."""
+
+DEFAULT = "deviation"
+BUILT_IN = {"deviation": "sctune.methods.deviation.entry:ENTRY"}
+
+METHOD_SECTIONS = ("augment", "model", "score", "loss", "optim")
+"""Sections of a configuration that belong to methods; which of their fields count, an entry says in `uses`."""
+
+Conditions = tuple[tuple[str, tuple[Any, ...]], ...]
+"""Pairs of a field and the values that it must have; all must hold."""
+
+
+class MethodSection(Section):
+    """The section `method` of a configuration. Each method has a subclass of its own, known by `name`.
+
+    Its fields are plain values (numbers, texts, true, false, None) with defaults.
+    """
+
+    name: str
+
+
+class DeviationSection(MethodSection):
+    """The family of SaliencyCut, DRA and DevNet; its settings are those of augment, model, score, loss and optim."""
+
+    name: Literal["deviation"] = "deviation"
+
+
+def _accept(config: TrialConfig) -> None:
+    """A method without rules of its own."""
+
+
+@dataclass(frozen=True)
+class MethodEntry:
+    """A way to find anomalies, as configurations, spaces and plans see it.
+
+    name: in `method.name`; description: a line; section: its part of the configuration, all fields with defaults.
+    implementation: `package.module:Class` of a subclass of `sctune.methods.base.Method`, imported when one is built.
+    settings: those that it can be trained in. uses: sections or fields of METHOD_SECTIONS that it looks at; all others
+    must keep their defaults. trains: whether more than one epoch makes a difference.
+    conditions: field -> conditions under which it matters; in a space it is drawn only there.
+    hyperparameters: field -> what is searched of it, written as under `parameters:` of a space file.
+    published: name for `--method` -> {"config": tree, "paper": tree of profile `paper` besides}.
+    scoring: sections or fields that change how a trained model scores, and not its training.
+    check: raises ValueError, one line, for values that do not go together. unrepeatable: why scores of a configuration
+    differ from call to call, with the way out; None where they do not.
+    summary: a configuration in a line of a model card; None: `description`, image size and seed. packages:
+    distributions, besides sctune's own, that a model needs to load.
+    """
+
+    name: str
+    description: str
+    section: type[MethodSection]
+    implementation: str
+    settings: tuple[Setting, ...] = get_args(Setting)
+    uses: tuple[str, ...] = ()
+    trains: bool = True
+    conditions: Mapping[str, Conditions] = field(default_factory=dict)
+    hyperparameters: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    published: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    scoring: tuple[str, ...] = ()
+    check: Callable[[TrialConfig], None] = _accept
+    unrepeatable: Callable[[TrialConfig], str | None] = lambda config: None
+    summary: Callable[[TrialConfig], str] | None = None
+    packages: tuple[str, ...] = ()
+
+    def looks_at(self, name: str) -> bool:
+        """Whether a dotted field means something to the method; those of data, budget and runtime always do."""
+        section = name.partition(".")[0]
+        if section == "method":
+            return name.partition(".")[2] in self.section.model_fields
+        return section not in METHOD_SECTIONS or section in self.uses or name in self.uses
+
+    def describe(self, config: TrialConfig) -> str:
+        """A configuration in a line, for people."""
+        if self.summary is not None:
+            return self.summary(config)
+        return f"{self.name} ({self.description}), {config.data.image_size} px, seed {config.seed}"
+
+    def load(self) -> Any:
+        """The implementation's class; raises ConfigError where it cannot be imported."""
+        try:
+            return _loaded(self.implementation)
+        except (ImportError, AttributeError) as problem:
+            raise ConfigError(
+                f"method {self.name!r} cannot be loaded from {self.implementation}: {problem}; repair its installation"
+            ) from None
+
+
+_known: dict[str, MethodEntry] = {}
+
+
+def register(entry: MethodEntry) -> None:
+    """Make a method known to this process only; trials in Ray's workers find those of entry points."""
+    _known[entry.name] = entry
+
+
+def forget(name: str) -> None:
+    """Look a method up anew when it is asked for again."""
+    _known.pop(name, None)
+
+
+def method_entry(name: object) -> MethodEntry:
+    """The entry of a method; raises ConfigError with the nearest name for one that is not known, or cannot be read."""
+    places = _places()
+    if not isinstance(name, str) or (name not in _known and name not in places):
+        raise ConfigError(f"method.name={name!r}: no such method; {nearest(str(name), (*places, *_known))}")
+    if name not in _known:
+        _known[name] = _read(name, places[name])
+    return _known[name]
+
+
+def method_entries() -> tuple[MethodEntry, ...]:
+    """All methods that can be read, sctune's own first."""
+    for name in _places():
+        # one broken package must not take the others with it; asked for by name, it says what is wrong
+        with suppress(ConfigError):
+            method_entry(name)
+    return tuple(_known[name] for name in dict.fromkeys((*BUILT_IN, *_known)) if name in _known)
+
+
+def read_section(value: Any) -> MethodSection:
+    """The section `method` from a nested tree; raises ValueError, one line, for a bad one."""
+    if isinstance(value, MethodSection):
+        return value
+    if not isinstance(value, Mapping):
+        raise ValueError(f"method={value!r}: it holds keys and values; write method.name={DEFAULT}")
+    try:
+        entry = method_entry(value.get("name", DEFAULT))
+    except ConfigError as problem:
+        raise ValueError(str(problem)) from None
+    fields = entry.section.model_fields
+    for key in value:
+        if key not in fields:
+            own = [f"method.{name}" for name in fields]
+            raise ValueError(
+                f"unknown configuration key 'method.{key}' of method {entry.name}; {nearest(f'method.{key}', own)}"
+            )
+    try:
+        return entry.section.model_validate({"name": entry.name, **value})
+    except ValidationError as problem:
+        first = problem.errors()[0]
+        if first["type"] == "value_error":
+            raise ValueError(str(first["ctx"]["error"])) from None
+        place = ".".join(str(part) for part in first["loc"])
+        text = f"{first['msg'][0].lower()}{first['msg'][1:]}"
+        raise ValueError(f"method.{place}={first['input']!r}: {text}") from None
+
+
+def _places() -> dict[str, str | EntryPoint]:
+    """Name -> where the entry stands; packages come after sctune's own names, which they cannot take."""
+    return {**_installed(tuple(sys.path)), **BUILT_IN}
+
+
+@lru_cache(maxsize=4)
+def _installed(path: tuple[str, ...]) -> dict[str, EntryPoint]:
+    """Looked up once for each `sys.path`: it takes a tenth of a second."""
+    return {point.name: point for point in entry_points(group=GROUP)}
+
+
+def _read(name: str, place: str | EntryPoint) -> MethodEntry:
+    where = place if isinstance(place, str) else place.value
+    try:
+        entry = _loaded(where)
+    except Exception as problem:  # whatever a package raises when it is imported
+        raise ConfigError(
+            f"method {name!r} of {where} cannot be read: {' '.join(str(problem).split())[:200]}; repair or remove the "
+            "package"
+        ) from None
+    if not isinstance(entry, MethodEntry) or entry.name != name:
+        raise ConfigError(f"method {name!r}: {where} is no MethodEntry of that name; repair or remove the package")
+    return entry
+
+
+def _loaded(where: str) -> Any:
+    module, _, name = where.partition(":")
+    return getattr(import_module(module), name)

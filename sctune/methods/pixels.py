@@ -1,0 +1,37 @@
+"""From decoded images to what networks take."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sctune.backbones.entry import IMAGENET_MEAN, IMAGENET_STD
+from sctune.config import RuntimeConfig
+
+
+def normalise(pixels: Tensor) -> Tensor:
+    """Images [N, 3, H, W] in [0, 1] to ImageNet's mean and standard deviation."""
+    mean = pixels.new_tensor(IMAGENET_MEAN)[:, None, None]
+    std = pixels.new_tensor(IMAGENET_STD)[:, None, None]
+    return (pixels - mean) / std
+
+
+def to_pixels(images: np.ndarray, device: torch.device, channels_last: bool = True) -> Tensor:
+    """uint8 images [N, H, W, 3] to floats [N, 3, H, W] in [0, 1] on a device."""
+    # copied: torch takes neither the read-only memory of the image cache nor negative strides
+    batch = torch.from_numpy(np.array(images, order="C")).to(device).permute(0, 3, 1, 2).float() / 255
+    return batch.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+
+
+def autocast(config: RuntimeConfig, device: torch.device) -> AbstractContextManager[object]:
+    """Context of a backbone's pass: bfloat16 where the configuration asks for it."""
+    if config.precision == "bf16":
+        return torch.autocast(device.type, dtype=torch.bfloat16)
+    return nullcontext()
+
+
+def memory_format(config: RuntimeConfig) -> torch.memory_format:
+    return torch.channels_last if config.channels_last else torch.contiguous_format

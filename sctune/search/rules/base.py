@@ -1,0 +1,74 @@
+"""What a rule is: asked after each epoch of a trial whether it goes on, ends, or pauses for the others.
+
+Time is the trainer's own epoch. All rules are asynchronous: they answer at once from what has been reported so far.
+Values are maximised. A resumed study replays the stored reports in the order of their first arrival, so a rule is
+what it was: a trial whose stop was decided, and not written down before the driver died, is stopped when it is back.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+History = Iterable[tuple[int, int, float]]
+"""(trial number, epoch, value) in the order in which they first arrived."""
+
+
+class Decision(Enum):
+    """PAUSE: the worker is given back; the trial goes on from its checkpoint once the rule promotes it."""
+
+    CONTINUE = "continue"
+    STOP = "stop"
+    PAUSE = "pause"
+
+    @classmethod
+    def stop_if(cls, stop: bool) -> Decision:
+        return cls.STOP if stop else cls.CONTINUE
+
+
+@dataclass(frozen=True)
+class RuleSettings:
+    """What a rule is made from.
+
+    epochs: the full budget of a trial, 1 or more. grace: first rung, in 1 .. epochs. factor: 2 or more, the share of
+    trials that a rung lets pass is 1/factor. seed: of the study, in [0, 2**32).
+    """
+
+    epochs: int
+    grace: int
+    factor: int
+    seed: int
+
+
+class Rule(ABC):
+    """rungs: epochs after which a trial may be stopped or paused and a checkpoint is worth keeping, ascending.
+
+    A trial that pauses at another epoch repeats those since its last checkpoint.
+    """
+
+    rungs: tuple[int, ...] = ()
+
+    @abstractmethod
+    def decide(self, number: int, epoch: int, value: float) -> Decision:
+        """What becomes of the trial now; the value is remembered. Not asked about a trial's last epoch.
+
+        A repeated epoch replaces its value and is judged by the bar that it met first, whatever arrived in between.
+        A trial that has been promoted is not paused again at the epochs that it repeats, whatever is answered here.
+        """
+
+    def promote(self) -> Sequence[int]:
+        """Numbers of paused trials that go on now; each is named once. Asked whenever a worker is free for a trial.
+
+        Such trials come before new ones. Those that are still paused when nothing else is left, and are not named
+        then either, end as PRUNED. A number that is not paused is passed over: after a resume a rule may not know
+        yet whom it promoted.
+        """
+        return ()
+
+
+def refill(rule: Rule, history: History) -> None:
+    """Take over the reports of earlier launches, as if they had been made here."""
+    for number, epoch, value in history:
+        rule.decide(number, epoch, value)

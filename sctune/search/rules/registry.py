@@ -1,0 +1,50 @@
+"""Rules by name: the shipped ones, and those of other packages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from sctune.errors import ConfigError, nearest
+from sctune.plugins import load_plugin, plugin_names
+from sctune.search.rules.base import Rule, RuleSettings
+from sctune.search.rules.stopping import Hyperband, MedianStopping, SuccessiveHalving
+
+GROUP = "sctune.rules"
+"""Entry points of other packages: the rule's name, and a callable RuleSettings -> Rule."""
+
+NO_RULE = "none"
+
+RULES: dict[str, Callable[[RuleSettings], Rule]] = {
+    "asha": lambda s: SuccessiveHalving(s.epochs, s.grace, s.factor),
+    "hyperband": lambda s: Hyperband(s.epochs, s.grace, s.factor, s.seed),
+    "median": lambda s: MedianStopping(s.epochs, s.grace),
+}
+
+
+def rule_names() -> tuple[str, ...]:
+    return (*RULES, NO_RULE, *plugin_names(GROUP, but=(*RULES, NO_RULE)))
+
+
+def default_grace(epochs: int) -> int:
+    """The first rung when none is asked for: a ninth of the epochs, at least 1."""
+    return max(1, epochs // 9)
+
+
+def make_rule(name: str, epochs: int, grace: int | None, factor: int, seed: int) -> Rule | None:
+    """The rule by name; None for `none`. grace: first rung in epochs, None for the default.
+
+    Raises ConfigError for an unknown name, a grace outside 1 .. epochs, a factor below 2, and a rule of another
+    package that cannot be loaded.
+    """
+    if name not in rule_names():
+        raise ConfigError(f"unknown scheduler {name!r}; {nearest(name, rule_names())}")
+    grace = default_grace(epochs) if grace is None else grace
+    if name == NO_RULE:
+        return None
+    if not 1 <= grace <= epochs:
+        raise ConfigError(f"scheduler {name}: grace={grace} must be in 1 .. budget.epochs={epochs}")
+    if factor < 2:
+        raise ConfigError(f"scheduler {name}: factor={factor} must be 2 or more")
+    make = RULES.get(name) or load_plugin(GROUP, name)
+    rule: Rule = make(RuleSettings(epochs, grace, factor, seed))
+    return rule

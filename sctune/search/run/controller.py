@@ -1,0 +1,382 @@
+"""The course of a launch: which trial starts next, what becomes of each, and why it all ends. Knows nothing of Ray.
+
+The suggester proposes, the rule judges, the faults decide about trouble, the recorder writes down. Unfinished trials
+of earlier launches come first. A trial that is started again is the same trial with the next attempt number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, TypeVar
+
+from optuna.trial import FrozenTrial, TrialState
+
+from sctune.report import EpochReport, TrialFailure
+from sctune.search.cluster.resources import TrialResources
+from sctune.search.rules.base import Decision, Rule, refill
+from sctune.search.run.back_pressure import OPEN, Gate
+from sctune.search.run.faults import FIRST_FAILURES, FailureAction, Faults, WaitingTrials, common_cause
+from sctune.search.run.recorder import PAUSED, PROMOTED, RESOURCES, Observer, TrialEnd, TrialRecorder
+from sctune.search.space.definition import Space
+from sctune.search.study.manifest import StudyManifest
+from sctune.search.study.record import Record
+from sctune.search.suggest.samplers import make_sampler
+from sctune.search.suggest.suggester import Suggester
+
+T = TypeVar("T")
+
+
+class EndReason(Enum):
+    """Why a launch ended, the less serious first: a more serious reason replaces one that came before it.
+
+    The first two are its natural end. After any other one unfinished trials stay RUNNING in the record, so that the
+    next launch goes on with them.
+    """
+
+    DONE = 0
+    """All trials that were asked for have ended."""
+    EXHAUSTED = 1
+    """So have all that the space has."""
+    STOPPED = 2
+    """By a signal or `sctune stop`."""
+    OUT_OF_TIME = 3
+    """The time budget is spent."""
+    HOPELESS = 4
+    """The first trials all failed."""
+    ABORTED = 5
+    """Trouble that no trial is to blame for (a node's data, weights or versions; a full disk), and no way around it."""
+    BUG = 6
+    """An observer or the rule raised something."""
+
+    @property
+    def early(self) -> bool:
+        return self not in (EndReason.DONE, EndReason.EXHAUSTED)
+
+
+@dataclass(frozen=True)
+class End:
+    """text: the cause for people; bug: what was raised."""
+
+    reason: EndReason
+    text: str = ""
+    bug: Exception | None = None
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """A trial for a worker. params: dotted fields of the configuration, a variant spelt out.
+
+    launch, first_launch: numbers from 1 of this launch and of the one that began the trial (0: an earlier version
+    did). avoid: ids of nodes that it must not go to.
+    """
+
+    number: int
+    params: Mapping[str, Any]
+    attempt: int
+    launch: int
+    first_launch: int
+    resources: TrialResources
+    avoid: tuple[str, ...]
+
+
+@dataclass
+class _Trial:
+    """What the launch knows of a trial beside what the suggester does.
+
+    node: where its worker told something last. latest: the epoch that it told last in this launch. pausing: the epoch
+    after which the rule wants it paused; paused, promoted: see the record's attributes of these names.
+    """
+
+    attempt: int = 0
+    first_launch: int = 0
+    resources: TrialResources | None = None
+    node: str = ""
+    latest: int | None = None
+    pausing: int | None = None
+    paused: int | None = None
+    promoted: int | None = None
+
+    @classmethod
+    def stored(cls, trial: FrozenTrial) -> _Trial:
+        attrs = trial.user_attrs
+        return cls(
+            attempt=int(attrs.get("attempt", 0)),
+            first_launch=int(attrs.get("first_launch", 0)),
+            resources=TrialResources(**attrs[RESOURCES]) if RESOURCES in attrs else None,
+            paused=attrs.get(PAUSED),
+            promoted=attrs.get(PROMOTED),
+        )
+
+    @property
+    def is_paused(self) -> bool:
+        return self.paused is not None and self.paused != self.promoted
+
+
+class TrialController:
+    """States, retries and ends of the trials of one launch, each told exactly once to the recorder.
+
+    end: None while the launch goes on. exhausted: says so when no untried configuration is left. rule: early stopping.
+    """
+
+    def __init__(
+        self,
+        manifest: StudyManifest,
+        space: Space,
+        record: Record,
+        observers: Sequence[Observer] = (),
+        faults: Faults | None = None,
+        gate: Gate = OPEN,
+        on_left_out: Callable[[str], None] = lambda _line: None,
+        rule: Rule | None = None,
+    ) -> None:
+        """faults: decides about trials in trouble (none: of one CPU each); gate: asked before each start.
+
+        on_left_out: told in one line of a node that gets no trials any more. rule: early stopping, fresh: it is
+        refilled here.
+        """
+        self.manifest, self.space, self.record = manifest, space, record
+        objective = manifest.build_objective()
+        # rules are told merits: higher is better
+        self._merit = objective.merit
+        self.end: End | None = None
+        self.exhausted: str | None = None
+        alone = TrialResources(1.0, 0.0)
+        self._faults = faults or Faults(alone, alone, lambda _node: True)
+        self._gate, self._on_left_out, self.rule = gate, on_left_out, rule
+        # no other driver of the study has this number, one that was cut off included
+        self._launch = len(manifest.launches) + 1
+        trials = record.load()
+        self._trials = {trial.number: _Trial.stored(trial) for trial in trials}
+        unfinished = [trial.number for trial in trials if trial.state == TrialState.RUNNING]
+        self._waiting = WaitingTrials(number for number in unfinished if not self._trials[number].is_paused)
+        self._paused = [number for number in unfinished if self._trials[number].is_paused]
+        self._live: set[int] = set()
+        self._failures: list[TrialFailure] = []
+        self._succeeded = any(trial.state in (TrialState.COMPLETE, TrialState.PRUNED) for trial in trials)
+        self.suggester = Suggester(
+            space,
+            make_sampler(manifest.sampler, manifest.sampler_seed, space=space, n_before=len(trials)),
+            manifest.sampler_seed,
+            trials,
+            record.load_study_attrs(),
+            in_order=manifest.sampler == "grid",
+            taken=record.foreign,
+            objective=objective,
+        )
+        self._recorder = TrialRecorder(record, self.suggester, trials, self._launch, observers, self._found_bug)
+        if rule is not None:
+            refill(rule, ((number, epoch, self._merit(value)) for number, epoch, value in self.history))
+
+    @property
+    def history(self) -> list[tuple[int, int, float]]:
+        """(number, epoch, value) of all reports so far, in order of arrival."""
+        return self._recorder.history
+
+    @property
+    def stopping(self) -> bool:
+        """Whether the launch ends before its time; what is unfinished then stays so."""
+        return self.end is not None and self.end.reason.early
+
+    @property
+    def paused(self) -> tuple[int, ...]:
+        """Numbers of the trials that wait to be promoted."""
+        return tuple(self._paused)
+
+    def finish(self, end: End) -> None:
+        """End the launch. Takes no lock, so signal handlers and timers may call it."""
+        if self.end is None or end.reason.value > self.end.reason.value:
+            self.end = end
+
+    def next(self) -> Assignment | None:
+        """The next trial to start; None: not now, or, where `end` is set by then, no more in this launch."""
+        if self.end is not None:
+            return None
+        if self._gate():
+            if self._gate.stuck is not None and not self._live:
+                self.finish(End(EndReason.ABORTED, self._gate.stuck))
+            return None
+        self._promote()
+        if self.stopping:
+            return None
+        number = self._waiting.next_ready()
+        if number is not None:
+            return self._start_again(number)
+        frozen = self._ask()
+        if frozen is not None:
+            return self._start_new(frozen)
+        parked = self._waiting.next_parked()
+        if parked is not None:
+            return self._start_again(parked)
+        # a running trial may yet have to be started again, or have others promoted
+        if not self._live and not len(self._waiting):
+            self._come_to_an_end()
+        return None
+
+    def decide(self, number: int, report: EpochReport) -> Decision:
+        """The rule's word on a report that does not end its trial; to be asked before the report is handed over."""
+        rule, trial = self.rule, self._trials[number]
+        if rule is None:
+            return Decision.CONTINUE
+        decision = self._guarded(
+            lambda: rule.decide(number, report.epoch, self._merit(report.value)), Decision.CONTINUE
+        )
+        if decision is not Decision.PAUSE:
+            return decision
+        if trial.promoted is not None and report.epoch <= trial.promoted:
+            return Decision.CONTINUE
+        trial.pausing = report.epoch
+        return decision
+
+    def reported(self, number: int, report: EpochReport) -> None:
+        """An epoch of a trial that goes on."""
+        trial = self._trials[number]
+        trial.node, trial.latest = report.origin.node, report.epoch
+        self._recorder.report(number, report)
+
+    def ended(self, number: int, report: EpochReport | None) -> None:
+        """A trial's worker is done with it: by itself, by the rule, or because the launch is being stopped.
+
+        report: its last one, which was not handed to `reported`; None where there is none.
+        """
+        if report is not None:
+            self.reported(number, report)
+        trial = self._trials[number]
+        epoch = trial.latest
+        if epoch is None:
+            self.lost(number, "")
+            return
+        self._live.discard(number)
+        finished = report is not None and report.last
+        if not finished and trial.pausing == epoch:
+            self._pause(number, epoch)
+        elif finished:
+            self._end_trial(number, TrialEnd(TrialState.COMPLETE, "all epochs done", epoch))
+        elif not self.stopping:
+            reason = f"stopped by {self.manifest.scheduler.name} at epoch {epoch}"
+            self._end_trial(number, TrialEnd(TrialState.PRUNED, reason, epoch))
+
+    def failed(self, number: int, failure: TrialFailure) -> None:
+        """A trial told its own failure."""
+        self._live.discard(number)
+        self._carry_out(number, self._faults.told(number, failure, self._resources(number)))
+
+    def lost(self, number: int, error: str, report: EpochReport | None = None) -> None:
+        """A trial's worker ended with Ray's message `error`; report: its last one, where it was not handed over."""
+        if report is not None:
+            self.reported(number, report)
+        self._live.discard(number)
+        if not self.stopping:
+            node = self._trials[number].node or None
+            self._carry_out(number, self._faults.lost(number, error, node, self._resources(number)))
+
+    def _ask(self) -> FrozenTrial | None:
+        n_trials = self.suggester.n_trials
+        if n_trials >= self.manifest.trials or self.exhausted is not None:
+            return None
+        # a write that failed for good ends the search here; nothing waits for those on their way
+        self.record.check()
+        frozen = self.suggester.ask()
+        if frozen is None:
+            self.exhausted = f"space exhausted after {n_trials} of {self.manifest.trials}"
+        return frozen
+
+    def _promote(self) -> None:
+        rule = self.rule
+        if rule is None or not self._paused:
+            return
+        nobody: Sequence[int] = ()
+        for number in self._guarded(rule.promote, nobody):
+            if number in self._paused:
+                self._paused.remove(number)
+                self._trials[number].promoted = self._trials[number].paused
+                self._waiting.ready(number)
+
+    def _pause(self, number: int, epoch: int) -> None:
+        self._trials[number].paused = epoch
+        self._paused.append(number)
+        self._recorder.pause(number, epoch, f"paused by {self.manifest.scheduler.name} after epoch {epoch}")
+
+    def _come_to_an_end(self) -> None:
+        """Nothing is left to start or to wait for, and the rule has promoted all that it wanted to."""
+        while self._paused:
+            number = self._paused.pop(0)
+            epoch = self._trials[number].paused
+            reason = f"paused by {self.manifest.scheduler.name} at epoch {epoch} and not promoted"
+            self._end_trial(number, TrialEnd(TrialState.PRUNED, reason, epoch))
+        self.finish(End(EndReason.DONE if self.exhausted is None else EndReason.EXHAUSTED, self.exhausted or ""))
+
+    def _carry_out(self, number: int, action: FailureAction) -> None:
+        trial = self._trials[number]
+        if action.failure is not None:
+            self._end_trial(number, TrialEnd(TrialState.FAIL, action.reason, trial.latest, action.failure))
+            return
+        if action.abort is not None:
+            self.finish(End(EndReason.ABORTED, action.abort))
+            return
+        if action.storage:
+            self._gate.doubt()
+        if action.left_out is not None:
+            self._on_left_out(action.left_out)
+        if action.resources is not None:
+            trial.resources = action.resources
+            self._waiting.park(number)
+        else:
+            self._waiting.delay(number, action.wait_s)
+        self._recorder.wait(number, action.reason, action.resources)
+
+    def _start_again(self, number: int) -> Assignment:
+        trial = self._trials[number]
+        trial.attempt += 1
+        self._recorder.start_again(number, trial.attempt, trial.promoted)
+        return self._started(number)
+
+    def _start_new(self, frozen: FrozenTrial) -> Assignment:
+        self._trials[frozen.number] = _Trial(attempt=1, first_launch=self._launch)
+        self._recorder.start(frozen, self.space.decode(frozen.params))
+        return self._started(frozen.number)
+
+    def _started(self, number: int) -> Assignment:
+        trial = self._trials[number]
+        trial.pausing = None
+        self._live.add(number)
+        return Assignment(
+            number=number,
+            # the worker knows configuration fields only
+            params=self.space.assignments(self.suggester.params(number)),
+            attempt=trial.attempt,
+            launch=self._launch,
+            first_launch=trial.first_launch,
+            resources=self._resources(number),
+            avoid=tuple(sorted(self._faults.left_out)),
+        )
+
+    def _resources(self, number: int) -> TrialResources:
+        return self._trials[number].resources or self._faults.base
+
+    def _end_trial(self, number: int, end: TrialEnd) -> None:
+        self._recorder.end(number, end)
+        if end.failure is None:
+            self._succeeded = True
+        else:
+            self._failures.append(end.failure)
+        if not self._succeeded:
+            self._give_up()
+
+    def _give_up(self) -> None:
+        """End the launch when its first trials all failed; one that still trains well is waited for a while."""
+        promising = self._paused or any(self._trials[number].latest is not None for number in self._live)
+        if len(self._failures) >= FIRST_FAILURES * (3 if promising else 1):
+            self.finish(End(EndReason.HOPELESS, common_cause(self._failures)))
+
+    def _found_bug(self, problem: Exception) -> None:
+        self.finish(End(EndReason.BUG, str(problem), problem))
+
+    def _guarded(self, ask: Callable[[], T], otherwise: T) -> T:
+        """A rule may come from another package: what it raises ends the launch, where Ray would crawl on."""
+        try:
+            return ask()
+        except Exception as problem:
+            self._found_bug(problem)
+            return otherwise
