@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from sctune.backbones.registry import backbone_entry
-from sctune.errors import WeightsError
+from sctune.errors import SctuneError
 
 Setting = Literal["general", "hard", "anomaly-free"]
 SelectionMode = Literal["auto", "extra", "seen", "proxy", "test"]
@@ -44,7 +44,7 @@ def _checked_range(text: str) -> str:
 def _known_backbone(name: str) -> str:
     try:
         return backbone_entry(name).name
-    except WeightsError as problem:
+    except SctuneError as problem:
         raise ValueError(f"model.backbone={name!r}: {problem}") from None
 
 
