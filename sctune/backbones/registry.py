@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from importlib.metadata import EntryPoint, entry_points
 
 from sctune.backbones import features, lite, resnet
 from sctune.backbones.entry import BackboneEntry, Tap
 from sctune.backbones.timm_nets import PREFIX, timm_entry
 from sctune.errors import WeightsError, nearest
+from sctune.plugins import load_plugin, plugin_names
 
 GROUP = "sctune.backbones"
 SHIPPED = {entry.name: entry for entry in (*resnet.ENTRIES, *features.ENTRIES, *lite.ENTRIES)}
@@ -25,7 +25,7 @@ def register(entry: BackboneEntry) -> None:
 
     Raises ValueError for a name that another one has.
     """
-    if entry.name in SHIPPED or entry.name.startswith(PREFIX) or entry.name in _plugins():
+    if entry.name in SHIPPED or entry.name.startswith(PREFIX) or entry.name in plugin_names(GROUP):
         raise ValueError(f"a backbone {entry.name!r} exists already; give it another name")
     _registered[entry.name] = entry
 
@@ -38,14 +38,12 @@ def backbone_entry(name: str) -> BackboneEntry:
         return timm_entry(name)
     if name in _registered:
         return _registered[name]
-    if name in _plugins():
-        return _loaded(name)
-    raise WeightsError(f"unknown backbone {name!r}; {nearest(name, backbone_names())}, or timm/NAME")
+    return _plugin(name)
 
 
 def backbone_names() -> list[str]:
     """All names but those of timm, sorted."""
-    return sorted({*SHIPPED, *_registered, *_plugins()})
+    return sorted({*SHIPPED, *_registered, *plugin_names(GROUP)})
 
 
 def feature_side(image_size: int, backbone: str, taps: Sequence[str]) -> int:
@@ -66,18 +64,13 @@ def tap_list(backbone: str, taps: Sequence[str]) -> list[Tap]:
     return sorted(found, key=lambda tap: (tap.after, tap.output))
 
 
-@lru_cache(maxsize=1)
-def _plugins() -> dict[str, EntryPoint]:
-    return {point.name: point for point in entry_points(group=GROUP)}
-
-
 @lru_cache(maxsize=64)
-def _loaded(name: str) -> BackboneEntry:
-    point = _plugins()[name]
-    try:
-        entry = point.load()
-    except Exception as problem:  # whatever somebody else's package raises when it is imported
-        raise WeightsError(f"backbone {name!r} of {point.value} cannot be loaded: {problem!r}") from problem
+def _plugin(name: str) -> BackboneEntry:
+    if name not in plugin_names(GROUP):
+        raise WeightsError(f"unknown backbone {name!r}; {nearest(name, backbone_names())}, or timm/NAME")
+    entry = load_plugin(GROUP, name)
     if not isinstance(entry, BackboneEntry) or entry.name != name:
-        raise WeightsError(f"{point.value} is no BackboneEntry of the name {name!r}, which its entry point promises")
+        raise WeightsError(
+            f"entry point {name!r} of group {GROUP} gives no BackboneEntry of that name; mend its package"
+        )
     return entry

@@ -1,4 +1,4 @@
-"""The training images of a detector as they reach the device: decoded, turned, normalised; and its references.
+"""The training images of a detector as they reach the device: decoded, rotated, normalised; and its references.
 
 References are the normal images that a latent residual is taken from (METHODS 3.1).
 """
@@ -21,8 +21,8 @@ def pixels_of(images: TaskImages, rows: np.ndarray, config: TrialConfig, device:
     return to_pixels(images.take(rows), device, config.runtime.channels_last)
 
 
-def turned(pixels: Tensor, config: TrialConfig, *purpose: object) -> tuple[Tensor, Tensor]:
-    """Each image turned by an angle of its own: normalised images [N, 3, S, S], and where they are real [N, 1, S, S].
+def rotated(pixels: Tensor, config: TrialConfig, *purpose: object) -> tuple[Tensor, Tensor]:
+    """Each image rotated by an angle of its own: normalised images [N, 3, S, S], and where they are real [N, 1, S, S].
 
     purpose: names and numbers that key the angles.
     """
@@ -35,9 +35,9 @@ def turned(pixels: Tensor, config: TrialConfig, *purpose: object) -> tuple[Tenso
 class References:
     """Draws `model.reference_count` reference images: anew for each step, and for scoring.
 
-    With `reference_source=normals` they are clean and, for scoring, always the same and not turned. With `training`
+    With `reference_source=normals` they are clean and, for scoring, always the same and not rotated. With `training`
     they are as DRA's public code has them: about half are pseudo anomalies (of the makers that work on pixels), and
-    those for scoring are drawn and turned anew each time.
+    those for scoring are drawn and rotated anew each time.
     """
 
     def __init__(self, config: TrialConfig, images: TaskImages, device: torch.device) -> None:
@@ -46,8 +46,8 @@ class References:
         self.device = device
 
     def for_step(self, number: int) -> Tensor:
-        """Normalised, turned references [R, 3, S, S] of a training step."""
-        return turned(self._drawn("references", number), self.config, "reference rotation", number)[0]
+        """Normalised, rotated references [R, 3, S, S] of a training step."""
+        return rotated(self._drawn("references", number), self.config, "reference rotation", number)[0]
 
     def for_scoring(self, epoch: int) -> np.ndarray:
         """uint8 references [R, S, S, 3] to score with after an epoch."""

@@ -52,7 +52,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Launch:
+class RunningLaunch:
     """What a launch needs; the caller holds the study's lock.
 
     seconds_left: what is left of the time budget. started: time.monotonic() of the command.

@@ -36,7 +36,7 @@ from sctune.search.study.database import (
     with_retries,
     without_password,
 )
-from sctune.search.study.record_sql import Attrs, Finish, RecordSql, Report, Start, StudyAttrs, Write
+from sctune.search.study.record_sql import Attrs, EpochRow, Finish, RecordSql, Start, StudyAttrs, Write
 
 REPORT_PREFIX = "report:"
 """User attribute `report:<epoch>`: {"metrics": {...}, "time": first arrival in ms since 1970}."""
@@ -172,7 +172,7 @@ class Record:
         }
         if report.scores:
             attrs["scores"] = {key: list(values) for key, values in report.scores.items()}
-        self._put(Report(number, report.epoch, report.value, attrs))
+        self._put(EpochRow(number, report.epoch, report.value, attrs))
 
     def finish(self, number: int, state: TrialState, value: float | None, attrs: Mapping[str, Any]) -> None:
         """The end of a trial: COMPLETE, PRUNED or FAIL; told again it changes nothing."""
