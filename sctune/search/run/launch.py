@@ -119,14 +119,6 @@ class RunningLaunch:
         keeper = CheckpointKeeper(
             manifest.storage_path, manifest.keep_best, trials, study.record.then, lambda: study.taken, objective
         )
-        lacking = self.resources.left_out
-        faults = Faults(
-            TrialResources(self.resources.cpus, self.resources.gpus),
-            largest_resources(lacking),
-            lambda node: node in nodes_alive(),
-            lambda taken: nodes_for(taken.cpus, taken.gpus),
-            lacking,
-        )
         use = DiskUse(study.folder, manifest.storage_path)
         gate = StartGate(
             use, keeper, manifest.max_disk, self.resources.concurrent, lambda: study.record.trouble, progress.say
@@ -141,8 +133,10 @@ class RunningLaunch:
 
         spec = manifest.scheduler
         rule = make_rule(spec.name, self.space.base.epochs, spec.grace, spec.factor, manifest.sampler_seed)
-        controller = TrialController(manifest, self.space, study.record, observers, faults, gate, left_out, rule)
-        study.add_launch(_now(), tuple(lacking.values()))
+        controller = TrialController(
+            manifest, self.space, study.record, observers, self._faults(), gate, left_out, rule
+        )
+        study.add_launch(_now(), tuple(self.resources.left_out.values()))
         tracking.on_study_start()
         if len(study.manifest.launches) > 1:
             # what an earlier launch could not deliver is in the record
@@ -159,6 +153,16 @@ class RunningLaunch:
             if study.taken:
                 raise StudyError(study.lost or f"study {study.name!r} is being run by another driver")
             return controller, self._finish(controller, tracking, writer, stop)
+
+    def _faults(self) -> Faults:
+        lacking = self.resources.left_out
+        return Faults(
+            TrialResources(self.resources.cpus, self.resources.gpus),
+            largest_resources(lacking),
+            lambda node: node in nodes_alive(),
+            lambda taken: nodes_for(taken.cpus, taken.gpus),
+            lacking,
+        )
 
     def _flush(self, controller: TrialController) -> None:
         record = self.study.record
