@@ -151,7 +151,7 @@ def run_direct(trials: int) -> Clock:
     study = Study.create(plan.study_root, plan.manifest)
     resources = Resources(SLOTS, 0.0, 1.0, 0.0, SLOTS, 1)
     console = Console(file=io.StringIO())
-    launch.Launch(study, plan.space, plan.splits, resources, None, console, time.monotonic()).run()
+    launch.RunningLaunch(study, plan.space, plan.splits, resources, None, console, time.monotonic()).run()
     clock.check(trials)
     return clock
 

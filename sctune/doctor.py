@@ -11,6 +11,9 @@ from typing import Any
 from sctune.errors import DataError, SctuneError, WeightsError
 from sctune.paths import home
 
+PROFILES_TAKE = ("efficientnet_lite0", "resnet18")
+"""The backbones of the profiles."""
+
 
 def examine() -> list[dict[str, Any]]:
     """Findings in order: {"what", "ok", "detail"}; nothing is changed."""
@@ -26,8 +29,8 @@ def examine() -> list[dict[str, Any]]:
         _row("disk", free > 5, f"{free:.1f} GiB free at {home()}"),
         _row("write access", os.access(folder, os.W_OK), str(home())),
         _data(),
-        _weights("efficientnet_lite0"),
-        _weights("resnet18"),
+        *map(_weights, PROFILES_TAKE),
+        _other_weights(),
         _tracking(),
         _row("S3", find_spec("pyarrow") is not None, "storage paths s3://BUCKET/PATH are possible"),
     ]
@@ -60,6 +63,23 @@ def _weights(backbone: str) -> dict[str, Any]:
     except WeightsError as problem:
         return _row(f"weights of {backbone}", False, str(problem))
     return _row(f"weights of {backbone}", True, str(path))
+
+
+def _other_weights() -> dict[str, Any]:
+    from sctune.backbones.registry import backbone_names
+    from sctune.backbones.weights import local_weights
+
+    here: list[str] = []
+    away: list[str] = []
+    for name in sorted(set(backbone_names()) - set(PROFILES_TAKE)):
+        try:
+            (away if local_weights(name) is None else here).append(name)
+        except WeightsError:
+            away.append(name)
+    timm = "timm/NAME too" if find_spec("timm") else "timm/NAME after pip install timm"
+    return _row(
+        "weights of other backbones", True, f"here: {', '.join(here) or 'none'}; not yet: {', '.join(away)}; {timm}"
+    )
 
 
 def _tracking() -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Sizes of image pyramids, known before any network is built.
+"""Sizes of images, known before any network is built.
 
 Pure integer arithmetic, so that an impossible combination is refused when the configuration is made.
 """

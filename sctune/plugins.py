@@ -31,12 +31,10 @@ def load_entry(group: str, name: str, kind: type[Kind]) -> Kind:
 
     Raises ConfigError for another one too.
     """
-    point = _only(group, name)
-    entry = _load(point)
+    entry = load_plugin(group, name)
     if not isinstance(entry, kind) or getattr(entry, "name", None) != name:
         raise ConfigError(
-            f"{point.value} is no {kind.__name__} of the name {name!r}, which its entry point promises; mend or remove "
-            f"package {_package(point)}"
+            f"entry point {name!r} of group {group} gives no {kind.__name__} of that name; mend its package"
         )
     return entry
 

@@ -100,7 +100,7 @@ class EpochReport:
 
     @staticmethod
     def from_dict(row: Mapping[str, Any]) -> EpochReport:
-        """Raises ValueError for something else than what `to_dict` gives, NonFiniteError for a metric that is none.
+        """Raises ValueError for anything but what `to_dict` gives, NonFiniteError for a metric that is not finite.
 
         A dictionary that names no objective was written when there was one only.
         """

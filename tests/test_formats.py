@@ -22,8 +22,8 @@ from sctune.data.decode import Decoding
 from sctune.data.images import ImageCache
 from sctune.data.manifest import read_manifest
 from sctune.errors import SctuneError
+from sctune.search.reconcile.recorded import past_trial
 from sctune.search.reconcile.repair import remove_journal
-from sctune.search.reconcile.replay import past_trial
 from sctune.search.space.definition import load_space
 from sctune.search.study.driver import running_driver
 from sctune.search.study.study import Study

@@ -68,10 +68,10 @@ def scar_places(
     to_column = margin_column + (draws[6] * (width - 2 * margin_column)).floor()
     reach = int(max([0.0, *margin_row.tolist(), *margin_column.tolist()]))
     table = torch.stack([cosine, sine, across, down, from_row, from_column, to_row, to_column])
-    return _turned(table.to(device)[..., None], reach, width)
+    return _rotated(table.to(device)[..., None], reach, width)
 
 
-def _turned(table: Tensor, reach: int, width: int) -> Places:
+def _rotated(table: Tensor, reach: int, width: int) -> Places:
     """Places of the turned boxes, out of all pixels up to `reach` rows and columns around the centres.
 
     table [8, M, 1]: cosine, sine, across, down, from_row, from_column, to_row, to_column.

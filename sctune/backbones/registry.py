@@ -12,7 +12,7 @@ from functools import lru_cache
 from sctune.backbones import features, lite, resnet
 from sctune.backbones.entry import BackboneEntry, Tap
 from sctune.backbones.timm_nets import PREFIX, timm_entry
-from sctune.errors import ConfigError, WeightsError, nearest
+from sctune.errors import WeightsError, nearest
 from sctune.plugins import load_entry, plugin_names
 
 GROUP = "sctune.backbones"
@@ -25,7 +25,7 @@ def register(entry: BackboneEntry) -> None:
 
     Raises ValueError for a name that another one has.
     """
-    if entry.name in SHIPPED or entry.name.startswith(PREFIX) or entry.name in _plugins():
+    if entry.name in SHIPPED or entry.name.startswith(PREFIX) or entry.name in plugin_names(GROUP):
         raise ValueError(f"a backbone {entry.name!r} exists already; give it another name")
     _registered[entry.name] = entry
 
@@ -38,14 +38,12 @@ def backbone_entry(name: str) -> BackboneEntry:
         return timm_entry(name)
     if name in _registered:
         return _registered[name]
-    if name in _plugins():
-        return _loaded(name)
-    raise WeightsError(f"unknown backbone {name!r}; {nearest(name, backbone_names())}, or timm/NAME")
+    return _plugin(name)
 
 
 def backbone_names() -> list[str]:
     """All names but those of timm, sorted."""
-    return sorted({*SHIPPED, *_registered, *_plugins()})
+    return sorted({*SHIPPED, *_registered, *plugin_names(GROUP)})
 
 
 def feature_side(image_size: int, backbone: str, taps: Sequence[str]) -> int:
@@ -66,13 +64,8 @@ def tap_list(backbone: str, taps: Sequence[str]) -> list[Tap]:
     return sorted(found, key=lambda tap: (tap.after, tap.output))
 
 
-def _plugins() -> list[str]:
-    return plugin_names(GROUP, but=SHIPPED)
-
-
 @lru_cache(maxsize=64)
-def _loaded(name: str) -> BackboneEntry:
-    try:
-        return load_entry(GROUP, name, BackboneEntry)
-    except ConfigError as problem:
-        raise WeightsError(f"backbone {name!r}: {problem}") from problem
+def _plugin(name: str) -> BackboneEntry:
+    if name not in plugin_names(GROUP):
+        raise WeightsError(f"unknown backbone {name!r}; {nearest(name, backbone_names())}, or timm/NAME")
+    return load_entry(GROUP, name, BackboneEntry)

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from annotated_types import Ge
 
 from sctune.search.plan.options import SearchOptions
 from sctune.search.plan.options import duration as duration_of
@@ -19,9 +18,9 @@ def _asked(field: str, *flags: str, written: bool = False) -> Any:
     """The option of a field of SearchOptions; written: it comes as text, which SearchOptions reads."""
     info = SearchOptions.model_fields[field]
     assert isinstance(info.json_schema_extra, dict)
-    least = None if written else next((rule.ge for rule in info.metadata if isinstance(rule, Ge)), None)
+    least = None if written else next((rule.ge for rule in info.metadata if hasattr(rule, "ge")), None)
     panel = str(info.json_schema_extra["panel"])
-    return typer.Option(*flags, help=info.description, rich_help_panel=panel, min=least)  # type: ignore[arg-type]
+    return typer.Option(*flags, help=info.description, rich_help_panel=panel, min=least)
 
 
 Space = Annotated[str, _asked("space")]

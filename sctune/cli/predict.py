@@ -45,7 +45,7 @@ def predict(
     device: Device = "auto",
     as_json: opt.AsJson = False,
 ) -> None:
-    """Score images: a row for each, also for a file that is none. The same command again goes on where it ended.
+    """Score images: a row for each, also for a file that is no image. The same command again goes on where it ended.
 
     Files whose content has changed since are scored anew.
     """

@@ -15,7 +15,7 @@ from sctune.config import parse_assignments
 from sctune.errors import ConfigError
 
 if TYPE_CHECKING:
-    from sctune.reproduce.run import Outcome
+    from sctune.reproduce.run import TableOutcome
 
 Table = Annotated[str, typer.Argument(help="table1, table2, table3, table4, fig7a or fig7b.")]
 Dataset = Annotated[
@@ -99,7 +99,7 @@ def reproduce(
         raise typer.Exit(3)
 
 
-def _show(outcome: Outcome, as_json: bool) -> None:
+def _show(outcome: TableOutcome, as_json: bool) -> None:
     from sctune.reproduce.tables import notes, terminal_tables
 
     if as_json:

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from sctune.backbones.registry import backbone_entry
-from sctune.errors import WeightsError
+from sctune.errors import SctuneError
 
 Setting = Literal["general", "hard", "anomaly-free"]
 SelectionMode = Literal["auto", "extra", "seen", "proxy", "test"]
@@ -18,7 +18,7 @@ SelectionMode = Literal["auto", "extra", "seen", "proxy", "test"]
 def range_ends(text: str) -> tuple[float, float] | None:
     """The values of `data.range` that are black and white; None for `auto` and `container`, which name none.
 
-    Raises ValueError for what is none of auto, container, bits:N and MIN,MAX.
+    Raises ValueError for anything but auto, container, bits:N and MIN,MAX.
     """
     if text in ("auto", "container"):
         return None
@@ -44,7 +44,7 @@ def _checked_range(text: str) -> str:
 def _known_backbone(name: str) -> str:
     try:
         return backbone_entry(name).name
-    except WeightsError as problem:
+    except SctuneError as problem:
         raise ValueError(f"model.backbone={name!r}: {problem}") from None
 
 

@@ -134,7 +134,8 @@ class TrialConfig(Section):
             tap_list(model.backbone, model.tap_names)
         except ValueError as problem:
             raise ValueError(f"{taken}: {problem}") from None
-        for scale in scale_sizes(size, model.n_scales):
+        scales = model.n_scales if self.entry.looks_at("model.n_scales") else 1
+        for scale in scale_sizes(size, scales):
             try:
                 side = feature_side(scale, model.backbone, model.tap_names)
             except ValueError as problem:

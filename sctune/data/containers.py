@@ -104,7 +104,7 @@ def npy_header(stream: BinaryIO) -> tuple[tuple[int, ...], np.dtype[Any]]:
 
 
 def npy_layout(shape: tuple[int, ...]) -> Literal["HW", "HWC", "CHW"]:
-    """Where the bands of an array are: first or last, whichever is fewer. Raises CorruptImageError for what is none."""
+    """Where the bands of an array are: first or last, whichever is fewer. Raises CorruptImageError for others."""
     layout: Literal["HW", "HWC", "CHW"] = "HW"
     if len(shape) == 3 and shape[0] != shape[2]:
         layout = "CHW" if shape[0] < shape[2] else "HWC"

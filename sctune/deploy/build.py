@@ -32,7 +32,7 @@ def model_parts(trainer: Trainer, meta: Mapping[str, Any], rule: float | str = D
 
     rule: the wanted false-alarm rate in (0, 1), or BEST_F1 on the held-out selection images. Only images of the
     development pool are looked at. There is no threshold where no image was held out for it (selection mode `test`).
-    Raises ConfigError for a rate that is none, DataError for best F1 without held-out anomalies.
+    Raises ConfigError for a rate outside (0, 1), DataError for best F1 without held-out anomalies.
     """
     calibration = calibrate(trainer)
     return ModelParts(

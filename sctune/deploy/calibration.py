@@ -44,7 +44,7 @@ class Prepared:
 
 
 def prepare_image(source: Path | bytes, decoding: Decoding) -> Prepared:
-    """Decode one image; raises DataError for what is none (data/decode.py)."""
+    """Decode one image; raises DataError for bytes that are no image (data/decode.py)."""
     decoded = decode(source, decoding)
     pixels = decoded.pixels
     return Prepared(pixels, float(pixels.mean()), float(pixels.std()), decoded.width, decoded.height, decoded.notes)
@@ -69,7 +69,7 @@ class Calibration:
 
     @staticmethod
     def of(source: str, scores: Sequence[float], images: Sequence[Prepared]) -> Calibration:
-        """Raises NonFiniteError for a score that is none."""
+        """Raises NonFiniteError for a score that is no finite number."""
         if not np.isfinite(scores).all():
             raise NonFiniteError("a score of the calibration images is no finite number")
         columns = {name: tuple(float(getattr(image, name)) for image in images) for name in MEASURES}

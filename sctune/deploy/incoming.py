@@ -52,7 +52,7 @@ def error_line(name: str, problem: str) -> str:
 def bytes_of_text(text: str) -> bytes:
     """What base64 holds, also with line breaks, url-safe letters, without padding, or as a `data:` address.
 
-    Raises DataError for what is none.
+    Raises DataError for what is no image.
     """
     found = _DATA_URL.match(text)
     letters = "".join(text[found.end() if found else 0 :].split()).replace("-", "+").replace("_", "/").rstrip("=")

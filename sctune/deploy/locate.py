@@ -46,7 +46,7 @@ def open_model(where: str, tracking_uri: str | None = None, device: str = "auto"
     """Load a model: `models:/NAME@ALIAS`, `models:/NAME/VERSION`, or a folder of it.
 
     tracking_uri: of the registry, None for that of the environment or the local one. Raises TrackingError for a
-    registry that does not answer or does not hold it, CheckpointError for a folder that is none or damaged.
+    registry that does not answer or does not hold it, CheckpointError for a folder without a whole model.
     """
     with model_folder(where, tracking_uri) as folder:
         return load_model_folder(folder, device)

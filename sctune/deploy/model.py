@@ -83,7 +83,7 @@ class Model:
         return "score" if chosen == "score" else "gradient"
 
     def prepare(self, source: Path | bytes) -> Prepared:
-        """Decode one image; raises DataError for what is none."""
+        """Decode one image; raises DataError for bytes that are no image."""
         return prepare_image(source, Decoding.of(self.config.data))
 
     def score(self, images: Sequence[NDArray[np.uint8]] | NDArray[np.uint8]) -> NDArray[np.float64]:

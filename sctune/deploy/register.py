@@ -93,8 +93,8 @@ def registered_name(study: str) -> str:
 
 def requirements(config: TrialConfig) -> list[str]:
     """Exact versions of what loading needs, without local parts (+cpu), and the wheel inside the model."""
-    own = backbone_entry(config.model.backbone).packages.values() if config.entry.looks_at("model.backbone") else ()
-    packages = [*_PACKAGES, *own, *config.entry.packages]
+    backbone = backbone_entry(config.model.backbone).packages if config.entry.looks_at("model.backbone") else {}
+    packages = [*_PACKAGES, *backbone.values(), *config.entry.packages]
     lines = []
     for package in packages:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
@@ -10,6 +11,21 @@ from torch import Tensor
 
 from sctune.backbones.entry import IMAGENET_MEAN, IMAGENET_STD
 from sctune.config import RuntimeConfig
+
+ALIKE_BATCH = {"cpu": 1, "cuda": 32}
+"""Images of one pass where scores must not depend on what else is scored; on a CPU one by one is as fast as many."""
+
+
+def score_alike(score: Callable[[np.ndarray, int], np.ndarray], images: np.ndarray, device: torch.device) -> np.ndarray:
+    """Scores [N] of uint8 images [N, S, S, 3], in batches of one size, the last one filled up.
+
+    The same image has the same score to the last bit, whatever stands beside it: sums of floats depend on the size of
+    a batch, not on what is in it. score: images and a batch size -> scores.
+    """
+    size = ALIKE_BATCH["cuda" if device.type == "cuda" else "cpu"]
+    missing = -len(images) % size
+    filled = np.concatenate([images, np.zeros((missing, *images.shape[1:]), np.uint8)]) if missing else images
+    return score(filled, size)[: len(images)]
 
 
 def normalise(pixels: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from sctune.errors import ConfigError, DataError
 from sctune.files import replace_files
 from sctune.manage.figures import Chosen, FigureOptions, choose_trial
 from sctune.metrics.threshold import DEFAULT_RATE, Threshold, conformal_threshold
-from sctune.pages.diff_picture import Row, Side, diff_picture
+from sctune.pages.diff_picture import FlippedRow, Side, diff_picture
 from sctune.search.study.study import Study
 from sctune.tracking.run_files import log_run_files
 from sctune.train.heatmap import Kind, scaled, some_heat_maps
@@ -255,7 +255,7 @@ def _write(
     return replace_files({folder / name: write for name, write in writers.items()})
 
 
-def _rows(report: DiffReport, trainers: tuple[Trainer, Trainer], pictured: list[ImageDiff]) -> list[Row]:
+def _rows(report: DiffReport, trainers: tuple[Trainer, Trainer], pictured: list[ImageDiff]) -> list[FlippedRow]:
     places = {path: row for row, path in enumerate(trainers[0].selection.paths)}
     chosen = [places[one.path] for one in pictured]
     sides: list[list[Side]] = []
@@ -272,7 +272,7 @@ def _rows(report: DiffReport, trainers: tuple[Trainer, Trainer], pictured: list[
             ]
         )
     pixels = trainers[0].selection.images[chosen]
-    return [Row(one, pixels[row], (sides[0][row], sides[1][row])) for row, one in enumerate(pictured)]
+    return [FlippedRow(one, pixels[row], (sides[0][row], sides[1][row])) for row, one in enumerate(pictured)]
 
 
 def _saliency(trainer: Trainer, images: np.ndarray, batch_size: int = 8) -> np.ndarray:

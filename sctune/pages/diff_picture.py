@@ -38,7 +38,7 @@ class Image(Protocol):
     def ranks(self) -> tuple[float, float]: ...
 
 
-class Row(NamedTuple):
+class FlippedRow(NamedTuple):
     """pixels: uint8 [S, S, 3]."""
 
     image: Image
@@ -63,7 +63,7 @@ class Facts(Protocol):
     def images(self) -> Sequence[Any]: ...
 
 
-def diff_picture(rows: Sequence[Row], facts: Facts, path: Path, attribution: str | None) -> Path:
+def diff_picture(rows: Sequence[FlippedRow], facts: Facts, path: Path, attribution: str | None) -> Path:
     """A line for each image: image, then saliency and heat map of both trials; above it what differs between them."""
     changes = [(name, *map(_short, values)) for name, values in facts.changes.items()]
     more = len(changes) - _CHANGES
@@ -90,7 +90,7 @@ def diff_picture(rows: Sequence[Row], facts: Facts, path: Path, attribution: str
     return path
 
 
-def _line(cells: Sequence[Axes], row: Row, trials: tuple[int, int]) -> None:
+def _line(cells: Sequence[Axes], row: FlippedRow, trials: tuple[int, int]) -> None:
     truth = "anomalous" if row.image.label else "normal"
     cells[0].imshow(row.pixels)
     cells[0].set_title(f"{_name(row.image.path)}\n{truth}", fontsize=7)

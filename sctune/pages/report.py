@@ -22,7 +22,7 @@ FORMAT_VERSION = 1
 
 
 @dataclass(frozen=True)
-class Report:
+class StudyReport:
     """What was written. left_out: part -> why it could not be made."""
 
     study: str
@@ -43,7 +43,7 @@ class Report:
         }
 
 
-def write_report(root: Path, name: str, path: Path, storage: str | None = None) -> Report:
+def write_report(root: Path, name: str, path: Path, storage: str | None = None) -> StudyReport:
     """Write the report of a study as it stands; the file is replaced at once.
 
     storage: URL of the record of a study that another machine began. Raises StudyError for a missing study,
@@ -54,7 +54,7 @@ def write_report(root: Path, name: str, path: Path, storage: str | None = None) 
     text = page(view, drawings, datetime.now(UTC).isoformat(timespec="seconds"))
     replace_files({path: lambda staged: _write(staged, text)})
     left_out = {one.name: one.reason for one in drawings if one.reason is not None}
-    return Report(view.name, path, path.stat().st_size, left_out, view.result.notes)
+    return StudyReport(view.name, path, path.stat().st_size, left_out, view.result.notes)
 
 
 def page(view: StudyView, drawings: Sequence[Drawing], made: str) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from sctune.data.catalog import DataSet, open_dataset
 from sctune.data.layouts import folders_in
 from sctune.errors import ConfigError, DataError, nearest
-from sctune.reproduce.paper import Group, PaperData, PaperTable, Row, paper_datasets, paper_table
+from sctune.reproduce.paper import Group, PaperData, PaperRow, PaperTable, paper_datasets, paper_table
 
 ELPV = "elpv"
 
@@ -58,7 +58,7 @@ class Cell:
     kind: folder of the known class (hard setting); reason: why it cannot be run, None where it can.
     """
 
-    row: Row
+    row: PaperRow
     anomalies: int
     place: Place | None = None
     kind: str | None = None
@@ -161,7 +161,7 @@ def _groups(table: PaperTable, asked: Asked) -> list[tuple[Group, int]]:
     return chosen
 
 
-def _category(group: Group, row: Row) -> str | None:
+def _category(group: Group, row: PaperRow) -> str | None:
     return group.category or row.category
 
 
@@ -169,7 +169,7 @@ def _more(table: PaperTable, data: PaperData, category: str | None) -> Group:
     """A group that the paper's table does not have; in the hard setting with the classes of its Table 2, if any."""
     label = category.capitalize() if category else data.label
     if table.setting != "hard":
-        return Group(label, data.name, (Row(label, category),))
+        return Group(label, data.name, (PaperRow(label, category),))
     for group in paper_table("table2").groups:
         if (group.dataset, group.category) == (data.name, category):
             return replace(group, rows=tuple(replace(row, numbers={}) for row in group.rows), means={})
@@ -212,15 +212,15 @@ def elpv_installed() -> bool:
     return find_spec("elpv_dataset") is not None
 
 
-def _rows_of_data(group: Group, asked: Asked, places: _Places) -> tuple[Row, ...]:
+def _rows_of_data(group: Group, asked: Asked, places: _Places) -> tuple[PaperRow, ...]:
     """A row for each anomaly class of the data; where they are missing, for those asked for by name."""
     place = places.find(group.dataset, group.category)
     if isinstance(place, str):
-        return tuple(Row(name, known_class=name) for name in asked.known_classes) or (Row("each class"),)
-    return tuple(Row(kind, known_class=kind) for kind in place.data.kinds)
+        return tuple(PaperRow(name, known_class=name) for name in asked.known_classes) or (PaperRow("each class"),)
+    return tuple(PaperRow(kind, known_class=kind) for kind in place.data.kinds)
 
 
-def _cell(setting: str, group: Group, row: Row, anomalies: int, places: _Places) -> Cell:
+def _cell(setting: str, group: Group, row: PaperRow, anomalies: int, places: _Places) -> Cell:
     place = places.find(group.dataset, _category(group, row))
     if isinstance(place, str):
         return Cell(row, anomalies, reason=place)
@@ -247,9 +247,9 @@ def _too_few(setting: str, place: Place, kind: str | None, anomalies: int) -> st
     return None
 
 
-def _is_known(row: Row, wanted: Sequence[str]) -> bool:
+def _is_known(row: PaperRow, wanted: Sequence[str]) -> bool:
     return not wanted or any(match(name, _names(row)) is not None for name in wanted)
 
 
-def _names(row: Row) -> tuple[str, ...]:
+def _names(row: PaperRow) -> tuple[str, ...]:
     return tuple(name for name in (row.label, row.known_class) if name)

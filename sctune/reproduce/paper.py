@@ -30,7 +30,7 @@ Numbers = Mapping[tuple[int, str], Number]
 
 
 @dataclass(frozen=True)
-class Row:
+class PaperRow:
     """A line of a table: a category of a data set, or an anomaly class that is known in training."""
 
     label: str
@@ -45,7 +45,7 @@ class Group:
 
     label: str
     dataset: str
-    rows: tuple[Row, ...]
+    rows: tuple[PaperRow, ...]
     category: str | None = None
     mean_label: str | None = None
     means: Numbers = field(default_factory=dict)
@@ -116,7 +116,7 @@ def _group(entry: Mapping[str, Any], columns: tuple[str, ...]) -> Group:
         label=entry["label"],
         dataset=entry["dataset"],
         rows=tuple(
-            Row(row["label"], row.get("category"), row.get("known_class"), _numbers(row, columns))
+            PaperRow(row["label"], row.get("category"), row.get("known_class"), _numbers(row, columns))
             for row in entry["rows"]
         ),
         category=entry.get("category"),

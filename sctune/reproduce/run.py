@@ -40,7 +40,7 @@ CSV_NAME, MARKDOWN_NAME, PICTURE_NAME = "table.csv", "table.md", "table.png"
 
 
 @dataclass(frozen=True)
-class Outcome:
+class TableOutcome:
     """What a command gave. stopped: interrupted, and the same command goes on."""
 
     plan: TablePlan
@@ -66,7 +66,7 @@ class Outcome:
         }
 
 
-def run_table(plan: TablePlan, say: Say, console: Console | None = None) -> Outcome:
+def run_table(plan: TablePlan, say: Say, console: Console | None = None) -> TableOutcome:
     """Train what is not trained yet, score it, and write the table; done work is never repeated.
 
     A study that fails is a gap of the table. Raises SctuneError where nothing at all could be run, or where the
@@ -95,7 +95,7 @@ def run_table(plan: TablePlan, say: Say, console: Console | None = None) -> Outc
     if problems and len(problems) == len(plan.studies) and not scored:
         raise next(iter(problems.values()))
     results = tuple(table_results(plan.blocks, plan.columns, scored))
-    outcome = Outcome(plan, results, (*plan.missing, *gaps), stopped)
+    outcome = TableOutcome(plan, results, (*plan.missing, *gaps), stopped)
     _write(outcome)
     return outcome
 
@@ -159,7 +159,7 @@ def _check_writable(out: Path) -> None:
         refuse_folder(out / name)
 
 
-def _write(outcome: Outcome) -> None:
+def _write(outcome: TableOutcome) -> None:
     """table.csv, table.md and table.png: all of them or none; raises ConfigError where one cannot be written."""
     from sctune.reproduce.pictures import picture
 

@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from sctune import __version__
 from sctune.deploy.model import Model, score_digest
 from sctune.serve.auth import Guard
-from sctune.serve.batching import Batcher, Scored
+from sctune.serve.batching import Batcher, BatchScore
 from sctune.serve.limits import RETRY_S, Bodies, Limits, RequestError, read_body
 from sctune.serve.metrics import CONTENT_TYPE, Metrics
 from sctune.serve.page import SECURITY, docs_page, drop_page
@@ -44,7 +44,7 @@ class ImageResult(BaseModel):
     error: str | None = None
 
 
-class Identity(BaseModel):
+class ModelIdentity(BaseModel):
     """Which model answers. address: as it was opened; digest: SHA-256 of configuration and weights."""
 
     address: str
@@ -55,7 +55,7 @@ class Identity(BaseModel):
 
 class Prediction(BaseModel):
     format_version: int = FORMAT_VERSION
-    model: Identity
+    model: ModelIdentity
     threshold: float | None
     results: list[ImageResult]
 
@@ -76,7 +76,7 @@ class ModelDocument(BaseModel):
     """The model for people. meta: what its maker wrote down; threshold_line: the threshold in words."""
 
     format_version: int = FORMAT_VERSION
-    model: Identity
+    model: ModelIdentity
     threshold: dict[str, Any] | None
     threshold_line: str | None
     image_size: int
@@ -102,7 +102,7 @@ class Service:
         self.bodies = Bodies(limits)
         self.batcher = Batcher(model, limits)
         study, trial = model.meta.get("study"), model.meta.get("trial")
-        self.identity = Identity(
+        self.identity = ModelIdentity(
             address=address,
             study=None if study is None else str(study),
             trial=None if trial is None else str(trial),
@@ -137,7 +137,7 @@ class Service:
             card=model.parts.card,
         )
 
-    def _result(self, upload: Upload, found: Scored | str) -> ImageResult:
+    def _result(self, upload: Upload, found: BatchScore | str) -> ImageResult:
         if isinstance(found, str):
             self.metrics.image(None, None)
             return ImageResult(name=upload.name, error=found)

@@ -17,7 +17,7 @@ from sctune.errors import DataError
 from sctune.files import replace_files
 from sctune.serve.filestate import FileState
 from sctune.serve.table import (
-    Identity,
+    FileIdentity,
     Row,
     check_name,
     header_of,
@@ -59,7 +59,7 @@ class Counts:
 class Table:
     """A table open for more rows; use `appending`. known: path -> what its row says; counts: of all rows."""
 
-    def __init__(self, path: Path, stream: BinaryIO, identity: Identity) -> None:
+    def __init__(self, path: Path, stream: BinaryIO, identity: FileIdentity) -> None:
         self.path = path
         self.identity = identity
         self.known: dict[str, Known] = {}
@@ -161,7 +161,7 @@ class Table:
 
 
 @contextmanager
-def appending(path: Path, identity: Identity) -> Iterator[Table]:
+def appending(path: Path, identity: FileIdentity) -> Iterator[Table]:
     """A new table, or one of the same model and threshold to go on with.
 
     Raises DataError for an existing file of something else, for one that another process writes, and where it cannot

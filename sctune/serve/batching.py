@@ -26,7 +26,7 @@ Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
-class Scored:
+class BatchScore:
     """One scored image; heat_map: PNG, where it was asked for."""
 
     image: Prepared
@@ -39,7 +39,7 @@ class _Waiting:
     name: str
     image: Prepared
     with_heat: bool
-    answer: asyncio.Future[Scored | str]
+    answer: asyncio.Future[BatchScore | str]
 
 
 class Batcher:
@@ -71,7 +71,7 @@ class Batcher:
     def is_full(self) -> bool:
         return self.waiting >= self.limits.waiting
 
-    async def score(self, contents: Sequence[tuple[str, bytes]], with_heat: bool) -> list[Scored | str]:
+    async def score(self, contents: Sequence[tuple[str, bytes]], with_heat: bool) -> list[BatchScore | str]:
         """The result of each (name, content), or one line about what is wrong with it, which begins with its name.
 
         Raises RequestError 503 where these would be more than may wait.
@@ -84,14 +84,14 @@ class Batcher:
             done = await asyncio.gather(*(self._one(*each, with_heat) for each in contents), return_exceptions=True)
         finally:
             self.waiting -= len(contents)
-        results: list[Scored | str] = []
+        results: list[BatchScore | str] = []
         for result in done:
             if isinstance(result, BaseException):
                 raise result
             results.append(result)
         return results
 
-    async def _one(self, name: str, content: bytes, with_heat: bool) -> Scored | str:
+    async def _one(self, name: str, content: bytes, with_heat: bool) -> BatchScore | str:
         async with self._decoded:
             image = await self._in(self._decoders, lambda: prepared(self.model, content, name))
             if isinstance(image, str):
@@ -122,12 +122,12 @@ class Batcher:
             if isinstance(score, str):
                 _settle(one, score)
             elif not one.with_heat:
-                _settle(one, Scored(one.image, score))
+                _settle(one, BatchScore(one.image, score))
         hot = [(one, score) for one, score in scored if one.with_heat and isinstance(score, float)]
         if hot:
             pictures = await self._in(self._scorer, lambda: self._pictures([one.image for one, _ in hot]))
             for (one, score), picture in zip(hot, pictures, strict=True):
-                _settle(one, Scored(one.image, score, picture))
+                _settle(one, BatchScore(one.image, score, picture))
 
     def _pictures(self, images: Sequence[Prepared]) -> list[bytes]:
         pixels = [image.pixels for image in images]
@@ -138,6 +138,6 @@ class Batcher:
         return await asyncio.get_running_loop().run_in_executor(pool, work)
 
 
-def _settle(one: _Waiting, result: Scored | str) -> None:
+def _settle(one: _Waiting, result: BatchScore | str) -> None:
     if not one.answer.done():  # its request may have ended meanwhile
         one.answer.set_result(result)

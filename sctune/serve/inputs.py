@@ -29,7 +29,7 @@ _Item = tuple[str, FileState | None, Prepared | str]
 
 
 @dataclass(frozen=True)
-class Scored:
+class ScoredFile:
     """What became of one image. path: as it was given; error: one line, then image or score is None.
 
     file: what was read, None where nothing could be.
@@ -69,7 +69,7 @@ def list_inputs(places: Sequence[str], told: Callable[[str], None] = lambda line
     return sorted(found.values())
 
 
-def scored(model: Model, paths: Iterable[str]) -> Iterator[list[Scored]]:
+def scored(model: Model, paths: Iterable[str]) -> Iterator[list[ScoredFile]]:
     """Chunks of at most CHUNK images, in the order of the paths; memory does not grow with their number."""
     chunk: list[_Item] = []
     for item in _prepared(model, paths):
@@ -104,7 +104,7 @@ def _load(model: Model, path: str) -> _Item:
     return path, file, prepared(model, content, path)
 
 
-def _scored_chunk(model: Model, chunk: Sequence[_Item]) -> list[Scored]:
+def _scored_chunk(model: Model, chunk: Sequence[_Item]) -> list[ScoredFile]:
     good = [(path, image) for path, _, image in chunk if not isinstance(image, str)]
     found = iter(scores(model, [image for _, image in good], [path for path, _ in good]))
     done = []
@@ -112,7 +112,7 @@ def _scored_chunk(model: Model, chunk: Sequence[_Item]) -> list[Scored]:
         score = image if isinstance(image, str) else next(found)
         prepared_image = None if isinstance(image, str) else image
         if isinstance(score, str):
-            done.append(Scored(path, prepared_image, None, score, file))
+            done.append(ScoredFile(path, prepared_image, None, score, file))
         else:
-            done.append(Scored(path, prepared_image, score, None, file))
+            done.append(ScoredFile(path, prepared_image, score, None, file))
     return done

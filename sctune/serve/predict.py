@@ -15,9 +15,9 @@ from sctune.deploy.model import Model, heat_map_png, score_digest
 from sctune.errors import ConfigError
 from sctune.serve.appending import Counts, appending
 from sctune.serve.changes import Changes, find_changes
-from sctune.serve.inputs import Scored, scored
+from sctune.serve.inputs import ScoredFile, scored
 from sctune.serve.stopping import StoppedPredictionError
-from sctune.serve.table import COLUMNS, HEAT_MAP, Identity, Row, writing
+from sctune.serve.table import COLUMNS, HEAT_MAP, FileIdentity, Row, writing
 
 _STEM = 80
 """Letters of an image's own name in that of its heat map, which file systems limit."""
@@ -102,11 +102,11 @@ def predicted_rows(model: Model, paths: Iterable[str], heat_maps: Path | None = 
         yield list(rows)
 
 
-def identity_of(model: Model, with_heat_maps: bool = False) -> Identity:
+def identity_of(model: Model, with_heat_maps: bool = False) -> FileIdentity:
     """What a table of this model says of itself."""
     columns = (*COLUMNS, HEAT_MAP) if with_heat_maps else COLUMNS
     threshold = None if model.threshold is None else model.threshold.value
-    return Identity(model.name, score_digest(model), threshold, columns)
+    return FileIdentity(model.name, score_digest(model), threshold, columns)
 
 
 def heat_map_name(path: str) -> str:
@@ -118,7 +118,7 @@ def heat_map_name(path: str) -> str:
     return f"{stem}-{sha256(shown(path).encode()).hexdigest()[:10]}.png"
 
 
-def _rows(model: Model, chunk: Sequence[Scored]) -> list[dict[str, Any]]:
+def _rows(model: Model, chunk: Sequence[ScoredFile]) -> list[dict[str, Any]]:
     threshold = None if model.threshold is None else model.threshold.value
     rows = []
     for one in chunk:
@@ -134,7 +134,7 @@ def _rows(model: Model, chunk: Sequence[Scored]) -> list[dict[str, Any]]:
     return rows
 
 
-def _write_heat_maps(model: Model, chunk: Sequence[Scored], folder: Path) -> list[str | None]:
+def _write_heat_maps(model: Model, chunk: Sequence[ScoredFile], folder: Path) -> list[str | None]:
     good = [one for one in chunk if one.image is not None and one.score is not None]
     images = [one.image.pixels for one in good if one.image is not None]
     maps = model.heat_maps(images) if images else ()

@@ -65,7 +65,7 @@ class Wish:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class RecalibrationOutcome:
     """What was done. model: where the model until now lies; registered, move: None where not asked for."""
 
     model: str
@@ -86,7 +86,7 @@ class Outcome:
 
 def run_recalibration(
     where: str, paths: Sequence[str], source: str, wish: Wish, told: Callable[[int, int], None]
-) -> Outcome:
+) -> RecalibrationOutcome:
     """Open the model, recalibrate it, and write or register it as wished.
 
     Raises ConfigError where a folder is to be registered or the new folder exists, and what `recalibrate`,
@@ -108,7 +108,7 @@ def run_recalibration(
         if address is not None and wish.register:
             registered = register(address, model, weights, made)
             move = make_champion(address, registered, made) if wish.promote else None
-    return Outcome(place, made, wish.folder, registered, move)
+    return RecalibrationOutcome(place, made, wish.folder, registered, move)
 
 
 def recalibrate(
@@ -190,7 +190,7 @@ def make_champion(address: Address, registered: Registered, made: Recalibrated) 
     return _asked(address, lambda: promote(client, registered.name, registered.version, reason))
 
 
-def outcome_lines(outcome: Outcome) -> list[str]:
+def outcome_lines(outcome: RecalibrationOutcome) -> list[str]:
     """What changed and where it is, for people."""
     made, registered, move = outcome.made, outcome.registered, outcome.move
     before = made.parts.meta[NOTE]["before"]

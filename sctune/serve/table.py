@@ -32,7 +32,7 @@ Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Identity:
+class FileIdentity:
     """What the rows of a table are of. model: for people; weights: `score_digest`; threshold: None without one."""
 
     model: str
@@ -59,14 +59,14 @@ def side_file(table: Path) -> Path:
     return table.with_name(f"{table.name}.model.json")
 
 
-def read_identity(table: Path) -> Identity | None:
+def read_identity(table: Path) -> FileIdentity | None:
     """None where there is no side file; raises DataError for one that is damaged or of a newer sctune."""
     path = side_file(table)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if content["format_version"] != FORMAT_VERSION:
             raise DataError(f"{path} has format_version {content['format_version']}, this sctune reads 1; update it")
-        return Identity(content["model"], content["weights"], content["threshold"], tuple(content["columns"]))
+        return FileIdentity(content["model"], content["weights"], content["threshold"], tuple(content["columns"]))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as problem:
@@ -122,7 +122,7 @@ def check_name(path: Path) -> None:
         raise DataError(f"--out {path}: give a file name that ends in .csv or .jsonl")
 
 
-def refuse_other(path: Path, identity: Identity) -> None:
+def refuse_other(path: Path, identity: FileIdentity) -> None:
     """Raises DataError where the file exists and its rows are of another model or threshold, or heat maps differ."""
     if not path.exists() or path.stat().st_size == 0:
         return
@@ -145,7 +145,7 @@ def refuse_other(path: Path, identity: Identity) -> None:
         )
 
 
-def write_identity(path: Path, identity: Identity) -> None:
+def write_identity(path: Path, identity: FileIdentity) -> None:
     """Write the side file of a table."""
     target = side_file(path)
     staged = target.with_name(f"{target.name}.new")

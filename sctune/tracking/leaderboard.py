@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from sctune.metrics.merit import in_order
 from sctune.metrics.objective import Objective
-from sctune.tracking.plots import Row
+from sctune.tracking.plots import PlottedTrial
 
 if TYPE_CHECKING:
     import optuna
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 
-def leaderboard_csv(rows: Sequence[Row], path: Path, objective: Objective) -> Path:
+def leaderboard_csv(rows: Sequence[PlottedTrial], path: Path, objective: Objective) -> Path:
     """Every trial with state, epochs, value and varied parameters, best first."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="", encoding="utf-8") as stream:
@@ -27,14 +27,14 @@ def leaderboard_csv(rows: Sequence[Row], path: Path, objective: Objective) -> Pa
     return path
 
 
-def leaderboard_markdown(rows: Sequence[Row], objective: Objective) -> str:
+def leaderboard_markdown(rows: Sequence[PlottedTrial], objective: Objective) -> str:
     """The same table as Markdown text, values to four digits."""
     head, *body = _table(rows, lambda value: f"{value:.4f}", objective)
     lines = [head, ["---"] * len(head), *body]
     return "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines)
 
 
-def _table(rows: Sequence[Row], show: Callable[[float], str], objective: Objective) -> list[list[str]]:
+def _table(rows: Sequence[PlottedTrial], show: Callable[[float], str], objective: Objective) -> list[list[str]]:
     names = sorted({name for row in rows for name in row.params})
     table = [["rank", "trial", "state", "epochs", objective.metric, *names]]
     for rank, row in enumerate(in_order(rows, objective), 1):

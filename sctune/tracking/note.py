@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 from sctune.metrics.merit import in_order
 from sctune.metrics.objective import Objective
-from sctune.tracking.plots import Row
+from sctune.tracking.plots import PlottedTrial
 
 TOP = 10
 MOST_COMPARED = 50
@@ -19,7 +19,7 @@ _SPECIAL = re.compile(r"([\\`*_{}\[\]()#+!|<>~&])")
 
 
 def study_note(
-    name: str, rows: Sequence[Row], noise: float | None, facts: Sequence[tuple[str, str]], objective: Objective
+    name: str, rows: Sequence[PlottedTrial], noise: float | None, facts: Sequence[tuple[str, str]], objective: Objective
 ) -> str:
     """Markdown with places for `linked`. noise: standard error of the best value; facts: (what, text) lines."""
     ranked = in_order(rows, objective)
@@ -68,7 +68,7 @@ def linked(note: str, experiment: str, run_of: Callable[[int], str | None]) -> s
     return re.sub(r"\{compare:([\d,]+)\}", compare, re.sub(r"\{run:(\d+)\}", run, note))
 
 
-def _table(rows: Sequence[Row], objective: Objective) -> list[str]:
+def _table(rows: Sequence[PlottedTrial], objective: Objective) -> list[str]:
     names = sorted({name for row in rows for name in row.params})
     head = ["trial", "state", "epochs", _plain(objective.label), *(name.rpartition(".")[2] for name in names)]
     lines = [head, ["---"] * len(head)]

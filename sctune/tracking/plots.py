@@ -22,7 +22,7 @@ STATE_COLOURS = {"COMPLETE": "#1b7837", "PRUNED": "#e08214", "FAIL": "#b2182b", 
 _DPI = 110
 
 
-class Row(Protocol):
+class PlottedTrial(Protocol):
     """A trial as the study's record gives it: number, state, varied params, value of each epoch, last value."""
 
     @property
@@ -107,14 +107,14 @@ def gallery(rows: Sequence[GalleryRow], path: Path, attribution: str | None) -> 
     return _save(figure, path)
 
 
-def learning_curves(rows: Sequence[Row], path: Path, objective: Objective) -> Path:
+def learning_curves(rows: Sequence[PlottedTrial], path: Path, objective: Objective) -> Path:
     """The objective over epochs of every trial, coloured by state."""
     figure, axes = _axes(6.4, 4)
     _curves(axes, rows, objective)
     return _save(figure, path)
 
 
-def search_picture(rows: Sequence[Row], path: Path, objective: Objective) -> Path:
+def search_picture(rows: Sequence[PlottedTrial], path: Path, objective: Objective) -> Path:
     """A finished search in one picture: value of each trial with the best so far, and all learning curves."""
     figure = Figure(figsize=(10.5, 4), layout="constrained")
     history, curves = figure.subplots(1, 2)
@@ -136,7 +136,7 @@ def search_picture(rows: Sequence[Row], path: Path, objective: Objective) -> Pat
     return _save(figure, path)
 
 
-def _curves(axes: Axes, rows: Sequence[Row], objective: Objective) -> None:
+def _curves(axes: Axes, rows: Sequence[PlottedTrial], objective: Objective) -> None:
     for row in rows:
         if row.values:
             epochs = sorted(row.values)
@@ -147,7 +147,7 @@ def _curves(axes: Axes, rows: Sequence[Row], objective: Objective) -> None:
     axes.set(xlabel="epoch", ylabel=objective.metric, title="Learning curves")
 
 
-def _legend(axes: Axes, rows: Sequence[Row]) -> None:
+def _legend(axes: Axes, rows: Sequence[PlottedTrial]) -> None:
     for state in STATE_COLOURS:
         count = sum(row.state == state for row in rows)
         if count:

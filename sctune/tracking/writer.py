@@ -81,7 +81,7 @@ class Writer:
     def __init__(
         self, tracking_uri: str, when_idle: Callable[[Apply], object] | None = None, queue_limit: int = QUEUE_LIMIT
     ) -> None:
-        """when_idle: compares with the record, and applies what the runs lack; None: nobody does."""
+        """when_idle: compares with the record, and applies what the runs lack, until the launch's end is put here."""
         self.last_error: str | None = None
         self.dropped = 0
         self._doubted_at, self._settled_at = -math.inf, 0.0
@@ -99,6 +99,9 @@ class Writer:
 
     def put(self, event: Event) -> None:
         """Hand over an event; returns at once. The caller must not change it afterwards."""
+        if event.get("kind") == "study_end":
+            # what repairs while the launch runs would open the study's run again
+            self._when_idle = None
         if len(self._queue) < self._limit:
             self._queue.append(event)
         else:

@@ -60,8 +60,8 @@ except SctuneError as problem:
 net = backbone_entry("five_convolutions").build()
 save_file(net.state_dict(), backbone_entry("five_convolutions").weights.path)
 trainer = Trainer(config)
-state = trainer.detector.backbone.state_dict()
-print(torch.equal(state["blocks.0.weight"], net[0].weight), trainer.detector.backbone.channels)
+state = trainer.method.detector.backbone.state_dict()
+print(torch.equal(state["blocks.0.weight"], net[0].weight), trainer.method.detector.backbone.channels)
 print(trainer.run_epoch().epoch)
 try:
     config.override({"model.backbone": "another_name"})
@@ -102,7 +102,7 @@ def test_an_installed_package_adds_a_backbone(package: Path, tiny: TrialConfig, 
         f"five_convolutions has no weights here; put five.safetensors of its authors at {package / 'five.safetensors'}"
     )
     assert (loaded, epoch) == ("True 16", "1")
-    assert "five:OTHER is no BackboneEntry of the name 'another_name'" in other
+    assert "entry point 'another_name' of group sctune.backbones gives no BackboneEntry of that name" in other
 
 
 def test_a_backbone_of_this_process(tiny: TrialConfig) -> None:

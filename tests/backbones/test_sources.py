@@ -106,3 +106,17 @@ def test_other_heads_in_a_file_do_no_harm(tmp_path: Path) -> None:
     save_file(state | {"projector.weight": torch.zeros(3)}, tmp_path / "moco.safetensors")
     loaded = build_backbone(ModelConfig(), tmp_path / "moco.safetensors")
     assert torch.equal(loaded.state_dict()["blocks.4.1.bn2.bias"], state["layer4.1.bn2.bias"])
+
+
+def test_doctor_says_whose_weights_are_here(torch_home: Path) -> None:
+    from sctune.doctor import examine
+
+    rows = {row["what"]: row for row in examine()}
+    assert rows["weights of efficientnet_lite0"]["ok"] and not rows["weights of resnet18"]["ok"]
+    here, _, away = rows["weights of other backbones"]["detail"].partition("; not yet: ")
+    assert "efficientnet_lite1" in here and "resnet34" in away and "resnet18" not in here + away
+    place = place_of("resnet34")
+    place.parent.mkdir(parents=True)
+    place.write_bytes(b"")
+    detail = {row["what"]: row for row in examine()}["weights of other backbones"]["detail"]
+    assert "resnet34" in detail.partition("; not yet: ")[0]

@@ -116,7 +116,7 @@ def test_a_transformer_trains_with_its_trunk_frozen(tiny: TrialConfig) -> None:
         {"model.backbone": "timm/vit_tiny_patch16_224", "model.freeze": 1, "model.taps": "blocks.3,deep"}
     )
     trainer = Trainer(config)
-    before = {key: value.clone() for key, value in trainer.detector.backbone.state_dict().items()}
+    before = {key: value.clone() for key, value in trainer.method.detector.backbone.state_dict().items()}
     assert trainer.run_epoch().epoch == 1
-    assert trainer.detector.backbone.channels == 2 * 192
-    assert all(torch.equal(value, before[key]) for key, value in trainer.detector.backbone.state_dict().items())
+    assert trainer.method.detector.backbone.channels == 2 * 192
+    assert all(torch.equal(value, before[key]) for key, value in trainer.method.detector.backbone.state_dict().items())

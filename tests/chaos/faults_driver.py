@@ -26,8 +26,8 @@ from optuna.trial import TrialState  # noqa: E402
 
 from sctune.errors import TrackingError  # noqa: E402
 from sctune.report import OBJECTIVE  # noqa: E402
+from sctune.search.reconcile.recorded import tracking_of  # noqa: E402
 from sctune.search.reconcile.repair import repair  # noqa: E402
-from sctune.search.reconcile.replay import tracking_of  # noqa: E402
 from sctune.search.study.record import AfterRecord, reports_of  # noqa: E402
 from sctune.search.study.study import Study  # noqa: E402
 from sctune.tracking import server  # noqa: E402

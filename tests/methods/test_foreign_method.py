@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,7 @@ import torch
 from typer.testing import CliRunner
 
 from sctune.cli import app
-from sctune.config import TrialConfig, load_profile, method_entries, methods
+from sctune.config import TrialConfig, load_profile, method_entries, method_entry, methods, register
 from sctune.deploy.build import model_parts
 from sctune.deploy.export import TOLERANCE, export_model, run_exported
 from sctune.deploy.locate import open_model
@@ -58,6 +60,29 @@ def test_it_is_known_by_its_name(tiny: TrialConfig, tinted: TrialConfig) -> None
     assert tinted.override({"method.power": 3.0}).flat()["method.power"] == 3.0
     assert TrialConfig.load(json.loads(json.dumps(tinted.document()))) == tinted
     assert "method" not in tiny.model_dump(exclude_defaults=True)
+
+
+def test_a_broken_package_says_so_and_takes_no_other_with_it(tmp_path: Path, tiny: TrialConfig) -> None:
+    (tmp_path / "site/tint/__init__.py").write_text("import nothing_of_this_name\n")
+    methods.forget("tint")
+    sys.modules.pop("tint", None)
+    assert [entry.name for entry in method_entries()][:1] == ["deviation"] and "tint" not in method_names()
+    with pytest.raises(ConfigError, match=r"method 'tint' of tint:ENTRY cannot be read: No module named") as caught:
+        tiny.override({"method.name": "tint"})
+    assert "\n" not in str(caught.value)
+
+
+def test_a_method_of_this_process(tiny: TrialConfig) -> None:
+    entry = method_entry("tint")
+    register(replace(entry, name="own", settings=("general",), trains=False))
+    try:
+        own = tiny.override({"method.name": "own", "budget.epochs": 5})
+        assert own.epochs == 1
+        assert [report.epoch for report in Trainer(own).fit()] == [1]
+        with pytest.raises(ConfigError, match=r"data\.setting=anomaly-free: method own cannot be trained in it"):
+            own.override({"data.setting": "anomaly-free", "data.selection": "auto"})
+    finally:
+        methods.forget("own")
 
 
 def test_what_belongs_to_another_method_is_reset_or_refused(tiny: TrialConfig, tinted: TrialConfig) -> None:

@@ -79,9 +79,9 @@ def test_the_probe_trains_the_point_that_the_dry_run_names(image_folder: Path, m
     made = []
 
     class Seen(trainer.Trainer):
-        def __init__(self, config: Any, task: Any, *, split: Any) -> None:
+        def __init__(self, config: Any, task: Any, *, split: Any, objective: Any) -> None:
             made.append(config)
-            super().__init__(config, task, split=split)
+            super().__init__(config, task, split=split, objective=objective)
 
     monkeypatch.setattr(trainer, "Trainer", Seen)
     options = SearchOptions(space="heads", name="s", profile="smoke", data=str(image_folder), selection="extra")

@@ -34,7 +34,7 @@ def test_a_storage_that_is_away_at_a_resume_spends_no_time_budget(
     monkeypatch.setattr(launch, "remove_strays", away)
     told: list[Any] = []
     monkeypatch.setattr(launch.Writer, "put", lambda _, event: told.append(event))
-    started = launch.Launch(again, space, {}, Resources(2, 0.0, 1.0, 0.0, 2, 1), None, None, 0.0)
+    started = launch.RunningLaunch(again, space, {}, Resources(2, 0.0, 1.0, 0.0, 2, 1), None, None, 0.0)
     with again.lock(), pytest.raises(StorageError):
         started.run()
     assert Study.open(tmp_path, study.name).manifest.launches == before

@@ -26,7 +26,7 @@ from sctune.errors import StudyError
 from sctune.report import OBJECTIVE, EpochReport
 from sctune.search.study import database
 from sctune.search.study.record import Record, reports_of
-from sctune.search.study.record_sql import Attrs, Finish, RecordSql, Report, Start, StudyAttrs, Write
+from sctune.search.study.record_sql import Attrs, EpochRow, Finish, RecordSql, Start, StudyAttrs, Write
 
 DISTRIBUTIONS: dict[str, BaseDistribution] = {
     "augment.threshold": FloatDistribution(0.1, 0.9),
@@ -125,7 +125,7 @@ def test_optuna_reads_the_same_as_from_its_own_writes(tmp_path: Path) -> None:
         for epoch, objective in values.items():
             # a report of an epoch is finite; the tables take any number
             attrs = {f"report:{epoch}": {"metrics": {"loss": 1.0}, "time": 5}}
-            record._put(Report(number, epoch, objective, attrs))
+            record._put(EpochRow(number, epoch, objective, attrs))
         record.finish(number, state, value, {"stop_reason": "x"})
 
         template = make_trial(number)
@@ -148,9 +148,12 @@ def test_optuna_reads_the_same_as_from_its_own_writes(tmp_path: Path) -> None:
 
 
 def batch() -> list[Write]:
-    reports = [Report(0, epoch, 0.1 * epoch, {f"report:{epoch}": epoch, "scores": [epoch]}) for epoch in (1, 2)]
+    reports = [EpochRow(0, epoch, 0.1 * epoch, {f"report:{epoch}": epoch, "scores": [epoch]}) for epoch in (1, 2)]
     end = Finish(0, TrialState.PRUNED, 0.2, {"stop_reason": "x"}, datetime(2026, 7, 1, 13))
-    late = [Report(0, 3, 0.3, {"report:3": 3}), Finish(0, TrialState.FAIL, None, {"stop_reason": "y"}, datetime.now())]
+    late = [
+        EpochRow(0, 3, 0.3, {"report:3": 3}),
+        Finish(0, TrialState.FAIL, None, {"stop_reason": "y"}, datetime.now()),
+    ]
     return [StudyAttrs({"a": 1}), Start(make_trial(0)), Attrs(0, {"attempt": 2}), *reports, end, *late]
 
 

@@ -15,7 +15,7 @@ from optuna.trial import TrialState
 
 from sctune.config import Task, load_profile
 from sctune.report import OBJECTIVE, EpochReport
-from sctune.search.reconcile.replay import tracking_of
+from sctune.search.reconcile.recorded import tracking_of
 from sctune.search.space.definition import load_space
 from sctune.search.study.manifest import DataSpec, SchedulerSpec
 from sctune.search.study.record import AfterRecord

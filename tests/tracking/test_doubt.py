@@ -161,6 +161,22 @@ def test_an_idle_repair_gives_way_to_the_end_of_a_launch(local_uri: str) -> None
     writer.close()
 
 
+def test_nothing_is_repaired_as_of_a_running_study_once_its_end_is_told(local_uri: str) -> None:
+    repaired = Flag()
+    writer = Writer(local_uri, lambda _apply: repaired.set())
+    told = {"study": "s", "trial": None, "time": 1, "status": "KILLED", "tags": {"state": "KILLED"}}
+    writer.put({"kind": "study_end", **told})
+    writer.doubt()
+    assert writer.drain(60) == 0
+    assert writer.repair(lambda apply: apply([{"kind": "tags", **told}]), 60) is None
+    writer.doubt()
+    writer.put({"kind": "tags", **told})
+    assert writer.drain(60) == 0
+    assert not repaired.is_set()
+    assert writer.in_doubt
+    writer.close()
+
+
 def test_a_repair_that_cannot_be_done_says_what_mlflow_said() -> None:
     writer = Writer("http://127.0.0.1:9")
 

@@ -43,7 +43,7 @@ def told(player: Any, root: Path, uri: str, states: tuple[TrialState, ...] = (CO
     study = player.make_study(root, uri)
     writer = Writer(uri)
     player.play(study, writer, states)
-    from sctune.search.reconcile.replay import tracking_of
+    from sctune.search.reconcile.recorded import tracking_of
 
     tracking_of(study, writer).on_study_end("FINISHED", **summary(study, study.record.load(), 0.0123))
     study.end_launch("2026-01-01T00:00:00+00:00", "done")

@@ -165,7 +165,7 @@ def test_makers_change_pseudo_slots_alone(tiny, kind, refresh):
     config = tiny.override(
         {"augment.kind": kind, "augment.refresh": refresh, "augment.rotation_degrees": 0.0, "budget.batch_size": 24}
     )
-    step = Trainer(config).step
+    step = Trainer(config).method.step
     step.start_epoch(0)
     batch = step.batch(0)
     step.pseudo.maker = lambda receivers, donors, augment, generator: Cut(receivers, torch.zeros_like(donors[:, :1]))
@@ -184,7 +184,7 @@ def test_makers_change_pseudo_slots_alone(tiny, kind, refresh):
 def test_a_pair_is_never_one_image(tiny, refresh):
     """CutMix of an image with itself would call an untouched normal image an anomaly."""
     few = {"augment.kind": "cutmix_pair", "augment.allow_self": True, "augment.refresh": refresh}
-    source = Trainer(tiny.override(few | {"budget.batch_size": 24})).step
+    source = Trainer(tiny.override(few | {"budget.batch_size": 24})).method.step
     pairs = []
     maker = source.pseudo.maker
 

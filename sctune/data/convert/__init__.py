@@ -3,7 +3,7 @@
 from sctune.data.convert.plan import Counts, RawSet
 from sctune.data.convert.prepare import prepare
 from sctune.data.convert.registry import known_sets
-from sctune.data.convert.verify import Problem, Report, verify
+from sctune.data.convert.verify import Problem, Verification, verify
 from sctune.data.manifest import FileRecord, Manifest, read_manifest
 
 __all__ = [
@@ -12,7 +12,7 @@ __all__ = [
     "Manifest",
     "Problem",
     "RawSet",
-    "Report",
+    "Verification",
     "known_sets",
     "prepare",
     "read_manifest",

@@ -19,7 +19,7 @@ FEW, MANY = 150, 300
 
 
 @dataclass(frozen=True)
-class Row:
+class LabelRow:
     """A line of Labels.txt: image file, whether it is defective, and its mask's file (None where it has none)."""
 
     image: str
@@ -46,7 +46,7 @@ def plan(root: Path) -> RawPlan:
     return RawPlan(root, normals_first(images), missing_masks=tuple(missing), notes=tuple(notes))
 
 
-def read_labels(path: Path) -> list[Row]:
+def read_labels(path: Path) -> list[LabelRow]:
     """Label/Labels.txt: first a line `1`, then id, flag, image, a number and the mask's file, tabs between.
 
     Raises DataError, naming the line, for what does not read so.
@@ -63,7 +63,7 @@ def read_labels(path: Path) -> list[Row]:
         if len(cells) < 3 or cells[1] not in ("0", "1") or not cells[2]:
             raise DataError(f"{path}, line {number}: {line!r} must be id, 0 or 1, image, a number, mask, with tabs")
         named = len(cells) > 4 and cells[1] == "1" and cells[4] not in ("", "0")
-        rows.append(Row(cells[2], cells[1] == "1", cells[4] if named else None))
+        rows.append(LabelRow(cells[2], cells[1] == "1", cells[4] if named else None))
     return rows
 
 

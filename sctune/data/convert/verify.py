@@ -38,7 +38,7 @@ class Problem:
 
 
 @dataclass(frozen=True)
-class Report:
+class Verification:
     """What was found: checked counts the files that were hashed, problems are empty for a sound folder."""
 
     folder: Path
@@ -51,7 +51,7 @@ class Report:
         return not self.problems
 
 
-def verify(folder: Path, progress: Progress | None = None) -> Report:
+def verify(folder: Path, progress: Progress | None = None) -> Verification:
     """Hash every file of a folder that `prepare` made, and compare names, contents and counts with its manifest.
 
     progress: called with files done and of all. Raises DataError for a folder that is unfinished, has no manifest or
@@ -80,7 +80,7 @@ def verify(folder: Path, progress: Progress | None = None) -> Report:
         "counts": _count_differences(manifest, present),
     }
     problems = tuple(Problem(kind, tuple(texts)) for kind, texts in found.items() if texts)
-    return Report(folder, manifest, len(names), problems)
+    return Verification(folder, manifest, len(names), problems)
 
 
 def _present(folder: Path) -> set[str]:

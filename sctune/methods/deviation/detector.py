@@ -19,10 +19,7 @@ from sctune.errors import CheckpointError
 from sctune.geometry import scale_sizes
 from sctune.methods.deviation.heads import LatentResidualHead, NormalHead, PatchResidualHead, PlainHead
 from sctune.methods.deviation.roles import NORMAL_HEAD, combine, head_roles
-from sctune.methods.pixels import autocast, memory_format, normalise, to_pixels
-
-ALIKE_BATCH = {"cpu": 1, "cuda": 32}
-"""Images of one pass where scores must not depend on what else is scored; on a CPU one by one is as fast as many."""
+from sctune.methods.pixels import autocast, memory_format, normalise, score_alike, to_pixels
 
 
 class Detector(nn.Module):
@@ -109,13 +106,8 @@ class Detector(nn.Module):
             return self._in_batches(images, batch_size, lambda batch: self.anomaly_score(batch, maps).double())
 
     def score_alike(self, images: np.ndarray) -> np.ndarray:
-        """As `score_images`, in batches of one size, the last one filled up: the same image has the same score to the
-        last bit, whatever stands beside it. Sums of floats depend on the size of a batch, not on what is in it.
-        """
-        size = ALIKE_BATCH["cuda" if next(self.parameters()).is_cuda else "cpu"]
-        missing = -len(images) % size
-        filled = np.concatenate([images, np.zeros((missing, *images.shape[1:]), np.uint8)]) if missing else images
-        return self.score_images(filled, size)[: len(images)]
+        """As `score_images`; the same image has the same score to the last bit, whatever stands beside it."""
+        return score_alike(self.score_images, images, next(self.parameters()).device)
 
     def frozen_maps(self, images: np.ndarray, max_bytes: int, batch_size: int = 32) -> list[list[Tensor]] | None:
         """What the frozen blocks make of uint8 images [N, S, S, 3]: a list of batches, each with a map per scale.

@@ -1,4 +1,7 @@
-"""The training images of a task, and how they reach the device: decoded, turned, normalised."""
+"""The training images of a detector as they reach the device: decoded, rotated, normalised; and its references.
+
+References are the normal images that a latent residual is taken from (METHODS 3.1).
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sctune.augment.makers import PIXEL_MAKERS
 from sctune.config import TrialConfig
-from sctune.data.batches import rotate, rotation_angles, stream
+from sctune.data.batches import PSEUDO_SHARE, rotate, rotation_angles, stream
 from sctune.methods.base import TaskImages
 from sctune.methods.pixels import normalise, to_pixels
 
@@ -17,8 +21,8 @@ def pixels_of(images: TaskImages, rows: np.ndarray, config: TrialConfig, device:
     return to_pixels(images.take(rows), device, config.runtime.channels_last)
 
 
-def turned(pixels: Tensor, config: TrialConfig, *purpose: object) -> tuple[Tensor, Tensor]:
-    """Each image turned by an angle of its own: normalised images [N, 3, S, S], and where they are real [N, 1, S, S].
+def rotated(pixels: Tensor, config: TrialConfig, *purpose: object) -> tuple[Tensor, Tensor]:
+    """Each image rotated by an angle of its own: normalised images [N, 3, S, S], and where they are real [N, 1, S, S].
 
     purpose: names and numbers that key the angles.
     """
@@ -26,3 +30,49 @@ def turned(pixels: Tensor, config: TrialConfig, *purpose: object) -> tuple[Tenso
     angles = rotation_angles(len(pixels), augment.rotation_degrees, stream(config.seed, *purpose))
     images, valid = rotate(pixels, angles, augment.rotation_fill)
     return normalise(images), valid
+
+
+class References:
+    """Draws `model.reference_count` reference images: anew for each step, and for scoring.
+
+    With `reference_source=normals` they are clean and, for scoring, always the same and not rotated. With `training`
+    they are as DRA's public code has them: about half are pseudo anomalies (of the makers that work on pixels), and
+    those for scoring are drawn and rotated anew each time.
+    """
+
+    def __init__(self, config: TrialConfig, images: TaskImages, device: torch.device) -> None:
+        self.config = config
+        self.images = images
+        self.device = device
+
+    def for_step(self, number: int) -> Tensor:
+        """Normalised, rotated references [R, 3, S, S] of a training step."""
+        return rotated(self._drawn("references", number), self.config, "reference rotation", number)[0]
+
+    def for_scoring(self, epoch: int) -> np.ndarray:
+        """uint8 references [R, S, S, 3] to score with after an epoch."""
+        config = self.config
+        if config.model.reference_source == "normals":
+            return self.images.take(self._rows("scoring references"))
+        angles = rotation_angles(
+            config.model.reference_count, config.augment.rotation_degrees, stream(config.seed, "scoring angles", epoch)
+        )
+        pixels, _ = rotate(self._drawn("scoring references", epoch), angles, config.augment.rotation_fill)
+        return (pixels * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+
+    def _drawn(self, *purpose: object) -> Tensor:
+        config = self.config
+        pixels = pixels_of(self.images, self._rows(*purpose), config, self.device)
+        maker = PIXEL_MAKERS.get(config.augment.kind)
+        if config.model.reference_source == "normals" or maker is None:
+            return pixels
+        generator = stream(config.seed, "altered", *purpose)
+        altered = torch.rand(len(pixels), generator=generator) < PSEUDO_SHARE
+        cut = maker(pixels, pixels.roll(1, dims=0), config.augment, generator)
+        return torch.where(altered.to(self.device)[:, None, None, None], cut.images, pixels)
+
+    def _rows(self, *purpose: object) -> np.ndarray:
+        """Rows of training normals, all different where there are enough."""
+        normals, count = self.images.normals, self.config.model.reference_count
+        order = torch.randperm(len(normals), generator=stream(self.config.seed, "reference rows", *purpose)).numpy()
+        return normals[np.resize(order, count)]

@@ -22,9 +22,8 @@ from sctune.methods.base import MODEL, Maps, Method, PseudoExample, Scorer, Scor
 from sctune.methods.deviation.detector import Detector, build_detector, detector_of
 from sctune.methods.deviation.examples import pseudo_examples
 from sctune.methods.deviation.heatmap import cell_maps, gradient_maps
-from sctune.methods.deviation.module import PixelScore
 from sctune.methods.deviation.rescore import score_variants, variant_scores
-from sctune.methods.deviation.scorer import RepeatedScorer
+from sctune.methods.deviation.scorer import PixelScore, RepeatedScorer
 from sctune.methods.deviation.step import TrainingStep
 from sctune.methods.pixels import memory_format, normalise, to_pixels
 

@@ -17,9 +17,9 @@ from sctune.config import TrialConfig
 from sctune.data.batches import NORMAL, draw_slots, stream
 from sctune.methods.base import TaskImages
 from sctune.methods.deviation.detector import Detector
+from sctune.methods.deviation.images import References
 from sctune.methods.deviation.loss import deviation, deviation_losses
 from sctune.methods.deviation.pseudo import Batch, PseudoSource
-from sctune.methods.deviation.references import References
 from sctune.methods.deviation.roles import NORMAL_HEAD, head_losses
 
 

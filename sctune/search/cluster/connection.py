@@ -25,10 +25,10 @@ RAY_ENVIRONMENT = {
     # our record and tracking take the place of Tune's loggers and snapshots, which cost half of the throughput
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_GLOBAL_CHECKPOINT_S": "86400",
-    # the driver's own handlers stop a launch; Tune's leaves the searcher untold
+    # the driver's own handlers stop a launch; Tune's leaves the controller untold
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "RAY_AIR_NEW_OUTPUT": "0",
-    # the searcher starts lost trials again, drained nodes' too, with an attempt number of its own
+    # the controller starts lost trials again, drained nodes' too, with an attempt number of its own
     "RAY_TRAIN_COUNT_PREEMPTION_AS_FAILURE": "1",
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",

@@ -22,8 +22,8 @@ from sctune.search.reconcile.comparison import (
     settled,
 )
 from sctune.search.reconcile.delivery import compare_files
+from sctune.search.reconcile.recorded import past_trial, tracking_of
 from sctune.search.reconcile.registered import compare_registry
-from sctune.search.reconcile.replay import past_trial, tracking_of
 from sctune.search.reconcile.stored_trials import list_trials
 from sctune.search.study.driver import running_driver
 from sctune.search.study.record import Record

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from sctune.search.reconcile.check import Compared, compare
 from sctune.search.reconcile.comparison import Difference, study_status
 from sctune.search.reconcile.delivery import deliveries
-from sctune.search.reconcile.replay import past_trial, tracking_of
+from sctune.search.reconcile.recorded import past_trial, tracking_of
 from sctune.search.reconcile.summary import best_noise, summary
 from sctune.search.study.record import Record
 from sctune.search.study.study import Study
@@ -38,9 +38,15 @@ class Repaired(NamedTuple):
 
 
 def open_writer(study: Study) -> Writer:
-    """The way to MLflow for one launch or `sync`; the caller holds the study's lock, and closes it."""
+    """The way to MLflow for one launch, which repairs while it is idle; the caller holds the lock, and closes it."""
     remove_journal(study.folder)
-    return Writer(study.manifest.tracking_uri, lambda apply: repair(study, apply, running=True))
+
+    def when_idle(apply: Apply) -> None:
+        # a driver that was cut off leaves the runs to the one that has the study now
+        if not study.taken:
+            repair(study, apply, running=True)
+
+    return Writer(study.manifest.tracking_uri, when_idle)
 
 
 def repair(study: Study, apply: Apply, *, running: bool = False, reason: str | None = None) -> Repaired:

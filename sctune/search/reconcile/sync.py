@@ -11,9 +11,9 @@ from sctune.errors import SctuneError, StorageError, TrackingError
 from sctune.search.reconcile.check import study_state
 from sctune.search.reconcile.comparison import UNFINISHED, Agreement, Difference
 from sctune.search.reconcile.delivery import register_best
+from sctune.search.reconcile.recorded import past_trial, tracking_of
 from sctune.search.reconcile.registered import restore_champion
-from sctune.search.reconcile.repair import ROUNDS, open_writer, repair
-from sctune.search.reconcile.replay import past_trial, tracking_of
+from sctune.search.reconcile.repair import ROUNDS, remove_journal, repair
 from sctune.search.reconcile.stored_trials import remove_strays
 from sctune.search.reconcile.study_files import finish_files
 from sctune.search.study.study import Study
@@ -44,7 +44,8 @@ def sync(name: str, study_root: Path, timeout_s: float, storage: str | None = No
     """
     study = Study.open(study_root, name, storage)
     with study.lock():
-        writer = open_writer(study)
+        remove_journal(study.folder)
+        writer = Writer(study.manifest.tracking_uri)
         try:
             return _Sync(study, writer, time.monotonic() + timeout_s).run()
         finally:

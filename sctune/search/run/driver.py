@@ -101,7 +101,7 @@ def _first_launch(
     notify: Sequence[str],
 ) -> StudyResult:
     from sctune.search.plan.locations import mark_storage
-    from sctune.search.run.launch import Launch
+    from sctune.search.run.launch import RunningLaunch
     from sctune.search.run.session import run_launch
     from sctune.search.study.content import keep_files
     from sctune.search.study.study import Study
@@ -115,7 +115,7 @@ def _first_launch(
     with study.lock():
         keep_files(study.folder, plan.splits)
         mark_storage(study.manifest)
-        return run_launch(Launch(study, plan.space, plan.splits, resources, budget_s, console, started), notify)
+        return run_launch(RunningLaunch(study, plan.space, plan.splits, resources, budget_s, console, started), notify)
 
 
 def _with_resources(
@@ -168,7 +168,7 @@ def resume(
     """
     started = time.monotonic()
     from sctune.search.plan.locations import check_seen, move
-    from sctune.search.run.launch import Launch
+    from sctune.search.run.launch import RunningLaunch
     from sctune.search.run.session import run_launch
     from sctune.search.study.splits import checked_splits
     from sctune.search.study.study import Study
@@ -199,7 +199,7 @@ def resume(
             if time_budget_s is not None:
                 study.with_time_budget(None if math.isinf(time_budget_s) else time_budget_s)
             space = study.manifest.build_space()
-            launch = Launch(study, space, splits, resources, seconds_left, console, started)
+            launch = RunningLaunch(study, space, splits, resources, seconds_left, console, started)
             return run_launch(launch, notify)
 
 

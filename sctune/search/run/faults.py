@@ -2,7 +2,7 @@
 
 Deterministic errors fail at once. What a node lacks (images, weights, room) costs that node, which is left out, and
 the trial is tried on another. A lost worker costs a retry, a lost node none. Out of memory parks the trial
-until it can have more. A storage that is full or away is waited for. Pure decisions; the searcher carries them out.
+until it can have more. A storage that is full or away is waited for. Pure decisions; the controller carries them out.
 """
 
 from __future__ import annotations

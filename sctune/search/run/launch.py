@@ -22,8 +22,8 @@ from sctune.search.cluster.connection import Resources, largest_resources, nodes
 from sctune.search.cluster.resources import TrialResources
 from sctune.search.cluster.tune_registry import remembered_trainables
 from sctune.search.plan.plan import weights_digests
+from sctune.search.reconcile.recorded import past_trial, study_facts
 from sctune.search.reconcile.repair import open_writer
-from sctune.search.reconcile.replay import past_trial, study_facts
 from sctune.search.reconcile.stored_trials import remove_strays
 from sctune.search.rules.registry import make_rule
 from sctune.search.run.back_pressure import DiskUse, StartGate
@@ -52,7 +52,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Launch:
+class RunningLaunch:
     """What a launch needs; the caller holds the study's lock.
 
     seconds_left: what is left of the time budget. started: time.monotonic() of the command.
@@ -119,14 +119,6 @@ class Launch:
         keeper = CheckpointKeeper(
             manifest.storage_path, manifest.keep_best, trials, study.record.then, lambda: study.taken, objective
         )
-        lacking = self.resources.left_out
-        faults = Faults(
-            TrialResources(self.resources.cpus, self.resources.gpus),
-            largest_resources(lacking),
-            lambda node: node in nodes_alive(),
-            lambda share: nodes_for(share.cpus, share.gpus),
-            lacking,
-        )
         use = DiskUse(study.folder, manifest.storage_path)
         gate = StartGate(
             use, keeper, manifest.max_disk, self.resources.concurrent, lambda: study.record.trouble, progress.say
@@ -141,8 +133,10 @@ class Launch:
 
         spec = manifest.scheduler
         rule = make_rule(spec.name, self.space.base.epochs, spec.grace, spec.factor, manifest.sampler_seed)
-        controller = TrialController(manifest, self.space, study.record, observers, faults, gate, left_out, rule)
-        study.add_launch(_now(), tuple(lacking.values()))
+        controller = TrialController(
+            manifest, self.space, study.record, observers, self._faults(), gate, left_out, rule
+        )
+        study.add_launch(_now(), tuple(self.resources.left_out.values()))
         tracking.on_study_start()
         if len(study.manifest.launches) > 1:
             # what an earlier launch could not deliver is in the record
@@ -159,6 +153,16 @@ class Launch:
             if study.taken:
                 raise StudyError(study.lost or f"study {study.name!r} is being run by another driver")
             return controller, self._finish(controller, tracking, writer, stop)
+
+    def _faults(self) -> Faults:
+        lacking = self.resources.left_out
+        return Faults(
+            TrialResources(self.resources.cpus, self.resources.gpus),
+            largest_resources(lacking),
+            lambda node: node in nodes_alive(),
+            lambda taken: nodes_for(taken.cpus, taken.gpus),
+            lacking,
+        )
 
     def _flush(self, controller: TrialController) -> None:
         record = self.study.record

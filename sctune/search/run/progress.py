@@ -24,9 +24,9 @@ PRINT_S = 0.5
 
 
 class SearchProgress:
-    """An observer of the searcher. On a terminal it redraws in place; elsewhere it prints a line per trial.
+    """An observer of the trials. On a terminal it redraws in place; elsewhere it prints a line per trial.
 
-    The searcher's thread only takes notes; a thread of the display's own draws and prints, twice a second.
+    The driver's thread only takes notes; a thread of the display's own draws and prints, twice a second.
 
     noise: standard error of the objective, given a trial's scores.
     """

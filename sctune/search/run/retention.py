@@ -21,7 +21,7 @@ _log = logging.getLogger(__name__)
 
 
 class CheckpointKeeper:
-    """An observer of the searcher that removes a loser's checkpoints as it loses, in a thread of its own.
+    """An observer of the trials that removes a loser's checkpoints as it loses, in a thread of its own.
 
     after: calls back once the record holds what it was told: a trial whose end a kill keeps out of the record still
     has its checkpoints. taken: whether another driver has the study by now; nothing is removed then.

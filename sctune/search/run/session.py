@@ -24,7 +24,7 @@ from sctune.search.study.study import Study
 from sctune.search.study.trial_log import LOGS
 
 if TYPE_CHECKING:
-    from sctune.search.run.launch import Launch
+    from sctune.search.run.launch import RunningLaunch
 
 DRIVER_LOG = "driver.log"
 CONSOLE_LOG = "console.log"
@@ -37,7 +37,7 @@ MAX_BYTES = 5 << 20
 _log = logging.getLogger(__name__)
 
 
-def run_launch(launch: Launch, hooks: Sequence[str] = ()) -> StudyResult:
+def run_launch(launch: RunningLaunch, hooks: Sequence[str] = ()) -> StudyResult:
     """Run a launch with its log and console; hooks (see `notify`) are told how it ended, whatever happened."""
     study = launch.study
     take_console(study)

@@ -15,6 +15,7 @@ from sctune.search.space.parameter import Parameter, When
 COMMON: dict[str, When] = {
     # batches have normal slots only where no anomaly is seen
     "data.balance": (("data.setting", ("general", "hard")),),
+    # several feature maps stand in for the one
     "model.tap": (("model.taps", (None,)),),
 }
 """Field -> conditions under which it matters, whatever the method."""

@@ -1,6 +1,6 @@
 """The durable record of a study: an Optuna storage, written by one background thread in the order of events.
 
-The searcher works on a study in memory; what it tells the record is queued and written a moment later, all that has
+The suggester works on a study in memory; what the record is told is queued and written a moment later, all that has
 gathered meanwhile in one transaction. So a driver that is killed leaves a record that ends a moment earlier, never
 one with holes. Trial numbers in the record equal those in memory. Attributes that hold pickles are not stored.
 """
@@ -35,7 +35,7 @@ from sctune.search.study.database import (
     unreachable,
     with_retries,
 )
-from sctune.search.study.record_sql import Attrs, Finish, RecordSql, Report, Start, StudyAttrs, Write
+from sctune.search.study.record_sql import Attrs, EpochRow, Finish, RecordSql, Start, StudyAttrs, Write
 from sctune.urls import without_secrets
 
 REPORT_PREFIX = "report:"
@@ -172,7 +172,7 @@ class Record:
         }
         if report.scores:
             attrs["scores"] = {key: list(values) for key, values in report.scores.items()}
-        self._put(Report(number, report.epoch, report.value, attrs))
+        self._put(EpochRow(number, report.epoch, report.value, attrs))
 
     def finish(self, number: int, state: TrialState, value: float | None, attrs: Mapping[str, Any]) -> None:
         """The end of a trial: COMPLETE, PRUNED or FAIL; told again it changes nothing."""

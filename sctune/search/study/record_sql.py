@@ -53,7 +53,7 @@ class Attrs:
 
 
 @dataclass(frozen=True)
-class Report:
+class EpochRow:
     """An epoch's value with its attributes."""
 
     number: int
@@ -80,7 +80,7 @@ class StudyAttrs:
     attrs: Mapping[str, Any]
 
 
-Write: TypeAlias = Start | Attrs | Report | Finish | StudyAttrs
+Write: TypeAlias = Start | Attrs | EpochRow | Finish | StudyAttrs
 
 
 @dataclass
@@ -104,7 +104,7 @@ class _Batch:
             self.starts.append(write.frozen)
         elif write.number not in self.ends:
             self.attrs.update({(write.number, key): value for key, value in write.attrs.items()})
-            if isinstance(write, Report):
+            if isinstance(write, EpochRow):
                 self.values[write.number, write.epoch] = write.value
             elif isinstance(write, Finish):
                 self.ends[write.number] = write

@@ -50,7 +50,7 @@ def logged_failure(study: Path, number: int) -> str | None:
 
 
 class TrialLog:
-    """An observer of the searcher that appends to `logs/trial-<number>.log`; a thread of its own writes.
+    """An observer of the trials that appends to `logs/trial-<number>.log`; a thread of its own writes.
 
     launch: number of this launch, from 1; objective: what its reports are judged by. A resumed trial goes on in its
     file.
