@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
+from sctune.tracking.mlflow_private import database_histories, is_server, server_histories
 from sctune.tracking.server import PARENT_TAG, ROLE_TAG, STUDY_TAG, TRIAL_TAG, mlflow_client
 
 if TYPE_CHECKING:
@@ -17,8 +18,6 @@ _RUNS_PER_REQUEST = 25
 """A busy server takes 50 ms for a run with its parameters, and a request that takes 10 s has failed."""
 _POINTS_PER_REQUEST = 25_000
 """MLflow's limit of one request for histories; it leaves out what is beyond."""
-_HISTORY_PATH = "/ajax-api/2.0/mlflow/metrics/get-history-bulk"
-"""What MLflow's own page asks: one query for all runs, where the interval in its API takes four for each run."""
 _TRIES = 2
 """Of one request: a read of a large study is many, and one that took too long must not undo all before it."""
 
@@ -90,15 +89,13 @@ def histories(client: MlflowClient, run_ids: Sequence[str], metric: str) -> dict
 
 def _bulk(client: MlflowClient, run_ids: Sequence[str], metric: str) -> Iterator[tuple[str, Point]]:
     from mlflow.exceptions import MlflowException
-    from mlflow.store.tracking.rest_store import RestStore
 
-    store = client._tracking_client.store
-    if not isinstance(store, RestStore):
-        for row in store.get_metric_history_bulk(list(run_ids), metric, _POINTS_PER_REQUEST):
+    if not is_server(client):
+        for row in database_histories(client, run_ids, metric, _POINTS_PER_REQUEST):
             yield row.run_id, Point(row.step, row.value, row.timestamp)
         return
     try:
-        rows = _again(lambda: _ask(store, run_ids, metric))
+        rows = _again(lambda: server_histories(client, run_ids, metric, _POINTS_PER_REQUEST))
     except MlflowException as problem:
         if problem.get_http_status_code() != 404:
             raise
@@ -109,14 +106,6 @@ def _bulk(client: MlflowClient, run_ids: Sequence[str], metric: str) -> Iterator
         return
     for one in rows:
         yield one["run_id"], Point(int(one["step"]), float(one["value"]), int(one["timestamp"]))
-
-
-def _ask(store: Any, run_ids: Sequence[str], metric: str) -> list[dict[str, Any]]:
-    from mlflow.utils.rest_utils import http_request, verify_rest_response
-
-    query = [("metric_key", metric), ("max_results", str(_POINTS_PER_REQUEST)), *(("run_id", run) for run in run_ids)]
-    answer = http_request(store.get_host_creds(), _HISTORY_PATH, "GET", params=query)
-    return list(verify_rest_response(answer, _HISTORY_PATH).json().get("metrics", []))
 
 
 def _history(client: MlflowClient, run_id: str, metric: str) -> list[Point]:

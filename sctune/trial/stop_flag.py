@@ -9,7 +9,8 @@ from __future__ import annotations
 import threading
 
 import ray
-from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_put
+
+from sctune.trial.ray_private import key_value, set_key_value
 
 POLL_S = 0.5
 
@@ -18,7 +19,7 @@ class StopFlag:
     """Whether the driver of this launch wants its trials to end; calling it costs nothing. key: the launch's own."""
 
     def __init__(self, key: str) -> None:
-        self._key = key.encode()
+        self._key = key
         self._raised = threading.Event()
         if key and ray.is_initialized():
             threading.Thread(target=self._watch, daemon=True, name="sctune-stop").start()
@@ -29,7 +30,7 @@ class StopFlag:
     def _watch(self) -> None:
         while not self._raised.is_set():
             try:
-                if _internal_kv_get(self._key) is not None:
+                if key_value(self._key) is not None:
                     self._raised.set()
             except Exception:  # the cluster is away: Ray will end this worker, or the flag can be asked for again
                 pass
@@ -38,4 +39,4 @@ class StopFlag:
 
 def raise_flag(key: str) -> None:
     """Ask all trials of a launch to end at their next iteration."""
-    _internal_kv_put(key.encode(), b"1")
+    set_key_value(key, b"1")

@@ -13,8 +13,9 @@ from optuna.trial import FrozenTrial, TrialState
 from sctune.config import load_profile
 from sctune.search.space.definition import Space, load_space
 from sctune.search.space.parameter import Range
+from sctune.search.suggest.optuna_private import SuggesterStorage
 from sctune.search.suggest.samplers import SAMPLERS, make_sampler
-from sctune.search.suggest.suggester import Suggester, SuggesterStorage
+from sctune.search.suggest.suggester import Suggester
 
 
 def make_space(folder: Path, choices: int) -> Space:

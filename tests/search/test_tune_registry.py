@@ -6,7 +6,7 @@ import pytest
 from ray import tune
 from ray.tune import registry
 
-from sctune.search.cluster.tune_registry import remembered_trainables
+from sctune.trial.ray_private import remembered_trainables
 
 
 def test_the_store_is_asked_once_for_a_trainable(monkeypatch: pytest.MonkeyPatch) -> None:

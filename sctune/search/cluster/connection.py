@@ -11,12 +11,12 @@ import sys
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from importlib import import_module
 from pathlib import Path
 
 from sctune.errors import ClusterError
 from sctune.paths import home, use_own_folders
 from sctune.search.cluster.resources import TrialResources
+from sctune.trial.ray_private import ask_head, localhost_kept, passed_variables
 from sctune.urls import secrets_hidden
 
 RAY_ENVIRONMENT = {
@@ -163,9 +163,7 @@ def keep_keys_out_of_logs() -> None:
 
     Processes on this machine inherit them anyway; other nodes have their own profile or role.
     """
-    from ray.tune.execution import class_cache
-
-    names: set[str] = getattr(class_cache, "ENV_VARS_TO_PROPAGATE", set())
+    names = passed_variables()
     for name in [name for name in names if name.startswith("AWS_")]:
         names.discard(name)
 
@@ -177,17 +175,11 @@ def _loopback(local: bool) -> Iterator[dict[str, str]]:
     Ray replaces 127.0.0.1 by the machine's address; there is no switch for that. Where the private function is gone
     the ports stay open to others, and `exposure` says so.
     """
-    from ray._private import services
-
-    replaced = getattr(services, "resolve_ip_for_localhost", None)
-    if not local or replaced is None:
+    if not local:
         yield {}
         return
-    services.resolve_ip_for_localhost = lambda host: host
-    try:
-        yield {"_node_ip_address": LOOPBACK}
-    finally:
-        services.resolve_ip_for_localhost = replaced
+    with localhost_kept() as kept:
+        yield {"_node_ip_address": LOOPBACK} if kept else {}
 
 
 def exposure(address: str | None) -> list[str]:
@@ -249,8 +241,7 @@ def _check_token(server: str, address: str) -> None:
     from ray.exceptions import AuthenticationError
 
     try:
-        raylet = import_module("ray._raylet")
-        raylet.GcsClient(address=server).check_alive([], timeout=CONNECT_S)
+        ask_head(server, CONNECT_S)
     except AuthenticationError:
         raise ClusterError(
             f"Ray at {address} does not take this token; copy the head's ~/.ray/auth_token here (mode 0600), or set "

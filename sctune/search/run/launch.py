@@ -20,7 +20,6 @@ from sctune.errors import AllTrialsFailedError, ClusterError, StudyError, Unreco
 from sctune.paths import cache_folder
 from sctune.search.cluster.connection import Resources, largest_resources, nodes_alive, nodes_for
 from sctune.search.cluster.resources import TrialResources
-from sctune.search.cluster.tune_registry import remembered_trainables
 from sctune.search.plan.plan import weights_digests
 from sctune.search.reconcile.recorded import past_trial, study_facts
 from sctune.search.reconcile.repair import open_writer
@@ -47,6 +46,7 @@ from sctune.search.study.trial_log import TrialLog
 from sctune.tracking.callback import TrackingCallback
 from sctune.tracking.writer import Writer
 from sctune.trial import trainable as trials_in_ray
+from sctune.trial.ray_private import remembered_trainables
 
 _log = logging.getLogger(__name__)
 

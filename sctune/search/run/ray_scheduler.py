@@ -11,6 +11,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from sctune.report import EpochReport
 from sctune.search.rules.base import Decision
 from sctune.search.run.searcher import read_report
+from sctune.trial.ray_private import kill_actors_after
 
 FORCE_S = 3
 """Seconds that Tune waits for an actor to end before it kills it; checkpoints are whole or absent at any moment."""
@@ -35,9 +36,7 @@ class RuleScheduler(FIFOScheduler):
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
         # Tune gives actors ten seconds to end, those that are still importing too; a stopped driver has no more in all
-        controller = getattr(tune_controller, "_tune_controller", None)
-        if controller is not None and hasattr(controller, "_actor_force_cleanup_timeout"):
-            controller._actor_force_cleanup_timeout = FORCE_S
+        kill_actors_after(tune_controller, FORCE_S)
         super().on_trial_add(tune_controller, trial)
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:

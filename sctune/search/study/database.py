@@ -17,12 +17,12 @@ from urllib.parse import quote
 import optuna
 from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage
-from optuna.trial import FrozenTrial
 from sqlalchemy import create_engine, inspect
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, OperationalError, SQLAlchemyError
 
 from sctune.errors import StudyError
+from sctune.search.suggest.optuna_private import OneTryStorage
 from sctune.urls import STORAGE_VARIABLE, accept, complete, missing_driver, without_secrets, written_out
 
 DATABASE_ERRORS = (StorageInternalError, SQLAlchemyError, ImportError, RuntimeError)
@@ -39,30 +39,6 @@ Result = TypeVar("Result")
 
 class NoRecordError(StudyError):
     """The database answers, and holds no study of this name."""
-
-
-class _SecondTryError(Exception):
-    pass
-
-
-class OneTryStorage(RDBStorage):
-    """Optuna creates a trial again when the server's answer was lost, and so makes two; here the caller decides.
-
-    A private method of Optuna is wrapped: tests/search/test_database.py cuts the wire at that very moment.
-    """
-
-    def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
-        self._tries = 0
-        try:
-            return super().create_new_trial(study_id, template_trial)
-        except _SecondTryError:
-            raise StorageInternalError("the answer of the database was lost") from None
-
-    def _get_prepared_new_trial(self, study_id: int, template_trial: FrozenTrial | None, session: Any) -> Any:
-        self._tries += 1
-        if self._tries > 1:
-            raise _SecondTryError
-        return super()._get_prepared_new_trial(study_id, template_trial, session)
 
 
 def storage_url(url: str, option: str = "--storage") -> str:

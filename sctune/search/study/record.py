@@ -36,6 +36,7 @@ from sctune.search.study.database import (
     with_retries,
 )
 from sctune.search.study.record_sql import Attrs, EpochRow, Finish, RecordSql, Start, StudyAttrs, Write
+from sctune.search.suggest.optuna_private import trial_id
 from sctune.urls import without_secrets
 
 REPORT_PREFIX = "report:"
@@ -132,7 +133,7 @@ class Record:
         self.flush()
         stored = with_retries(lambda: self._storage.get_all_trials(self._study_id))
         trials = sorted(stored, key=lambda trial: trial.number)
-        self._sql.ids = {trial.number: trial._trial_id for trial in trials}
+        self._sql.ids = {trial.number: trial_id(trial) for trial in trials}
         self.foreign = tuple(trial.number for trial in trials if _is_foreign(trial))
         return [trial for trial in trials if trial.number not in self.foreign]
 

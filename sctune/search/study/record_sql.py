@@ -13,7 +13,6 @@ from datetime import UTC, datetime
 from typing import Any, TypeAlias
 
 from optuna.distributions import distribution_to_json
-from optuna.storages._rdb import models
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import Connection, Engine, Table, bindparam, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
@@ -22,6 +21,7 @@ from sctune.errors import FencedError, StudyError
 from sctune.search.study.database import DRIVER_ATTR
 from sctune.search.study.lock import holder_text
 from sctune.search.suggest.cma_state import stored_attrs
+from sctune.search.suggest.optuna_private import models
 
 TRIALS: Table = models.TrialModel.__table__
 STUDIES: Table = models.StudyModel.__table__

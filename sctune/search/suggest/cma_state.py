@@ -1,4 +1,7 @@
-"""CMA-ES's distribution as plain numbers: Optuna keeps it as a pickle, and nothing that sctune reads back holds one."""
+"""CMA-ES's distribution as plain numbers: Optuna keeps it as a pickle, and nothing that sctune reads back holds one.
+
+The one file that touches private parts of cmaes; tests/test_private_parts.py names what an update took.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +14,10 @@ import cmaes
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from sctune.search.suggest.optuna_private import CMA_PICKLE
+
 STATE = "cma:state"
 """System attribute of the trial that began a generation; its distribution, as JSON."""
-
-_PICKLE = "cma:optimizer"
 
 _log = logging.getLogger(__name__)
 
@@ -70,8 +73,8 @@ class CmaState(BaseModel):
 
 def stored_attrs(attrs: Mapping[str, Any]) -> dict[str, Any]:
     """A proposed trial's system attributes as the record takes them; attrs: of a study in this process's memory."""
-    plain = {key: value for key, value in attrs.items() if not key.startswith(_PICKLE)}
-    pieces = [attrs[f"{_PICKLE}:{piece}"] for piece in range(len(attrs) - len(plain))]
+    plain = {key: value for key, value in attrs.items() if not key.startswith(CMA_PICKLE)}
+    pieces = [attrs[f"{CMA_PICKLE}:{piece}"] for piece in range(len(attrs) - len(plain))]
     if pieces:
         # Optuna pickled it in this process a moment ago
         plain[STATE] = CmaState.of(pickle.loads(bytes.fromhex("".join(pieces)))).model_dump()
@@ -80,12 +83,12 @@ def stored_attrs(attrs: Mapping[str, Any]) -> dict[str, Any]:
 
 def restored_attrs(attrs: Mapping[str, Any]) -> dict[str, Any]:
     """System attributes for Optuna's samplers; attrs: as the record holds them, pickles of anybody left out."""
-    plain = {key: value for key, value in attrs.items() if not key.startswith(_PICKLE) and key != STATE}
+    plain = {key: value for key, value in attrs.items() if not key.startswith(CMA_PICKLE) and key != STATE}
     if STATE in attrs:
         try:
             optimizer = CmaState.model_validate(attrs[STATE]).optimizer()
         except (ValidationError, ValueError, AssertionError) as problem:
             _log.warning("a stored CMA-ES distribution was left out: %s", str(problem).splitlines()[0])
         else:
-            plain[f"{_PICKLE}:0"] = pickle.dumps(optimizer).hex()
+            plain[f"{CMA_PICKLE}:0"] = pickle.dumps(optimizer).hex()
     return plain

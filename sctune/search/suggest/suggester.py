@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import optuna
 from optuna.samplers import BaseSampler, RandomSampler
-from optuna.storages import InMemoryStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from sctune.metrics.objective import AUROC, Objective
 from sctune.search.space.definition import Space, Values
 from sctune.search.suggest.cma_state import restored_attrs
+from sctune.search.suggest.optuna_private import SuggesterStorage, trial_id
 
 MAX_ASKS = 20
 """Proposals of the sampler that may repeat a point before an untried one is taken instead."""
@@ -24,18 +24,6 @@ MAX_ASKS = 20
 MAX_RANDOM_ASKS = 100
 MAX_LISTED = 10_000
 """Finite spaces up to this size give a random untried point, larger ones the first."""
-
-
-class SuggesterStorage(InMemoryStorage):
-    """Optuna's storage in memory, which can also forget its latest trial; Optuna has no way to delete one."""
-
-    def forget_latest(self, study_id: int) -> None:
-        """As if the latest trial had never been asked for: its number and id are given again."""
-        with self._lock:
-            trials = self._studies[study_id].trials
-            del self._trial_id_to_study_id_and_number[trials.pop()._trial_id]
-            self._max_trial_id -= 1
-            self._prev_waiting_trial_number[study_id] = min(self._prev_waiting_trial_number[study_id], len(trials))
 
 
 class Suggester:
@@ -128,7 +116,7 @@ class Suggester:
         values = None if value is None else [value]
         # study.tell() insists on the highest epoch's value for PRUNED; after a resume it may be of another attempt
         self._sampler.after_trial(self._study, trial, state, values)
-        self._storage.set_trial_state_values(trial._trial_id, state, values)
+        self._storage.set_trial_state_values(trial_id(trial), state, values)
 
     def _try(self, point: Values | None, sampler: BaseSampler | None = None) -> FrozenTrial | None:
         """One proposal: of the sampler, or (a part of) a given point. None when the point was tried before."""
@@ -144,7 +132,7 @@ class Suggester:
             return None
         self._seen.add(key)
         self._params[trial.number] = values
-        return self._storage.get_trial(trial._trial_id)
+        return self._storage.get_trial(trial_id(trial))
 
     def _try_untried(self) -> FrozenTrial | None:
         """Any point that was not tried: in declared order for a grid, at random otherwise."""
@@ -193,7 +181,7 @@ def _bare(trial: FrozenTrial) -> FrozenTrial:
     """A stored trial without its reports, which samplers do not read."""
     return FrozenTrial(
         number=trial.number,
-        trial_id=trial._trial_id,
+        trial_id=trial_id(trial),
         state=trial.state,
         value=trial.value,
         datetime_start=trial.datetime_start,

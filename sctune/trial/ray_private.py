@@ -1,0 +1,91 @@
+"""Every part of Ray that its documentation does not promise; tests/test_private_parts.py names what an update took.
+
+Ray is pinned to one minor version for them. Each is reached through a function here, and Ray is imported inside only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from typing import Any
+
+
+def key_value(key: str) -> bytes | None:
+    """From the key-value store of the cluster, which every node reaches."""
+    from ray.experimental.internal_kv import _internal_kv_get
+
+    found: bytes | None = _internal_kv_get(key.encode())
+    return found
+
+
+def set_key_value(key: str, value: bytes) -> None:
+    from ray.experimental.internal_kv import _internal_kv_put
+
+    _internal_kv_put(key.encode(), value)
+
+
+def passed_variables() -> set[str]:
+    """Names of the environment variables that Tune hands to its actors; what is taken out is handed on no more."""
+    from ray.tune.execution import class_cache
+
+    names: set[str] = getattr(class_cache, "ENV_VARS_TO_PROPAGATE", set())
+    return names
+
+
+@contextmanager
+def localhost_kept() -> Iterator[bool]:
+    """While it lasts Ray does not replace 127.0.0.1 by the machine's address; False where that cannot be had."""
+    from ray._private import services
+
+    replaced = getattr(services, "resolve_ip_for_localhost", None)
+    if replaced is None:
+        yield False
+        return
+    services.resolve_ip_for_localhost = lambda host: host
+    try:
+        yield True
+    finally:
+        services.resolve_ip_for_localhost = replaced
+
+
+def ask_head(server: str, timeout_s: float) -> None:
+    """Ask the head at host:port whether it lives; raises ray.exceptions.AuthenticationError, and whatever else."""
+    import_module("ray._raylet").GcsClient(address=server).check_alive([], timeout=timeout_s)
+
+
+def kill_actors_after(tune_controller: Any, seconds: float) -> None:
+    """How long Tune waits for an actor to end before it kills it; tune_controller: what a scheduler is given."""
+    controller = getattr(tune_controller, "_tune_controller", None)
+    if controller is not None and hasattr(controller, "_actor_force_cleanup_timeout"):
+        controller._actor_force_cleanup_timeout = seconds
+
+
+@contextmanager
+def remembered_trainables() -> Iterator[None]:
+    """While it lasts, a trainable that Tune's registry has given once is given again without the cluster's store.
+
+    For every trial Tune asks it five times whether it knows the trainable, and which it is: round trips on the
+    driver's thread that always have the same answer.
+    """
+    from ray.tune.registry import TRAINABLE_CLASS, _global_registry
+
+    found: dict[str, Any] = {}
+    contains, get = _global_registry.contains, _global_registry.get
+
+    def contains_quickly(category: str, key: str) -> bool:
+        return (category == TRAINABLE_CLASS and key in found) or bool(contains(category, key))
+
+    def get_quickly(category: str, key: str) -> Any:
+        if category != TRAINABLE_CLASS:
+            return get(category, key)
+        if key not in found:
+            found[key] = get(category, key)
+        return found[key]
+
+    _global_registry.contains, _global_registry.get = contains_quickly, get_quickly
+    try:
+        yield
+    finally:
+        # what was set on the object hides its methods
+        del _global_registry.contains, _global_registry.get
