@@ -27,7 +27,7 @@ def examine() -> list[dict[str, Any]]:
         _row("torch", True, f"{torch.__version__}, {os.cpu_count()} cores"),
         _row("GPU", bool(gpus), ", ".join(gpus) or "none; searches take the cpu profile"),
         _row("disk", free > 5, f"{free:.1f} GiB free at {home()}"),
-        _row("write access", os.access(folder, os.W_OK), str(home())),
+        _row("write access", takes_files(home()), str(home())),
         _data(),
         *map(_weights, PROFILES_TAKE),
         _other_weights(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import shutil
 import tempfile
@@ -10,7 +11,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from sctune.errors import ConfigError
+from sctune.errors import ConfigError, SctuneError
+from sctune.paths import nearest_folder, takes_files
 
 
 def replace_files(writers: Mapping[Path, Callable[[Path], object]], option: str = "--out") -> list[Path]:
@@ -68,10 +70,13 @@ def refuse_folder(path: Path, option: str = "--out") -> None:
         raise ConfigError(f"cannot write {path}: it is a folder; remove it or give another {option}")
 
 
-def check_writable(folder: Path, option: str = "--out") -> None:
-    """ConfigError where the folder is none and cannot be made, before anything is computed; makes nothing."""
-    place = folder
-    while not os.path.lexists(place):
-        place = place.parent
-    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
-        raise ConfigError(f"{option}: {place} is no folder that can be written to; give another one")
+def check_writable(folder: Path, option: str = "--out", error: type[SctuneError] = ConfigError) -> None:
+    """Raises `error` where the folder is none and cannot be made, before anything is computed; makes nothing."""
+    if not takes_files(folder):
+        raise error(f"{option}: {nearest_folder(folder)} is no folder that can be written to; give another one")
+
+
+def file_sha256(path: Path | str) -> str:
+    """Hex digest of a file's content; raises OSError."""
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -26,10 +26,16 @@ def use_own_folders() -> None:
 
 
 def takes_files(folder: Path) -> bool:
-    """Whether a folder can be written to, or made."""
+    """Whether a folder can be written to, or made; makes nothing."""
+    place = nearest_folder(folder)
+    return place.is_dir() and os.access(place, os.W_OK | os.X_OK)
+
+
+def nearest_folder(folder: Path) -> Path:
+    """The folder itself, or what is nearest above it; it may be a file."""
     while not os.path.lexists(folder) and folder != folder.parent:
         folder = folder.parent
-    return folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
+    return folder
 
 
 def studies_folder() -> Path:

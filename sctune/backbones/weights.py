@@ -48,15 +48,6 @@ def local_weights(backbone: str) -> Path | None:
     return _source(backbone).local(backbone)
 
 
-def file_sha256(path: Path) -> str:
-    """Hex digest of a file's content."""
-    digest = sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def read_state(path: Path) -> dict[str, Tensor]:
     """Names to tensors of a safetensors file (by its suffix) or of torch.save; pickled code is never run.
 

@@ -51,7 +51,8 @@ def import_file(file: Path, out: Path, overrides: dict[str, Any], references: Pa
     of which the first `model.reference_count` by name are taken where the method compares with references.
     Raises WeightsError, ConfigError or DataError, with nothing written.
     """
-    from sctune.backbones.weights import file_sha256, read_state
+    from sctune.backbones.weights import read_state
+    from sctune.files import file_sha256
     from sctune.methods.deviation.public_weights import detector_state, public_config, recognise
 
     if out.exists():

@@ -14,14 +14,13 @@ from sctune.data.images import file_digest
 from sctune.deploy.card import is_non_commercial, is_unclear
 from sctune.deploy.export import Kind, exported_scores
 from sctune.deploy.model import Model
+from sctune.deploy.parity import TOLERANCE, score_parity
 from sctune.deploy.speed import Speed
 from sctune.errors import DataError, SctuneError
 from sctune.metrics.image_level import auroc
 from sctune.metrics.statistics import Scores, seeded_difference
 from sctune.metrics.threshold import escape_rate, false_alarm_rate
 
-PARITY_LIMIT = 1e-4
-"""Largest difference of a score between the trainer, the loaded model and the exported one."""
 AUROC_MARGIN = 0.005
 LATENCY_MS = 1000.0
 LEAST_IMAGES = 10
@@ -76,16 +75,14 @@ def latency_step(speed: Speed, limit_ms: float) -> Step:
 
 def parity_step(trained: np.ndarray, forms: dict[str, np.ndarray], threshold: float | None) -> Step:
     """Whether all forms of a model give the trainer's scores [N]; no label may flip at the threshold."""
-    holds = bool(np.isfinite(trained).all())
-    parts = []
-    for name, scores in forms.items():
-        difference = float(np.abs(scores - trained).max())
-        flipped = 0 if threshold is None else int(((scores > threshold) != (trained > threshold)).sum())
-        # a score that is no number is above nothing and flips nothing
-        holds = holds and bool(np.isfinite(scores).all()) and difference <= PARITY_LIMIT and not flipped
-        parts.append(f"{name} {difference:.1e}, {flipped} flipped")
+    found = {name: score_parity(trained, scores, threshold) for name, scores in forms.items()}
+    parts = [
+        f"{name} {one.difference:.1e}, {one.flips} flipped{f', {one.ties} on the threshold itself' if one.ties else ''}"
+        for name, one in found.items()
+    ]
     detail = f"largest difference from the trainer's scores on {len(trained)} images: {'; '.join(parts)}"
-    return Step("parity", holds, f"{detail} (at most {PARITY_LIMIT:g}, none)")
+    holds = all(one.holds for one in found.values())
+    return Step("parity", holds, f"{detail} (at most {TOLERANCE:g}, none)")
 
 
 def export_form(model: Model, pixels: np.ndarray, folder: Path) -> tuple[str, np.ndarray]:

@@ -162,8 +162,7 @@ def _state(place: str) -> State:
 
 def _read(place: str) -> str:
     try:
-        with open(place, "rb") as content:
-            return hashlib.file_digest(content, "sha256").hexdigest()
+        return file_sha256(place)
     except OSError as problem:
         raise PlaceError(f"cannot read {place}: {problem.strerror}") from None
 

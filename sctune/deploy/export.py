@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from sctune import __version__
 from sctune.deploy.model import Model
+from sctune.deploy.parity import TOLERANCE, Parity, Scores, score_parity
 from sctune.deploy.reading import preprocessing
 from sctune.errors import CheckpointError, ConfigError
 
@@ -28,42 +29,12 @@ if TYPE_CHECKING:
 Kind = Literal["onnx", "torch"]
 KINDS: tuple[Kind, ...] = ("onnx", "torch")
 ENDINGS = {"onnx": ".onnx", "torch": ".pt2"}
-TOLERANCE = 1e-4
-"""Largest difference of a score that an exported file may have."""
-ROUNDING = 1e-5
-"""A conformal threshold is the score of a calibration image, and the last bits of its own score decide its label: one
-that lies closer to the threshold is a tie, no flipped label."""
 BATCH = 8
 FORMAT_VERSION = 1
 INPUT, OUTPUT = "images", "scores"
 _PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 Pixels = NDArray[np.uint8]
-Scores = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Parity:
-    """How an exported file agrees with its model over `images`.
-
-    difference: largest one of a score; flips: labels that differ; ties: those within ROUNDING of the threshold.
-    """
-
-    images: int
-    difference: float
-    flips: int
-    ties: int
-
-    @property
-    def holds(self) -> bool:
-        # no number is above nothing, so that NaN holds nothing
-        return self.difference <= TOLERANCE and self.flips == 0
-
-    def line(self) -> str:
-        """What was found, in words."""
-        flips = f"{self.flips} flipped labels"
-        ties = f" ({self.ties} more on the threshold itself)" if self.ties else ""
-        return f"largest difference of a score {self.difference:.2g} over {self.images} images, {flips}{ties}"
 
 
 @dataclass(frozen=True)
@@ -119,11 +90,7 @@ def export_parity(model: Model, folder: Path, kind: Kind, pixels: Pixels) -> Par
 
 def parity(model: Model, scores: Scores, others: Scores) -> Parity:
     """Scores [N] of the model beside those [N] of another form of it."""
-    differing = [a != b for a, b in zip(model.labels(scores), model.labels(others), strict=True)]
-    flipped = scores[np.array(differing, dtype=bool)]
-    near = 0 if model.threshold is None else int((np.abs(flipped - model.threshold.value) <= ROUNDING).sum())
-    difference = float(np.abs(scores - others).max(initial=0.0))
-    return Parity(len(scores), difference, len(flipped) - near, near)
+    return score_parity(scores, others, None if model.threshold is None else model.threshold.value)
 
 
 def run_exported(file: Path, kind: Kind, pixels: Pixels) -> Scores:

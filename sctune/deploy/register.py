@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from sctune.backbones.registry import backbone_entry
-from sctune.backbones.weights import file_sha256
+from sctune.files import file_sha256
 from sctune.config import TrialConfig
 from sctune.deploy.flavor import (
     ERROR_COLUMN,

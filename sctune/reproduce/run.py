@@ -149,12 +149,11 @@ def _score(plan: TablePlan, study: StudyPlan, say: Say) -> None:
 
 
 def _check_writable(out: Path) -> None:
+    check_writable(out, f"--out {out}")
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as problem:
         raise ConfigError(f"--out {out}: {problem.strerror}; give a folder that can be written to") from None
-    if not os.access(out, os.W_OK | os.X_OK):
-        raise ConfigError(f"--out {out}: no permission to write; give another folder")
     for name in (CSV_NAME, MARKDOWN_NAME, PICTURE_NAME):
         refuse_folder(out / name)
 

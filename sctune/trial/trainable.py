@@ -21,7 +21,8 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from ray import tune
 
-from sctune.backbones.weights import file_sha256, resolve_weights
+from sctune.backbones.weights import resolve_weights
+from sctune.files import file_sha256
 from sctune.config import Task, TrialConfig
 from sctune.data.digests import data_digest
 from sctune.data.pools import Files

@@ -47,7 +47,8 @@ import torch
 from safetensors.torch import save_file
 from sctune.config import TrialConfig
 from sctune.backbones.registry import backbone_entry, backbone_names
-from sctune.backbones.weights import file_sha256, resolve_weights
+from sctune.backbones.weights import resolve_weights
+from sctune.files import file_sha256
 from sctune.errors import SctuneError
 from sctune.train.trainer import Trainer
 

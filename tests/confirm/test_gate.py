@@ -80,6 +80,9 @@ def test_parity() -> None:
     # a difference within the limit that turns a label over
     flipped = parity_step(trained, {"loaded": trained + 5e-5}, 0.50002)
     assert not flipped.passed and "loaded 5.0e-05, 1 flipped" in flipped.detail
+    # rounding alone decides the label of an image on the threshold, as for an exported file
+    tie = parity_step(trained, {"loaded": trained + 1e-9}, 0.5)
+    assert tie.passed and "0 flipped, 1 on the threshold itself" in tie.detail
 
 
 def test_a_score_that_is_no_number_is_no_parity() -> None:

@@ -20,8 +20,9 @@ from sctune.cli.serve import export
 from sctune.deploy.conformance.check import Checked, check_consumer
 from sctune.deploy.conformance.pack import Pack, read_pack, write_pack
 from sctune.deploy.conformance.raw import raw_files
-from sctune.deploy.export import TOLERANCE, export_model
+from sctune.deploy.export import export_model
 from sctune.deploy.model import Model, load_model_folder, score_digest
+from sctune.deploy.parity import TOLERANCE
 from sctune.errors import ConfigError, DataError
 from tests.models import small_config, write_small_model
 

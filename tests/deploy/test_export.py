@@ -21,10 +21,7 @@ from sctune.data.decode import Decoding
 from sctune.deploy.calibration import prepare_image
 from sctune.deploy.conformance.pack import read_pack
 from sctune.deploy.export import (
-    ROUNDING,
-    TOLERANCE,
     Kind,
-    Parity,
     export_model,
     export_parity,
     exported_scores,
@@ -33,6 +30,7 @@ from sctune.deploy.export import (
     run_exported,
 )
 from sctune.deploy.model import Model, ModelParts, load_model_folder
+from sctune.deploy.parity import ROUNDING, TOLERANCE, Parity
 from sctune.errors import CheckpointError, ConfigError, DataError, TrackingError
 from sctune.methods.deviation.detector import build_detector
 from sctune.methods.deviation.method import DeviationMethod

@@ -17,8 +17,9 @@ from typer.testing import CliRunner
 from sctune.cli import app
 from sctune.config import TrialConfig, load_profile, method_entries, method_entry, methods, register
 from sctune.deploy.build import model_parts
-from sctune.deploy.export import TOLERANCE, export_model, run_exported
+from sctune.deploy.export import export_model, run_exported
 from sctune.deploy.locate import open_model
+from sctune.deploy.parity import TOLERANCE
 from sctune.errors import CheckpointError, ConfigError, SpaceError
 from sctune.methods.named import method_names, method_values
 from sctune.search.plan.options import SearchOptions

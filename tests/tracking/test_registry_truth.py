@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from mlflow.entities import ViewType
 
-from sctune.backbones.weights import file_sha256
+from sctune.files import file_sha256
 from sctune.deploy.register import CANDIDATE, DIGEST_TAG
 from sctune.deploy.registry import CHAMPION, aliased, promote
 from sctune.manage.delete import deletion

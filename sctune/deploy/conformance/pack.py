@@ -24,9 +24,9 @@ from sctune import __version__
 from sctune.deploy.calibration import Prepared
 from sctune.deploy.conformance.raw import Raw, raw_files
 from sctune.deploy.conformance.wrong import wrong_readings
-from sctune.deploy.export import TOLERANCE
 from sctune.deploy.incoming import prepared
 from sctune.deploy.model import Model, score_digest
+from sctune.deploy.parity import TOLERANCE
 from sctune.deploy.reading import preprocessing
 from sctune.errors import ConfigError
 

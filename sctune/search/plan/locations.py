@@ -120,7 +120,7 @@ def _checked(uri: str, name: str) -> str:
         parent, mark, query = with_region(f"{place.rstrip('/')}{mark}{query}").partition("?")
         system, root = open_storage(f"{parent}{mark}{query}")
         if isinstance(system, fs.LocalFileSystem):
-            _check_writable(Path(root), "--storage-path")
+            check_writable(Path(root), "--storage-path", StudyError)
         else:
             probe(system, root)
     except (OSError, StorageError) as problem:
@@ -129,17 +129,6 @@ def _checked(uri: str, name: str) -> str:
             "(~/.aws/credentials, AWS_PROFILE) and AWS_ENDPOINT_URL"
         ) from None
     return f"{parent}/{name}{mark}{query}"
-
-
-def _check_writable(folder: Path, option: str) -> None:
-    """Raises StudyError where the folder is none and cannot be made, or must not be written to; makes nothing."""
-    place = folder
-    while not os.path.lexists(place):
-        place = place.parent
-    if not place.is_dir():
-        raise StudyError(f"{option} {folder}: {place} is no folder; give one that can be written to")
-    if not os.access(place, os.W_OK | os.X_OK):
-        raise StudyError(f"{option} {folder}: no permission to write to {place}; give another folder")
 
 
 def _refuse_secrets(uri: str) -> None:

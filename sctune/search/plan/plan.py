@@ -9,7 +9,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from sctune.backbones.trunk import build_backbone
-from sctune.backbones.weights import file_sha256, resolve_weights
+from sctune.backbones.weights import resolve_weights
+from sctune.files import file_sha256
 from sctune.config import Task, TrialConfig, method_entry, search_defaults
 from sctune.data.catalog import DataSet, open_dataset
 from sctune.data.check import DataCheck, check_data

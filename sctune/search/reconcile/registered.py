@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sctune.backbones.weights import file_sha256
+from sctune.files import file_sha256
 from sctune.deploy.register import CANDIDATE, DIGEST_TAG, registered_name
 from sctune.deploy.registry import aliased, last_move
 from sctune.search.reconcile.comparison import Difference

@@ -243,7 +243,7 @@ def _has_tables(url: str) -> bool:
 
 def check_place(file: Path) -> None:
     """Raises StudyError where a file cannot be made there; makes nothing."""
-    if not file.parent.is_dir() or not os.access(file.parent, os.W_OK | os.X_OK):
+    if not file.parent.is_dir() or not takes_files(file.parent):
         raise StudyError(f"cannot open the record at {file}: {file.parent} is no folder that can be written to")
 
 
