@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from sctune.errors import DataError, SctuneError, WeightsError
-from sctune.paths import home
+from sctune.paths import home, takes_files
 
 PROFILES_TAKE = ("efficientnet_lite0", "resnet18")
 """The backbones of the profiles."""

@@ -44,6 +44,34 @@ def replace_files(writers: Mapping[Path, Callable[[Path], object]], option: str 
 
 
 @contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A path beside this one to write to; it takes its place when the block ends well, and is gone otherwise.
+
+    Raises OSError.
+    """
+    # the type stays at the end: some writers look at it
+    staged = path.with_name(f".{os.getpid()}.{path.name}")
+    try:
+        yield staged
+        os.replace(staged, path)
+    finally:
+        with suppress(OSError):
+            staged.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """As `whole_file`, for a folder, made with those above it; raises OSError where one with files is there."""
+    staged = folder.with_name(f".{os.getpid()}.{folder.name}")
+    try:
+        staged.mkdir(parents=True)
+        yield staged
+        staged.rename(folder)
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+
+
+@contextmanager
 def staged_files(folder: Path) -> Iterator[Path]:
     """A folder to write into; its files are put into `folder` when the block ends well, and none of them otherwise."""
     folder.mkdir(exist_ok=True)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 import warnings
-from hashlib import sha256
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +13,7 @@ from sctune.cli import options as opt
 from sctune.cli.output import emit
 from sctune.config import TrialConfig, parse_assignments
 from sctune.errors import ConfigError, DataError
+from sctune.files import whole_folder
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -126,15 +125,11 @@ def _write(out: Path, state: dict[str, Tensor], config: TrialConfig, report: dic
     from safetensors.torch import save_file
 
     # complete under another name first: a folder with the right name is always whole
-    staged = out.with_name(f".{out.name}.{os.getpid()}.new")
     try:
-        staged.mkdir(parents=True)
-        save_file(state, staged / "model.safetensors")
-        (staged / "config.json").write_text(json.dumps(config.document(), indent=1), encoding="utf-8")
-        (staged / "import.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
-        staged.rename(out)
+        with whole_folder(out) as staged:
+            save_file(state, staged / "model.safetensors")
+            (staged / "config.json").write_text(json.dumps(config.document(), indent=1), encoding="utf-8")
+            (staged / "import.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
     except (OSError, SafetensorError) as problem:
         reason = getattr(problem, "strerror", None) or " ".join(str(problem).split())
         raise ConfigError(f"cannot write {out}: {reason}; give another folder with --out") from None
-    finally:
-        shutil.rmtree(staged, ignore_errors=True)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from sctune.errors import PlaceError
+from sctune.files import file_sha256
 from sctune.paths import cache_folder
 
 THREADS = min(8, os.cpu_count() or 1)

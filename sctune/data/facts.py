@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from operator import attrgetter
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sctune.data.decode import Decoded
+from sctune.files import whole_file
 
 FINEST = 64
 """Fewest cells a side of the fine picture that sharpness is told from; `thumb` has half as many a side."""
@@ -98,12 +98,11 @@ def write_facts(place: Path, found: Mapping[str, ImageFacts | str]) -> None:
     content = {"names": STORED, "rows": rows}
     thumbs = [one.thumb for one in found.values() if isinstance(one, ImageFacts)]
     stack = np.stack(thumbs) if thumbs else np.zeros((0, 1, 1), np.uint8)
-    staged = place.with_name(f"{place.stem}.{os.getpid()}.npy")
     # the pictures first: facts without them are not read
-    np.save(staged, stack)
-    os.replace(staged, place.with_suffix(".npy"))
-    staged.write_text(json.dumps(content), encoding="utf-8")
-    os.replace(staged, place)
+    with whole_file(place.with_suffix(".npy")) as staged:
+        np.save(staged, stack)
+    with whole_file(place) as staged:
+        staged.write_text(json.dumps(content), encoding="utf-8")
 
 
 def read_facts(place: Path) -> Found | None:

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from sctune.backbones.registry import backbone_entry
-from sctune.files import file_sha256
 from sctune.config import TrialConfig
 from sctune.deploy.flavor import (
     ERROR_COLUMN,
@@ -30,6 +29,7 @@ from sctune.deploy.flavor import (
 from sctune.deploy.model import ModelParts, write_model_folder
 from sctune.deploy.package import wheel_name
 from sctune.errors import TrackingError
+from sctune.files import file_sha256
 from sctune.tracking.server import configure_mlflow, mlflow_client, run_bounded, safe_uri, scrub
 
 if TYPE_CHECKING:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -16,6 +14,7 @@ import numpy as np
 from sctune.backbones.weights import IMAGENET, RANDOM
 from sctune.config import TrialConfig
 from sctune.errors import ConfigError
+from sctune.files import staged_files
 from sctune.metrics.objective import Objective
 from sctune.tracking import feature_plots as plots
 from sctune.train.gallery import PseudoExample
@@ -114,11 +113,9 @@ def publish(folder: Path, sheet: Sheet) -> list[Path]:
     """Write all files of a sheet into a folder, whole or none; raises ConfigError where that cannot be."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".figures-") as staging:
-            made = _write(Path(staging) / sheet.stem, sheet)
-            for path in made:
-                os.replace(path, folder / path.name)
-            return [folder / path.name for path in made]
+        with staged_files(folder) as staging:
+            made = _write(staging / sheet.stem, sheet)
+        return [folder / path.name for path in made]
     except OSError as problem:
         raise ConfigError(
             f"cannot write figures to {folder}: {problem.strerror}; give another folder with --out"

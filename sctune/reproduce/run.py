@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from sctune.errors import (
     SctuneError,
     StudyError,
 )
-from sctune.files import refuse_folder, replace_files
+from sctune.files import check_writable, refuse_folder, replace_files
 from sctune.metrics.image_level import auroc
 from sctune.reproduce.collect import Stored, collect, name_of, shown, stored_study
 from sctune.reproduce.plan import TablePlan

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -13,6 +12,7 @@ from typing import Any
 from sctune.deploy.incoming import shown
 from sctune.deploy.model import Model, heat_map_png, score_digest
 from sctune.errors import ConfigError
+from sctune.files import whole_file
 from sctune.serve.appending import Counts, appending
 from sctune.serve.changes import Changes, find_changes
 from sctune.serve.inputs import ScoredFile, scored
@@ -142,8 +142,6 @@ def _write_heat_maps(model: Model, chunk: Sequence[ScoredFile], folder: Path) ->
     for one, image, heat in zip(good, images, maps, strict=True):
         names[one.path] = heat_map_name(one.path)
         target = folder / names[one.path]
-        staged = target.with_name(f"{target.name}.new")
-        with writing(target):
+        with writing(target), whole_file(target) as staged:
             staged.write_bytes(heat_map_png(image, heat))
-            os.replace(staged, target)
     return [names.get(one.path) for one in chunk]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -16,6 +15,7 @@ from sctune.deploy.model import Model, ModelParts, load_model_folder, write_mode
 from sctune.deploy.register import Registered, log_model_run
 from sctune.deploy.registry import Move, promote
 from sctune.errors import ConfigError, DataError, TrackingError
+from sctune.files import whole_folder
 from sctune.metrics.threshold import DEFAULT_RATE, Rate, Threshold, conformal_threshold, rate
 from sctune.serve.inputs import scored
 from sctune.serve.results import refuse_folder
@@ -162,14 +162,8 @@ def recalibrate(
 
 def write_folder(folder: Path, model: Model, weights: Path, made: Recalibrated) -> Path:
     """The new model as a folder, whole or not at all; weights: of the model until now."""
-    staged = folder.with_name(f"{folder.name}.new")
-    with writing(folder):
-        shutil.rmtree(staged, ignore_errors=True)
-        try:
-            write_model_folder(staged, model.config, weights, made.parts)
-            staged.rename(folder)
-        finally:
-            shutil.rmtree(staged, ignore_errors=True)
+    with writing(folder), whole_folder(folder) as staged:
+        write_model_folder(staged, model.config, weights, made.parts)
     return folder
 
 

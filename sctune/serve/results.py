@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 from sctune.errors import ConfigError
+from sctune.files import whole_folder
 from sctune.serve.evaluate import Evaluation, write_metrics, write_scores
 from sctune.serve.measure import number_text, rate_text
 from sctune.serve.pictures import write_pictures
@@ -21,19 +21,12 @@ def refuse_folder(folder: Path) -> None:
 def write_evaluation(evaluation: Evaluation, folder: Path) -> list[Path]:
     """metrics.json, scores.csv and the pictures in a new folder, whole or not at all."""
     refuse_folder(folder)
-    staged = folder.with_name(f"{folder.name}.new")
-    with writing(folder):
-        shutil.rmtree(staged, ignore_errors=True)
-        staged.mkdir(parents=True)
-        try:
-            files = [
-                write_metrics(evaluation, staged / "metrics.json"),
-                write_scores(evaluation, staged / "scores.csv"),
-                *write_pictures(evaluation, staged),
-            ]
-            staged.rename(folder)
-        finally:
-            shutil.rmtree(staged, ignore_errors=True)
+    with writing(folder), whole_folder(folder) as staged:
+        files = [
+            write_metrics(evaluation, staged / "metrics.json"),
+            write_scores(evaluation, staged / "scores.csv"),
+            *write_pictures(evaluation, staged),
+        ]
     return [folder / file.name for file in files]
 
 

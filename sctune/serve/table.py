@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from sctune.errors import DataError
+from sctune.files import whole_file
 
 FORMAT_VERSION = 1
 COLUMNS = (
@@ -148,10 +149,8 @@ def refuse_other(path: Path, identity: FileIdentity) -> None:
 def write_identity(path: Path, identity: FileIdentity) -> None:
     """Write the side file of a table."""
     target = side_file(path)
-    staged = target.with_name(f"{target.name}.new")
-    with writing(target):
+    with writing(target), whole_file(target) as staged:
         staged.write_text(json.dumps(identity.to_dict(), indent=1) + "\n", encoding="utf-8")
-        staged.replace(target)
 
 
 def rows_of(table: Path, stream: BinaryIO) -> Iterator[dict[str, Any]]:

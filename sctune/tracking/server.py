@@ -15,7 +15,7 @@ from threading import Thread
 from typing import TYPE_CHECKING, TypeVar
 
 from sctune.errors import TrackingError
-from sctune.paths import home
+from sctune.paths import home, takes_files
 from sctune.tracking.choice import SCHEMES
 from sctune.tracking.choice import SQLITE as _SQLITE
 from sctune.tracking.choice import default_tracking_uri as default_tracking_uri
@@ -273,10 +273,8 @@ def _check_writable(database: Path, make: bool) -> None:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as problem:
             raise TrackingError(f"cannot make the folder {folder} of the tracking store: {problem}") from None
-    while not os.path.lexists(folder):
-        folder = folder.parent
-    target = database if database.exists() else folder
-    if database.is_dir() or not folder.is_dir() or not os.access(target, os.W_OK):
+    writable = os.access(database, os.W_OK) if database.exists() else takes_files(folder)
+    if database.is_dir() or not writable:
         raise TrackingError(
             f"tracking store {database} cannot be written; give a file in a folder of yours with --tracking-uri"
         )

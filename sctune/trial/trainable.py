@@ -22,12 +22,12 @@ from pydantic import BaseModel, ConfigDict
 from ray import tune
 
 from sctune.backbones.weights import resolve_weights
-from sctune.files import file_sha256
 from sctune.config import Task, TrialConfig
 from sctune.data.digests import data_digest
 from sctune.data.pools import Files
 from sctune.data.split import Split, split_for
 from sctune.errors import ChangedDataError, ClusterError, ConfigError, DataError, PlaceError, StoppedError, StorageError
+from sctune.files import file_sha256
 from sctune.metrics.objective import DEFAULT, Objective, find_objective
 from sctune.report import FAILURE, REPORT, VALUE, EpochReport, Origin, TrialFailure, merge_reports
 from sctune.train.trainer import Trainer

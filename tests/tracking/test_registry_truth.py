@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from mlflow.entities import ViewType
 
-from sctune.files import file_sha256
 from sctune.deploy.register import CANDIDATE, DIGEST_TAG
 from sctune.deploy.registry import CHAMPION, aliased, promote
+from sctune.files import file_sha256
 from sctune.manage.delete import deletion
 from sctune.search.reconcile.check import check_stored
 from sctune.search.reconcile.delivery import BEST, WEIGHTS, write_model

@@ -9,8 +9,6 @@ hints.npz       what known wrong pipelines make of it, at some positions
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
@@ -29,6 +27,7 @@ from sctune.deploy.model import Model, score_digest
 from sctune.deploy.parity import TOLERANCE
 from sctune.deploy.reading import preprocessing
 from sctune.errors import ConfigError
+from sctune.files import whole_folder
 
 FORMAT_VERSION = 1
 MANIFEST, RAW, EXPECTED, HINTS = "pack.json", "raw", "expected", "hints.npz"
@@ -96,15 +95,8 @@ def write_pack(model: Model, folder: Path) -> Pack:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"--pack {folder}: it exists and is not empty; give a new folder")
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-        try:
-            _fill(model, staging)
-            staging.chmod(0o755)
-            staging.replace(folder)
-        except BaseException:
-            shutil.rmtree(staging, ignore_errors=True)
-            raise
+        with whole_folder(folder) as staged:
+            _fill(model, staged)
     except OSError as problem:
         raise ConfigError(f"cannot write {folder}: {problem.strerror or problem}; give another --pack") from None
     return read_pack(folder)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -12,6 +11,7 @@ from pathlib import Path
 from pyarrow import fs
 
 from sctune.errors import StorageError, StudyError
+from sctune.files import check_writable
 from sctune.paths import home
 from sctune.search.plan.options import SearchOptions
 from sctune.search.study.manifest import StudyManifest
@@ -34,7 +34,7 @@ def free_name(options: SearchOptions, root: Path) -> str:
         )
     if name in list_studies(root) or (root / name).exists():
         raise StudyError(f"study {name!r} exists in {root}; go on with `sctune resume {name}` or choose another --name")
-    _check_writable(root, "--study-root")
+    check_writable(root, "--study-root", StudyError)
     return name
 
 
@@ -46,7 +46,7 @@ def storage_uri(given: str | None, folder: Path) -> str:
         _refuse_secrets(given)
         return _checked(given, folder.name)
     root = Path(given).expanduser().absolute()
-    _check_writable(root, "--storage-path")
+    check_writable(root, "--storage-path", StudyError)
     return str(root / folder.name)
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 
 from sctune.backbones.trunk import build_backbone
 from sctune.backbones.weights import resolve_weights
-from sctune.files import file_sha256
 from sctune.config import Task, TrialConfig, method_entry, search_defaults
 from sctune.data.catalog import DataSet, open_dataset
 from sctune.data.check import DataCheck, check_data
@@ -20,6 +19,7 @@ from sctune.data.images import CorruptImageError, ImageCache
 from sctune.data.ranges import AUTO
 from sctune.data.split import Split, split_for
 from sctune.errors import ConfigError, DataError
+from sctune.files import file_sha256
 from sctune.metrics.objective import AUROC, find_objective
 from sctune.paths import cache_folder, home, studies_folder
 from sctune.search.plan.base import base_config, search_space

@@ -6,9 +6,9 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sctune.files import file_sha256
 from sctune.deploy.register import CANDIDATE, DIGEST_TAG, registered_name
 from sctune.deploy.registry import aliased, last_move
+from sctune.files import file_sha256
 from sctune.search.reconcile.comparison import Difference
 from sctune.search.reconcile.delivery import BEST, WEIGHTS, read_model
 from sctune.search.study.study import Study

@@ -22,6 +22,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, OperationalError, SQLAlchemyError
 
 from sctune.errors import StudyError
+from sctune.paths import takes_files
 from sctune.search.suggest.optuna_private import OneTryStorage
 from sctune.urls import STORAGE_VARIABLE, accept, complete, missing_driver, without_secrets, written_out
 

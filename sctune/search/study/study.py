@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from sctune.errors import StudyError, nearest
+from sctune.files import whole_file
 from sctune.metrics.objective import Objective
 from sctune.search.study.database import MANIFEST_ATTR, RETRY_S, read_attrs, storage_url, stored_manifests, write_attrs
 from sctune.search.study.lock import DatabaseLock, database_lock, file_lock, now, running_error, watching
@@ -303,11 +304,9 @@ def list_stored(url: str) -> list[StudyManifest]:
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Replace a file at once, so that a reader or a crash never meets half of it."""
-    staged = path.with_name(f".{path.name}.{os.getpid()}")
     # a link that somebody put there must not lead the write out of the folder
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
-    with os.fdopen(os.open(staged, flags, 0o600), "w", encoding="utf-8") as stream:
+    with whole_file(path) as staged, os.fdopen(os.open(staged, flags, 0o600), "w", encoding="utf-8") as stream:
         json.dump(content, stream, indent=1, allow_nan=False)
         stream.flush()
         os.fsync(stream.fileno())
-    os.replace(staged, path)
