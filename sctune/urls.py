@@ -33,6 +33,8 @@ SECRET_VARIABLES = (
 """The driver needs these, the trials never."""
 
 _POSTGRES = "postgresql+psycopg"
+_OBJECT_STORES = {"s3", "gs", "gcs", "abfs", "abfss"}
+"""Their keys may hold an @."""
 _SECRET_KEYS = {"password", "sslpassword"}
 
 _given: dict[str, str] = {}
@@ -70,18 +72,33 @@ def written_out(url: str) -> str:
     return re.sub(r"^(postgresql|postgres)://", f"{_POSTGRES}://", url)
 
 
-def without_secrets(url: str) -> str:
-    """The URL without password; a server's (http) without the user too, which may be a token."""
+def without_secrets(url: str, shown: bool = False) -> str:
+    """The URL without password; a server's (http) without the user too, which may be a token.
+
+    shown: for people and messages, without user and query of any URL.
+    """
+    # SQLAlchemy's render_as_string puts *** for the password and sorts the query; what is stored must stay as it was
+    # typed, to be known again, and a URL that is refused must be shown too
     scheme, sign, rest = url.partition("://")
     if not sign or scheme.startswith("sqlite"):
         return url
-    authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
-    user, at, host = authority.rpartition("@")
+    user, host, tail = _split(rest)
+    if "@" in tail and scheme not in _OBJECT_STORES:
+        # a password without codes: all before the last @ may be part of it
+        user, (_, host, tail) = "", _split(rest.rpartition("@")[2])
+    path, _, query = tail.partition("?")
+    if shown:
+        return f"{scheme}://{host}{path}"
     user = "" if scheme.startswith("http") else user.partition(":")[0]
-    path, mark, query = rest[len(authority) :].partition("?")
     kept = "&".join(part for part in query.split("&") if part.partition("=")[0].lower() not in _SECRET_KEYS)
-    shown = f"{user}@{host}" if at and user else host
-    return f"{scheme}://{shown}{path}{mark if kept else ''}{kept}"
+    return f"{scheme}://{user}{'@' if user else ''}{host}{path}{'?' if kept else ''}{kept}"
+
+
+def _split(rest: str) -> tuple[str, str, str]:
+    """What follows the scheme: user with password, host with port, and the rest."""
+    authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
+    user, _, host = authority.rpartition("@")
+    return user, host, rest[len(authority) :]
 
 
 def has_secrets(url: str) -> bool:

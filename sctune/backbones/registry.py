@@ -13,7 +13,7 @@ from sctune.backbones import features, lite, resnet
 from sctune.backbones.entry import BackboneEntry, Tap
 from sctune.backbones.timm_nets import PREFIX, timm_entry
 from sctune.errors import WeightsError, nearest
-from sctune.plugins import load_plugin, plugin_names
+from sctune.plugins import load_entry, plugin_names
 
 GROUP = "sctune.backbones"
 SHIPPED = {entry.name: entry for entry in (*resnet.ENTRIES, *features.ENTRIES, *lite.ENTRIES)}
@@ -68,9 +68,4 @@ def tap_list(backbone: str, taps: Sequence[str]) -> list[Tap]:
 def _plugin(name: str) -> BackboneEntry:
     if name not in plugin_names(GROUP):
         raise WeightsError(f"unknown backbone {name!r}; {nearest(name, backbone_names())}, or timm/NAME")
-    entry = load_plugin(GROUP, name)
-    if not isinstance(entry, BackboneEntry) or entry.name != name:
-        raise WeightsError(
-            f"entry point {name!r} of group {GROUP} gives no BackboneEntry of that name; mend its package"
-        )
-    return entry
+    return load_entry(GROUP, name, BackboneEntry)

@@ -6,19 +6,17 @@ the entry point group `sctune.methods`, a program with `register`.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import lru_cache
 from importlib import import_module
-from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from pydantic import ValidationError
 
 from sctune.config.fields import Section, Setting
 from sctune.errors import ConfigError, nearest
+from sctune.plugins import load_entry, plugin_names
 
 if TYPE_CHECKING:
     from sctune.config.trial import TrialConfig
@@ -127,17 +125,17 @@ def forget(name: str) -> None:
 
 def method_entry(name: object) -> MethodEntry:
     """The entry of a method; raises ConfigError with the nearest name for one that is not known, or cannot be read."""
-    places = _places()
-    if not isinstance(name, str) or (name not in _known and name not in places):
-        raise ConfigError(f"method.name={name!r}: no such method; {nearest(str(name), (*places, *_known))}")
+    names = _names()
+    if not isinstance(name, str) or (name not in _known and name not in names):
+        raise ConfigError(f"method.name={name!r}: no such method; {nearest(str(name), (*names, *_known))}")
     if name not in _known:
-        _known[name] = _read(name, places[name])
+        _known[name] = _loaded(BUILT_IN[name]) if name in BUILT_IN else load_entry(GROUP, name, MethodEntry)
     return _known[name]
 
 
 def method_entries() -> tuple[MethodEntry, ...]:
     """All methods that can be read, sctune's own first."""
-    for name in _places():
+    for name in _names():
         # one broken package must not take the others with it; asked for by name, it says what is wrong
         with suppress(ConfigError):
             method_entry(name)
@@ -172,29 +170,9 @@ def read_section(value: Any) -> MethodSection:
         raise ValueError(f"method.{place}={first['input']!r}: {text}") from None
 
 
-def _places() -> dict[str, str | EntryPoint]:
-    """Name -> where the entry stands; packages come after sctune's own names, which they cannot take."""
-    return {**_installed(tuple(sys.path)), **BUILT_IN}
-
-
-@lru_cache(maxsize=4)
-def _installed(path: tuple[str, ...]) -> dict[str, EntryPoint]:
-    """Looked up once for each `sys.path`: it takes a tenth of a second."""
-    return {point.name: point for point in entry_points(group=GROUP)}
-
-
-def _read(name: str, place: str | EntryPoint) -> MethodEntry:
-    where = place if isinstance(place, str) else place.value
-    try:
-        entry = _loaded(where)
-    except Exception as problem:  # whatever a package raises when it is imported
-        raise ConfigError(
-            f"method {name!r} of {where} cannot be read: {' '.join(str(problem).split())[:200]}; repair or remove the "
-            "package"
-        ) from None
-    if not isinstance(entry, MethodEntry) or entry.name != name:
-        raise ConfigError(f"method {name!r}: {where} is no MethodEntry of that name; repair or remove the package")
-    return entry
+def _names() -> list[str]:
+    """sctune's own names, which packages cannot take, and those of packages."""
+    return [*BUILT_IN, *plugin_names(GROUP, but=BUILT_IN)]
 
 
 def _loaded(where: str) -> Any:

@@ -10,8 +10,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from functools import lru_cache
-from importlib.metadata import EntryPoint, entry_points
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -19,6 +18,7 @@ from numpy.typing import ArrayLike
 from sctune.errors import ConfigError, nearest
 from sctune.metrics import resampling
 from sctune.metrics.delong import Placements
+from sctune.plugins import load_plugin, plugin_names
 
 Array = np.ndarray
 
@@ -171,8 +171,7 @@ _BUILT_IN: dict[str, Objective] = {one.name: one for one in (AUROC, AP, FPR95)}
 
 def objective_names() -> tuple[str, ...]:
     """All objectives that can be asked for: sctune's own, then those of other packages."""
-    others = sorted(point.name for point in entry_points(group=GROUP) if point.name not in _BUILT_IN)
-    return (*_BUILT_IN, *others)
+    return (*_BUILT_IN, *plugin_names(GROUP, but=_BUILT_IN))
 
 
 def find_objective(name: str) -> Objective:
@@ -184,23 +183,22 @@ def find_objective(name: str) -> Objective:
 
 @lru_cache
 def _loaded(name: str) -> Objective:
-    points = [point for point in entry_points(group=GROUP) if point.name == name]
-    if not points:
+    if name not in objective_names():
         raise ConfigError(
             f"unknown objective {name!r}; {nearest(name, objective_names())}, or install the package that brings it"
         )
-    return _made(points[0])
+    return _made(name, load_plugin(GROUP, name))
 
 
-def _made(point: EntryPoint) -> Objective:
-    where = f"objective {point.name} ({point.value})"
+def _made(name: str, kind: Any) -> Objective:
+    where = f"objective {name!r} of another package"
     try:
-        made = point.load()()
+        made = kind()
     except Exception as problem:  # whatever another package's code raises
-        raise ConfigError(f"{where} cannot be loaded: {type(problem).__name__}: {problem}; mend its package") from None
+        raise ConfigError(f"{where} cannot be made: {type(problem).__name__}: {problem}; mend its package") from None
     if not isinstance(made, Objective):
         raise ConfigError(f"{where} is a {type(made).__name__}; it must be a sub-class of sctune's Objective")
-    if made.name != point.name or not _NAME.fullmatch(made.name):
+    if made.name != name or not _NAME.fullmatch(made.name):
         raise ConfigError(
             f"{where} calls itself {made.name!r}; its name must be that of its entry point, in lower-case letters, "
             "digits and _"

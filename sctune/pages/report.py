@@ -7,7 +7,6 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +14,11 @@ from sctune.files import replace_files
 from sctune.pages import sections
 from sctune.pages.confirmed import confirm_section, looks_section
 from sctune.pages.figures import Drawing, study_drawings
-from sctune.pages.html import Html, joined, missing, picture, safe, script_json, section, tag
+from sctune.pages.html import Html, joined, missing, picture, rendered
 from sctune.pages.reading import StudyView, view_study
 from sctune.tracking.plots import search_picture
 
 FORMAT_VERSION = 1
-
-DRAW = """
-document.querySelectorAll("script.figure").forEach(function (source) {
-  var place = document.getElementById("plot-" + source.dataset.name);
-  var figure = JSON.parse(source.textContent);
-  Plotly.newPlot(place, figure.data, figure.layout, {responsive: true, displaylogo: false});
-});
-window.addEventListener("beforeprint", function () {
-  document.querySelectorAll(".plot").forEach(function (place) { Plotly.Plots.resize(place); });
-});
-"""
 
 
 @dataclass(frozen=True)
@@ -91,53 +79,22 @@ def page(view: StudyView, drawings: Sequence[Drawing], made: str) -> str:
         ("repeat", "Repeat it", sections.repeat(view)),
         ("setup", "What was asked for", sections.setup(view)),
     ]
-    links = [Html(f'<a href="#{anchor}">{safe(title)}</a>') for anchor, title, _ in parts]
-    body = [
-        sections.header(view),
-        tag("nav", *links),
-        *(section(anchor, title, content) for anchor, title, content in parts),
-        tag("p", f"Made by sctune at {made}.", kind="soft"),
-    ]
-    any_drawn = any(one.json is not None for one in drawings)
-    scripts = [Html(f"<script>{get_plotlyjs()}</script>"), Html(f"<script>{DRAW}</script>")] if any_drawn else []
-    css = files("sctune.pages").joinpath("report.css").read_text(encoding="utf-8")
-    head = [
-        Html('<meta charset="utf-8">'),
-        # nothing is fetched, whatever stands in the page
-        Html(
-            '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data: blob:; '
-            "style-src 'unsafe-inline'; script-src 'unsafe-inline'; font-src data:\">"
-        ),
-        Html('<meta name="viewport" content="width=device-width, initial-scale=1">'),
-        Html('<link rel="icon" href="data:,">'),
-        tag("title", f"sctune: study {view.name}"),
-        Html(f"<style>{css}</style>"),
-    ]
-    main = tag("main", joined(body))
-    return (
-        f'<!doctype html>\n<html lang="en"><head>{joined(head)}</head>\n<body>{main}\n{joined(scripts)}</body></html>\n'
-    )
+    values = {
+        "study": view.name,
+        "made": made,
+        "header": sections.header(view),
+        "parts": [{"anchor": anchor, "title": title, "content": content} for anchor, title, content in parts],
+        "plotly": Html(get_plotlyjs()) if any(one.json is not None for one in drawings) else "",
+    }
+    return rendered("report.html", values)
 
 
 def _figure(one: Drawing) -> Html:
     if one.json is None:
         return missing(one.reason)
-    return joined(
-        [
-            Html(f'<div class="plot" id="plot-{one.name}" style="height:{one.height}px"></div>'),
-            Html(f'<script type="application/json" class="figure" data-name="{one.name}">'),
-            script_json(_checked(one.json)),
-            Html("</script>"),
-            Html("<noscript>"),
-            missing("this figure needs JavaScript; the summary has a still one"),
-            Html("</noscript>"),
-        ]
-    )
-
-
-def _checked(text: str) -> str:
-    # one line, and nothing that JSON.parse refuses
-    return json.dumps(json.loads(text), allow_nan=False)
+    without = missing("this figure needs JavaScript; the summary has a still one")
+    figure = {"name": one.name, "height": one.height, "figure": json.loads(one.json), "without": without}
+    return rendered("plot.html", figure)
 
 
 def _static(view: StudyView) -> Html:

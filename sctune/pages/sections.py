@@ -105,7 +105,7 @@ def leaderboard_table(view: StudyView) -> Html:
         (
             place,
             row.number,
-            joined([Html(f'<span class="state {row.state}"></span>'), row.state]),
+            joined([tag("span", kind=f"state {row.state}"), row.state]),
             max(row.values, default=0),
             "-" if row.value is None else f"{row.value:.4f}",
             apart.get(row.number, ""),

@@ -8,9 +8,10 @@ import re
 from collections.abc import Mapping
 from functools import cache
 from hashlib import sha256
-from html import escape
 from importlib.resources import files
 from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
 _INLINE = re.compile(r"<(script|style)>(.*?)</\1>", re.DOTALL)
 
@@ -36,40 +37,11 @@ SECURITY = {
 
 def docs_page(schema: Mapping[str, Any]) -> str:
     """What the server answers to, from its OpenAPI document (/openapi.json), as a page without scripts."""
+    # the very text of the other page, since its hash is what the headers allow
     style = next(content for name, content in _INLINE.findall(drop_page()) if name == "style")
-    parts = []
-    for path, methods in schema["paths"].items():
-        for method, operation in methods.items():
-            parts.append(_operation(f"{method.upper()} {path}", operation))
-    schemas = schema.get("components", {}).get("schemas", {})
-    shapes = "".join(f"<h3>{escape(name)}</h3><pre>{_shown(shape)}</pre>" for name, shape in schemas.items())
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>sctune: interface</title>'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<style>{style}</style></head><body><main><h1>Interface of this server</h1>"
-        '<p>For programs: <a href="/openapi.json">/openapi.json</a> (OpenAPI). For people: '
-        f'<a href="/">a page to drop images on</a>.</p>{"".join(parts)}<h2>Documents</h2>{shapes}</main></body></html>'
+    templates = Environment(loader=PackageLoader("sctune.serve", ""), autoescape=True, undefined=StrictUndefined)
+    # shown to people, and nothing but the text of an element
+    templates.filters["indented"] = lambda shape: json.dumps(shape, indent=1)
+    return templates.get_template("docs.html").render(
+        style=style, paths=schema["paths"], schemas=schema.get("components", {}).get("schemas", {})
     )
-
-
-def _operation(title: str, operation: Mapping[str, Any]) -> str:
-    rows = [
-        f"<tr><td>{escape(code)}</td><td>{escape(answer.get('description', ''))}</td></tr>"
-        for code, answer in operation.get("responses", {}).items()
-    ]
-    asked = [
-        f"<li><code>?{escape(each['name'])}=</code> {escape(str(each['schema'].get('type', '')))}</li>"
-        for each in operation.get("parameters", [])
-    ]
-    bodies = [
-        f"<li>body: <code>{escape(kind)}</code></li>" for kind in operation.get("requestBody", {}).get("content", {})
-    ]
-    return (
-        f"<h2><code>{escape(title)}</code></h2><p>{escape(operation.get('summary', ''))}. "
-        f"{escape(operation.get('description', ''))}</p><ul>{''.join([*asked, *bodies])}</ul>"
-        f"<table><thead><tr><th>Status</th><th>Meaning</th></tr></thead><tbody>{''.join(rows)}</tbody></table>"
-    )
-
-
-def _shown(shape: Mapping[str, Any]) -> str:
-    return escape(json.dumps(shape, indent=1))

@@ -19,7 +19,7 @@ from sctune.paths import home
 from sctune.tracking.choice import SCHEMES
 from sctune.tracking.choice import SQLITE as _SQLITE
 from sctune.tracking.choice import default_tracking_uri as default_tracking_uri
-from sctune.urls import complete, missing_driver
+from sctune.urls import complete, missing_driver, without_secrets
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -52,17 +52,13 @@ Result = TypeVar("Result")
 
 def safe_uri(uri: str) -> str:
     """The URI without user, password and query: what may be shown and stored."""
-    scheme, sign, rest = uri.partition("://")
-    if not sign or scheme.startswith("sqlite"):
-        return uri
-    # a password may hold any character unescaped, so everything before the last @ goes
-    return f"{scheme}://{rest.rpartition('@')[2].partition('?')[0]}"
+    return without_secrets(uri, shown=True)
 
 
 def scrub(text: object, uri: str) -> str:
     """First line of a message, without the credentials of `uri` or of any other URI in it."""
     lines = str(text).replace(uri, safe_uri(uri)).strip().splitlines() or [type(text).__name__]
-    return re.sub(r"://[^\s/@]*@", "://", lines[0])
+    return re.sub(r"[a-z][a-z0-9+.-]*://\S+", lambda found: without_secrets(found[0]), lines[0])
 
 
 def local_database(uri: str) -> Path | None:

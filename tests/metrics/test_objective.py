@@ -133,11 +133,11 @@ def test_another_package_brings_an_objective(outside: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "target", "source", "message"),
     [
-        ("misses", "Gone", MISSES, r"misses \(outside:Gone\) cannot be loaded: AttributeError"),
+        ("misses", "Gone", MISSES, r"'misses' of package outside cannot be loaded \(AttributeError"),
         ("other", "Misses", MISSES, "calls itself 'misses'; its name must be that of its entry point"),
         ("misses", "Plain", "class Plain: ...", "is a Plain; it must be a sub-class of sctune's Objective"),
         ("misses", "Misses", MISSES.replace('"minimize"', '"down"'), "direction 'down'; write maximize or minimize"),
-        ("misses", "Misses", MISSES.replace("def value", "def figure"), "cannot be loaded: TypeError"),
+        ("misses", "Misses", MISSES.replace("def value", "def figure"), "cannot be made: TypeError"),
     ],
 )
 def test_one_that_cannot_be_used_says_why(outside: Path, name: str, target: str, source: str, message: str) -> None:

@@ -40,6 +40,21 @@ def test_a_servers_user_goes_too() -> None:
     assert urls.without_secrets("https://user:pw@host:5/x") == "https://host:5/x"
 
 
+@pytest.mark.parametrize(
+    ("url", "bare", "shown"),
+    [
+        ("postgresql://u:p@h/d?sslmode=require&password=p", "postgresql://u@h/d?sslmode=require", "postgresql://h/d"),
+        # refused elsewhere, and the refusal shows it
+        ("postgresql://u:se/cr@et?@h/d", "postgresql://h/d", "postgresql://h/d"),
+        ("s3://bucket/a@b?region=x", "s3://bucket/a@b?region=x", "s3://bucket/a@b"),
+        ("s3://key:secret@bucket/a", "s3://key@bucket/a", "s3://bucket/a"),
+        ("a/folder@home", "a/folder@home", "a/folder@home"),
+    ],
+)
+def test_what_is_kept_and_what_is_shown(url: str, bare: str, shown: str) -> None:
+    assert (urls.without_secrets(url), urls.without_secrets(url, shown=True)) == (bare, shown)
+
+
 @pytest.mark.parametrize("url", ["postgresql://u:p@q@h/d", "postgresql://u:p/q@h/d", "postgresql://u:p?q@h/d"])
 def test_a_password_that_ends_early_is_refused_and_not_shown(url: str) -> None:
     with pytest.raises(ConfigError, match="%40") as caught:

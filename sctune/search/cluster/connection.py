@@ -208,7 +208,7 @@ def exposure(address: str | None) -> list[str]:
 
 def listening_addresses() -> set[str]:
     """Addresses at which this process and those it started accept TCP connections."""
-    from ray._private.utils import psutil  # comes with Ray
+    import psutil
 
     found = set()
     own = psutil.Process()

@@ -23,7 +23,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, OperationalError, SQLAlchemyError
 
 from sctune.errors import StudyError
-from sctune.urls import STORAGE_VARIABLE, accept, complete, missing_driver, written_out
+from sctune.urls import STORAGE_VARIABLE, accept, complete, missing_driver, without_secrets, written_out
 
 DATABASE_ERRORS = (StorageInternalError, SQLAlchemyError, ImportError, RuntimeError)
 RETRY_S = 100.0
@@ -72,8 +72,8 @@ def storage_url(url: str, option: str = "--storage") -> str:
         return "sqlite:///" + str(Path(bare.removeprefix("sqlite:///")).expanduser().absolute())
     if not is_postgres(bare):
         raise StudyError(
-            f"{option} {without_password(bare)}: the record can be kept in SQLite (sqlite:////absolute/file.db) or "
-            "PostgreSQL (postgresql://user@host/database)"
+            f"{option} {without_secrets(bare, shown=True)}: the record can be kept in SQLite "
+            "(sqlite:////absolute/file.db) or PostgreSQL (postgresql://user@host/database)"
         )
     return bare
 
@@ -175,7 +175,7 @@ def _in_database(url: str, name: str, work: Callable[[RDBStorage, int], Result],
     try:
         return with_retries(opened, limit_s)
     except KeyError:
-        raise NoRecordError(f"the record at {without_password(url)} holds no study {name!r}") from None
+        raise NoRecordError(f"the record at {without_secrets(url, shown=True)} holds no study {name!r}") from None
     except DATABASE_ERRORS as problem:
         raise unreachable(url, problem) from None
 
@@ -276,14 +276,8 @@ def unreachable(url: str, problem: BaseException) -> StudyError:
     reason = str(problem.__cause__ or problem).strip().splitlines()[0]
     if "password" in reason or "authentication" in reason:
         reason += f"; give the password by PGPASSWORD, ~/.pgpass, or a URL in {STORAGE_VARIABLE} or --storage"
-    return StudyError(f"cannot open the record at {without_password(url)}: {reason}")
+    return StudyError(f"cannot open the record at {without_secrets(url, shown=True)}: {reason}")
 
 
 def taken(name: str) -> StudyError:
     return StudyError(f"the database holds a study {name!r} already; choose another --name")
-
-
-def without_password(url: str) -> str:
-    """The URL as it may be shown: without user and password."""
-    head, at, tail = url.rpartition("@")
-    return f"{head.split('://')[0]}://...@{tail}" if at else url

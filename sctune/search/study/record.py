@@ -34,9 +34,9 @@ from sctune.search.study.database import (
     taken,
     unreachable,
     with_retries,
-    without_password,
 )
 from sctune.search.study.record_sql import Attrs, EpochRow, Finish, RecordSql, Start, StudyAttrs, Write
+from sctune.urls import without_secrets
 
 REPORT_PREFIX = "report:"
 """User attribute `report:<epoch>`: {"metrics": {...}, "time": first arrival in ms since 1970}."""
@@ -96,7 +96,7 @@ class Record:
             self._storage = open_database(url)
             self._study_id = self._create(direction) if create else self._storage.get_study_id_from_name(name)
         except KeyError:
-            raise NoRecordError(f"the record at {without_password(url)} holds no study {name!r}") from None
+            raise NoRecordError(f"the record at {without_secrets(url, shown=True)} holds no study {name!r}") from None
         except DATABASE_ERRORS as problem:
             raise unreachable(url, problem) from None
         self._sql = RecordSql(self._storage.engine, self._study_id, fencing)
