@@ -67,5 +67,5 @@ def tap_list(backbone: str, taps: Sequence[str]) -> list[Tap]:
 @lru_cache(maxsize=64)
 def _plugin(name: str) -> BackboneEntry:
     if name not in plugin_names(GROUP):
-        raise WeightsError(f"unknown backbone {name!r}; {nearest(name, backbone_names())}, or timm/NAME")
+        raise WeightsError(f"unknown backbone {name!r}; {nearest(name, (*backbone_names(), 'timm/NAME'))}")
     return load_entry(GROUP, name, BackboneEntry)

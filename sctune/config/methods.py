@@ -127,7 +127,7 @@ def method_entry(name: object) -> MethodEntry:
     """The entry of a method; raises ConfigError with the nearest name for one that is not known, or cannot be read."""
     names = _names()
     if not isinstance(name, str) or (name not in _known and name not in names):
-        raise ConfigError(f"method.name={name!r}: no such method; {nearest(str(name), (*names, *_known))}")
+        raise ConfigError(f"method.name={name!r}: no such method; {nearest(str(name), {*names, *_known})}")
     if name not in _known:
         _known[name] = _loaded(BUILT_IN[name]) if name in BUILT_IN else load_entry(GROUP, name, MethodEntry)
     return _known[name]

@@ -40,7 +40,7 @@ def trained_study(root: Path, objective: str = "fpr95") -> Study:
         mean = sum(values) / len(values)
         parts = {f"{metric}/{task.key}": value for task, value in zip(TASKS, values, strict=True)}
         report = EpochReport(1, 1, {metric: mean, **parts}, objective=objective)
-        study.record.report(number, report.to_dict(), 1 + number)
+        study.record.report(number, report, 1 + number)
         study.record.finish(number, TrialState.COMPLETE, mean, {})
     study.record.flush()
     return study

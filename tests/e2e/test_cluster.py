@@ -30,7 +30,7 @@ CHECK = """
 import sys
 from dataclasses import replace
 from sctune.search.cluster.connection import plan_resources, prepare_environment
-from sctune.search.cluster.connection import node_check
+from sctune.search.cluster import node_check
 prepare_environment()
 import ray
 from sctune.data.place import Needs

@@ -6,7 +6,6 @@ Run it with the code of commit 882237f, which all of them come from, and never a
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
@@ -14,15 +13,16 @@ import numpy as np
 import torch
 import yaml
 from PIL import Image
+from sctune.search.manifest import DataSpec, SchedulerSpec, SelectionSpec, StudyManifest
+from sctune.search.searcher import StudySearcher
+from sctune.tracking.journal import Journal
 
 from sctune.config import Task, TrialConfig, load_profile
 from sctune.data.images import ImageCache
 from sctune.data.manifest import FileRecord, Manifest, Options
 from sctune.report import OBJECTIVE, EpochReport
-from sctune.search.run.searcher import StudySearcher
-from sctune.search.space.definition import load_space
-from sctune.search.study.manifest import DataSpec, SchedulerSpec, SelectionSpec, StudyManifest
-from sctune.search.study.study import Study
+from sctune.search.space import load_space
+from sctune.search.study import Study
 from sctune.tracking.callback import StudyFacts, TrackingCallback
 from sctune.trial.checkpoint import TrialStore
 
@@ -85,9 +85,10 @@ def make_study(folder: Path) -> None:
     searcher.on_trial_complete("ray-2", {"failure": failure})
     study.record.close()
     study.end_launch("2026-11-24T09:01:01+00:00", "stopped")
-    lines = [json.dumps({"format_version": 1, "seq": seq, "event": event}) for seq, event in enumerate(events, 1)]
-    (study.folder / "tracking.jsonl").write_text("".join(f"{line}\n" for line in lines))
-    (study.folder / "tracking.jsonl.cursor").write_text(json.dumps({"format_version": 1, "delivered": 5}))
+    journal = Journal(study.folder / "tracking.jsonl")
+    journal.append(events)
+    journal.mark_delivered(5)
+    journal.close()
     with study.lock():
         # as kill -9 leaves it
         text = (study.folder / "driver.json").read_text()
