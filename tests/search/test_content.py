@@ -161,5 +161,5 @@ def test_a_worker_says_so(config: TrialConfig, folder: Path, tmp_path: Path) -> 
     trial: Any = object.__new__(SaliencyCutTrainable)
     trial.setup({"number": 0, "params": {}, "attempt": 1}, spec.model_dump())
     failure = trial.step()["failure"]
-    assert failure["kind"] == "ChangedDataError"
-    assert f"the images of task seed42 in {folder} hold something else than the driver's" in failure["message"]
+    assert failure.kind == "ChangedDataError"
+    assert f"the images of task seed42 in {folder} hold something else than the driver's" in failure.message

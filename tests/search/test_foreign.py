@@ -104,7 +104,7 @@ def test_samplers_learn_nothing_from_them(tmp_path: Path, sampler: str) -> None:
     for number in range(16):
         assert suggest(searcher, f"t{number}")["number"] == number + 1
         run_whole(searcher, f"t{number}", 0.5 + number / 100)
-    searcher.record.close()
+    searcher.controller.record.close()
 
 
 @pytest.fixture(params=["missing", "empty", "tables", "text"])
