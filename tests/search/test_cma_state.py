@@ -81,11 +81,11 @@ def test_a_pickle_that_somebody_put_into_the_record_is_never_opened(tmp_path: Pa
     for index in range(4):
         config = suggest(searcher, str(index))
         run_whole(searcher, str(index), config["params"]["augment.threshold"])
-    record = searcher.record
+    record = searcher.controller.record
     record.flush()
     trial = record.load()[-1]
     for key, value in pickled(Hostile()).items():
-        with record._rows._engine.begin() as connection:
+        with record._sql._engine.begin() as connection:
             connection.exec_driver_sql(
                 "INSERT INTO trial_system_attributes (trial_id, key, value_json) VALUES (?, ?, ?)",
                 (trial._trial_id, key, f'"{value}"'),
@@ -94,7 +94,7 @@ def test_a_pickle_that_somebody_put_into_the_record_is_never_opened(tmp_path: Pa
     again = open_searcher(study)
     for index in range(4):
         suggest(again, f"again-{index}")
-    again.record.close()
+    again.controller.record.close()
     assert not (tmp_path / "executed").exists()
 
 
@@ -112,8 +112,10 @@ def test_a_resumed_search_draws_what_an_undisturbed_one_draws(tmp_path: Path, la
                 drawn[count].append(config["params"])
                 run_whole(searcher, f"{launch}-{index}", -((config["params"]["augment.threshold"] - 0.8) ** 2))
             if count > 1:
-                assert any(STATE in trial.system_attrs for trial in searcher.record.load()) == (len(drawn[count]) > 7)
-            searcher.record.close()
+                assert any(STATE in trial.system_attrs for trial in searcher.controller.record.load()) == (
+                    len(drawn[count]) > 7
+                )
+            searcher.controller.record.close()
     assert drawn[1] == drawn[launches]
     thresholds = [params["augment.threshold"] for params in drawn[1]]
     # it has learned where it is good
