@@ -68,7 +68,9 @@ def test_a_broken_package_says_so_and_takes_no_other_with_it(tmp_path: Path, tin
     methods.forget("tint")
     sys.modules.pop("tint", None)
     assert [entry.name for entry in method_entries()][:1] == ["deviation"] and "tint" not in method_names()
-    with pytest.raises(ConfigError, match=r"'tint' of package tint cannot be loaded \(ModuleNotFoundError: No module named") as caught:
+    with pytest.raises(
+        ConfigError, match=r"'tint' of package tint cannot be loaded \(ModuleNotFoundError: No module named"
+    ) as caught:
         tiny.override({"method.name": "tint"})
     assert "\n" not in str(caught.value)
 

@@ -51,7 +51,7 @@ def study(tmp_path: Path) -> Study:
     for name, value in {"a": 0.7, "b": 0.8}.items():
         suggest(first, name)
         run_whole(first, name, value)
-    first.record.close()
+    first.controller.record.close()
     put(study, TrialState.COMPLETE, TrialState.FAIL, TrialState.PRUNED, TrialState.RUNNING, TrialState.WAITING)
     return study
 

@@ -136,7 +136,7 @@ def test_the_record_and_the_searcher_hold_natural_values(tmp_path: Path) -> None
         for epoch in range(1, EPOCHS):
             searcher.on_trial_result(name, report(epoch, value))
         searcher.on_trial_complete(name, report(EPOCHS, value))
-    assert {value for _, _, value in searcher.history} == {0.4, 0.1}
+    assert {value for _, _, value in searcher.controller.history} == {0.4, 0.1}
     searcher.controller.record.close()
     stored = optuna.load_study(study_name="s", storage=study.record_url)
     assert (stored.direction, stored.best_value, stored.best_trial.number) == (StudyDirection.MINIMIZE, 0.1, 1)
