@@ -89,8 +89,8 @@ def test_a_resume_goes_on_beside_them(study: Study) -> None:
             assert set(config["params"]) == set(FLAT)
             run_whole(again, name, 0.6)
     assert numbers == [7, 8, 9]
-    assert [trial.number for trial in again.record.load()] == [0, 1, 7, 8, 9]
-    again.record.close()
+    assert [trial.number for trial in again.controller.record.load()] == [0, 1, 7, 8, 9]
+    again.controller.record.close()
     # and what they hold is as it was
     stored = optuna.load_study(study_name=study.name, storage=study.record_url).trials
     assert [trial.state.name for trial in stored[2:7]] == ["COMPLETE", "FAIL", "PRUNED", "RUNNING", "WAITING"]

@@ -15,6 +15,7 @@ from sctune.cli import app
 from sctune.errors import ConfigError, StudyError
 from sctune.metrics.objective import AUROC, FPR95
 from sctune.paths import home
+from sctune.report import REPORT, VALUE, EpochReport
 from sctune.search.plan.options import SearchOptions
 from sctune.search.plan.plan import make_plan
 from sctune.search.run.driver import resume, run_search
@@ -124,8 +125,8 @@ def low_study(tmp_path: Path) -> Study:
 
 def report(epoch: int, value: float) -> dict[str, Any]:
     """As Ray hands it over."""
-    named = {"objective": "fpr95", FPR95.metric: value, f"metrics/{FPR95.metric}": value}
-    return {"epoch": epoch, "epochs": EPOCHS, **named, "scores/seed42": [0.1, value], "done": epoch == EPOCHS}
+    told = EpochReport(epoch, EPOCHS, {FPR95.metric: value}, {"seed42": [0.1, value]}, "fpr95")
+    return {VALUE: value, REPORT: told, "done": told.last}
 
 
 def test_the_record_and_the_searcher_hold_natural_values(tmp_path: Path) -> None:
