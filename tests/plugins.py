@@ -30,3 +30,8 @@ def write_package(folder: Path, name: str, source: str, entry_points: Mapping[st
     ]
     (info / "entry_points.txt").write_text("\n".join(groups))
     return folder
+
+
+def install_objective(folder: Path, name: str, target: str, source: str) -> Path:
+    """`folder` with the module `outside` and an objective `name` that is its `target`."""
+    return write_package(folder, "outside", source, {"sctune.objectives": {name: f"outside:{target}"}})

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.metrics.plugins import install, shown
+from tests.plugins import documented, install_objective
 
 NAME = "outside"
 
@@ -18,7 +18,7 @@ NAME = "outside"
 def test_a_search_by_another_packages_objective(
     sctune: Any, smoke: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    install(tmp_path, "misses", "Misses", shown("An objective"))
+    install_objective(tmp_path, "misses", "Misses", documented("An objective"))
     before = os.environ.get("PYTHONPATH", "")
     few = ["--trials", "2", "--max-concurrent", "1", "--set", "budget.epochs=2", "--set", "budget.iterations=1"]
     with monkeypatch.context() as patch:

@@ -16,13 +16,13 @@ from sklearn.metrics import average_precision_score, roc_curve
 from sctune.errors import ConfigError, DataError, NonFiniteError
 from sctune.metrics import objective as objectives
 from sctune.metrics.objective import AP, AUROC, FPR95, Objective, find_objective, objective_names
-from tests.metrics.plugins import install, shown
+from tests.plugins import documented, install_objective
 
 LABELS = np.array([0, 1, 1, 0, 0, 1, 0, 0, 1, 0])
 FEW_LEVELS = arrays(np.float64, len(LABELS), elements=st.integers(-2, 2).map(lambda level: level / 2))
 COUNTS = arrays(np.int64, (3, len(LABELS)), elements=st.integers(1, 3))
 ALL = (AUROC, AP, FPR95)
-MISSES = shown("An objective")
+MISSES = documented("An objective")
 
 
 def drawn(seed: int, shift: float, normal: int = 120, anomalous: int = 60) -> tuple[np.ndarray, np.ndarray]:
@@ -119,7 +119,7 @@ def outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def test_another_package_brings_an_objective(outside: Path) -> None:
-    install(outside, "misses", "Misses", MISSES)
+    install_objective(outside, "misses", "Misses", MISSES)
     assert objective_names()[-1] == "misses"
     found = find_objective("misses")
     labels, scores = drawn(5, 2.0, 30, 20)
@@ -141,6 +141,6 @@ def test_another_package_brings_an_objective(outside: Path) -> None:
     ],
 )
 def test_one_that_cannot_be_used_says_why(outside: Path, name: str, target: str, source: str, message: str) -> None:
-    install(outside, name, target, source)
+    install_objective(outside, name, target, source)
     with pytest.raises(ConfigError, match=message):
         find_objective(name)
