@@ -237,8 +237,8 @@ def test_the_best_trial_gets_pictures_that_show_something(
 
 
 def test_the_points_name_their_files_and_no_test_file(report: dict[str, Any], sctune: Any) -> None:
-    from sctune.search.plan import study_splits
-    from sctune.search.study import Study
+    from sctune.search.study.splits import study_splits
+    from sctune.search.study.study import Study
 
     with Path(report["files"][1]).open(encoding="utf-8", newline="") as stream:
         rows = list(csv.DictReader(stream))
