@@ -107,14 +107,14 @@ class SaliencyCutTrainable(tune.Trainable):
         try:
             if not self.trainers:
                 self._build()
-            trained = not self.untold
-            if self.untold:
-                report = self.untold.popleft()
+            trained = not self.pending
+            if self.pending:
+                report = self.pending.popleft()
             else:
                 report = merge_reports({trainer.task.key: trainer.run_epoch() for trainer in self.trainers})
             if trained:
                 self._save(report)
-                self.told.append(report.to_dict())
+                self.sent.append(report.to_dict())
         except StoppedError:
             # the driver has stopped listening; the trial goes on from its checkpoint in the next launch
             self._drop()
@@ -139,8 +139,8 @@ class SaliencyCutTrainable(tune.Trainable):
         self.launch, self.first_launch = (int(config.get(key, 0)) for key in ("launch", "first_launch"))
         self.params = dict(config["params"])
         self.saved_at = time.monotonic()
-        self.told: list[dict[str, Any]] = []
-        self.untold: deque[EpochReport] = deque()
+        self.sent: list[dict[str, Any]] = []
+        self.pending: deque[EpochReport] = deque()
 
     def _drop(self) -> None:
         self.trainers: list[Trainer] = []
@@ -180,8 +180,8 @@ class SaliencyCutTrainable(tune.Trainable):
                 trainer.load_state(*saved.tasks[trainer.task.key])
             # the driver may have died before these reached its record; told twice they change nothing
             reports = [*saved.earlier, *([saved.report] if saved.report is not None else [])]
-            self.untold = deque(map(EpochReport.from_dict, reports))
-            self.told = [dict(row) for row in reports]
+            self.pending = deque(map(EpochReport.from_dict, reports))
+            self.sent = [dict(row) for row in reports]
         self.trainers = trainers
 
     def _split(self, config: TrialConfig, task: Task) -> Split:
@@ -271,7 +271,7 @@ class SaliencyCutTrainable(tune.Trainable):
                 {trainer.task.key: trainer.state() for trainer in self.trainers},
                 report.to_dict(),
                 report.last,
-                self.told,
+                self.sent,
                 self.launch,
             )
             self.saved_at = time.monotonic()
