@@ -161,6 +161,17 @@ class ModelConfig(Section):
         description="normal and patch-residual head (SaliencyCut), normal and latent-residual head, normal, seen, "
         "pseudo and latent-residual head (DRA), or one head over all cells (DevNet)",
     )
+    normal_head: Literal["mlp", "gaussian", "mixture"] = Field(
+        "mlp",
+        description="what models the normal images: the normal head alone (paper), or besides it a Gaussian, or several, "
+        "of features of a frozen copy of the backbone (method `gaussian`)",
+    )
+    density_components: int = Field(
+        3, ge=2, le=16, description="normal_head=mixture: kinds of normal, found by k-means; the nearest one counts"
+    )
+    density_push: Annotated[float, Field(ge=0, le=5)] | Literal["auto"] = Field(
+        "auto", description="of the density beside the heads, as method.push of `gaussian`"
+    )
     reference_count: int = Field(
         5, ge=1, le=64, description="normal images that the latent residual is taken from (DRA: 5)"
     )
@@ -207,6 +218,13 @@ class ScoreConfig(Section):
     normal: float = Field(1.0, ge=0, le=10, description="weight of the normal head, beside 1 for the anomaly head")
     seen: float = Field(1.0, ge=0, le=10, description="weight of the seen head (DRA), beside 1 for the latent head")
     pseudo: float = Field(1.0, ge=0, le=10, description="weight of the pseudo head (DRA), beside 1 for the latent head")
+    density: float = Field(
+        1.0,
+        ge=0,
+        le=10,
+        description="weight of the density of the normal images (model.normal_head), beside 1 for the heads; both in "
+        "standard deviations of held-out normal images",
+    )
     full_scale: float = Field(
         0.5, ge=0, le=1, description="share of the full-size scale; the half-size one has the rest"
     )

@@ -58,7 +58,8 @@ class MethodEntry:
     """A way to find anomalies, as configurations, spaces and plans see it.
 
     name: in `method.name`; description: a line; section: its part of the configuration, all fields with defaults.
-    implementation: `package.module:Class` of a subclass of `sctune.methods.base.Method`, imported when one is built.
+    implementation: `package.module:Class` of a subclass of `sctune.methods.base.Method`, imported when one is built, or
+    a function that gives it for a configuration.
     settings: those that it can be trained in. uses: sections or fields of METHOD_SECTIONS that it looks at; all others
     must keep their defaults. trains: whether more than one epoch makes a difference.
     conditions: field -> conditions under which it matters; in a space it is drawn only there.
@@ -74,7 +75,7 @@ class MethodEntry:
     name: str
     description: str
     section: type[MethodSection]
-    implementation: str
+    implementation: str | Callable[[TrialConfig], str]
     settings: tuple[Setting, ...] = get_args(Setting)
     uses: tuple[str, ...] = ()
     trains: bool = True
@@ -100,13 +101,14 @@ class MethodEntry:
             return self.summary(config)
         return f"{self.name} ({self.description}), {config.data.image_size} px, seed {config.seed}"
 
-    def load(self) -> Any:
-        """The implementation's class; raises ConfigError where it cannot be imported."""
+    def load(self, config: TrialConfig) -> Any:
+        """The class that implements a configuration; raises ConfigError where it cannot be imported."""
+        where = self.implementation if isinstance(self.implementation, str) else self.implementation(config)
         try:
-            return _loaded(self.implementation)
+            return _loaded(where)
         except (ImportError, AttributeError) as problem:
             raise ConfigError(
-                f"method {self.name!r} cannot be loaded from {self.implementation}: {problem}; repair its installation"
+                f"method {self.name!r} cannot be loaded from {where}: {problem}; repair its installation"
             ) from None
 
 

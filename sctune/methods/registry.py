@@ -29,7 +29,7 @@ __all__ = [
 
 def method_class(config: TrialConfig) -> type[Method]:
     """The implementation of a configuration's method; raises ConfigError where it cannot be imported."""
-    found: type[Method] = config.entry.load()
+    found: type[Method] = config.entry.load(config)
     return found
 
 

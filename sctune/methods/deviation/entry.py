@@ -10,11 +10,14 @@ import yaml
 
 from sctune.backbones.registry import feature_side
 from sctune.config import Conditions, DeviationSection, MethodEntry, TrialConfig
+from sctune.errors import ConfigError
 from sctune.geometry import scale_sizes
+from sctune.methods.deviation.density import density_config
 from sctune.methods.deviation.geometry import patch_offsets, patch_side
 
 _SALIENCY: Conditions = (("augment.kind", ("saliencycut",)),)
 _PATCHES: Conditions = (("model.heads", ("two_head_patch",)),)
+_DENSITY: Conditions = (("model.normal_head", ("gaussian", "mixture")),)
 _REFERENCES: Conditions = (("model.heads", ("two_head_latent", "four_head")),)
 
 CONDITIONS: dict[str, Conditions] = {
@@ -28,6 +31,9 @@ CONDITIONS: dict[str, Conditions] = {
     **{f"model.patch_{name}": _PATCHES for name in ("count", "place", "size", "per_sample", "evaluation")},
     **{f"model.reference_{name}": _REFERENCES for name in ("count", "source")},
     "model.pyramid_interpolation": (("model.n_scales", (2,)),),
+    "model.density_components": (("model.normal_head", ("mixture",)),),
+    "model.density_push": (*_DENSITY, ("data.setting", ("general", "hard"))),
+    "score.density": _DENSITY,
     "score.full_scale": (("model.n_scales", (2,)),),
     # DevNet has one head, which nothing is weighed against
     "score.normal": (("model.heads", ("two_head_patch", "two_head_latent", "four_head")),),
@@ -38,6 +44,7 @@ HYPERPARAMETERS: dict[str, dict[str, Any]] = {
     "model.heads": {"values": ["two_head_patch", "two_head_latent", "four_head"]},
     "augment.kind": {"values": ["saliencycut", "cutmix", "cutpaste"]},
     "augment.threshold": {"type": "float", "low": 0.1, "high": 0.9},
+    "model.normal_head": {"values": ["mlp", "gaussian"]},
     "model.patch_count": {"type": "int", "low": 2, "high": 4},
     "model.top_k": {"type": "float", "low": 0.02, "high": 0.3, "log": True},
     "optim.lr": {"type": "float", "low": 2.0e-5, "high": 2.0e-3, "log": True},
@@ -50,6 +57,7 @@ def check(config: TrialConfig) -> None:
     """Raises ValueError, one line, for values that do not go together."""
     _check_something_anomalous(config)
     _check_patches(config)
+    _check_density(config)
     grid, size = config.augment.grid_size, config.data.image_size
     if config.augment.kind == "saliencycut" and grid > size // 2:
         raise ValueError(f"augment.grid_size={grid}: at most half of data.image_size={size} cells fit")
@@ -68,8 +76,9 @@ def unrepeatable(config: TrialConfig) -> str | None:
 def summary(config: TrialConfig) -> str:
     """A configuration in a line."""
     model = config.model
+    beside = "" if model.normal_head == "mlp" else f" beside a {model.normal_head} of normal images"
     return (
-        f"{model.heads} with {config.augment.kind} pseudo anomalies on {model.backbone}, {config.data.image_size} px, "
+        f"{model.heads}{beside} with {config.augment.kind} pseudo anomalies on {model.backbone}, {config.data.image_size} px, "
         f"{model.n_scales} scale(s), seed {config.seed}"
     )
 
@@ -106,6 +115,21 @@ def _check_patches(config: TrialConfig) -> None:
             )
 
 
+def _check_density(config: TrialConfig) -> None:
+    if config.model.normal_head == "mlp":
+        return
+    try:
+        density_config(config)
+    except ConfigError as problem:
+        raise ValueError(f"model.normal_head={config.model.normal_head}: {problem}") from None
+
+
+def _implementation(config: TrialConfig) -> str:
+    if config.model.normal_head == "mlp":
+        return "sctune.methods.deviation.method:DeviationMethod"
+    return "sctune.methods.deviation.fused:FusedMethod"
+
+
 def _published() -> Mapping[str, Any]:
     text = files("sctune.methods.deviation").joinpath("published.yaml").read_text(encoding="utf-8")
     return dict(yaml.safe_load(text))
@@ -115,7 +139,7 @@ ENTRY = MethodEntry(
     name="deviation",
     description="heads over a trained backbone, told apart by a deviation loss: SaliencyCut, DRA, DevNet",
     section=DeviationSection,
-    implementation="sctune.methods.deviation.method:DeviationMethod",
+    implementation=_implementation,
     uses=("augment", "model", "score", "loss", "optim"),
     conditions=CONDITIONS,
     hyperparameters=HYPERPARAMETERS,

@@ -1,0 +1,210 @@
+"""A trained detector with a density of the normal images beside it: `model.normal_head=gaussian` or `mixture`.
+
+The density is what method `gaussian` fits to a frozen copy of the backbone. Ten anomalies say what some defects look
+like, hundreds of normal images what normal is: a network that is trained on few images says the first well, and the
+density the second.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from sctune.config import TrialConfig
+from sctune.data.batches import stream
+from sctune.errors import CheckpointError, DataError
+from sctune.methods.base import MODEL, Maps, Method, PseudoExample, Scorer, Scores, TaskImages, Variant, model_tensors
+from sctune.methods.deviation.density import WEIGHT, density_config, density_variants
+from sctune.methods.deviation.method import DeviationMethod
+from sctune.methods.untrained.gaussian import GaussianMethod
+
+HELD_SHARE, LEAST_HELD, MOST_HELD = 0.1, 4, 64
+"""Of the training normals, those that set the scale of the detector's scores and are not trained on."""
+TRIED = 4
+"""Images whose features are timed for the dry run."""
+
+DENSITY, SCALE = "density.", "fused.scale"
+"""Begin the names of the density's tensors; name of mean and standard deviation [2] of held-out detector scores."""
+
+
+class FusedScore(nn.Module):
+    """Pixels [N, 3, S, S] in [0, 1] -> scores [N]: that of the detector, scaled, and the weighed density."""
+
+    scale: Tensor
+
+    def __init__(self, detector: nn.Module, density: nn.Module, scale: Tensor, weight: float) -> None:
+        super().__init__()
+        self.detector = detector
+        self.density = density
+        self.weight = weight
+        self.register_buffer("scale", scale.float())
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return (self.detector(pixels) - self.scale[0]) / self.scale[1] + self.weight * self.density(pixels)
+
+
+class FusedMethod(Method):
+    """Score: that of the detector in standard deviations of held-out normals, plus `score.density` times the density.
+
+    Both parts have mean 0 and deviation 1 on normal images that neither has learned from: a tenth of the training
+    normals is kept from the detector for it, the density scales itself by cross-fitting (`method.name=gaussian`).
+    """
+
+    def __init__(
+        self, config: TrialConfig, device: torch.device, detector: DeviationMethod, density: GaussianMethod
+    ) -> None:
+        super().__init__(config, device)
+        self.trained_part = detector
+        self.density = density
+        self.scale = torch.tensor([0.0, 1.0], dtype=torch.float64)
+        self._held = np.zeros((0, 0, 0, 3), np.uint8)
+        self._normals = 0
+
+    @classmethod
+    def fresh(cls, config: TrialConfig, device: torch.device, weights: Path | None = None) -> Self:
+        density = GaussianMethod.fresh(density_config(config), device, weights)
+        return cls(config, device, DeviationMethod.fresh(config, device, weights), density)
+
+    @classmethod
+    def trained(cls, config: TrialConfig, device: torch.device, tensors: Mapping[str, Tensor]) -> Self:
+        own, held, scale = _parted(tensors)
+        detector = DeviationMethod.trained(config, device, own)
+        method = cls(config, device, detector, GaussianMethod.trained(density_config(config), device, held))
+        method.scale = scale
+        return method
+
+    def prepare(self, images: TaskImages) -> None:
+        held, rest = held_out(images.normals, self.config.seed)
+        # the density takes all: it never scores an image by a fit that has it
+        self.density.prepare(images)
+        self.trained_part.prepare(TaskImages(images.array, rest, images.anomalies))
+        self._held, self._normals = images.take(held), len(images.normals)
+
+    def run_epoch(self, epoch: int, should_stop: Callable[[], bool]) -> dict[str, float]:
+        metrics = dict(self.trained_part.run_epoch(epoch, should_stop))
+        if self.density.model is None:
+            found = self.density.run_epoch(0, should_stop)
+            metrics |= {f"density_{name}": value for name, value in found.items()}
+        scores = self.trained_part.scorer()(self._held)
+        self.scale = torch.tensor([scores.mean(), scores.std(ddof=1)], dtype=torch.float64)
+        # a detector that scores all alike says nothing, and must not be divided by
+        self.scale[1] = max(float(self.scale[1]), 1e-6)
+        metrics["held_out_score_sd"] = float(self.scale[1])
+        return metrics
+
+    def score(self, images: np.ndarray) -> Scores:
+        return self._fused(self.trained_part.score(images), images, self._weight)
+
+    def scorer(self) -> Scorer:
+        quick = self.trained_part.scorer()
+        return lambda images: self._fused(quick(images), images, self._weight)
+
+    def model_state(self) -> dict[str, Tensor]:
+        density = {f"{DENSITY}{name}": value for name, value in self.density.model_state().items()}
+        return self.trained_part.model_state() | density | {SCALE: self.scale}
+
+    def load_model_state(self, tensors: Mapping[str, Tensor]) -> None:
+        own, held, scale = _parted(tensors)
+        self.trained_part.load_model_state(own)
+        self.density.load_model_state(held)
+        self.scale = scale
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        tensors, values = self.trained_part.state()
+        return tensors | super().state()[0], values
+
+    def load_state(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+        own, held, scale = _parted(model_tensors(tensors))
+        rest = {name: value for name, value in tensors.items() if not name.startswith(MODEL)}
+        self.trained_part.load_state(rest | {f"{MODEL}{name}": value for name, value in own.items()}, values)
+        self.density.load_model_state(held)
+        self.scale = scale
+
+    def module(self) -> nn.Module:
+        parts = self.trained_part.module(), self.density.module()
+        return FusedScore(*parts, self.scale.clone(), self._weight).requires_grad_(False).eval()
+
+    @property
+    def images_per_epoch(self) -> int:
+        return self.trained_part.images_per_epoch
+
+    def time_step(self) -> tuple[float, int]:
+        seconds, steps = self.trained_part.time_step()
+        started = time.perf_counter()
+        for _ in self.density.walk(self._held[:TRIED]):
+            pass
+        each = (time.perf_counter() - started) / len(self._held[:TRIED])
+        # features of all normals, once in a training
+        return seconds + each * self._normals / (steps * self.config.epochs), steps
+
+    def cells(self, images: np.ndarray) -> Maps | None:
+        own, beside = self.trained_part.cells(images), self.density.cells(images)
+        if own is None or beside is None:
+            return own if beside is None else beside
+        found: Maps = (own / float(self.scale[1]) + self._weight * beside).astype(np.float32)
+        return found
+
+    def embed(self, images: np.ndarray) -> NDArray[np.float32] | None:
+        return self.trained_part.embed(images)
+
+    def saliency(self, images: np.ndarray) -> Maps | None:
+        return self.trained_part.saliency(images)
+
+    def examples(self, normals: np.ndarray, count: int) -> list[PseudoExample]:
+        return self.trained_part.examples(normals, count)
+
+    @staticmethod
+    def variants(config: TrialConfig) -> list[Variant]:
+        return density_variants(config, DeviationMethod.variants(config))
+
+    def variant_scores(self, images: np.ndarray, variants: Sequence[Variant]) -> list[Scores]:
+        """The scale stays that of the state: a model that is loaded with a variant's values has no other."""
+        own = [{name: value for name, value in variant.items() if name != WEIGHT} for variant in variants]
+        several = [variant for number, variant in enumerate(own) if variant not in own[:number]]
+        scores = self.trained_part.variant_scores(images, several)
+        beside = self.density.score(images)
+        found = []
+        for variant, part in zip(variants, own, strict=True):
+            mine = (scores[several.index(part)] - float(self.scale[0])) / float(self.scale[1])
+            found.append(mine + variant.get(WEIGHT, self._weight) * beside)
+        return found
+
+    @property
+    def _weight(self) -> float:
+        return self.config.score.density
+
+    def _fused(self, scores: np.ndarray, images: np.ndarray, weight: float) -> Scores:
+        found: Scores = (scores - float(self.scale[0])) / float(self.scale[1]) + weight * self.density.score(images)
+        return found
+
+
+def held_out(normals: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of training normals [n] that set the scale, by the seed, and the rest that is trained on.
+
+    Raises DataError where too few would be left.
+    """
+    count = min(MOST_HELD, max(LEAST_HELD, int(HELD_SHARE * len(normals))))
+    if len(normals) < 2 * LEAST_HELD:
+        raise DataError(
+            f"model.normal_head keeps {LEAST_HELD} of the normal training images to scale by, and {len(normals)} are "
+            "there; add images, or use model.normal_head=mlp"
+        )
+    order = torch.randperm(len(normals), generator=stream(seed, "held-out normals")).numpy()
+    return normals[np.sort(order[:count])], normals[np.sort(order[count:])]
+
+
+def _parted(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
+    """Detector, density and scale from a model state; raises CheckpointError where a part is missing."""
+    scale = tensors.get(SCALE)
+    if scale is None or scale.shape != (2,) or not bool(torch.isfinite(scale).all()) or float(scale[1]) <= 0:
+        raise CheckpointError("the model has no density beside its detector; it is of another model.normal_head")
+    held = {name.removeprefix(DENSITY): value for name, value in tensors.items() if name.startswith(DENSITY)}
+    own = {name: value for name, value in tensors.items() if not name.startswith(DENSITY) and name != SCALE}
+    return own, held, scale.cpu().double()
