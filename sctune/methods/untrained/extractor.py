@@ -57,8 +57,8 @@ class Extractor(nn.Module):
         """SHA-256 of what it computes: its kind, its taps and every weight."""
         found = hashlib.sha256(json.dumps([type(self).__name__, sorted(self.backbone.ends), self.channels]).encode())
         for name, value in sorted(self.state_dict().items()):
-            found.update(f"{name}{tuple(value.shape)}".encode())
-            found.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+            found.update(f"{name}{value.dtype}{tuple(value.shape)}".encode())
+            found.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
         return found.hexdigest()
 
 
@@ -86,9 +86,7 @@ class CellGrid(Extractor):
         return features.mean(dim=(2, 3))
 
 
-def build_extractor(
-    kind: type[Extractor], backbone: str, taps: tuple[str, ...], weights: Path | None
-) -> Extractor:
+def build_extractor(kind: type[Extractor], backbone: str, taps: tuple[str, ...], weights: Path | None) -> Extractor:
     """weights: a state-dict file, None for random ones. Raises WeightsError as `build_backbone` does."""
     channels = tuple(tap.channels for tap in tap_list(backbone, taps))
     return kind(build_backbone(FrozenChoice(backbone, taps), weights), channels)
