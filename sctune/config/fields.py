@@ -163,8 +163,8 @@ class ModelConfig(Section):
     )
     normal_head: Literal["mlp", "gaussian", "mixture"] = Field(
         "mlp",
-        description="what models the normal images: the normal head alone (paper), or besides it a Gaussian, or several, "
-        "of features of a frozen copy of the backbone (method `gaussian`)",
+        description="what models the normal images: the normal head alone (paper), or besides it a Gaussian, or a few "
+        "(`mixture`), of features of a frozen copy of the backbone, as method `gaussian` has it",
     )
     density_components: int = Field(
         3, ge=2, le=16, description="normal_head=mixture: kinds of normal, found by k-means; the nearest one counts"

@@ -78,8 +78,8 @@ def summary(config: TrialConfig) -> str:
     model = config.model
     beside = "" if model.normal_head == "mlp" else f" beside a {model.normal_head} of normal images"
     return (
-        f"{model.heads}{beside} with {config.augment.kind} pseudo anomalies on {model.backbone}, {config.data.image_size} px, "
-        f"{model.n_scales} scale(s), seed {config.seed}"
+        f"{model.heads}{beside} with {config.augment.kind} pseudo anomalies on {model.backbone}, "
+        f"{config.data.image_size} px, {model.n_scales} scale(s), seed {config.seed}"
     )
 
 

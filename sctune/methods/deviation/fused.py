@@ -27,6 +27,9 @@ from sctune.methods.untrained.gaussian import GaussianMethod
 
 HELD_SHARE, LEAST_HELD, MOST_HELD = 0.1, 4, 64
 """Of the training normals, those that set the scale of the detector's scores and are not trained on."""
+LEAST_SPREAD = 0.05
+"""Of held-out scores, in standard deviations of the loss's prior: heads that say less are not blown up, nor is their
+rounding."""
 TRIED = 4
 """Images whose features are timed for the dry run."""
 
@@ -55,6 +58,7 @@ class FusedMethod(Method):
 
     Both parts have mean 0 and deviation 1 on normal images that neither has learned from: a tenth of the training
     normals is kept from the detector for it, the density scales itself by cross-fitting (`method.name=gaussian`).
+    trained_part: the detector; scale [2]: mean and deviation of its held-out scores.
     """
 
     def __init__(
@@ -93,9 +97,7 @@ class FusedMethod(Method):
             found = self.density.run_epoch(0, should_stop)
             metrics |= {f"density_{name}": value for name, value in found.items()}
         scores = self.trained_part.scorer()(self._held)
-        self.scale = torch.tensor([scores.mean(), scores.std(ddof=1)], dtype=torch.float64)
-        # a detector that scores all alike says nothing, and must not be divided by
-        self.scale[1] = max(float(self.scale[1]), 1e-6)
+        self.scale = torch.tensor([scores.mean(), max(scores.std(ddof=1), LEAST_SPREAD)], dtype=torch.float64)
         metrics["held_out_score_sd"] = float(self.scale[1])
         return metrics
 
