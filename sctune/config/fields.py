@@ -140,13 +140,32 @@ class AugmentConfig(Section):
         False, description="kind=saliencycut: let a donor and its receiver be the same file (public code: yes)"
     )
     paste_valid_only: bool = Field(
-        True, description="paste only where donor and receiver hold real pixels, not rotation's corners"
+        True,
+        description="paste only where donor and receiver hold real pixels, not rotation's corners or a mirrored border",
     )
-    rotation_degrees: float = Field(
-        180.0, ge=0, le=180, description="training images turn by a uniform angle up to this"
+    rotation: Literal["free", "quarter", "none"] = Field(
+        "free",
+        description="training images turn by any angle up to rotation_degrees (public code), by quarter turns, which "
+        "leave no corners, or not at all",
     )
+    rotation_degrees: float = Field(180.0, ge=0, le=180, description="rotation=free: uniform angle up to this")
     rotation_fill: Literal["zero", "reflect"] = Field(
-        "zero", description="corners of a turned image: black or mirrored"
+        "zero", description="rotation=free: corners of a turned image are black or mirrored"
+    )
+    flip: Literal["none", "horizontal", "vertical", "both"] = Field(
+        "none", description="training images are mirrored left to right, top to bottom, or both, each with chance 1/2"
+    )
+    shift: float = Field(
+        0.0,
+        ge=0,
+        le=0.5,
+        description="training images move by up to this share of the side, down and across; the border is mirrored",
+    )
+    brightness: float = Field(
+        0.0, ge=0, lt=1, description="training images get brighter or darker by up to this share of each value"
+    )
+    contrast: float = Field(
+        0.0, ge=0, lt=1, description="training images get up to this share more or less contrast about their mean grey"
     )
 
     @property

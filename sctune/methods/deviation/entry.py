@@ -25,6 +25,7 @@ CONDITIONS: dict[str, Conditions] = {
     "augment.cutpaste": (("augment.kind", ("cutpaste",)),),
     "augment.refresh": (("augment.kind", ("saliencycut", "cutmix", "cutmix_pair", "cutpaste")),),
     "augment.allow_self": _SALIENCY,
+    **{f"augment.rotation_{name}": (("augment.rotation", ("free",)),) for name in ("degrees", "fill")},
     **{f"model.patch_{name}": _PATCHES for name in ("count", "place", "size", "per_sample", "evaluation")},
     **{f"model.reference_{name}": _REFERENCES for name in ("count", "source")},
     "model.pyramid_interpolation": (("model.n_scales", (2,)),),
