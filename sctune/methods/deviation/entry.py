@@ -29,6 +29,9 @@ CONDITIONS: dict[str, Conditions] = {
     **{f"model.patch_{name}": _PATCHES for name in ("count", "place", "size", "per_sample", "evaluation")},
     **{f"model.reference_{name}": _REFERENCES for name in ("count", "source")},
     "model.pyramid_interpolation": (("model.n_scales", (2,)),),
+    "model.batch_norm_momentum": (("model.batch_norm", ("train",)),),
+    "optim.average_decay": (("optim.average", ("ema",)),),
+    "optim.average_from": (("optim.average", ("mean",)),),
     "score.full_scale": (("model.n_scales", (2,)),),
     # DevNet has one head, which nothing is weighed against
     "score.normal": (("model.heads", ("two_head_patch", "two_head_latent", "four_head")),),
