@@ -243,6 +243,9 @@ class ScoreConfig(Section):
     top_k: float | None = Field(
         None, gt=0, le=1, description="share of the highest cells when scoring; none: model.top_k, as in training"
     )
+    turns: Literal[1, 4] = Field(
+        1, description="4: mean score of the image in all quarter turns, for four times the time; 1: as it is"
+    )
 
 
 class LossConfig(Section):

@@ -59,6 +59,7 @@ CHANGED = {
     "score.pseudo": 0.5,
     "score.full_scale": 0.8,
     "score.top_k": 0.5,
+    "score.turns": 4,
     "loss.margin": 3.0,
     "loss.prior": "sampled",
     "optim.lr": 1e-3,
