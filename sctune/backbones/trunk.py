@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Protocol, Self
+from typing import Literal, Protocol, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from sctune.backbones.entry import IMAGENET_MEAN, IMAGENET_STD, Colour
 from sctune.backbones.grid import on_one_grid
@@ -18,7 +19,11 @@ IMAGENET_COLOURS = (IMAGENET_MEAN, IMAGENET_STD)
 
 
 class BackboneChoice(Protocol):
-    """What a configuration says of its backbone (`sctune.config.ModelConfig`). tap_names: the maps to take."""
+    """What a configuration says of its backbone (`sctune.config.ModelConfig`). tap_names: the maps to take.
+
+    batch_norm, batch_norm_momentum: as of `Backbone`; without effect where a network has no batch norm, so that a
+    space may vary the backbone.
+    """
 
     @property
     def backbone(self) -> str: ...
@@ -29,6 +34,12 @@ class BackboneChoice(Protocol):
     @property
     def freeze(self) -> int: ...
 
+    @property
+    def batch_norm(self) -> Literal["train", "eval"]: ...
+
+    @property
+    def batch_norm_momentum(self) -> float | None: ...
+
 
 class Backbone(nn.Module):
     """Blocks in order; the first `freeze` keep weights and batch-norm statistics.
@@ -38,6 +49,8 @@ class Backbone(nn.Module):
     ends: numbers of leading blocks behind which maps are taken, ascending; none: the last map alone. Several are
     brought to the grid of the largest one and stand behind each other in `channels`.
     colours: means and deviations of the images, in [0, 1], that the weights were trained with.
+    batch_norm: `eval` keeps the statistics of all blocks, frozen or not, and trains scale and shift of those that are
+    not; batch_norm_momentum: share of each batch in the running statistics, None: as the network has it.
     """
 
     scale: Tensor
@@ -50,6 +63,8 @@ class Backbone(nn.Module):
         freeze: int = 0,
         ends: Iterable[int] = (),
         colours: tuple[Colour, Colour] = IMAGENET_COLOURS,
+        batch_norm: Literal["train", "eval"] = "train",
+        batch_norm_momentum: float | None = None,
     ) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(blocks)
@@ -60,6 +75,10 @@ class Backbone(nn.Module):
         self.kept = min(self.freeze, *self.ends)
         for block in self.blocks[: self.freeze]:
             block.requires_grad_(False)
+        self.batch_norm = batch_norm
+        if batch_norm_momentum is not None:
+            for norm in self._trained_norms():
+                norm.momentum = batch_norm_momentum
         self.recolours = colours != IMAGENET_COLOURS
         if self.recolours:
             mean, std = map(torch.tensor, colours)
@@ -71,7 +90,14 @@ class Backbone(nn.Module):
         super().train(mode)
         for block in self.blocks[: self.freeze]:
             block.eval()
+        if self.batch_norm == "eval":
+            for norm in self._trained_norms():
+                norm.eval()
         return self
+
+    def _trained_norms(self) -> Iterator[_BatchNorm]:
+        for block in self.blocks[self.freeze :]:
+            yield from (module for module in block.modules() if isinstance(module, _BatchNorm))
 
     def forward(self, images: Tensor) -> Tensor:
         return self.after_frozen(self.frozen(images))
@@ -114,7 +140,8 @@ def build_backbone(choice: BackboneChoice, weights: Path | None) -> Backbone:
     ends = sorted({tap.after for tap in taps})
     blocks = entry.blocks(net, taps)[: ends[-1]]
     channels = sum(tap.channels for tap in taps)
-    return Backbone(blocks, channels, choice.freeze, ends, (entry.mean, entry.std))
+    colours = entry.mean, entry.std
+    return Backbone(blocks, channels, choice.freeze, ends, colours, choice.batch_norm, choice.batch_norm_momentum)
 
 
 def _each(colours: Tensor) -> Tensor:

@@ -140,13 +140,32 @@ class AugmentConfig(Section):
         False, description="kind=saliencycut: let a donor and its receiver be the same file (public code: yes)"
     )
     paste_valid_only: bool = Field(
-        True, description="paste only where donor and receiver hold real pixels, not rotation's corners"
+        True,
+        description="paste only where donor and receiver hold real pixels, not rotation's corners or a mirrored border",
     )
-    rotation_degrees: float = Field(
-        180.0, ge=0, le=180, description="training images turn by a uniform angle up to this"
+    rotation: Literal["free", "quarter", "none"] = Field(
+        "free",
+        description="training images turn by any angle up to rotation_degrees (public code), by quarter turns, which "
+        "leave no corners, or not at all",
     )
+    rotation_degrees: float = Field(180.0, ge=0, le=180, description="rotation=free: uniform angle up to this")
     rotation_fill: Literal["zero", "reflect"] = Field(
-        "zero", description="corners of a turned image: black or mirrored"
+        "zero", description="rotation=free: corners of a turned image are black or mirrored"
+    )
+    flip: Literal["none", "horizontal", "vertical", "both"] = Field(
+        "none", description="training images are mirrored left to right, top to bottom, or both, each with chance 1/2"
+    )
+    shift: float = Field(
+        0.0,
+        ge=0,
+        le=0.5,
+        description="training images move by up to this share of the side, down and across; the border is mirrored",
+    )
+    brightness: float = Field(
+        0.0, ge=0, lt=1, description="training images get brighter or darker by up to this share of each value"
+    )
+    contrast: float = Field(
+        0.0, ge=0, lt=1, description="training images get up to this share more or less contrast about their mean grey"
     )
 
     @property
@@ -191,6 +210,17 @@ class ModelConfig(Section):
     )
     weights: str = Field("imagenet", description="`imagenet`, `random`, or a state-dict file (safetensors or torch)")
     freeze: int = Field(0, ge=0, description="leading backbone blocks kept fixed, the stem counted as the first")
+    batch_norm: Literal["train", "eval"] = Field(
+        "train",
+        description="blocks that are not frozen normalise by each batch and keep running statistics of it (public "
+        "code), or by the statistics of their weights file, which then stay; scale and shift are trained either way",
+    )
+    batch_norm_momentum: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="batch_norm=train: share of each batch in the running statistics; none: the backbone's own",
+    )
     n_scales: Literal[1, 2] = Field(2, description="image pyramid: full size, and half size too (public code 2)")
     pyramid_interpolation: Literal["nearest", "bilinear"] = Field("nearest", description="how the half size is made")
     patch_count: int = Field(4, ge=2, le=9, description="patches P of the residual (paper eq. 8: 4)")
@@ -231,6 +261,9 @@ class ScoreConfig(Section):
     top_k: float | None = Field(
         None, gt=0, le=1, description="share of the highest cells when scoring; none: model.top_k, as in training"
     )
+    turns: Literal[1, 4] = Field(
+        1, description="4: mean score of the image in all quarter turns, for four times the time; 1: as it is"
+    )
 
 
 class LossConfig(Section):
@@ -249,6 +282,20 @@ class OptimConfig(Section):
     )
     gamma: float = Field(0.1, gt=0, le=1, description="factor of each drop")
     clip_norm: float = Field(1.0, gt=0, description="largest global gradient norm (public code 1)")
+    final_statistics: Literal["running", "batches", "normals"] = Field(
+        "running",
+        description="batch norm after the last epoch: the running statistics, or their mean over an epoch's images, "
+        "in batches as training makes them or normal ones as they are scored",
+    )
+    average: Literal["none", "ema", "mean"] = Field(
+        "none",
+        description="weights that score: the trained ones, or an average of those after each step, exponential (EMA) "
+        "or equal (SWA)",
+    )
+    average_decay: float = Field(0.95, gt=0, lt=1, description="average=ema: what is kept of the average in each step")
+    average_from: float = Field(
+        0.5, ge=0, lt=1, description="average=mean: share of the steps that are over before it begins"
+    )
 
 
 class BudgetConfig(Section):

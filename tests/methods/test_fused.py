@@ -111,13 +111,28 @@ def test_rescoring_tries_weights_of_the_density(trainer, config):
     variants = score_variants(trainer.config)
     assert variants[0]["score.density"] == 2.0
     assert {variant["score.density"] for variant in variants} == {0.0, 0.25, 0.5, 1.0, 2.0, 4.0}
-    chosen = [variants[0], variants[0] | {"score.density": 0.0}, variants[0] | {"score.top_k": 0.5}]
+    changes = ({}, {"score.density": 0.0}, {"score.top_k": 0.5}, {"score.turns": 4})
+    chosen = [variants[0] | change for change in changes]
     raw = [scores[""] for _, scores in rescored(trainer, chosen)]
     images = trainer.selection.images
     state = trainer.method.model_state()
     for variant, scores in zip(chosen, raw, strict=True):
         loaded = trained_method(trainer.config.override(variant), torch.device("cpu"), state)
         assert scores == pytest.approx(loaded.score(images), rel=1e-4, abs=1e-4)
+
+
+def test_turns_are_averaged_in_scores_maps_and_module(trainer):
+    """An image that is turned by a quarter has the same score, and a heat map that is turned alike."""
+    config = trainer.config.override({"score.turns": 4})
+    method = trained_method(config, torch.device("cpu"), trainer.method.model_state())
+    images = trainer.selection.images[:3]
+    turned = np.rot90(images, 1, (1, 2))
+    assert method.score(turned) == pytest.approx(method.score(images), rel=1e-4, abs=1e-4)
+    assert trainer.method.score(turned) != pytest.approx(trainer.method.score(images), rel=1e-3, abs=1e-3)
+    assert np.rot90(method.cells(turned), -1, (1, 2)) == pytest.approx(method.cells(images), rel=1e-3, abs=1e-3)
+    pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
+    with torch.inference_mode():
+        assert method.module()(pixels).numpy() == pytest.approx(method.score(images), rel=1e-4, abs=1e-4)
 
 
 def test_a_mixture_has_several_components(config):

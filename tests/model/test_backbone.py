@@ -34,6 +34,58 @@ def test_frozen_blocks_keep_weights_and_statistics():
     assert all((grad is None) == (block < 3) for block, grad in grads.items())
 
 
+def train_once(**values):
+    """State of a backbone before and after a step of one batch; and the backbone."""
+    net = build_backbone(ModelConfig(**{"backbone": "efficientnet_lite0", "freeze": 3, **values}), None).train()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    images = torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    net(images).square().mean().backward()
+    torch.optim.SGD([weight for weight in net.parameters() if weight.requires_grad], lr=1.0).step()
+    return net, before, {name: value.clone() for name, value in net.state_dict().items()}
+
+
+def test_batch_norm_in_eval_mode_keeps_statistics_and_trains_scale_and_shift():
+    net, before, after = train_once(batch_norm="eval")
+    kept = [name for name in before if "running" in name or "tracked" in name]
+    assert kept and all(torch.equal(before[name], after[name]) for name in kept)
+    norms = {name: module for name, module in net.named_modules() if isinstance(module, torch.nn.BatchNorm2d)}
+    trained = [name for name in norms if int(name.split(".")[1]) >= 3]
+    assert trained and all(not torch.equal(before[f"{n}.bias"], after[f"{n}.bias"]) for n in trained)
+    assert all(not norm.training for norm in norms.values()) and net.training
+    # an image's features do not depend on what stands beside it
+    images = torch.rand(3, 3, 64, 64)
+    assert torch.allclose(net(images)[:1], net(images[:1]), atol=1e-5)
+    plain = build_backbone(ModelConfig(backbone="efficientnet_lite0", freeze=3), None).train()
+    assert not torch.allclose(plain(images)[:1], plain(images[:1]), atol=1e-5)
+
+
+def test_momentum_of_batch_norm_is_the_share_of_a_batch():
+    moved = {}
+    for momentum in (None, 0.1, 1.0):
+        torch.manual_seed(0)
+        net, before, after = train_once(batch_norm_momentum=momentum)
+        norms = {name: module for name, module in net.named_modules() if isinstance(module, torch.nn.BatchNorm2d)}
+        frozen = [name for name in norms if int(name.split(".")[1]) < 3]
+        assert all(torch.equal(before[f"{n}.running_mean"], after[f"{n}.running_mean"]) for n in frozen)
+        # in training batch norm looks at the batch alone, so all three see the same
+        name = [name for name in norms if name not in frozen][-1]
+        moved[momentum] = after[f"{name}.running_mean"] - before[f"{name}.running_mean"]
+    own = norms[frozen[0]].momentum
+    assert own == pytest.approx(0.01)
+    for momentum, share in ((None, own), (0.1, 0.1)):
+        assert torch.allclose(moved[momentum], share * moved[1.0], rtol=1e-4, atol=1e-7)
+
+
+def test_a_backbone_without_batch_norm_is_what_it_is():
+    states = []
+    for values in ({}, {"batch_norm": "eval", "batch_norm_momentum": None}, {"batch_norm_momentum": 0.5}):
+        torch.manual_seed(0)
+        net = build_backbone(ModelConfig(backbone="convnext_tiny", **values), None).train()
+        assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in net.modules())
+        states.append(net(torch.ones(1, 3, 64, 64)))
+    assert all(torch.equal(states[0], other) for other in states)
+
+
 def test_lite0_weights_come_from_the_installed_package():
     path = resolve_weights("efficientnet_lite0", "imagenet")
     net = build_backbone(ModelConfig(backbone="efficientnet_lite0"), path)

@@ -50,6 +50,7 @@ def test_shipped_spaces_are_timed_at_their_dearest_point(name: str, expected: di
             {"model.heads": "four_head", "augment.kind": "cutmix"},
         ),
         ({"augment.kind": KINDS}, {"augment.kind": "saliencycut"}),
+        ({"score.turns": {"values": [1, 4]}}, {"score.turns": 4}),
         (
             {"data.image_size": {"values": [96, 160, 128]}, "model.heads": HEADS},
             {"data.image_size": 160, "model.heads": "four_head"},

@@ -17,6 +17,7 @@ CASES = {
     "latent, two scales": {"model__heads": "two_head_latent", "model__n_scales": 2},
     "four heads, two scales": {"model__heads": "four_head", "model__n_scales": 2},
     "one head": {"model__heads": "single_head"},
+    "four turns": {"model__heads": "two_head_patch", "score__turns": 4},
 }
 
 
@@ -39,14 +40,19 @@ def test_only_what_means_something_is_varied() -> None:
     names = {
         case: set(score_variants(small_config(data__image_size=128, **values))[0]) for case, values in CASES.items()
     }
-    assert names["patch"] == {"score.top_k", "model.patch_evaluation", "score.normal"}
-    assert names["one head"] == {"score.top_k"}
+    assert names["patch"] == {"score.top_k", "score.turns", "model.patch_evaluation", "score.normal"}
+    assert names["one head"] == {"score.top_k", "score.turns"}
     assert names["four heads, two scales"] == {
-        "score.top_k", "score.normal", "score.seen", "score.pseudo", "score.full_scale",
+        "score.top_k", "score.turns", "score.normal", "score.seen", "score.pseudo", "score.full_scale",
     }  # fmt: skip
     variants = score_variants(small_config())
-    assert len(variants) == len({tuple(one.items()) for one in variants}) == 7 * 6 * 2
-    assert variants[0] == {"score.top_k": 0.1, "model.patch_evaluation": "exact", "score.normal": 1.0}
+    assert len(variants) == len({tuple(one.items()) for one in variants}) == 7 * 2 * 6 * 2
+    assert variants[0] == {
+        "score.top_k": 0.1,
+        "score.turns": 1,
+        "model.patch_evaluation": "exact",
+        "score.normal": 1.0,
+    }
 
 
 def test_weights_by_hand() -> None:

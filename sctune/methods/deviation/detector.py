@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from sctune.backbones.registry import feature_side
 from sctune.backbones.trunk import Backbone, build_backbone
 from sctune.backbones.weights import resolve_weights
-from sctune.config import ModelConfig, ScoreConfig, TrialConfig
+from sctune.config import ScoreConfig, TrialConfig
 from sctune.errors import CheckpointError
 from sctune.geometry import scale_sizes
-from sctune.methods.deviation.heads import LatentResidualHead, NormalHead, PatchResidualHead, PlainHead
-from sctune.methods.deviation.roles import NORMAL_HEAD, combine, head_roles
+from sctune.methods.deviation.heads import LatentResidualHead, NormalHead, PatchResidualHead, build_head
+from sctune.methods.deviation.roles import combine, head_roles
 from sctune.methods.pixels import autocast, memory_format, normalise, score_alike, to_pixels
 
 
@@ -40,7 +40,7 @@ class Detector(nn.Module):
         self.backbone = backbone
         self.roles = head_roles(config)
         for name in self.roles:
-            self.add_module(name, _build_head(name, config.model, backbone.channels))
+            self.add_module(name, build_head(name, config.model, backbone.channels))
         self.needs_references = any(isinstance(self.head(name), LatentResidualHead) for name in self.roles)
         if self.needs_references:
             side = config.data.image_size
@@ -87,22 +87,43 @@ class Detector(nn.Module):
 
     def reference_maps(self, images: Tensor | None = None) -> list[Tensor]:
         """Mean feature map [1, C, S, S] at each scale of references [R, 3, H, W], or of the stored ones."""
-        if images is None:
-            if not bool(self.references.any()):
-                raise ValueError("the detector has no reference images; call set_references first")
-            images = normalise(to_pixels(self.references.cpu().numpy(), self.references.device))
+        images = self._stored_references() if images is None else images
         return [self._features(level).mean(dim=0, keepdim=True) for level in self._pyramid(images)]
 
+    def _stored_references(self) -> Tensor:
+        if not bool(self.references.any()):
+            raise ValueError("the detector has no reference images; call set_references first")
+        return normalise(to_pixels(self.references.cpu().numpy(), self.references.device))
+
+    def views(self, images: Tensor, turns: int | None = None) -> Tensor:
+        """Images [N, 3, S, S] in each turn that they are scored in: [T * N, 3, S, S], first all as they are.
+
+        turns: 1 or 4; none: `config.score.turns`. Together, so that an exported program holds the network once.
+        """
+        count = turns or self.config.score.turns
+        return images if count == 1 else torch.cat([images.rot90(turn, (2, 3)) for turn in range(count)])
+
+    def turned_references(self, turns: int | None = None) -> list[Tensor] | None:
+        """At each scale the mean map [T, C, S, S] of the stored references, turned as `views` are; None: no need."""
+        if not self.needs_references:
+            return None
+        count = turns or self.config.score.turns
+        views = self.views(self._stored_references(), count).chunk(count)
+        return [torch.cat(levels) for levels in zip(*map(self.reference_maps, views), strict=True)]
+
     def anomaly_score(self, images: Tensor, references: list[Tensor] | None = None) -> Tensor:
-        """One score [N] per normalised image, as `config.score` weighs heads and scales; higher is more anomalous."""
-        if self.needs_references and references is None:
-            references = self.reference_maps()
-        return self.score_features(self.features(images), references)
+        """One score [N] per normalised image, as `config.score` has it: mean over turns, weighed heads and scales.
+
+        Higher is more anomalous. references: as `turned_references` gives them.
+        """
+        if references is None:
+            references = self.turned_references()
+        return self.score_features(self.features(self.views(images)), references)
 
     def score_images(self, images: np.ndarray, batch_size: int = 32) -> np.ndarray:
         """Scores [N] (float64) of uint8 images [N, S, S, 3], in eval mode; the mode is put back."""
         with self._scoring():
-            maps = self.reference_maps() if self.needs_references else None
+            maps = self.turned_references()
             return self._in_batches(images, batch_size, lambda batch: self.anomaly_score(batch, maps).double())
 
     def score_alike(self, images: np.ndarray) -> np.ndarray:
@@ -110,7 +131,7 @@ class Detector(nn.Module):
         return score_alike(self.score_images, images, next(self.parameters()).device)
 
     def frozen_maps(self, images: np.ndarray, max_bytes: int, batch_size: int = 32) -> list[list[Tensor]] | None:
-        """What the frozen blocks make of uint8 images [N, S, S, 3]: a list of batches, each with a map per scale.
+        """What the frozen blocks make of the views of uint8 images [N, S, S, 3]: batches, each with a map per scale.
 
         None where all of them would take more than max_bytes.
         """
@@ -118,7 +139,7 @@ class Detector(nn.Module):
         with self._scoring():
             for batch in self._batches(images, batch_size):
                 with autocast(self.config.runtime, batch.device):
-                    found.append([self.backbone.frozen(level) for level in self._pyramid(batch)])
+                    found.append([self.backbone.frozen(level) for level in self._pyramid(self.views(batch))])
                 size = sum(level.nbytes for level in found[0])
                 if size * len(images) > max_bytes * min(batch_size, len(images)):
                     return None
@@ -127,7 +148,7 @@ class Detector(nn.Module):
     def score_maps(self, maps: list[list[Tensor]]) -> np.ndarray:
         """Scores [N] (float64) from `frozen_maps`: those of `score_images`, bit for bit."""
         with self._scoring():
-            references = self.reference_maps() if self.needs_references else None
+            references = self.turned_references()
             parts = []
             for levels in maps:
                 features = [self._after_frozen(level) for level in levels]
@@ -170,8 +191,10 @@ class Detector(nn.Module):
         return features.float()
 
     def score_features(self, features: list[Tensor], references: list[Tensor] | None) -> Tensor:
-        """Anomaly scores [N] from the backbone's maps as `features` gives them, weighed as `config.score` says."""
-        return self.weigh(self.scale_scores(features, None, references, self.config.score.top_k), self.config.score)
+        """Anomaly scores [N] from the backbone's maps of `views`, weighed as `config.score` says."""
+        score = self.config.score
+        scales = self.scale_scores(features, None, for_views(references, features), score.top_k)
+        return over_turns(self.weigh(scales, score), score.turns)
 
     def weigh(self, scales: dict[str, list[Tensor]], score: ScoreConfig) -> Tensor:
         """Anomaly scores [N] from each head's scores at each scale."""
@@ -225,29 +248,25 @@ class Detector(nn.Module):
         return levels
 
 
+def for_views(references: list[Tensor] | None, features: list[Tensor]) -> list[Tensor] | None:
+    """Reference maps [T, C, S, S] at each scale as ones that go with features [T * N, C, S, S] of `Detector.views`."""
+    if references is None or references[0].shape[0] == 1:
+        return references
+    # not len(), which would fix the batch of an exported program
+    count = features[0].shape[0] // references[0].shape[0]
+    return [level[:, None].expand(-1, count, -1, -1, -1).flatten(0, 1) for level in references]
+
+
+def over_turns(values: Tensor, turns: int) -> Tensor:
+    """Mean [N, ...] over the turns of what was found for `Detector.views`, [T * N, ...]; of a single one itself."""
+    return values if turns == 1 else values.unflatten(0, (turns, -1)).mean(dim=0)
+
+
 def _over_scales(scales: dict[str, list[Tensor]], share: float = 0.5) -> dict[str, Tensor]:
     """Each head's scores [N]: the mean over the scales, or that with `share` for the first of two."""
     if share == 0.5 or any(len(parts) == 1 for parts in scales.values()):
         return {name: torch.stack(parts).mean(dim=0) for name, parts in scales.items()}
     return {name: share * full + (1 - share) * half for name, (full, half) in scales.items()}
-
-
-def _build_head(name: str, model: ModelConfig, channels: int) -> nn.Module:
-    if name == NORMAL_HEAD:
-        return NormalHead(channels)
-    if name == "latent" or model.heads == "two_head_latent":
-        return LatentResidualHead(channels, model.top_k)
-    if model.heads == "two_head_patch":
-        return PatchResidualHead(
-            channels,
-            model.patch_count,
-            model.top_k,
-            model.patch_place,
-            model.patch_evaluation,
-            model.patch_size,
-            model.patch_per_sample,
-        )
-    return PlainHead(channels, model.top_k)
 
 
 def build_detector(config: TrialConfig, weights: Path | None = None) -> Detector:

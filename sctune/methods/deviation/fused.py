@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from sctune.config import TrialConfig
+from sctune.config import ScoreConfig, TrialConfig
 from sctune.data.batches import stream
 from sctune.errors import CheckpointError, DataError
 from sctune.methods.base import MODEL, Maps, Method, PseudoExample, Scorer, Scores, TaskImages, Variant, model_tensors
@@ -38,19 +38,24 @@ DENSITY, SCALE = "density.", "fused.scale"
 
 
 class FusedScore(nn.Module):
-    """Pixels [N, 3, S, S] in [0, 1] -> scores [N]: that of the detector, scaled, and the weighed density."""
+    """Pixels [N, 3, S, S] in [0, 1] -> scores [N]: that of the detector, scaled, and the weighed density.
+
+    turns: of the image in quarters, over which the density is averaged; the detector knows its own.
+    """
 
     scale: Tensor
 
-    def __init__(self, detector: nn.Module, density: nn.Module, scale: Tensor, weight: float) -> None:
+    def __init__(self, detector: nn.Module, density: nn.Module, scale: Tensor, score: ScoreConfig) -> None:
         super().__init__()
         self.detector = detector
         self.density = density
-        self.weight = weight
+        self.weight, self.turns = score.density, score.turns
         self.register_buffer("scale", scale.float())
 
     def forward(self, pixels: Tensor) -> Tensor:
-        return (self.detector(pixels) - self.scale[0]) / self.scale[1] + self.weight * self.density(pixels)
+        own = (self.detector(pixels) - self.scale[0]) / self.scale[1]
+        turned = [self.density(pixels.rot90(turn, (2, 3)) if turn else pixels) for turn in range(self.turns)]
+        return own + self.weight * torch.stack(turned).mean(dim=0)
 
 
 class FusedMethod(Method):
@@ -102,11 +107,11 @@ class FusedMethod(Method):
         return metrics
 
     def score(self, images: np.ndarray) -> Scores:
-        return self._fused(self.trained_part.score(images), images, self._weight)
+        return self._fused(self.trained_part.score(images), images)
 
     def scorer(self) -> Scorer:
         quick = self.trained_part.scorer()
-        return lambda images: self._fused(quick(images), images, self._weight)
+        return lambda images: self._fused(quick(images), images)
 
     def model_state(self) -> dict[str, Tensor]:
         density = {f"{DENSITY}{name}": value for name, value in self.density.model_state().items()}
@@ -131,7 +136,7 @@ class FusedMethod(Method):
 
     def module(self) -> nn.Module:
         parts = self.trained_part.module(), self.density.module()
-        return FusedScore(*parts, self.scale.clone(), self._weight).requires_grad_(False).eval()
+        return FusedScore(*parts, self.scale.clone(), self.config.score).requires_grad_(False).eval()
 
     @property
     def images_per_epoch(self) -> int:
@@ -147,10 +152,16 @@ class FusedMethod(Method):
         return seconds + each * self._normals / (steps * self.config.epochs), steps
 
     def cells(self, images: np.ndarray) -> Maps | None:
-        own, beside = self.trained_part.cells(images), self.density.cells(images)
-        if own is None or beside is None:
-            return own if beside is None else beside
-        found: Maps = (own / float(self.scale[1]) + self._weight * beside).astype(np.float32)
+        own = self.trained_part.cells(images)
+        if own is None:
+            return None
+        # turned there and back
+        turned = [
+            np.rot90(_cells(self.density, np.rot90(images, turn, (1, 2))), -turn, (1, 2))
+            for turn in range(self.config.score.turns)
+        ]
+        beside = self.config.score.density * np.mean(turned, axis=0)
+        found: Maps = (own / float(self.scale[1]) + beside).astype(np.float32)
         return found
 
     def embed(self, images: np.ndarray) -> NDArray[np.float32] | None:
@@ -171,20 +182,31 @@ class FusedMethod(Method):
         own = [{name: value for name, value in variant.items() if name != WEIGHT} for variant in variants]
         several = [variant for number, variant in enumerate(own) if variant not in own[:number]]
         scores = self.trained_part.variant_scores(images, several)
-        beside = self.density.score(images)
-        found = []
-        for variant, part in zip(variants, own, strict=True):
-            mine = (scores[several.index(part)] - float(self.scale[0])) / float(self.scale[1])
-            found.append(mine + variant.get(WEIGHT, self._weight) * beside)
+        chosen = [self.config.override(variant).score for variant in variants]
+        beside = {turns: self._beside(images, turns) for turns in {score.turns for score in chosen}}
+        return [
+            self._scaled(scores[several.index(part)]) + score.density * beside[score.turns]
+            for score, part in zip(chosen, own, strict=True)
+        ]
+
+    def _fused(self, scores: np.ndarray, images: np.ndarray) -> Scores:
+        score = self.config.score
+        return self._scaled(scores) + score.density * self._beside(images, score.turns)
+
+    def _scaled(self, scores: np.ndarray) -> Scores:
+        found: Scores = (scores - float(self.scale[0])) / float(self.scale[1])
         return found
 
-    @property
-    def _weight(self) -> float:
-        return self.config.score.density
-
-    def _fused(self, scores: np.ndarray, images: np.ndarray, weight: float) -> Scores:
-        found: Scores = (scores - float(self.scale[0])) / float(self.scale[1]) + weight * self.density.score(images)
+    def _beside(self, images: np.ndarray, turns: int) -> Scores:
+        """Mean score [N] of the density over the quarter turns of uint8 images [N, S, S, 3]."""
+        found: Scores = np.mean([self.density.score(np.rot90(images, turn, (1, 2))) for turn in range(turns)], axis=0)
         return found
+
+
+def _cells(density: GaussianMethod, images: np.ndarray) -> Maps:
+    maps = density.cells(images)
+    assert maps is not None
+    return maps
 
 
 def held_out(normals: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:

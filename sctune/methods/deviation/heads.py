@@ -11,8 +11,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from sctune.config import ModelConfig
 from sctune.methods.deviation.geometry import patch_offsets, patch_side
 from sctune.methods.deviation.patches import random_offsets, scoring_signs
+from sctune.methods.deviation.roles import NORMAL_HEAD
 
 HIDDEN = 256
 CHUNK_ELEMENTS = 2**25
@@ -191,3 +193,22 @@ class PatchResidualHead(nn.Module):
         assert norm.running_mean is not None and norm.running_var is not None
         scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
         return scale, (bias - norm.running_mean) * scale + norm.bias
+
+
+def build_head(name: str, model: ModelConfig, channels: int) -> nn.Module:
+    """The head of a name in `roles.HEADS`, over maps of `channels`."""
+    if name == NORMAL_HEAD:
+        return NormalHead(channels)
+    if name == "latent" or model.heads == "two_head_latent":
+        return LatentResidualHead(channels, model.top_k)
+    if model.heads == "two_head_patch":
+        return PatchResidualHead(
+            channels,
+            model.patch_count,
+            model.top_k,
+            model.patch_place,
+            model.patch_evaluation,
+            model.patch_size,
+            model.patch_per_sample,
+        )
+    return PlainHead(channels, model.top_k)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from sctune.augment.saliency import smooth_map
-from sctune.methods.deviation.detector import Detector
+from sctune.methods.deviation.detector import Detector, for_views, over_turns
 from sctune.methods.deviation.geometry import patch_offsets, patch_side
 from sctune.methods.deviation.heads import LatentResidualHead, PatchResidualHead, PlainHead
 from sctune.methods.deviation.patches import scoring_signs
@@ -22,8 +22,7 @@ def gradient_maps(detector: Detector, images: Tensor) -> Tensor:
     try:
         with torch.enable_grad():
             inputs = images.detach().requires_grad_()
-            references = detector.reference_maps() if detector.needs_references else None
-            (gradient,) = torch.autograd.grad(detector.anomaly_score(inputs, references).sum(), inputs)
+            (gradient,) = torch.autograd.grad(detector.anomaly_score(inputs).sum(), inputs)
     finally:
         for weight in weights:
             weight.requires_grad_(True)
@@ -31,20 +30,25 @@ def gradient_maps(detector: Detector, images: Tensor) -> Tensor:
 
 
 def cell_maps(detector: Detector, images: Tensor) -> Tensor:
-    """Scores of the anomaly heads' cells of normalised images [N, 3, S, S], put back where they lie: [N, S, S]."""
-    size = images.shape[-1]
-    total = images.new_zeros(len(images), 1, size, size)
+    """Scores of the anomaly heads' cells of normalised images [N, 3, S, S], put back where they lie: [N, S, S].
+
+    Where images are scored in several turns, the mean of their maps, each turned back.
+    """
+    size, turns = images.shape[-1], detector.config.score.turns
+    total = images.new_zeros(turns * len(images), 1, size, size)
     with torch.inference_mode():
-        features = detector.features(images)
-        references = detector.reference_maps() if detector.needs_references else [None] * len(features)
-        for level, reference in zip(features, references, strict=True):
+        features = detector.features(detector.views(images))
+        references = for_views(detector.turned_references(), features)
+        for scale, level in enumerate(features):
+            reference = None if references is None else references[scale]
             for name in detector.roles:
                 if name != NORMAL_HEAD:
                     cells = head_cells(detector.head(name), level, reference)
                     total += nn.functional.interpolate(
                         cells[:, None], size=(size, size), mode="bilinear", align_corners=False
                     )
-    return total[:, 0]
+        back = [part.rot90(-turn, (1, 2)) for turn, part in enumerate(total[:, 0].chunk(turns))]
+        return over_turns(torch.cat(back), turns)
 
 
 def head_cells(head: nn.Module, features: Tensor, reference: Tensor | None = None) -> Tensor:

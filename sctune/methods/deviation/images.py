@@ -1,4 +1,4 @@
-"""The training images of a detector as they reach the device: decoded, rotated, normalised; and its references.
+"""The training images of a detector as they reach the device: decoded, augmented, normalised; and its references.
 
 References are the normal images that a latent residual is taken from (METHODS 3.1).
 """
@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sctune.augment.changes import changed
 from sctune.augment.makers import PIXEL_MAKERS
 from sctune.config import TrialConfig
-from sctune.data.batches import PSEUDO_SHARE, rotate, rotation_angles, stream
+from sctune.data.batches import PSEUDO_SHARE, stream
 from sctune.methods.base import TaskImages
 from sctune.methods.pixels import normalise, to_pixels
 
@@ -21,23 +22,21 @@ def pixels_of(images: TaskImages, rows: np.ndarray, config: TrialConfig, device:
     return to_pixels(images.take(rows), device, config.runtime.channels_last)
 
 
-def rotated(pixels: Tensor, config: TrialConfig, *purpose: object) -> tuple[Tensor, Tensor]:
-    """Each image rotated by an angle of its own: normalised images [N, 3, S, S], and where they are real [N, 1, S, S].
+def augmented(pixels: Tensor, config: TrialConfig, *purpose: object) -> tuple[Tensor, Tensor]:
+    """Each image turned, mirrored, moved and recoloured by draws of its own, as `config.augment` asks.
 
-    purpose: names and numbers that key the angles.
+    Gives normalised images [N, 3, S, S], and where they are real [N, 1, S, S]. purpose: keys the draws.
     """
-    augment = config.augment
-    angles = rotation_angles(len(pixels), augment.rotation_degrees, stream(config.seed, *purpose))
-    images, valid = rotate(pixels, angles, augment.rotation_fill)
+    images, valid = changed(pixels, config.augment, config.seed, *purpose)
     return normalise(images), valid
 
 
 class References:
     """Draws `model.reference_count` reference images: anew for each step, and for scoring.
 
-    With `reference_source=normals` they are clean and, for scoring, always the same and not rotated. With `training`
+    With `reference_source=normals` they are clean and, for scoring, always the same and not augmented. With `training`
     they are as DRA's public code has them: about half are pseudo anomalies (of the makers that work on pixels), and
-    those for scoring are drawn and rotated anew each time.
+    those for scoring are drawn and augmented anew each time.
     """
 
     def __init__(self, config: TrialConfig, images: TaskImages, device: torch.device) -> None:
@@ -46,18 +45,16 @@ class References:
         self.device = device
 
     def for_step(self, number: int) -> Tensor:
-        """Normalised, rotated references [R, 3, S, S] of a training step."""
-        return rotated(self._drawn("references", number), self.config, "reference rotation", number)[0]
+        """Normalised, augmented references [R, 3, S, S] of a training step."""
+        return augmented(self._drawn("references", number), self.config, "reference rotation", number)[0]
 
     def for_scoring(self, epoch: int) -> np.ndarray:
         """uint8 references [R, S, S, 3] to score with after an epoch."""
         config = self.config
         if config.model.reference_source == "normals":
             return self.images.take(self._rows("scoring references"))
-        angles = rotation_angles(
-            config.model.reference_count, config.augment.rotation_degrees, stream(config.seed, "scoring angles", epoch)
-        )
-        pixels, _ = rotate(self._drawn("scoring references", epoch), angles, config.augment.rotation_fill)
+        drawn = self._drawn("scoring references", epoch)
+        pixels, _ = changed(drawn, config.augment, config.seed, "scoring angles", epoch)
         return (pixels * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
 
     def _drawn(self, *purpose: object) -> Tensor:

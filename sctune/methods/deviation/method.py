@@ -19,27 +19,36 @@ from sctune.augment.saliency import smooth_saliency
 from sctune.config import TrialConfig
 from sctune.errors import CheckpointError, NonFiniteError, StoppedError
 from sctune.methods.base import MODEL, Maps, Method, PseudoExample, Scorer, Scores, TaskImages, Variant, model_tensors
+from sctune.methods.deviation.average import WeightAverage
 from sctune.methods.deviation.detector import Detector, build_detector, detector_of
 from sctune.methods.deviation.examples import pseudo_examples
 from sctune.methods.deviation.heatmap import cell_maps, gradient_maps
 from sctune.methods.deviation.rescore import score_variants, variant_scores
 from sctune.methods.deviation.scorer import PixelScore, RepeatedScorer
+from sctune.methods.deviation.statistics import refit_statistics
 from sctune.methods.deviation.step import TrainingStep
 from sctune.methods.pixels import memory_format, normalise, to_pixels
+
+RAW = "raw/"
+"""Begins the names of the weights that train, where averaged ones are the model's."""
+AVERAGED = "averaged"
+"""Name of the number of steps in the average among the values of a state."""
 
 
 @dataclass(frozen=True)
 class Training:
-    """What training needs beside the detector."""
+    """What training needs beside the detector; average: of its weights, where one is asked for."""
 
     optimiser: torch.optim.Optimizer
     step: TrainingStep
+    average: WeightAverage | None
 
 
 class DeviationMethod(Method):
     """Heads over a trained backbone.
 
-    All randomness follows from (seed, purpose, step), so the state is weights, optimiser moments and the epoch.
+    All randomness follows from (seed, purpose, step), so the state is weights (with an average of them: both, and the
+    number of steps in it), optimiser moments and the epoch. detector: the one that trains; scored: the one that scores.
     """
 
     def __init__(self, config: TrialConfig, device: torch.device, detector: Detector) -> None:
@@ -62,8 +71,16 @@ class DeviationMethod(Method):
         weights = [weight for weight in self.detector.parameters() if weight.requires_grad]
         optimiser = torch.optim.Adam(weights, lr=config.optim.lr, weight_decay=config.optim.weight_decay)
         step = TrainingStep(config, self.detector, optimiser, images, self.device)
-        self._training = Training(optimiser, step)
+        average = None if config.optim.average == "none" else WeightAverage(config, self.detector)
+        self._training = Training(optimiser, step, average)
+        self._scorer = RepeatedScorer(self.scored)
         self._set_references(0)
+
+    @property
+    def scored(self) -> Detector:
+        """The detector that scores: the trained one, or the one with its averaged weights."""
+        average = None if self._training is None else self._training.average
+        return self.detector if average is None else average.detector
 
     @property
     def step(self) -> TrainingStep:
@@ -85,72 +102,93 @@ class DeviationMethod(Method):
         rate = self.config.learning_rate(epoch)
         for group in self.optimiser.param_groups:
             group["lr"] = rate
-        first = epoch * self.config.budget.iterations
+        count = self.config.budget.iterations
+        first = epoch * count
         self.detector.train()
         self.step.start_epoch(first)
         rows = []
-        for number in range(first, first + self.config.budget.iterations):
+        for number in range(first, first + count):
             if should_stop():
                 raise StoppedError(f"stopped in epoch {epoch + 1}")
-            rows.append(self.step.run(number))
+            rows.append(self._run_step(number))
         metrics = _means(rows, epoch)
         metrics["lr"] = self.optimiser.param_groups[0]["lr"]
         self._set_references(epoch + 1)
+        if self._refits and epoch + 1 == self.config.budget.epochs:
+            refit_statistics(self.scored, self.step, first + count, count, should_stop)
         return metrics
 
+    @property
+    def _refits(self) -> bool:
+        return self.config.optim.final_statistics != "running"
+
+    def _run_step(self, number: int) -> dict[str, Tensor]:
+        figures = self.step.run(number)
+        if self._prepared.average is not None:
+            self._prepared.average.update(self.detector, number)
+        return figures
+
     def score(self, images: np.ndarray) -> Scores:
-        return self.detector.score_alike(images)
+        return self.scored.score_alike(images)
 
     def scorer(self) -> Scorer:
         return self._scorer
 
     def model_state(self) -> dict[str, Tensor]:
-        return dict(self.detector.state_dict())
+        return dict(self.scored.state_dict())
 
     def load_model_state(self, tensors: Mapping[str, Tensor]) -> None:
-        own = self.detector.state_dict()
-        if any(own[name].dtype != value.dtype for name, value in tensors.items() if name in own):
-            raise CheckpointError("the checkpoint does not fit the model: its numbers are of other types")
-        try:
-            self.detector.load_state_dict(tensors)
-        except RuntimeError as problem:
-            raise CheckpointError(
-                f"the checkpoint does not fit the model: {str(problem).splitlines()[-1].strip()}"
-            ) from None
-        self._scorer = RepeatedScorer(self.detector)
+        _load(self.scored, tensors)
+        self._scorer = RepeatedScorer(self.scored)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors, values = super().state()
+        average = self._prepared.average
+        if average is not None:
+            tensors |= {f"{RAW}{name}": value for name, value in self.detector.state_dict().items()}
+            values[AVERAGED] = average.count
         for index, moments in self.optimiser.state_dict()["state"].items():
             tensors |= {f"optim/{index}/{name}": torch.as_tensor(value) for name, value in moments.items()}
         return tensors, values
 
     def load_state(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+        average, count = self._prepared.average, values.get(AVERAGED)
+        if average is not None and (type(count) is not int or count < 0):
+            raise CheckpointError(f"the checkpoint does not fit the model: {AVERAGED} is {count!r}, no number of steps")
         moments = self._moments(tensors)
         self.load_model_state(model_tensors(tensors))
+        if average is not None:
+            raw = {name.removeprefix(RAW): value for name, value in tensors.items() if name.startswith(RAW)}
+            _load(self.detector, raw)
+            average.count = values[AVERAGED]
         self.optimiser.load_state_dict({"state": moments, "param_groups": self.optimiser.state_dict()["param_groups"]})
 
     def module(self) -> nn.Module:
-        return PixelScore(self.detector).eval()
+        return PixelScore(self.scored).eval()
 
     def time_step(self) -> tuple[float, int]:
         self.detector.train()
         self.step.start_epoch(0)
-        self.step.run(0)
-        started = time.perf_counter()
-        self.step.run(1)
-        return time.perf_counter() - started, self.config.budget.iterations
+        self._run_step(0)
+        budget, started = self.config.budget, time.perf_counter()
+        self._run_step(1)
+        seconds = time.perf_counter() - started
+        if self._refits:
+            # once in a training, a batch for each step of an epoch
+            refit_statistics(self.scored, self.step, 2, 1, lambda: False)
+            seconds += (time.perf_counter() - started - seconds) / budget.epochs
+        return seconds, budget.iterations
 
     def cells(self, images: np.ndarray) -> Maps | None:
         with self._scoring():
-            return _as_maps(cell_maps(self.detector, self._normalised(images)))
+            return _as_maps(cell_maps(self.scored, self._normalised(images)))
 
     def gradients(self, images: np.ndarray) -> Maps | None:
         with self._scoring():
-            return _as_maps(gradient_maps(self.detector, self._normalised(images)))
+            return _as_maps(gradient_maps(self.scored, self._normalised(images)))
 
     def embed(self, images: np.ndarray) -> NDArray[np.float32] | None:
-        return self.detector.embed(images)
+        return self.scored.embed(images)
 
     def saliency(self, images: np.ndarray) -> Maps | None:
         augment = self.config.augment
@@ -166,32 +204,35 @@ class DeviationMethod(Method):
         return score_variants(config)
 
     def variant_scores(self, images: np.ndarray, variants: Sequence[Variant]) -> list[Scores]:
-        return variant_scores(self.detector, images, variants)
+        return variant_scores(self.scored, images, variants)
 
     def _normalised(self, images: np.ndarray) -> Tensor:
         return normalise(to_pixels(images, self.device, self.config.runtime.channels_last))
 
     @contextmanager
     def _scoring(self) -> Iterator[None]:
-        was_training = self.detector.training
-        self.detector.eval()
+        was_training = self.scored.training
+        self.scored.eval()
         try:
             yield
         finally:
-            self.detector.train(was_training)
+            self.scored.train(was_training)
 
     def _set_references(self, epoch: int) -> None:
         references = self.step.references
         if references is not None:
-            self.detector.set_references(references.for_scoring(epoch))
+            images = references.for_scoring(epoch)
+            for detector in (self.detector, self.scored):
+                detector.set_references(images)
 
     def _moments(self, tensors: Mapping[str, Tensor]) -> dict[int, dict[str, Tensor]]:
         """Adam's state by the index of its parameter; CheckpointError where it is of other parameters."""
         trained = self.optimiser.param_groups[0]["params"]
+        kept = (MODEL,) if self._prepared.average is None else (MODEL, RAW)
         moments: dict[int, dict[str, Tensor]] = {}
         for name, value in tensors.items():
             match = re.fullmatch(r"optim/([0-9]{1,6})/(step|exp_avg|exp_avg_sq)", name)
-            if match is None and name.startswith(MODEL):
+            if match is None and name.startswith(kept):
                 continue
             weight = trained[int(match[1])] if match and int(match[1]) < len(trained) else None
             if match is None or weight is None or value.shape != (() if match[2] == "step" else weight.shape):
@@ -200,6 +241,19 @@ class DeviationMethod(Method):
         if any(len(state) != 3 for state in moments.values()):
             raise CheckpointError("the checkpoint does not fit the optimiser: a part of its state is missing")
         return moments
+
+
+def _load(detector: Detector, tensors: Mapping[str, Tensor]) -> None:
+    """Take over a detector's state; raises CheckpointError where it does not fit."""
+    own = detector.state_dict()
+    if any(own[name].dtype != value.dtype for name, value in tensors.items() if name in own):
+        raise CheckpointError("the checkpoint does not fit the model: its numbers are of other types")
+    try:
+        detector.load_state_dict(tensors)
+    except RuntimeError as problem:
+        raise CheckpointError(
+            f"the checkpoint does not fit the model: {str(problem).splitlines()[-1].strip()}"
+        ) from None
 
 
 def _means(rows: Sequence[Mapping[str, Tensor]], epoch: int) -> dict[str, float]:

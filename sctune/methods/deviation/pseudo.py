@@ -1,6 +1,6 @@
 """Pseudo anomalies of a batch: made from its images in every step, or taken from a bank that is made per epoch.
 
-CutMix and CutPaste change pixels before rotation; SaliencyCut needs gradients, so it works on the rotated and
+CutMix and CutPaste change pixels before augmentation; SaliencyCut needs gradients, so it works on the augmented and
 normalised images that the network sees (METHODS 1.1, 3.3).
 """
 
@@ -18,7 +18,7 @@ from sctune.augment.saliencycut import PseudoAnomalies, saliencycut
 from sctune.config import TrialConfig
 from sctune.data.batches import NORMAL, PSEUDO, Slots, stream
 from sctune.methods.base import TaskImages
-from sctune.methods.deviation.images import pixels_of, rotated
+from sctune.methods.deviation.images import augmented, pixels_of
 from sctune.methods.pixels import normalise
 
 BANK_SHARE = 4
@@ -75,7 +75,7 @@ class PseudoSource:
             cut = self.maker(pixels[places], pixels[slots.donors], self.config.augment, generator)
             pixels[places] = cut.images
             metrics = {"pasted_fraction": cut.pasted.float().mean()}
-        images, valid = rotated(pixels, self.config, "rotation", number)
+        images, valid = augmented(pixels, self.config, "rotation", number)
         if len(places) and self.bank is not None:
             metrics = self._from_bank(self.bank, images, labels, places, number)
         elif len(places) and self.maker is None:
@@ -83,7 +83,7 @@ class PseudoSource:
         return Batch(images, labels, metrics)
 
     def alter(self, receivers: Tensor, donors: Tensor, number: int) -> PseudoAnomalies:
-        """Pseudo anomalies of pixels [M, 3, S, S] in [0, 1] that are not rotated, with the current weights."""
+        """Pseudo anomalies of pixels [M, 3, S, S] in [0, 1] that are not augmented, with the current weights."""
         if self.maker is None:
             valid = torch.ones_like(donors[:, :1], dtype=torch.bool)
             return self._cut_by_saliency(normalise(donors), normalise(receivers), valid, number)
@@ -154,9 +154,9 @@ class PseudoSource:
         donor = pixels_of(self.images, normals[donors], config, self.device)
         if self.maker is not None:
             cut = self.maker(receiver, donor, config.augment, stream(config.seed, "bank cut", start, first))
-            images, _ = rotated(cut.images, config, f"bank receiver {start}", first)
+            images, _ = augmented(cut.images, config, f"bank receiver {start}", first)
             none = torch.zeros(len(images), dtype=torch.bool, device=self.device)
             return PseudoAnomalies(images, cut.pasted, None, none, none)
-        giving, real_a = rotated(donor, config, f"bank donor {start}", first)
-        taking, real_b = rotated(receiver, config, f"bank receiver {start}", first)
+        giving, real_a = augmented(donor, config, f"bank donor {start}", first)
+        taking, real_b = augmented(receiver, config, f"bank receiver {start}", first)
         return self._cut_by_saliency(giving, taking, real_a & real_b, first)

@@ -13,12 +13,13 @@ from torch import Tensor
 
 from sctune.config import TrialConfig
 from sctune.methods.base import Variant
-from sctune.methods.deviation.detector import Detector
+from sctune.methods.deviation.detector import Detector, for_views, over_turns
 from sctune.methods.deviation.heads import PatchResidualHead
 from sctune.methods.pixels import normalise, to_pixels
 
 EVALUATION = "model.patch_evaluation"
 TOP_K = "score.top_k"
+TURNS = "score.turns"
 SHARES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5)
 WEIGHTS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0)
 SCALE_SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -28,11 +29,11 @@ BATCH = 32
 def score_variants(config: TrialConfig) -> list[Variant]:
     """All ways to score that mean something for a configuration; the first is its own.
 
-    Top-K share, patch evaluation (patch heads), weight of the normal head, of the seen and pseudo heads (four heads),
-    share of the full-size scale (two scales).
+    Top-K share, quarter turns, patch evaluation (patch heads), weight of the normal head, of the seen and pseudo heads
+    (four heads), share of the full-size scale (two scales).
     """
     own = config.flat()
-    choices: dict[str, tuple[Any, ...]] = {TOP_K: SHARES}
+    choices: dict[str, tuple[Any, ...]] = {TOP_K: SHARES, TURNS: (1, 4)}
     if config.model.heads == "two_head_patch":
         choices[EVALUATION] = ("exact", "fixed")
     if config.model.heads != "single_head":
@@ -59,17 +60,21 @@ def variant_scores(detector: Detector, images: np.ndarray, variants: Sequence[Va
     parts: list[list[np.ndarray]] = [[] for _ in variants]
     device, channels_last = next(detector.parameters()).device, detector.config.runtime.channels_last
     with _scoring(detector), torch.inference_mode():
-        references = detector.reference_maps() if detector.needs_references else None
+        references = {turns: detector.turned_references(turns) for turns in {one.score.turns for one in configs}}
         for start in range(0, len(images), BATCH):
-            features = detector.features(normalise(to_pixels(images[start : start + BATCH], device, channels_last)))
+            batch = normalise(to_pixels(images[start : start + BATCH], device, channels_last))
+            features = {turns: detector.features(detector.views(batch, turns)) for turns in references}
             # heads are asked once for all variants that only weigh them
-            known: dict[tuple[float | None, str], dict[str, list[Tensor]]] = {}
+            known: dict[tuple[int, float | None, str], dict[str, list[Tensor]]] = {}
             for number, config in enumerate(configs):
-                key = config.score.top_k, config.model.patch_evaluation
+                turns, top_k, evaluation = config.score.turns, config.score.top_k, config.model.patch_evaluation
+                key = turns, top_k, evaluation
                 if key not in known:
-                    _evaluate_by(detector, config.model.patch_evaluation)
-                    known[key] = detector.scale_scores(features, None, references, config.score.top_k)
-                parts[number].append(detector.weigh(known[key], config.score).double().cpu().numpy())
+                    _evaluate_by(detector, evaluation)
+                    held = for_views(references[turns], features[turns])
+                    known[key] = detector.scale_scores(features[turns], None, held, top_k)
+                scores = over_turns(detector.weigh(known[key], config.score), turns)
+                parts[number].append(scores.double().cpu().numpy())
     return [np.concatenate(rows) for rows in parts]
 
 

@@ -46,7 +46,7 @@ class PixelScore(nn.Module):
         own.requires_grad_(False)
         self.detector = own
         with torch.no_grad():
-            maps = own.reference_maps() if own.needs_references else []
+            maps = own.turned_references() or []
         self.names = [f"reference_{scale}" for scale in range(len(maps))]
         for name, level in zip(self.names, maps, strict=True):
             self.register_buffer(name, level)

@@ -82,7 +82,7 @@ class TrainingStep:
         with frozen(self.detector):
             inputs = images.detach().requires_grad_()
             offsets = self.detector.draw_offsets(len(inputs), stream(config.seed, "saliency", number))
-            references = self._references(number)
+            references = self.reference_images(number)
             # their features are constants here: no gradient runs through them
             maps = None if references is None else self.detector.reference_maps(references)
             scores = self.forward(inputs, offsets, maps)
@@ -97,14 +97,15 @@ class TrainingStep:
         # beyond the margin the normal head's loss is flat: its gradient is zero
         return gradient, deviation(scores[NORMAL_HEAD].detach()) >= config.loss.margin
 
-    def _references(self, number: int) -> Tensor | None:
+    def reference_images(self, number: int) -> Tensor | None:
+        """Normalised references [R, 3, S, S] of a step; None where no head compares with any."""
         return None if self.references is None else self.references.for_step(number)
 
     def _update(self, images: Tensor, labels: Tensor, number: int) -> dict[str, Tensor]:
         config = self.config
         offsets = self.detector.draw_offsets(len(images), stream(config.seed, "offsets", number))
         prior = stream(config.seed, "prior", number)
-        scores = self.forward(images, offsets, self._references(number))
+        scores = self.forward(images, offsets, self.reference_images(number))
         losses = head_losses(scores, labels, self.detector.roles, config.loss, prior)
         loss = torch.stack(list(losses.values())).sum()
         self.optimiser.zero_grad(set_to_none=True)

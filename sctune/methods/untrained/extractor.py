@@ -7,6 +7,7 @@ import json
 from abc import abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,9 @@ class FrozenChoice:
 
     backbone: str
     tap_names: tuple[str, ...]
+    # of frozen blocks neither means anything
+    batch_norm: Literal["train", "eval"] = "train"
+    batch_norm_momentum: float | None = None
 
     @property
     def freeze(self) -> int:

@@ -159,8 +159,9 @@ def dearest_point(space: Space) -> Values:
 def _cost(config: Mapping[str, Any]) -> tuple[Any, ...]:
     """What makes an epoch long, the heaviest first: an order, not a number of seconds.
 
-    Pixels of an epoch; the larger backbone, and how far it is run and trained; SaliencyCut, which adds a forward and
-    a backward pass; heads, those with references first; then how many references and patches they take.
+    Pixels of an epoch; the larger backbone, and how far it is run and trained; turns of what is scored; SaliencyCut,
+    which adds a forward and a backward pass; heads, those with references first; then how many references and patches
+    they take.
     """
     pixels = config["budget.iterations"] * config["budget.batch_size"] * config["data.image_size"] ** 2
     return (
@@ -169,6 +170,7 @@ def _cost(config: Mapping[str, Any]) -> tuple[Any, ...]:
         backbone_entry(config["model.backbone"]).cost,
         config["model.tap"] == "deep",
         -config["model.freeze"],
+        config["score.turns"],
         {"none": 0, "saliencycut": 2}.get(config["augment.kind"], 1),
         _HEADS.index(config["model.heads"]),
         config["model.reference_count"],
