@@ -144,9 +144,8 @@ def _changed(images: np.ndarray, make: Make, seed: int, setting: str) -> np.ndar
     return np.concatenate(parts)
 
 
-def _augmented(**values: Any) -> Make:
+def _augmented(config: AugmentConfig) -> Make:
     """By draws of its own for each image, as training makes them."""
-    config = AugmentConfig(**{"rotation": "none", **values})
     return lambda pixels, draws: changed(pixels, config, draws.initial_seed(), "fitting")[0]
 
 
@@ -163,12 +162,15 @@ def _mirrored(down: bool, across: bool) -> Make:
 
 CHANGES: dict[str, Make] = {
     "augment.rotation=quarter": _quarter,
-    "augment.rotation=free": _augmented(rotation="free"),
-    "augment.rotation=free, augment.rotation_fill=reflect": _augmented(rotation="free", rotation_fill="reflect"),
+    "augment.rotation=free": _augmented(AugmentConfig()),
+    "augment.rotation=free, augment.rotation_fill=reflect": _augmented(AugmentConfig(rotation_fill="reflect")),
     "augment.flip=horizontal": _mirrored(False, True),
     "augment.flip=vertical": _mirrored(True, False),
-    **{f"augment.shift={share}": _augmented(shift=share) for share in (0.05, 0.1)},
-    **{f"augment.brightness={share}": _augmented(brightness=share) for share in (0.1, 0.2)},
-    **{f"augment.contrast={share}": _augmented(contrast=share) for share in (0.1, 0.2)},
+    **{f"augment.shift={share}": _augmented(AugmentConfig(rotation="none", shift=share)) for share in (0.05, 0.1)},
+    **{
+        f"augment.brightness={share}": _augmented(AugmentConfig(rotation="none", brightness=share))
+        for share in (0.1, 0.2)
+    },
+    **{f"augment.contrast={share}": _augmented(AugmentConfig(rotation="none", contrast=share)) for share in (0.1, 0.2)},
 }
 """Setting -> what it makes of images [N, 3, S, S] in [0, 1]."""
