@@ -10,12 +10,17 @@ import pytest
 import torch
 
 from sctune.config import TrialConfig, method_entries, method_entry
+from sctune.deploy.export import export_model, run_exported
+from sctune.deploy.locate import open_model
 from sctune.errors import CheckpointError, ConfigError, DataError, StoppedError
 from sctune.methods.base import TaskImages
 from sctune.methods.registry import fresh_method, trained_method
+from sctune.search.plan.options import SearchOptions
+from sctune.search.run.driver import run_search
 from sctune.search.space.definition import load_space
 from sctune.train.heatmap import heat_maps
 from sctune.train.trainer import Trainer
+from tests.builders import make_space
 from tests.methods.untrained_fits import fitted, reference
 
 NAMES = ("gaussian", "patch_bank")
@@ -51,6 +56,20 @@ def test_searches_know_them(tiny: TrialConfig) -> None:
         space = load_space(name, unlabelled)
         assert not space.is_active(space.by_name["method.push"], {})
         assert load_space(name, tiny).is_active(space.by_name["method.push"], {})
+
+
+def test_a_space_draws_only_what_the_chosen_one_has(tiny: TrialConfig, tmp_path: Path) -> None:
+    parameters = {
+        "method.components": {"values": [1, 2, 3]},
+        "model.top_k": {"values": [0.1, 0.2]},
+        "method.push": {"values": ["auto", 0.5]},
+        "method.name": {"values": ["deviation", *NAMES]},
+    }
+    points = list(make_space(tmp_path, tiny, parameters=parameters).points())
+    drawn = {name: [set(point) - {"method.name"} for point in points if point["method.name"] == name] for name in NAMES}
+    assert drawn["gaussian"] == [{"method.components", "method.push"}] * 6
+    assert drawn["patch_bank"] == [{"method.push"}] * 2
+    assert len(points) == 6 + 2 + 2
 
 
 def test_defects_score_above_normals(trainer: Trainer) -> None:
@@ -246,3 +265,26 @@ def test_a_gpu_gives_the_same_scores_but_for_rounding(trainer: Trainer, images: 
     method.prepare(trainer.method._images)  # type: ignore[attr-defined]
     method.run_epoch(0, lambda: False)
     np.testing.assert_allclose(method.score(images), trainer.method.score(images), rtol=0.02, atol=0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("name", NAMES)
+def test_from_a_search_to_an_exported_model(name: str, image_folder: Path, tmp_path: Path) -> None:
+    options = SearchOptions(
+        space=name,
+        name="r",
+        profile="smoke",
+        data=str(image_folder),
+        selection="extra",
+        trials=2,
+        max_concurrent=1,
+    )
+    document = run_search(options).to_dict()
+    assert [trial["state"] for trial in document["trials"]] == ["COMPLETE"] * 2
+    model = open_model("models:/r@candidate", document["tracking_uri"], "cpu")
+    assert model.config.method.name == name and model.threshold is not None
+    pixels = np.stack([model.prepare(path).pixels for path in sorted(image_folder.rglob("*.png"))[:5]])
+    exported = export_model(model, "onnx", tmp_path / "model.onnx", pixels)
+    assert exported.parity.holds
+    np.testing.assert_allclose(run_exported(exported.file, "onnx", pixels), model.score(pixels), rtol=1e-4, atol=1e-4)
