@@ -142,7 +142,7 @@ class PatchBankMethod(Reference):
         return BankScore(bank, density, combination, section.top_k), figures
 
     def blank(self, tensors: Mapping[str, Tensor]) -> nn.Module:
-        section, channels = self._section, sum(self.extractor.channels)
+        section, channels = self._section, self.extractor.channels
         bank = Bank(channels, len(tensors["bank.patches"]), section.neighbours, section.neighbourhood)
         density = Gaussian(channels, tensors["density.axes"].shape[2], 1)
         return BankScore(bank, density, Combination(channels), section.top_k)
@@ -172,7 +172,7 @@ class PatchBankMethod(Reference):
             patches.append(cells[drawn])
             places += [number] * len(drawn)
         if not patches:
-            channels = sum(self.extractor.channels)
+            channels = self.extractor.channels
             return Seen(np.zeros((0, channels)), torch.zeros(0, channels), np.zeros(0, np.intp))
         return Seen(np.concatenate(pooled), torch.cat(patches), np.array(places, np.intp))
 
