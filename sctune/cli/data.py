@@ -1,4 +1,4 @@
-"""`sctune data check`: any data set; `list | prepare | verify`: the paper's from their raw archives."""
+"""`sctune data check | changes`: any data set; `list | prepare | verify`: the paper's from their raw archives."""
 
 from __future__ import annotations
 
@@ -156,6 +156,31 @@ def check(
     emit(document if as_json else None, lines)
     if document["warnings"]:
         raise typer.Exit(1)
+
+
+@data_app.command(epilog="Example: sctune data changes parts/ --category bottle")
+def changes(
+    source: Annotated[str, typer.Argument(help="elpv, a folder or a CSV file, as for `sctune search --data`.")],
+    category: Annotated[str | None, typer.Option(help="Sub-folder of the source, as in MVTec AD.")] = None,
+    profile: Annotated[str, typer.Option(help="Base values: smoke, cpu, gpu or paper.")] = "cpu",
+    allow_duplicates: opt.AllowDuplicates = False,
+    assignments: Annotated[
+        list[str] | None, typer.Option("--set", help="data.KEY=VALUE or model.backbone; repeatable.")
+    ] = None,
+    as_json: opt.AsJson = False,
+) -> None:
+    """Say which turns, mirrors, shifts and colours fit the part: changed normal images that still look normal.
+
+    A Gaussian of normal images scores others, as they are and changed. No anomalous and no test image is read.
+    """
+    from sctune.config import load_profile, parse_assignments
+    from sctune.data.places import absolute
+    from sctune.train.fitting import fitting_changes
+
+    named = source if source == "elpv" else str(absolute(Path(source)))
+    values = {"data.source": named, "data.category": category, "data.allow_duplicates": allow_duplicates}
+    found = fitting_changes(load_profile(profile).override(values | parse_assignments(assignments or [])))
+    emit(found.to_dict() if as_json else None, found.lines)
 
 
 @contextmanager

@@ -59,13 +59,7 @@ class Trainer:
         objective: Objective = AUROC,
     ) -> None:
         self._should_stop = should_stop
-        self.task = task or Task(
-            source=config.data.source,
-            category=config.data.category,
-            setting=config.data.setting,
-            known_class=config.data.known_class,
-            seed=config.seed,
-        )
+        self.task = task or task_of(config)
         config = config.for_task(self.task)
         self.epoch = 0
         apply_runtime(config.runtime)
@@ -147,6 +141,18 @@ class Trainer:
             # for scores that are drawn, which a configuration may ask for to compare with published code
             torch.manual_seed(stream(self.config.seed, "evaluate", self.epoch).initial_seed())
             return self.selection.evaluate(self.method.scorer())
+
+
+def task_of(config: TrialConfig) -> Task:
+    """The task that a configuration names by itself."""
+    data = config.data
+    return Task(
+        source=data.source,
+        category=data.category,
+        setting=data.setting,
+        known_class=data.known_class,
+        seed=config.seed,
+    )
 
 
 def _comparable(meta: Mapping[str, object]) -> dict[str, str]:

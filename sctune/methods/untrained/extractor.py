@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from sctune.backbones.entry import Tap
 from sctune.backbones.grid import on_one_grid
 from sctune.backbones.registry import backbone_entry, tap_list
 from sctune.backbones.trunk import Backbone, build_backbone
@@ -36,13 +37,13 @@ class FrozenChoice:
 class Extractor(nn.Module):
     """forward: pixels [N, 3, S, S] in [0, 1] -> what a method knows of each image, [N, ...] in float32.
 
-    channels: of each of its maps, the shallowest first.
+    taps: of the backbone, the shallowest first.
     """
 
-    def __init__(self, backbone: Backbone, channels: tuple[int, ...]) -> None:
+    def __init__(self, backbone: Backbone, taps: Sequence[Tap]) -> None:
         super().__init__()
         self.backbone = backbone
-        self.channels = channels
+        self.taps = tuple(taps)
         self.requires_grad_(False).eval()
 
     @abstractmethod
@@ -57,9 +58,14 @@ class Extractor(nn.Module):
         return [one.float() for one in self.backbone.maps(normalise(pixels))]
 
     @property
+    def channels(self) -> int:
+        """Of all of its maps."""
+        return self.backbone.channels
+
+    @property
     def digest(self) -> str:
         """SHA-256 of what it computes: its kind, its taps and every weight."""
-        found = hashlib.sha256(json.dumps([type(self).__name__, sorted(self.backbone.ends), self.channels]).encode())
+        found = hashlib.sha256(repr((type(self).__name__, self.taps)).encode())
         for name, value in sorted(self.state_dict().items()):
             found.update(f"{name}{value.dtype}{tuple(value.shape)}".encode())
             found.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
@@ -92,5 +98,4 @@ class CellGrid(Extractor):
 
 def build_extractor(kind: type[Extractor], backbone: str, taps: tuple[str, ...], weights: Path | None) -> Extractor:
     """weights: a state-dict file, None for random ones. Raises WeightsError as `build_backbone` does."""
-    channels = tuple(tap.channels for tap in tap_list(backbone, taps))
-    return kind(build_backbone(FrozenChoice(backbone, taps), weights), channels)
+    return kind(build_backbone(FrozenChoice(backbone, taps), weights), tap_list(backbone, taps))

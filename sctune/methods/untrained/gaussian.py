@@ -56,7 +56,7 @@ class GaussianMethod(Reference):
         return GaussianScore(density, combination, self._statistics), figures
 
     def blank(self, tensors: Mapping[str, Tensor]) -> nn.Module:
-        dimension = self._statistics * sum(self.extractor.channels)
+        dimension = self._statistics * self.extractor.channels
         components, _, rank = tensors["density.axes"].shape
         return GaussianScore(Gaussian(dimension, rank, components), Combination(dimension), self._statistics)
 
@@ -79,7 +79,9 @@ class GaussianMethod(Reference):
             score = self.fitted(rows)
             (gradient,) = torch.autograd.grad(score.sum(), rows)
         total = score.detach()[:, None, None].expand(-1, size, size).float()
-        by_map = (part.split(self.extractor.channels, dim=2) for part in (gradient, features))
+        # a network of timm gives all of its maps as one
+        sizes = [one.shape[1] for one in maps]
+        by_map = (part.split(sizes, dim=2) for part in (gradient, features))
         for cells, slope, pooled in zip(maps, *by_map, strict=True):
             total = total + raised(_shares(cells, slope.float(), pooled), size)
         found: Maps = total.cpu().numpy()
