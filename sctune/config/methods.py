@@ -60,7 +60,8 @@ class MethodEntry:
     name: in `method.name`; description: a line; section: its part of the configuration, all fields with defaults.
     implementation: `package.module:Class` of a subclass of `sctune.methods.base.Method`, imported when one is built.
     settings: those that it can be trained in. uses: sections or fields of METHOD_SECTIONS that it looks at; all others
-    must keep their defaults. trains: whether more than one epoch makes a difference.
+    must keep their defaults. trains: whether more than one epoch makes a difference. reference: it trains nothing, and
+    is run beside every search unless --no-references says otherwise.
     conditions: field -> conditions under which it matters; in a space it is drawn only there.
     hyperparameters: field -> what is searched of it, written as under `parameters:` of a space file.
     published: name for `--method` -> {"config": tree, "paper": tree of profile `paper` besides}.
@@ -78,6 +79,7 @@ class MethodEntry:
     settings: tuple[Setting, ...] = get_args(Setting)
     uses: tuple[str, ...] = ()
     trains: bool = True
+    reference: bool = False
     conditions: Mapping[str, Conditions] = field(default_factory=dict)
     hyperparameters: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     published: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)

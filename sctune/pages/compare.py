@@ -11,7 +11,7 @@ from typing import Any
 from sctune.errors import StudyError
 from sctune.metrics.merit import merit_of
 from sctune.pages.reading import StudyView, figure, ranked, value_text, view_study
-from sctune.search.study.result import Gap, compare
+from sctune.search.study.paired import Gap, compare
 from sctune.text import duration
 
 FORMAT_VERSION = 1

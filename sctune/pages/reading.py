@@ -16,6 +16,7 @@ from sctune.search.study.driver import Launches, running_driver
 from sctune.search.study.leaderboard import TrialRow
 from sctune.search.study.manifest import StudyManifest
 from sctune.search.study.record import reports_of
+from sctune.search.study.references import read_references
 from sctune.search.study.result import StudyResult, study_result
 from sctune.search.study.splits import selection_labels, study_splits
 from sctune.search.study.study import Study
@@ -104,12 +105,13 @@ def view_study(root: Path, name: str, storage: str | None = None) -> StudyView:
         notes.append(f"no standard errors: {problem}")
     try:
         trials = tuple(study.record.load())
+        references = read_references(study.manifest, study.record.load_references())
     finally:
         study.record.close()
     notes += [study.record.foreign_note] if study.record.foreign_note else []
     seconds = sum(launch.seconds or 0.0 for launch in study.manifest.launches)
     uri = safe_uri(study.manifest.tracking_uri)
-    result = study_result(study, trials, labels, seconds, tracking_uri=uri, notes=notes)
+    result = study_result(study, trials, labels, seconds, tracking_uri=uri, notes=notes, references=references)
     launches = Launches(study.manifest.launches, driver)
     return StudyView(study, trials, result, labels, launches, cost_of(study.manifest, trials, result.saved_share))
 

@@ -30,6 +30,7 @@ _DATABASE_CHECK_S = 60.0  # the first use of a database creates its tables
 
 STUDY_TAG = "sctune.study_id"
 TRIAL_TAG = "sctune.trial"
+REFERENCE_TAG = "sctune.reference"
 ROLE_TAG = "sctune.role"
 PARENT_TAG = "mlflow.parentRunId"
 _PERMANENT = frozenset({400, 413, 501})
