@@ -149,6 +149,7 @@ def cost(view: StudyView) -> Html:
     spent, resources = view.cost, view.manifest.resources
     rows: list[tuple[object, object]] = [
         ("time of all launches", duration(view.result.seconds)),
+        ("references", f"{spent.reference_seconds:.1f} s"),
         ("core-hours", f"{spent.core_hours:.3g}"),
         ("GPU-hours", f"{spent.gpu_hours:.3g}"),
         ("epochs run", spent.epochs),

@@ -32,7 +32,7 @@ from sctune.search.run.finish import ended, finish
 from sctune.search.run.progress import SearchProgress
 from sctune.search.run.ray_scheduler import RuleScheduler
 from sctune.search.run.recorder import Observer
-from sctune.search.run.references import SHARE, ReferenceRuns
+from sctune.search.run.references import ReferenceRuns
 from sctune.search.run.retention import CheckpointKeeper
 from sctune.search.run.searcher import StudySearcher
 from sctune.search.run.signals import LeaveNow, Stop, stop_signals
@@ -41,7 +41,7 @@ from sctune.search.study.content import task_digests
 from sctune.search.study.driver import stop_requests
 from sctune.search.study.paired import value_se
 from sctune.search.study.record import AfterRecord
-from sctune.search.study.references import Reference
+from sctune.search.study.references import TIME_SHARE, Reference
 from sctune.search.study.result import StudyResult
 from sctune.search.study.splits import selection_labels
 from sctune.search.study.study import Study
@@ -171,7 +171,7 @@ class RunningLaunch:
             tracking.replay(past_reference(one, study.objective))
 
         spec = trial_spec(study, self.space, self.splits, [])
-        limit = None if self.seconds_left is None else SHARE * self.seconds_left
+        limit = None if self.seconds_left is None else TIME_SHARE * self.seconds_left
         ReferenceRuns(study, spec, self.resources, ended, lambda: controller.stopping, limit).run()
 
     def _faults(self) -> Faults:

@@ -17,6 +17,7 @@ from sctune.search.study.references import (
     FAILURE,
     REPORT,
     TIME,
+    TIME_SHARE,
     Reference,
     read_references,
     reference_fields,
@@ -26,8 +27,6 @@ from sctune.search.study.study import Study
 from sctune.trial.building import TrialSpec
 from sctune.trial.reference import FAILED, REPORTED, run_reference
 
-SHARE = 0.1
-"""Of the time budget: the references get no more of it."""
 POLL_S = 0.2
 
 _log = logging.getLogger(__name__)
@@ -108,7 +107,7 @@ class ReferenceRuns:
             self.on_end(one)
 
     def _out_of_time(self, names: set[str]) -> None:
-        message = f"it was not done within {self.limit_s:.0f} s, which is {SHARE:.0%} of the time budget"
+        message = f"it was not done within {self.limit_s:.0f} s, which is {TIME_SHARE:.0%} of the time budget"
         for one in read_references(self.study.manifest, self._stored):
             if one.name in names:
                 self._tell(one.name, one.missing[0], {FAILURE: {"kind": "TimeBudget", "message": message}})

@@ -17,6 +17,9 @@ from sctune.text import duration
 REPORT, FAILURE, TIME = "report", "failure", "time"
 """What the record keeps of a task: an EpochReport's dictionary, or {"kind", "message"}; and when, in ms since 1970."""
 
+TIME_SHARE = 0.1
+"""Of the time budget: the references get no more of it."""
+
 Scores = Mapping[str, Sequence[float]]
 Labels = Mapping[str, Sequence[int]]
 
