@@ -39,7 +39,8 @@ class Built:
 class Tried:
     """A configuration that the confirmation tested. estimate: on the test, over seeds.
 
-    models: one for each category and class. gap: paired difference to another tested one, whose name is `against`, None where there is no other.
+    models: one for each category and class. gap: paired difference to another tested one, whose name is `against`, None
+    where there is no other.
     """
 
     one: Ranked

@@ -173,9 +173,6 @@ def study_result(
                 gap = compare(best.number, median.number, told, labels, objective)
             others = [row.number for row in full if row.number in told and row.number != best.number]
             indistinct = sum(not compare(best.number, other, told, labels, objective).clear for other in others)
-    against = None
-    if best is not None:
-        against = against_best(best, scores[best.number], references, labels, objective)
     return StudyResult(
         name=study.name,
         folder=study.folder,
@@ -195,7 +192,7 @@ def study_result(
         objective=objective,
         references=tuple(references),
         reference_errors={one.name: reference_error(one, labels, objective) for one in references},
-        against=against,
+        against=None if best is None else against_best(best, scores[best.number], references, labels, objective),
     )
 
 
