@@ -43,7 +43,7 @@ def summary(
     saved = study_result(study, trials, None, 0.0, tracking_uri="").saved_share
     tags = {"trials": str(len(trials)), "epochs_saved": f"{saved:.3f}"}
     verdict = verdict_line(references, against, best is not None, objective)
-    beside = [("reference", reference_line(one, None, objective)) for one in references]
+    beside = [("beside the trials", reference_line(one, None, objective)) for one in references]
     beside += [] if verdict is None else [("against the references", verdict)]
     tags[NOTE] = study_note(study.name, rows, noise, [*_facts(study), *beside], objective)
     if best is not None:

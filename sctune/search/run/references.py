@@ -107,7 +107,7 @@ class ReferenceRuns:
             self.on_end(one)
 
     def _out_of_time(self, names: set[str]) -> None:
-        message = f"it was not done within {self.limit_s:.0f} s, which is {TIME_SHARE:.0%} of the time budget"
+        message = f"it was not done within {self.limit_s:.0f} s, which is {100 * TIME_SHARE:.0f} % of the time budget"
         for one in read_references(self.study.manifest, self._stored):
             if one.name in names:
                 self._tell(one.name, one.missing[0], {FAILURE: {"kind": "TimeBudget", "message": message}})
