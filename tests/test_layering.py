@@ -25,7 +25,7 @@ FLOORS = (
     {"search.space", "deploy", "doctor"},
     {"tracking", "trial"},
     {"train"},
-    {"model", "methods.deviation"},
+    {"model", "methods.deviation", "methods.untrained"},
     {"methods", "augment", "data"},
     {"metrics", "report"},
     {"config"},
@@ -37,7 +37,17 @@ SPLIT = {"search", "methods"}
 """Rooms whose sub-packages are rooms of their own; the room itself is its `__init__.py` and its single files."""
 HEIGHT = {room: -number for number, floor in enumerate(FLOORS) for room in floor}
 SEARCH_LIBRARIES = {"ray", "optuna", "mlflow"}
-BELOW_TRIAL = ("train", "model", "methods", "methods.deviation", "metrics", "backbones", "augment", "data")
+BELOW_TRIAL = (
+    "train",
+    "model",
+    "methods",
+    "methods.deviation",
+    "methods.untrained",
+    "metrics",
+    "backbones",
+    "augment",
+    "data",
+)
 BANNED = {room: SEARCH_LIBRARIES for room in BELOW_TRIAL} | {"trial": {"mlflow"}}
 MAX_LINES = 60
 FOREIGN_SIGNATURES = {"set_search_properties"}

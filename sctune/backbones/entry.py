@@ -77,6 +77,7 @@ class BackboneEntry:
     taps: name -> map; `deep` and `middle` are always there.
     rounding: sides of the maps. weights: where ImageNet weights come from; None where there are none.
     packages: module -> distribution that building needs and sctune itself does not.
+    levels: taps spread over its depth, for methods that compare maps of several; none: one for each stride.
     mean, std: of the images that it was trained with, in [0, 1], for each colour.
     cost: thousands of multiply-adds for a pixel of the image, down to the deep tap.
     """
@@ -91,6 +92,7 @@ class BackboneEntry:
     weights: Source | None
     cost: float
     packages: Mapping[str, str] = field(default_factory=dict)
+    levels: tuple[str, ...] = ()
     mean: Colour = IMAGENET_MEAN
     std: Colour = IMAGENET_STD
 
@@ -99,6 +101,12 @@ class BackboneEntry:
         if name not in self.taps:
             raise ValueError(f"{self.name} has no tap {name!r}; {nearest(name, self.taps)}")
         return self.taps[name]
+
+    @property
+    def spread(self) -> tuple[str, ...]:
+        """Names of its `levels`; where it has one stride alone, as a plain transformer has, `middle` and `deep`."""
+        strides = tuple(name for name in self.taps if name.startswith("stride"))
+        return self.levels or (strides if len(strides) > 1 else ("middle", "deep"))
 
     def check_packages(self) -> None:
         """Raise WeightsError with the way out where a package that building needs is missing."""

@@ -14,13 +14,23 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-def _entry(number: int, taps: tuple[Tap, ...], rounding: Rounding, cost: float) -> BackboneEntry:
+# strides of the maps behind the seven stages; the last stage of a stride gives its tap
+_STRIDES = (2, 4, 8, 16, 16, 32, 32)
+# what the pooled maps of one stage for each number of cells, and of both at stride 16, tell of an image
+_LEVELS = ("stride4", "stride8", "stage4", "stride16", "stride32")
+
+
+def _entry(number: int, channels: Sequence[int], ends: Sequence[int], rounding: Rounding, cost: float) -> BackboneEntry:
+    """channels: of the maps behind the seven stages; ends: leading blocks up to each of these, the stem counted."""
+    stages = [Tap(*parts) for parts in zip(_STRIDES, channels, ends, strict=True)]
+    named = {f"stage{place}": stage for place, stage in enumerate(stages, 1)}
+    strides = by_stride(*(stages[place] for place in (1, 2, 4, 6)))
     return BackboneEntry(
         f"efficientnet_lite{number}",
         build=partial(_build, number),
         blocks=_blocks,
-        n_blocks=taps[-1].after,
-        taps=by_stride(*taps),
+        n_blocks=stages[-1].after,
+        taps=named | strides,
         rounding=rounding,
         load=load_whole("_fc."),
         weights=PackageWeights(
@@ -30,6 +40,7 @@ def _entry(number: int, taps: tuple[Tap, ...], rounding: Rounding, cost: float) 
         ),
         cost=cost,
         packages={"efficientnet_lite_pytorch": "efficientnet-lite-pytorch"},
+        levels=_LEVELS,
     )
 
 
@@ -53,19 +64,22 @@ def _blocks(net: nn.Module, taps: Sequence[Tap]) -> list[nn.Module]:
 ENTRIES = (
     _entry(
         0,
-        (Tap(4, 24, after=4), Tap(8, 40, after=6), Tap(16, 112, after=12), Tap(32, 320, after=17)),
+        (16, 24, 40, 80, 112, 192, 320),
+        (2, 4, 6, 9, 12, 16, 17),
         halves(floor, floor, floor, floor, floor),
         cost=7,
     ),
     _entry(
         1,
-        (Tap(4, 24, after=5), Tap(8, 40, after=8), Tap(16, 112, after=16), Tap(32, 320, after=22)),
+        (16, 24, 40, 80, 112, 192, 320),
+        (2, 5, 8, 12, 16, 21, 22),
         halves(floor, floor, floor, floor, ceil),
         cost=10,
     ),
     _entry(
         2,
-        (Tap(4, 24, after=5), Tap(8, 48, after=8), Tap(16, 120, after=16), Tap(32, 352, after=22)),
+        (16, 24, 48, 88, 120, 208, 352),
+        (2, 5, 8, 12, 16, 21, 22),
         halves(floor, floor, ceil, ceil, ceil),
         cost=11,
     ),

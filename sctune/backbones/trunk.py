@@ -86,12 +86,19 @@ class Backbone(nn.Module):
 
     def after_frozen(self, maps: Tensor) -> Tensor:
         """Features from what `frozen` gave."""
+        return on_one_grid(self._taken(maps))
+
+    def maps(self, images: Tensor) -> list[Tensor]:
+        """The maps [N, C_i, S_i, S_i] as they are, the shallowest first; those of one block stand on one grid."""
+        return self._taken(self.frozen(images))
+
+    def _taken(self, maps: Tensor) -> list[Tensor]:
         taken = [maps] if self.kept in self.ends else []
         for end, block in enumerate(self.blocks[self.kept :], self.kept + 1):
             maps = block(maps)
             if end in self.ends:
                 taken.append(maps)
-        return on_one_grid(taken)
+        return taken
 
 
 def build_backbone(choice: BackboneChoice, weights: Path | None) -> Backbone:

@@ -48,7 +48,7 @@ def _known_backbone(name: str) -> str:
         raise ValueError(f"model.backbone={name!r}: {problem}") from None
 
 
-def _joined(taps: object) -> object:
+def joined_names(taps: object) -> object:
     """Names as a list, or as text with commas between them, in the one form that is stored."""
     names = taps.split(",") if isinstance(taps, str) else taps
     if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
@@ -173,7 +173,7 @@ class ModelConfig(Section):
         "resnet18", description="a registered feature extractor or `timm/NAME`; the paper's is resnet18"
     )
     tap: Literal["deep", "middle"] = Field("deep", description="feature map at stride 32 (paper) or 16")
-    taps: Annotated[str | None, BeforeValidator(_joined)] = Field(
+    taps: Annotated[str | None, BeforeValidator(joined_names)] = Field(
         None,
         description="several feature maps on one grid, in place of `tap`: names such as stride8,stride16, as a list or "
         "with commas; none: `tap`",

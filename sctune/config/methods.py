@@ -25,7 +25,11 @@ GROUP = "sctune.methods"
 """Entry points of this group are `name = module:ENTRY`, the latter a MethodEntry of that name."""
 
 DEFAULT = "deviation"
-BUILT_IN = {"deviation": "sctune.methods.deviation.entry:ENTRY"}
+BUILT_IN = {
+    "deviation": "sctune.methods.deviation.entry:ENTRY",
+    "gaussian": "sctune.methods.untrained.entry:GAUSSIAN",
+    "patch_bank": "sctune.methods.untrained.entry:PATCH_BANK",
+}
 
 METHOD_SECTIONS = ("augment", "model", "score", "loss", "optim")
 """Sections of a configuration that belong to methods; which of their fields count, an entry says in `uses`."""
@@ -60,8 +64,8 @@ class MethodEntry:
     name: in `method.name`; description: a line; section: its part of the configuration, all fields with defaults.
     implementation: `package.module:Class` of a subclass of `sctune.methods.base.Method`, imported when one is built.
     settings: those that it can be trained in. uses: sections or fields of METHOD_SECTIONS that it looks at; all others
-    must keep their defaults. trains: whether more than one epoch makes a difference. reference: it trains nothing, and
-    is run beside every search unless --no-references says otherwise.
+    must keep their defaults. trains: whether more than one epoch makes a difference. reference: whether searches run
+    it with its defaults on their tasks, to compare their winner with.
     conditions: field -> conditions under which it matters; in a space it is drawn only there.
     hyperparameters: field -> what is searched of it, written as under `parameters:` of a space file.
     published: name for `--method` -> {"config": tree, "paper": tree of profile `paper` besides}.

@@ -139,7 +139,7 @@ def test_no_more_than_their_share_of_the_time(study: Study, tmp_path: Path, monk
     (one,) = run(study, monkeypatch, work, limit_s=5.0)
     assert one.failure == {
         "kind": "TimeBudget",
-        "message": "it was not done within 5 s, which is 10% of the time budget",
+        "message": "it was not done within 5 s, which is 10 % of the time budget",
     }
     assert one == stored(study) and one.missing == ("seed2",)
     # its worker has been ended, so that a trial finds its cores

@@ -1,0 +1,1 @@
+"""References: methods that train nothing, which a trained one must beat (`gaussian`, `patch_bank`)."""

@@ -1,0 +1,49 @@
+"""One score from distance, push and logistic, each scaled by held-out normals."""
+
+from __future__ import annotations
+
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from sctune.methods.density import Rows
+from sctune.methods.untrained.crossfit import HeldOut, moments
+from sctune.methods.untrained.labelled import terms
+
+
+class Combination(nn.Module):
+    """Distances [N] and whitened differences [N, D] -> scores [N] in float64.
+
+    along [D, 2]: directions of push and logistic; means, deviations [3]: of the three terms of held-out normals;
+    weights [3]: 1 for the distance, and those of push and logistic.
+    """
+
+    along: Tensor
+    means: Tensor
+    deviations: Tensor
+    weights: Tensor
+
+    def __init__(self, dimension: int) -> None:
+        super().__init__()
+        for name, shape in (("along", (dimension, 2)), ("means", (3,)), ("deviations", (3,)), ("weights", (3,))):
+            self.register_buffer(name, torch.zeros(shape, dtype=torch.float64))
+
+    @classmethod
+    def of(cls, held: HeldOut, along: Rows, push: float, logistic: float) -> Self:
+        """Scaled by the held-out terms. Without anomalies, that is with directions of zeros, the distance alone."""
+        found = cls(len(along))
+        means, deviations = moments(held.scale)
+        weights = (1.0, push * bool(along[:, 0].any()), logistic * bool(along[:, 1].any()))
+        for name, value in (("along", along), ("means", means), ("deviations", deviations), ("weights", weights)):
+            found.get_buffer(name).copy_(torch.as_tensor(value, dtype=torch.float64))
+        return found
+
+    def forward(self, lengths: Tensor, away: Tensor) -> Tensor:
+        scaled = (terms(lengths, away, self.along) - self.means) / self.deviations
+        return (scaled * self.weights).sum(dim=1)
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """What was chosen, by name."""
+        return {"push_weight": float(self.weights[1]), "logistic_weight": float(self.weights[2])}

@@ -1,0 +1,112 @@
+"""Mahalanobis distance of an image's pooled features, with what labelled anomalies add (Rippel et al., ICPR 2020)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sctune.methods.base import Maps
+from sctune.methods.density import Gaussian, Rows, distances, fit_gaussian
+from sctune.methods.pixels import to_pixels
+from sctune.methods.untrained.combination import Combination
+from sctune.methods.untrained.crossfit import choose_weights, cross_fit
+from sctune.methods.untrained.entry import GaussianSection
+from sctune.methods.untrained.extractor import PooledMaps
+from sctune.methods.untrained.labelled import directions
+from sctune.methods.untrained.reference import Ask, Reference, raised
+
+
+class GaussianScore(nn.Module):
+    """Pooled features [N, 2, C] -> scores [N] in float64. statistics: leading ones of the two that are looked at."""
+
+    def __init__(self, density: Gaussian, combination: Combination, statistics: int) -> None:
+        super().__init__()
+        self.density = density
+        self.combination = combination
+        self.statistics = statistics
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.of_rows(features[:, : self.statistics].flatten(1))
+
+    def of_rows(self, rows: Tensor) -> Tensor:
+        """Scores [N] of feature rows [N, D]."""
+        away = self.density(rows)
+        scores: Tensor = self.combination(distances(away), away)
+        return scores
+
+
+class GaussianMethod(Reference):
+    extractor_kind = PooledMaps
+    keeps_on_disk = True
+
+    def fit(self, normals: np.ndarray, anomalies: np.ndarray, ask: Ask) -> tuple[nn.Module, dict[str, float]]:
+        section, seed = self._section, self.config.seed
+        known, labelled = self._rows(normals, ask), self._rows(anomalies, ask)
+        labelled = labelled.reshape(len(labelled), known.shape[1])
+        logistic = bool(len(labelled)) and section.logistic != 0
+        held = cross_fit(known, labelled, section.components, logistic, seed, ask)
+        push, weight = choose_weights(held, section.push, section.logistic)
+        density, shrinkage = fit_gaussian(known, section.components, seed)
+        along = directions(density, known, labelled, weight > 0)
+        combination = Combination.of(held, along, push, weight)
+        figures = {"shrinkage": shrinkage, **combination.figures}
+        return GaussianScore(density, combination, self._statistics), figures
+
+    def blank(self, tensors: Mapping[str, Tensor]) -> nn.Module:
+        dimension = self._statistics * sum(self.extractor.channels)
+        components, _, rank = tensors["density.axes"].shape
+        return GaussianScore(Gaussian(dimension, rank, components), Combination(dimension), self._statistics)
+
+    def cells(self, images: np.ndarray) -> Maps | None:
+        """What the score would become, to first order, were the whole image like a cell.
+
+        The score is that of pooled features, so by its gradient it is a sum over cells, and the mean of a map over
+        its cells is the image's score.
+        """
+        parts = [self._cells(image[None]) for image in images]
+        return np.concatenate(parts) if parts else np.zeros(images.shape[:3], np.float32)
+
+    def _cells(self, images: np.ndarray) -> Maps:
+        size = images.shape[1]
+        with torch.no_grad():
+            maps = self.extractor.maps(to_pixels(images, self.device, self.config.runtime.channels_last))
+        features = torch.from_numpy(self._features(images)).to(self.device)
+        with torch.enable_grad():
+            rows = features.double().requires_grad_()
+            score = self.fitted(rows)
+            (gradient,) = torch.autograd.grad(score.sum(), rows)
+        total = score.detach()[:, None, None].expand(-1, size, size).float()
+        by_map = (part.split(self.extractor.channels, dim=2) for part in (gradient, features))
+        for cells, slope, pooled in zip(maps, *by_map, strict=True):
+            total = total + raised(_shares(cells, slope.float(), pooled), size)
+        found: Maps = total.cpu().numpy()
+        return found
+
+    def _rows(self, images: np.ndarray, ask: Ask) -> Rows:
+        parts = [part[:, : self._statistics].reshape(len(part), -1) for part in self.walk(images, ask)]
+        return np.concatenate(parts).astype(np.float64) if parts else np.zeros((0, 0))
+
+    @property
+    def _section(self) -> GaussianSection:
+        section = self.config.method
+        assert isinstance(section, GaussianSection)
+        return section
+
+    @property
+    def _statistics(self) -> int:
+        return {"mean": 1, "mean_sd": 2}[self._section.statistics]
+
+
+def _shares(cells: Tensor, slope: Tensor, pooled: Tensor) -> Tensor:
+    """Cells [N, C, H, W] of one map -> what each adds to the score by being other than the pooled ones: [N, H, W].
+
+    slope: gradient of the score by pooled features [N, 2, C], means and standard deviations. The mean is 0: a standard
+    deviation is the mean over cells of squared differences over itself.
+    """
+    mean, deviation = (part[:, :, None, None] for part in pooled.unbind(dim=1))
+    first, second = (part[:, :, None, None] for part in slope.unbind(dim=1))
+    away = cells - mean
+    return (first * away + second * (away.square() / deviation.clamp_min(1e-12) - deviation)).sum(dim=1)
