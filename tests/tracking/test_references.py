@@ -88,7 +88,7 @@ def test_they_have_runs_like_trials(referred: Referred) -> None:
     assert [file.path for file in referred.client.list_artifacts(failed.info.run_id)] == [FAILURE]
     assert parent.data.metrics["reference/deviation"] == VALUE
     assert parent.data.tags["best_reference"] == "deviation" and parent.data.tags["best_reference_value"] == repr(VALUE)
-    note = parent.data.tags[NOTE]
+    note = parent.data.tags[NOTE].replace("\\", "")
     assert "- beside the trials: reference deviation: AUROC 0.8750" in note and parent.data.tags["verdict"] in note
 
 
