@@ -91,7 +91,7 @@ def untrained(
         if one.report is None:
             notes.append(f"reference {one.name} is no candidate: the search has no value of it")
             continue
-        fields = reference_fields(space.base, one.name)
+        fields = reference_fields(space.base, one.name, manifest.profile)
         same = [other.name for other in candidates if _identity(space, other.fields) == _identity(space, fields)]
         if same:
             notes.append(f"reference {one.name} is among the candidates: {same[0]}")

@@ -15,7 +15,7 @@ from optuna.trial import TrialState
 from typer.testing import CliRunner
 
 from sctune.cli import app
-from sctune.config import Task, TrialConfig, methods, register
+from sctune.config import Task, TrialConfig, load_profile, methods, register
 from sctune.config.methods import MethodEntry, MethodSection
 from sctune.metrics.objective import AUROC, FPR95
 from sctune.pages.commands import search_words
@@ -48,6 +48,10 @@ PARAMS = {"augment.threshold": 0.4, "optim.lr": 1e-3}
 class PlainSection(MethodSection):
     name: str = "plain"
     power: float = 2.0
+
+
+class BareSection(MethodSection):
+    name: str = "bare"
 
 
 ENTRY = MethodEntry(
@@ -305,9 +309,21 @@ def test_one_that_does_not_fit_is_told_before_anything_starts(image_folder: Path
 
 
 @pytest.mark.usefixtures("plain")
+def test_a_base_without_a_backbone_takes_the_profiles(tiny: TrialConfig) -> None:
+    register(replace(ENTRY, name="bare", section=BareSection, uses=(), reference=False))
+    try:
+        bare = tiny.override({"method.name": "bare"})
+        made = bare.override(reference_fields(bare, "plain", "cpu"))
+    finally:
+        methods.forget("bare")
+    assert bare.model == TrialConfig().model
+    assert (made.method.name, made.model.backbone) == ("plain", load_profile("cpu").model.backbone)
+
+
+@pytest.mark.usefixtures("plain")
 def test_a_study_of_the_very_method_has_it_with_its_defaults(tiny: TrialConfig) -> None:
     own = tiny.override({"method.name": "plain", "method.power": 3.0})
-    assert own.override(reference_fields(own, "plain")).flat()["method.power"] == 2.0
-    other = tiny.override(reference_fields(tiny, "plain"))
+    assert own.override(reference_fields(own, "plain", "cpu")).flat()["method.power"] == 2.0
+    other = tiny.override(reference_fields(tiny, "plain", "gpu"))
     assert (other.method.name, other.model.backbone, other.model.weights) == ("plain", "efficientnet_lite0", "random")
     assert other.epochs == 1 and other.model.freeze == TrialConfig().model.freeze

@@ -19,7 +19,7 @@ def planned_references(asked: bool | None, profile: str, base: TrialConfig) -> t
         if not entry.reference:
             continue
         try:
-            base.override(reference_fields(base, entry.name))
+            base.override(reference_fields(base, entry.name, profile))
         except ConfigError as problem:
             lines.append(f"reference {entry.name} is left out: {problem}")
             continue

@@ -102,7 +102,7 @@ def _reference_params(study: Study, name: str) -> dict[str, Any]:
     """Its whole configuration; empty where the package that it came from is gone."""
     base = study.manifest.trial_config()
     with suppress(ConfigError):
-        return base.override(reference_fields(base, name)).flat()
+        return base.override(reference_fields(base, name, study.manifest.profile)).flat()
     return {}
 
 

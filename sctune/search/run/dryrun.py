@@ -187,7 +187,8 @@ def reference_seconds(plan: Plan, name: str) -> float:
     task = plan.manifest.tasks[0]
     started = time.perf_counter()
     try:
-        config = plan.space.base.override(reference_fields(plan.space.base, name))
+        base = plan.space.base
+        config = base.override(reference_fields(base, name, plan.manifest.profile))
         Trainer(config, task, split=plan.splits[task.key], objective=plan.manifest.build_objective()).run_epoch()
     except Exception:  # whatever a method raises: the search goes on without it
         return 0.0

@@ -72,7 +72,8 @@ class ReferenceRuns:
         return None
 
     def _start(self, name: str, key: str) -> None:
-        fields = reference_fields(self.study.manifest.trial_config(), name)
+        manifest = self.study.manifest
+        fields = reference_fields(manifest.trial_config(), name, manifest.profile)
         lacking = self.resources.left_out
         where = {"label_selector": {"ray.io/node-id": f"!in({','.join(sorted(lacking))})"}} if lacking else {}
         task = ray.remote(run_reference).options(

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sctune.config import TrialConfig, method_entry
+from sctune.config import TrialConfig, load_profile, method_entry
 from sctune.metrics.objective import Objective
 from sctune.report import EpochReport, merge_reports
 from sctune.search.study.leaderboard import TrialRow
@@ -17,6 +17,7 @@ from sctune.text import duration
 REPORT, FAILURE, TIME = "report", "failure", "time"
 """What the record keeps of a task: an EpochReport's dictionary, or {"kind", "message"}; and when, in ms since 1970."""
 
+BACKBONE = "model.backbone"
 TIME_SHARE = 0.1
 """Of the time budget: the references get no more of it."""
 
@@ -24,13 +25,20 @@ Scores = Mapping[str, Sequence[float]]
 Labels = Mapping[str, Sequence[int]]
 
 
-def reference_fields(base: TrialConfig, name: str) -> dict[str, Any]:
-    """What makes a study's base the reference of this name: its method, with the settings that it has by default."""
+def reference_fields(base: TrialConfig, name: str, profile: str) -> dict[str, Any]:
+    """What makes a study's base the reference of this name: its method, with the settings that it has by default.
+
+    profile: gives the backbone where the base's own method has none. Raises ConfigError for a method that is not here.
+    """
     fields: dict[str, Any] = {"method.name": name}
+    entry = method_entry(name)
     if base.method.name == name:
         # a study of that very method: another name would have reset these
-        section = method_entry(name).section.model_fields
-        fields |= {f"method.{leaf}": field.default for leaf, field in section.items() if leaf != "name"}
+        own = entry.section.model_fields.items()
+        fields |= {f"method.{leaf}": field.default for leaf, field in own if leaf != "name"}
+    if not base.entry.looks_at(BACKBONE):
+        usual = load_profile(profile).flat()
+        fields |= {field: usual[field] for field in (BACKBONE, "model.weights") if entry.looks_at(field)}
     return fields
 
 
