@@ -33,7 +33,7 @@ from tests.pages.studies import drawn_scores, make_study, record_trial
 
 CHROMIUM = Path("/usr/bin/chromium")
 PARTS = (
-    "summary", "history", "rungs", "curves", "importance", "slice", "contour", "parallel", "leaderboard", "confirm",
+    "summary", "references", "history", "rungs", "curves", "importance", "slice", "contour", "parallel", "leaderboard", "confirm",
     "looks", "gallery", "cost", "repeat", "setup",
 )  # fmt: skip
 FIGURES = ("history", "curves", "importance", "slice", "contour", "parallel")
