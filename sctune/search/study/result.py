@@ -211,7 +211,7 @@ def summary_lines(result: StudyResult) -> list[str]:
     }
     lines = [
         f"study {result.name}: "
-        + ", ".join(f"{count} {state}" for state, count in counts.items() if count)
+        + (", ".join(f"{count} {state}" for state, count in counts.items() if count) or "no trial yet")
         + f" in {duration(result.seconds)}; early stopping saved {100 * result.saved_share:.0f} % of the epochs"
     ]
     if result.exhausted:
