@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 TOLERANCE = 1e-4
-"""Largest difference of a score between a model and another form of it."""
+"""Largest difference of a score between a model and another form of it; of scores above 1, as a share of them."""
 ROUNDING = 1e-5
 """A conformal threshold is the score of a calibration image, and the last bits of its own score decide its label: one
 that lies closer to the threshold is a tie, no flipped label."""
@@ -20,7 +20,8 @@ Scores = NDArray[np.float64]
 class Parity:
     """How another form of a model agrees with it over `images`.
 
-    difference: largest one of a score; flips: labels that differ; ties: those within ROUNDING of the threshold.
+    difference: largest one of a score, counted by its `allowance`; flips: labels that differ; ties: those within
+    ROUNDING of the threshold.
     """
 
     images: int
@@ -40,9 +41,17 @@ class Parity:
         return f"largest difference of a score {self.difference:.2g} over {self.images} images, {flips}{ties}"
 
 
+def allowance(scores: Scores) -> Scores:
+    """What a difference of each score [N] counts by: 1, or the size of a score that is larger.
+
+    Single precision has seven digits: of a score of 300, which an image far from all normal ones has, 1e-4 is the last.
+    """
+    return np.maximum(1.0, np.abs(scores))
+
+
 def score_parity(scores: Scores, others: Scores, threshold: float | None) -> Parity:
     """Scores [N] of a model beside those [N] of another form of it; threshold: None where no label hangs on them."""
-    difference = float(np.abs(scores - others).max(initial=0.0))
+    difference = float((np.abs(scores - others) / allowance(scores)).max(initial=0.0))
     if threshold is None:
         return Parity(len(scores), difference, 0, 0)
     flipped = scores[(scores > threshold) != (others > threshold)]

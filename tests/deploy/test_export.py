@@ -223,7 +223,10 @@ def test_flips_and_ties_by_hand(model: Model) -> None:
     # the second lies on the threshold itself, the third and fourth do not
     assert (found.flips, found.ties) == (2, 1) and not found.holds
     assert found.difference == pytest.approx(6 * ROUNDING) and found.difference < TOLERANCE
-    assert not parity(decided, scores, scores + np.array([0, 0, 0, 0, 2e-4])).holds
+    assert not parity(decided, scores, scores + np.array([2e-4, 0, 0, 0, 0])).holds
+    # of a score above 1 it is the share that counts
+    assert parity(decided, scores, scores + np.array([0, 0, 0, 0, 1.9e-4])).difference == pytest.approx(0.95e-4)
+    assert not parity(decided, scores, scores + np.array([0, 0, 0, 0, 2.1e-4])).holds
     assert not parity(decided, scores, np.full(5, np.nan)).holds
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from sctune.config import method_entry
 from sctune.errors import ConfigError
-from sctune.methods.named import method_names
 from sctune.metrics.statistics import pooled_std
 from sctune.reproduce.columns import DIAGONAL_COUNTS, PATCH_COUNTS, THRESHOLDS, table_columns
 from sctune.reproduce.paper import Group, Number, PaperTable, paper_datasets, paper_table, table_names
@@ -192,7 +192,7 @@ def test_unknown_table_names_the_nearest() -> None:
 def test_columns_of_the_method_tables() -> None:
     columns = table_columns(paper_table("table1"), "cpu")
     assert [column.name for column in columns] == ["devnet", "mlep", "dra", "saoe", "saliencycut"]
-    assert {column.name for column in columns if column.values is not None} == set(method_names())
+    assert {column.name for column in columns if column.values is not None} == set(method_entry("deviation").published)
     devnet = columns[0]
     assert devnet.values == {"data.balance": 0.5, "model.heads": "single_head", "augment.kind": "none"}
     published = {"budget.epochs": 50, "optim.step_fraction": 0.2}

@@ -24,7 +24,7 @@ from sctune.deploy.conformance.raw import Raw, raw_files
 from sctune.deploy.conformance.wrong import wrong_readings
 from sctune.deploy.incoming import prepared
 from sctune.deploy.model import Model, score_digest
-from sctune.deploy.parity import TOLERANCE
+from sctune.deploy.parity import TOLERANCE, allowance
 from sctune.deploy.reading import preprocessing
 from sctune.errors import ConfigError
 from sctune.files import whole_folder
@@ -199,7 +199,7 @@ def _expected(model: Model, raw: Raw, image: Prepared) -> tuple[Case, list[Pixel
         refused=None,
         notes=image.notes,
         pixel_tolerance=allowed,
-        score_tolerance=TOLERANCE,
+        score_tolerance=TOLERANCE * float(allowance(np.array(score))),
         rounding=max(abs(one - score) for one in near),
         wrong=tuple(Wrong(name, one) for name, one in zip(wrong, scores, strict=True)),
     )

@@ -42,11 +42,18 @@ class HeldOut:
     normals: Rows
     anomalies: Rows
 
-    def with_distances(self, normals: Rows, anomalies: Rows) -> HeldOut:
-        """The same with other distances [N] and [A] of held-out images."""
-        held = [normals, normals[: len(self.normals)], anomalies[: len(self.anomalies)]]
-        parts = zip(held, (self.scale, self.normals, self.anomalies), strict=True)
-        return HeldOut(*(np.column_stack([distance, part[:, 1:]]) for distance, part in parts))
+    def with_distances(self, rows: NDArray[np.intp], normals: Rows, anomalies: Rows) -> HeldOut:
+        """Some rows of the normals, with other distances [n] of these and [A] of the held-out anomalies."""
+        left = bool(len(self.anomalies))
+        return HeldOut(
+            _with_distance(self.scale[rows], normals),
+            _with_distance(self.normals[rows], normals) if left else self.normals,
+            _with_distance(self.anomalies, anomalies) if left else self.anomalies,
+        )
+
+
+def _with_distance(part: Rows, distance: Rows) -> Rows:
+    return np.column_stack([distance, part[:, 1:]])
 
 
 def folds_of(count: int, seed: int, name: str, folds: int = FOLDS) -> NDArray[np.intp]:

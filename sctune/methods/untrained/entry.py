@@ -49,7 +49,7 @@ class GaussianSection(ReferenceSection):
 
 class PatchBankSection(ReferenceSection):
     name: Literal["patch_bank"] = "patch_bank"
-    bank_size: int = Field(2000, ge=10, le=20_000, description="normal patches that are kept, by greedy k-centre")
+    bank_size: int = Field(4000, ge=10, le=20_000, description="normal patches that are kept, by greedy k-centre")
     candidates: int = Field(
         16_000, ge=100, le=200_000, description="normal patches that these are chosen from, drawn by the seed"
     )
@@ -142,7 +142,7 @@ PATCH_BANK = _entry(
     "distance of patches of a frozen backbone to the nearest normal ones, nothing trained",
     "patch_bank:PatchBankMethod",
     {
-        "method.bank_size": {"values": [500, 1000, 2000, 4000]},
+        "method.bank_size": {"values": [1000, 2000, 4000, 8000]},
         "method.neighbours": {"values": [1, 3, 5]},
         "method.neighbourhood": {"values": [1, 3, 5]},
         "method.top_k": {"type": "float", "low": 0.005, "high": 0.3, "log": True},

@@ -1,12 +1,12 @@
 """Distance of an image's patches to the nearest normal ones (PatchCore, CVPR 2022), with what anomalies add.
 
-The bank is the union of the coresets of the folds. Held-out distances of the normals of a fold are those to the other
-folds' parts, so that the scale needs no other bank.
+The bank is the union of the coresets of the folds, so that the scale needs no other one: held-out distances of the
+normals of a fold are those to the other folds' coresets, each continued until they are as many patches as the bank.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +24,9 @@ from sctune.methods.untrained.entry import PatchBankSection
 from sctune.methods.untrained.extractor import CellGrid
 from sctune.methods.untrained.labelled import directions
 from sctune.methods.untrained.reference import Ask, Reference, raised
+
+MOST_HELD = 200
+"""Normals whose held-out distances are taken: enough for a mean and a standard deviation."""
 
 
 class Bank(nn.Module):
@@ -53,8 +56,12 @@ class Bank(nn.Module):
         """As `forward`, to other patches [B, C]."""
         cells = (patch_cells(maps, self.neighbourhood).double() - self.mean) / self.scale
         away = cells.square().sum(dim=2, keepdim=True) + squares - 2 * cells @ patches.T
-        near = away.topk(min(self.neighbours, len(patches)), dim=2, largest=False).values
+        # the same, and several times as fast, for one
+        near = away.amin(dim=2, keepdim=True) if self.neighbours == 1 else self._nearest(away)
         return near.clamp_min(0).sqrt().mean(dim=2).unflatten(1, maps.shape[2:])
+
+    def _nearest(self, away: Tensor) -> Tensor:
+        return away.topk(min(self.neighbours, away.shape[2]), dim=2, largest=False).values
 
 
 class BankScore(nn.Module):
@@ -95,6 +102,20 @@ class Seen:
     image: NDArray[np.intp]
 
 
+@dataclass(frozen=True)
+class Coreset:
+    """Standardised patches [M, C] of each fold, those first that a smaller coreset has too; size: of a bank."""
+
+    folds: tuple[Tensor, ...]
+    size: int
+
+    def first(self, folds: Iterable[int]) -> Tensor:
+        """A bank [B, C] of as many patches of each of these folds; fewer than `size` where there are no more."""
+        parts = [self.folds[fold] for fold in folds]
+        shares = [self.size // len(parts) + (place < self.size % len(parts)) for place in range(len(parts))]
+        return torch.cat([part[:share] for part, share in zip(parts, shares, strict=True)])
+
+
 class PatchBankMethod(Reference):
     extractor_kind = CellGrid
     # maps of a set of images are hundreds of megabytes
@@ -105,17 +126,19 @@ class PatchBankMethod(Reference):
         known, labelled = self._look(normals, section.candidates, ask), self._look(anomalies, 0, ask)
         logistic = bool(len(labelled.pooled)) and section.logistic != 0
         held = cross_fit(known.pooled, labelled.pooled, 1, logistic, seed, ask)
-        at = folds_of(len(normals), seed, "normal")
-        bank, part = self._bank(known, at, ask)
-        other = folds_of(len(anomalies), seed, "anomalous")
+        folds = folds_of(len(normals), seed, "normal"), folds_of(len(anomalies), seed, "anomalous")
+        bank, coreset = self._bank(known, folds[0], ask)
+        some = np.sort(torch.randperm(len(normals), generator=stream(seed, "held")).numpy()[:MOST_HELD])
         held = held.with_distances(
-            self._held_out(bank, part, normals, at, ask), self._held_out(bank, part, anomalies, other, ask)
+            some,
+            self._held_out(bank, coreset, normals[some], folds[0][some], ask),
+            self._held_out(bank, coreset, anomalies, folds[1], ask),
         )
         push, weight = choose_weights(held, section.push, section.logistic)
         density, _ = fit_gaussian(known.pooled)
         along = directions(density, known.pooled, labelled.pooled, weight > 0)
         combination = Combination.of(held, along, push, weight)
-        figures = {"bank_patches": float(len(part)), **combination.figures}
+        figures = {"bank_patches": float(len(bank.patches)), **combination.figures}
         return BankScore(bank, density, combination, section.top_k), figures
 
     def blank(self, tensors: Mapping[str, Tensor]) -> nn.Module:
@@ -153,8 +176,8 @@ class PatchBankMethod(Reference):
             return Seen(np.zeros((0, channels)), torch.zeros(0, channels), np.zeros(0, np.intp))
         return Seen(np.concatenate(pooled), torch.cat(patches), np.array(places, np.intp))
 
-    def _bank(self, known: Seen, at: NDArray[np.intp], ask: Ask) -> tuple[Bank, Tensor]:
-        """The bank, and the fold [B] of each of its patches; at: the fold of each image."""
+    def _bank(self, known: Seen, at: NDArray[np.intp], ask: Ask) -> tuple[Bank, Coreset]:
+        """at: the fold of each image."""
         section, seed = self._section, self.config.seed
         patches = known.patches.double()
         mean, scale = patches.mean(dim=0), patches.std(dim=0, correction=0)
@@ -165,23 +188,25 @@ class PatchBankMethod(Reference):
         for number in range(FOLDS):
             ask()
             own = torch.nonzero(fold == number)[:, 0]
-            count = section.bank_size // FOLDS + (number < section.bank_size % FOLDS)
+            count = -(-section.bank_size // (FOLDS - 1))
             chosen.append(own[greedy_centres(standard[own], count, stream(seed, "bank", number))])
-        taken = torch.cat(chosen)
-        bank = Bank(len(mean), len(taken), section.neighbours, section.neighbourhood)
-        for name, value in (("mean", mean), ("scale", scale), ("patches", standard[taken].double())):
+        coreset = Coreset(tuple(standard[rows].double() for rows in chosen), section.bank_size)
+        kept = coreset.first(range(FOLDS))
+        bank = Bank(len(mean), len(kept), section.neighbours, section.neighbourhood)
+        for name, value in (("mean", mean), ("scale", scale), ("patches", kept)):
             bank.get_buffer(name).copy_(value)
         bank.squares.copy_(bank.patches.square().sum(dim=1))
-        return bank.to(self.device), fold[taken]
+        return bank.to(self.device), coreset
 
-    def _held_out(self, bank: Bank, part: Tensor, images: np.ndarray, at: NDArray[np.intp], ask: Ask) -> Rows:
+    def _held_out(self, bank: Bank, coreset: Coreset, images: np.ndarray, at: NDArray[np.intp], ask: Ask) -> Rows:
         """Distances [N] of images to the patches of other folds than theirs."""
-        others = [part != number for number in range(FOLDS)]
-        banks = [(bank.patches[other], bank.squares[other]) for other in others]
+        others = [coreset.first(other for other in range(FOLDS) if other != fold) for fold in range(FOLDS)]
+        squares = [patches.square().sum(dim=1) for patches in others]
         found = []
         with torch.inference_mode():
             for number, one in enumerate(one for features in self.walk(images, ask) for one in features):
-                cells = bank.distances(torch.from_numpy(one[None]).to(self.device), *banks[at[number]])
+                fold = at[number]
+                cells = bank.distances(torch.from_numpy(one[None]).to(self.device), others[fold], squares[fold])
                 found.append(float(highest(cells, self._section.top_k)))
         return np.array(found, np.float64)
 
