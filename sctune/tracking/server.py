@@ -40,9 +40,9 @@ EXPERIMENT_TAGS = {
     "mlflow.experimentKind": "custom_model_development",
     "mlflow.note.content": (
         "Searches by sctune: each top-level run is a study, the runs nested in it are its trials (`reference-NAME`: a "
-        "method that trains nothing), with the varied parameters first (`_name`) and the objective as `AUROC` (or `AP`, "
-        "`FPR95`, where it was asked for). The "
-        "description of a study's run has its best trials and links to their charts.\n\n"
+        "method that trains nothing), with the varied parameters first (`_name`) and the objective as `AUROC` (or "
+        "`AP`, `FPR95`, where it was asked for). The description of a study's run has its best trials and links to "
+        "their charts.\n\n"
         "In the search box: `tags.study = 'NAME'` (one study), `tags.state = 'COMPLETE'` (or PRUNED, FAIL), "
         "`tags.stop_reason LIKE 'stopped by asha%'`, `metrics.AUROC > 0.8`."
     ),
