@@ -10,6 +10,7 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from sctune.cli import PANELS, app
+from sctune.cli.operate import _words
 from sctune.errors import ConfigError
 from sctune.search.plan.options import OPTION_NAMES, SearchOptions
 from sctune.search.study.manifest import StudyManifest
@@ -79,6 +80,14 @@ def test_a_bad_value_names_its_option(given: dict[str, Any], message: str) -> No
 
 def test_the_manifest_keeps_the_shared_options_under_their_names() -> None:
     assert StudyOptions.model_fields.keys() <= SearchOptions.model_fields.keys() & StudyManifest.model_fields.keys()
+
+
+@pytest.mark.parametrize("word", ["--references", "--no-references", None])
+def test_a_detached_search_is_asked_for_the_same(word: str | None) -> None:
+    command = get_command(app).commands["search"]  # type: ignore[attr-defined]
+    context = command.make_context("search", ["--name", "n", *([] if word is None else [word])])
+    words = _words(context, "n", None, ())
+    assert [one for one in words if "references" in one] == ([] if word is None else [word])
 
 
 def test_a_limit_stands_in_one_place() -> None:

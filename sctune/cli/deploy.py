@@ -20,6 +20,9 @@ def deploy(
     name: Annotated[str | None, typer.Option(help="Registered model; default: the data's name.")] = None,
     alias: Alias = "champion",
     category: Annotated[str | None, typer.Option(help="Which model, where the study has one per category.")] = None,
+    candidate: Annotated[
+        str | None, typer.Option(help="Another tested configuration than the winner, for example gaussian.")
+    ] = None,
     false_alarm_rate: Annotated[float, typer.Option(help="Wanted share of normal images called anomalous.")] = 0.01,
     best_f1: Annotated[
         bool, typer.Option("--best-f1", help="Threshold of best F1 on held-out anomalies instead.")
@@ -45,7 +48,7 @@ def deploy(
     if source is not None and source != "elpv" and "=" not in source:
         source = str(Path(source).expanduser().absolute())
     rule = "best-f1" if best_f1 else false_alarm_rate
-    options = DeployOptions(name, alias, category, rule, source, accept_licence, max_latency, force)
+    options = DeployOptions(name, alias, category, rule, source, accept_licence, max_latency, force, candidate)
     outcome = run_deploy((study_root or studies_folder()).expanduser().absolute(), study, options, say, storage)
     say([f"warning: {line}" for line in outcome.warnings])
     place = f"models:/{outcome.model.name}"

@@ -132,7 +132,8 @@ def _words(context: typer.Context, name: str, address: str | None, hooks: tuple[
         if parameter.param_type_name == "argument":
             arguments.append(str(value))
         elif isinstance(value, bool):
-            words += parameter.opts[:1] if value else []
+            # one that is not on by itself may be off by a word of its own
+            words += (parameter.opts if value else parameter.secondary_opts)[:1]
         elif value is not None and value != parameter.default:
             for one in value if isinstance(value, list | tuple) else [value]:
                 words += [parameter.opts[0], _absolute(parameter.name or "", str(one))]

@@ -44,6 +44,7 @@ def search(
     method: opt.Method = None,
     profile: opt.Profile = None,
     assignments: opt.Assignments = None,
+    references: opt.References = None,
     sampler: opt.Sampler = None,
     sampler_seed: opt.SamplerSeed = 0,
     trials: opt.Trials = None,
@@ -149,6 +150,7 @@ def _finish(result: StudyResult, as_json: bool) -> None:
     if result.way_on is not None:
         lines.append(result.way_on)
     lines.append(f"look: sctune status {result.name}; sctune ui; files in {result.folder}")
+    lines += [] if result.verdict is None else [result.verdict]
     emit(result.to_dict() if as_json else None, lines)
     if result.way_on is not None:
         raise typer.Exit(3)

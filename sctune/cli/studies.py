@@ -70,7 +70,7 @@ def status(
         )
         table.add_row(*cells[: len(table.columns)])
     Console().print(table)
-    print_lines([*launches.lines(), *summary_lines(result)])
+    print_lines([*launches.lines(), *summary_lines(result), *([result.verdict] if result.verdict else [])])
 
 
 def list_command(study_root: opt.StudyRoot = None, storage: opt.StoredAt = None, as_json: opt.AsJson = False) -> None:

@@ -59,6 +59,7 @@ def _document(study: str, agreement: Agreement | None) -> dict[str, Any]:
         **document,
         "agrees": agreement.agrees,
         "trials": agreement.trials,
+        "references": agreement.references,
         "points": agreement.points,
         "running": agreement.driver,
         "on_the_way": agreement.waiting,

@@ -290,6 +290,7 @@ class SearchDefaults(Section):
     factor: int = Field(3, ge=2, description="one in `factor` trials passes a rung")
     folds: int = Field(5, ge=2, description="folds over the seen anomalies in selection mode `seen`")
     cpus_per_trial: float = Field(1.0, gt=0)
+    references: bool = Field(True, description="run the references, methods that train nothing, before the trials")
 
 
 def profile_names() -> list[str]:

@@ -1,4 +1,5 @@
-"""Which configurations are trained again: the best full runs of a search, and the paper's default beside them."""
+"""Which configurations are trained again: the best full runs of a search, and beside them the paper's default and the
+methods that train nothing."""
 
 from __future__ import annotations
 
@@ -11,13 +12,18 @@ from sctune.errors import ConfigError, StudyError
 from sctune.search.space.definition import Space
 from sctune.search.study.leaderboard import TrialRow
 from sctune.search.study.manifest import StudyManifest
+from sctune.search.study.references import Reference, reference_fields
 
 REFERENCE = "reference"
+"""Candidate of the paper's default; those that train nothing have the names of their methods."""
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """fields: dotted name -> value over the study's base; trial, value: of the search, None for the reference."""
+    """fields: dotted name -> value over the study's base; trial: of the search, None for what is compared with it.
+
+    value: what the search saw, None for what it did not try.
+    """
 
     name: str
     fields: dict[str, Any]
@@ -75,12 +81,31 @@ def reference(manifest: StudyManifest, candidates: Sequence[Candidate]) -> tuple
     return None, ["no reference: the paper's default values do not go together on these images"]
 
 
+def untrained(
+    manifest: StudyManifest, references: Sequence[Reference], candidates: Sequence[Candidate]
+) -> tuple[list[Candidate], list[str]]:
+    """The references that the search ran, as candidates of their own; and notes for people about the others."""
+    space = manifest.build_space()
+    found, notes = [], []
+    for one in references:
+        if one.report is None:
+            notes.append(f"reference {one.name} is no candidate: the search has no value of it")
+            continue
+        fields = reference_fields(space.base, one.name, manifest.profile)
+        same = [other.name for other in candidates if _identity(space, other.fields) == _identity(space, fields)]
+        if same:
+            notes.append(f"reference {one.name} is among the candidates: {same[0]}")
+        else:
+            found.append(Candidate(one.name, fields, value=one.value))
+    return found, notes
+
+
 def variant_space(manifest: StudyManifest, chosen: Sequence[Candidate]) -> Space:
     """A grid over the chosen configurations, each under its name."""
     tree = {
         "format_version": 1,
         "name": f"{manifest.space.get('name', 'space')}-confirm",
-        "description": f"The best of study {manifest.name}, and the paper's default, on fresh seeds",
+        "description": f"The best of study {manifest.name}, and what they are compared with, on fresh seeds",
         # a field that one of them sets is set by all: the base's value is no default here
         "variants": {one.name: dict(one.fields) for one in chosen},
     }

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from safetensors.torch import save_file
 
-from sctune.confirm.built import Built, build
+from sctune.confirm.built import Built, build, tried
 from sctune.confirm.gate import (
     LATENCY_MS,
     Step,
@@ -51,6 +51,7 @@ GATE_TAG = "sctune.gate"
 class DeployOptions:
     """name: of the registered model, None for that of the data; alias: what is moved; category: of several models.
 
+    candidate: what the confirmation tested besides its winner, to be deployed in the winner's place.
     rule: wanted false-alarm rate, or best-f1; acceptance: labelled images that neither model has seen, None for the
     study's test images; force: a reason, moves the alias although a step failed.
     """
@@ -63,6 +64,7 @@ class DeployOptions:
     accept_licence: bool = False
     max_latency_ms: float = LATENCY_MS
     force: str | None = None
+    candidate: str | None = None
 
 
 @dataclass(frozen=True)
@@ -109,9 +111,11 @@ def run_deploy(
         raise StudyError(f"study {name} is not confirmed; run `sctune confirm {name}` first")
     uri = study.manifest.tracking_uri
     check_tracking(uri)
-    chosen = _chosen(found.test.models, options.category)
+    it = tried(found, found.test, options.candidate)
+    chosen = _chosen(it.models, options.category)
+    by_hand = [] if it.one.name == found.winner.name else [_by_hand(it.one.name, found.winner.name)]
     given = None if options.acceptance is None else open_dataset(options.acceptance)
-    built = build(study, found, found.test, chosen, options.rule)
+    built = build(study, found, found.test, it, chosen, options.rule)
     # the data's name is a folder's, which may be any
     model_name = check_name(registered_name(options.name or _default_name(built)), "--name")
     client = mlflow_client(uri)
@@ -134,7 +138,14 @@ def run_deploy(
         if now != serving:
             detail = f"{options.alias} moved from {serving} to {now} meanwhile; deploy again"
             steps.append(Step("unchanged", False, detail))
-    return _finish(study, model, steps, options, loaded, [*(given.notes if given else ()), *warnings])
+    return _finish(study, model, steps, options, loaded, [*by_hand, *(given.notes if given else ()), *warnings])
+
+
+def _by_hand(name: str, winner: str) -> str:
+    return (
+        f"{name} is deployed in the place of {winner}, which won on the selection images; if the test numbers were the "
+        "reason, they are too good for it"
+    )
 
 
 def _finish(

@@ -4,47 +4,68 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from typing import NamedTuple
 
-from sctune.confirm.results import ChosenModel, Confirmation, Ranked, Tested
+from sctune.confirm.results import ChosenModel, Confirmation, Ranked, Rival, Tested
 from sctune.confirm.scoring import TaskScores, subset_of
 from sctune.metrics.objective import AUROC, find_objective
 from sctune.metrics.statistics import Estimate, Scores, seeded_difference, seeded_interval, spread
 from sctune.metrics.threshold import conformal_threshold, escape_rate, false_alarm_rate
 
 
+class ScoredRival(NamedTuple):
+    """A configuration with its test scores; values: task key -> its selection objective."""
+
+    name: str
+    scored: Sequence[TaskScores]
+    values: Mapping[str, float]
+
+
 def tested(
     found: Confirmation,
-    against: str | None,
     first: Sequence[TaskScores],
-    second: Sequence[TaskScores],
+    rivals: Sequence[ScoredRival],
     labels: Sequence[int],
     values: Mapping[str, float],
 ) -> Tested:
-    """Sum up the test scores of the winner (first) and of what it is compared with (second).
+    """Sum up the test scores of the winner (first) and of what it is compared with, above all the first of these.
 
     labels: of the distinct test images; values: task key -> the winner's selection objective.
     """
-    runs, others = [one.scores for one in first], [one.scores for one in second]
+    runs = [one.scores for one in first]
+    against = _rival(found, runs, rivals[0]) if rivals else None
     result = seeded_interval(runs)
     stds = spread(_table(runs))
     # what the search promised, of the trial that was tested: where the reference won, of the best candidate
-    names = (found.winner.name, against)
-    searched = next((one for one in found.ranking if one.name in names and one.search_value is not None), None)
+    names = (found.winner.name, None if against is None else against.name)
+    promised = (one for one in found.ranking if one.trial is not None and one.search_value is not None)
+    searched = next((one for one in promised if one.name in names), None)
     # pseudo anomalies promise nothing about real ones, and another objective nothing about the test's AUROC
     silent = found.mode == "proxy" or found.objective != AUROC.name
-    means = {found.winner.name: result, **({against: seeded_interval(others)} if against and others else {})}
+    means = {found.winner.name: result} | ({} if against is None else {against.name: against.estimate})
     return Tested(
         opened=datetime.now(UTC).isoformat(timespec="seconds"),
         images=(list(labels).count(0), list(labels).count(1)),
         winner=result,
-        reference=means[against] if against and others else None,
-        difference=seeded_difference(runs, others) if others else None,
-        against=against,
+        reference=None if against is None else against.estimate,
+        difference=None if against is None else against.difference,
+        against=None if against is None else against.name,
         subset_std=stds.subsets,
         pooled_std=stds.pooled,
         optimism_search=None if searched is None or silent else _optimism(searched, means[searched.name]),
         optimism_confirm=None if silent else found.winner.mean - result.value,
         models=tuple(_models(found, first, values)),
+        rivals=(*([against] if against is not None else []), *(_rival(found, runs, one) for one in rivals[1:])),
+    )
+
+
+def _rival(found: Confirmation, winner: Sequence[Scores], one: ScoredRival) -> Rival:
+    runs = [scored.scores for scored in one.scored]
+    return Rival(
+        name=one.name,
+        estimate=seeded_interval(runs),
+        difference=seeded_difference(winner, runs),
+        models=tuple(_models(found, one.scored, one.values)),
     )
 
 

@@ -18,7 +18,7 @@ from sctune.search.study.manifest import SchedulerSpec, StudyManifest
 from sctune.search.study.splits import checked_splits
 from sctune.search.study.study import Study, list_studies, valid_name
 from sctune.tracking.server import check_tracking
-from sctune.trial.trainable import package_versions
+from sctune.trial.building import package_versions
 
 FIRST_SEED = 1001
 
@@ -81,6 +81,8 @@ def confirm_plan(study: Study, name: str, chosen: Sequence[Candidate], seeds: Se
         "versions": package_versions(),
         "git_commit": git_commit(),
         "launches": (),
+        # candidates themselves
+        "references": (),
         "confirms": manifest.study_id,
     }
     made = manifest.model_copy(update=changes)

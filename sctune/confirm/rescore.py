@@ -18,8 +18,8 @@ from sctune.metrics.objective import DEFAULT, Objective, find_objective
 from sctune.search.reconcile.comparison import RESCORED
 from sctune.search.study.leaderboard import TrialRow, best_row, leaderboard
 from sctune.search.study.manifest import StudyManifest
+from sctune.search.study.paired import compare
 from sctune.search.study.record import Record
-from sctune.search.study.result import compare
 from sctune.search.study.splits import checked_splits, selection_labels
 from sctune.search.study.study import Study
 from sctune.tracking.rescored import log_rescored

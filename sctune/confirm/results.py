@@ -29,7 +29,7 @@ class _Frozen(BaseModel):
 class Ranked(_Frozen):
     """One configuration on the fresh seeds, on the selection objective. std: population, None for one seed.
 
-    trial, search_value: of the search, None for the reference.
+    trial: of the search, None for the paper's default and the references; search_value: what the search saw of it.
     """
 
     name: str
@@ -59,11 +59,21 @@ class ChosenModel(_Frozen):
     scores: str
 
 
+class Rival(_Frozen):
+    """Another configuration that was scored in the one look; difference: the winner minus it, paired."""
+
+    name: str
+    estimate: Estimate
+    difference: Estimate
+    models: tuple[ChosenModel, ...]
+
+
 class Tested(_Frozen):
     """The one look at the test images. images: normal and anomalous; reference: of what the winner is compared with,
     whose name is `against`; optimism: selection minus test, both AUROC; None where another objective selected.
 
     optimism_search: of the search's own value for the tested trial; optimism_confirm: of the winner's mean over seeds.
+    rivals: all that the winner was compared with, `against` and the best reference; none in documents of before.
     """
 
     opened: str
@@ -77,12 +87,14 @@ class Tested(_Frozen):
     optimism_search: float | None
     optimism_confirm: float | None
     models: tuple[ChosenModel, ...]
+    rivals: tuple[Rival, ...] = ()
 
 
 class Confirmation(_Frozen):
     """ranking: best first on the selection objective; the first is the winner, written down before the test was opened.
 
-    reference: name of the paper's default in the ranking, None where there is none; objective: what selected.
+    reference: name of the paper's default in the ranking, None where there is none; references: names of the methods in
+    it that train nothing; objective: what selected.
     """
 
     format_version: Literal[1] = 1
@@ -95,21 +107,33 @@ class Confirmation(_Frozen):
     seeds: tuple[int, ...]
     ranking: tuple[Ranked, ...]
     reference: str | None
+    references: tuple[str, ...] = ()
     false_alarm_rate: float
     notes: tuple[str, ...] = ()
     test: Tested | None = None
 
     @model_serializer(mode="wrap")
     def _as_before(self, content: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """The default objective goes without saying, as in the documents of before."""
+        """The default objective goes without saying, as in the documents of before, and so do no references."""
         made: dict[str, Any] = content(self)
         if made.get("objective") == DEFAULT:
             del made["objective"]
+        if not made.get("references"):
+            made.pop("references", None)
         return made
 
     @property
     def winner(self) -> Ranked:
         return self.ranking[0]
+
+    def ranked(self, name: str) -> Ranked:
+        """A configuration of the ranking; KeyError where it has none of this name."""
+        return {one.name: one for one in self.ranking}[name]
+
+    def label(self, name: str) -> str:
+        """A configuration for people."""
+        what = "the paper's default" if name == self.reference else "trains nothing" if name in self.references else ""
+        return f"{name} ({what})" if what else name
 
 
 def confirm_folder(study: Study) -> Path:
@@ -164,8 +188,8 @@ def confirmation_lines(found: Confirmation) -> list[str]:
     for place, one in enumerate(found.ranking, 1):
         std = "" if one.std is None else f" +- {one.std:.4f} over seeds"
         search = "" if one.search_value is None else f"; the search saw {one.search_value:.4f}"
-        lines.append(f"  {place}. {one.name}: {what} {one.mean:.4f}{std}{search}")
-    lines.append(f"winner: {found.winner.name}")
+        lines.append(f"  {place}. {found.label(one.name)}: {what} {one.mean:.4f}{std}{search}")
+    lines.append(f"winner: {found.label(found.winner.name)}")
     return lines if found.test is None else [*lines, *_test_lines(found, found.test)]
 
 
@@ -176,11 +200,10 @@ def _test_lines(found: Confirmation, test: Tested) -> list[str]:
     if test.reference is not None:
         lines.append(f"  {test.against}: AUROC {_interval(test.reference)}")
     if test.difference is not None:
-        gap = test.difference
-        verdict = "told apart" if gap.low > 0 or gap.high < 0 else "not told apart"
-        lines.append(
-            f"  paired difference {gap.value:+.4f} ({gap.low:+.4f} to {gap.high:+.4f}), p {gap.p:.3f}: {verdict}"
-        )
+        lines.append(f"  paired difference {gap_text(test.difference)}")
+    for one in further_rivals(test):
+        lines.append(f"  {found.label(one.name)}: AUROC {_interval(one.estimate)}")
+        lines.append(f"  the winner minus {one.name}: {gap_text(one.difference)}")
     if test.optimism_search is not None:
         lines.append(f"  selection optimism of the search: {test.optimism_search:+.4f} (its value minus the test)")
     if test.optimism_confirm is not None:
@@ -191,6 +214,18 @@ def _test_lines(found: Confirmation, test: Tested) -> list[str]:
         if model.escapes is not None and model.false_alarms is not None:
             lines.append(f"  at its threshold: escapes {model.escapes}; false alarms {model.false_alarms}")
     return lines
+
+
+def further_rivals(test: Tested) -> list[Rival]:
+    """What the winner was compared with besides `against`."""
+    return [one for one in test.rivals if one.name != test.against]
+
+
+def gap_text(gap: Estimate) -> str:
+    """A paired difference with its interval, and whether it excludes zero."""
+    verdict = "told apart" if gap.low > 0 or gap.high < 0 else "not told apart"
+    p = "" if gap.p is None else f", p {gap.p:.3f}"
+    return f"{gap.value:+.4f} ({gap.low:+.4f} to {gap.high:+.4f}){p}: {verdict}"
 
 
 def _interval(found: Estimate) -> str:

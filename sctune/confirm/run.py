@@ -11,8 +11,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from sctune.confirm.candidates import Candidate, best_candidates, reference
-from sctune.confirm.outcome import tested
+from sctune.confirm.candidates import REFERENCE, Candidate, best_candidates, reference, untrained
+from sctune.confirm.outcome import ScoredRival, tested
 from sctune.confirm.plan import confirm_name, confirm_plan, fresh_seeds
 from sctune.confirm.ranking import final_values, rank
 from sctune.confirm.rescore import better_variant
@@ -24,6 +24,7 @@ from sctune.search.study.database import stored_manifests
 from sctune.search.study.leaderboard import TrialRow, leaderboard
 from sctune.search.study.ledger import add_look, looks, show_looks
 from sctune.search.study.record import Record
+from sctune.search.study.references import read_references
 from sctune.search.study.splits import checked_splits
 from sctune.search.study.study import Study, list_studies
 
@@ -95,7 +96,8 @@ def run_confirm(
         objective=trained.manifest.objective,
         seeds=tuple(dict.fromkeys(task.seed for task in trained.manifest.tasks)),
         ranking=tuple(ranking),
-        reference=next((one.name for one in candidates if one.trial is None), None),
+        reference=next((one.name for one in ranking if one.name == REFERENCE), None),
+        references=tuple(one.name for one in ranking if one.trial is None and one.name != REFERENCE),
         false_alarm_rate=options.false_alarm_rate,
         notes=(*notes, *failed),
     )
@@ -107,13 +109,17 @@ def run_confirm(
 def _candidates(study: Study, options: ConfirmOptions) -> tuple[list[Candidate], list[str]]:
     with closing(Record(study.record_url, study.name)) as record:
         rows = leaderboard(record.load(), study.objective)
+        references = read_references(study.manifest, record.load_references())
     chosen = best_candidates(study.manifest, rows, options.top)
     if options.rescored:
         chosen += _rescored(study, chosen)
     default, notes = reference(study.manifest, chosen)
+    chosen += [default] if default is not None else []
+    beside, left_out = untrained(study.manifest, references, chosen)
+    notes += left_out
     if any(row.state in ("RUNNING", "WAITING") for row in rows):
         notes.append(f"study {study.name} has unfinished trials; those that are complete are confirmed")
-    return [*chosen, *([default] if default is not None else [])], notes
+    return [*chosen, *beside], notes
 
 
 def _rescored(study: Study, chosen: Sequence[Candidate]) -> list[Candidate]:
@@ -216,12 +222,10 @@ def _open_test(
     study: Study, trained: Study, found: Confirmation, rows: dict[str, TrialRow], say: Say
 ) -> ConfirmOutcome:
     winner = found.winner.name
-    # where the paper's default won, the best candidate of the search is what it is compared with
-    others = [one.name for one in found.ranking if one.name != winner]
-    against = found.reference if found.reference in others else next(iter(others), None)
+    names = compared_with(found)
     splits = checked_splits(trained.manifest, trained.folder)
     images = {(str(split.root), file.path): file.label for split in splits.values() for file in split.test}
-    models = len(trained.manifest.tasks) * (2 if against else 1)
+    models = len(trained.manifest.tasks) * (1 + len(names))
     command = f"confirm ({trained.name})"
     ledger = looks(study)
     if not any(look.command == command for look in ledger):  # else interrupted while it looked
@@ -229,13 +233,31 @@ def _open_test(
     say([f"the winner is {winner}, and it is written down; opening the test images ({len(images)}) now"])
     folder = confirm_folder(study) / trained.name
     first = score_models(trained, winner, rows[winner], splits, folder, say)
-    second = score_models(trained, against, rows[against], splits, folder, say) if against else []
+    rivals = []
+    for name in names:
+        scored = score_models(trained, name, rows[name], splits, folder, say)
+        rivals.append(ScoredRival(name, scored, final_values(trained, rows[name])))
     values = final_values(trained, rows[winner])
-    test = tested(found, against, first, second, list(images.values()), values)
+    test = tested(found, first, rivals, list(images.values()), values)
     done = found.model_copy(update={"test": test})
     write_confirmation(study, done)
     warnings = show_looks(study, ledger)
     return ConfirmOutcome(done, len(ledger), warnings=tuple(warnings))
+
+
+def compared_with(found: Confirmation) -> list[str]:
+    """What the winner is compared with on the test images: first the paper's default, then the best reference.
+
+    Where the default won, the best candidate of the search takes its place. A method that trains nothing and won is
+    compared with the best candidate alone.
+    """
+    others = found.ranking[1:]
+    searched = [one.name for one in others if one.trial is not None]
+    default = [one.name for one in others if one.name == found.reference]
+    references = [one.name for one in others if one.name in found.references]
+    if found.winner.name in found.references:
+        return [*searched, *default, *references][:1]
+    return [*(default or searched)[:1], *references[:1]]
 
 
 def _now() -> str:

@@ -11,7 +11,8 @@ from typing import Any
 from sctune.errors import StudyError
 from sctune.metrics.merit import merit_of
 from sctune.pages.reading import StudyView, figure, ranked, value_text, view_study
-from sctune.search.study.result import Gap, compare
+from sctune.search.study.paired import Gap, compare
+from sctune.search.study.references import best_reference
 from sctune.text import duration
 
 FORMAT_VERSION = 1
@@ -151,6 +152,7 @@ def _cells(view: StudyView) -> dict[str, str]:
     cells = {
         "best value": value_text(best.value if best else None, result.noise),
         "best trial": str(best.number) if best else "-",
+        **_reference_cells(view),
         "trials": ", ".join(f"{count} {state}" for state, count in view.counts.items()) or "none",
         "space": str(manifest.space.get("name")),
         "data": f"{manifest.data.name} ({manifest.data.digest[:12]})",
@@ -167,6 +169,20 @@ def _cells(view: StudyView) -> dict[str, str]:
     return cells | {f"  {name}": figure(value) for name, value in (best.params.items() if best else ())}
 
 
+def _reference_cells(view: StudyView) -> dict[str, str]:
+    """Nothing for a study without references: where no study has any, the table has no such line."""
+    result = view.result
+    rival = best_reference(result.references, result.objective)
+    if rival is None:
+        return {}
+    found = {"best reference": f"{value_text(rival.value, result.reference_errors[rival.name])} ({rival.name})"}
+    against = result.against
+    if against is not None:
+        noise = "" if against.error is None else f" +- {against.error:.4f}"
+        found["best trial minus it"] = f"{against.difference:+.4f}{noise}"
+    return found
+
+
 def _document(view: StudyView) -> dict[str, Any]:
     manifest, result, cost = view.manifest, view.result, view.cost
     best = result.best
@@ -176,6 +192,8 @@ def _document(view: StudyView) -> dict[str, Any]:
         "best_value": best.value if best else None,
         "best_value_se": result.noise,
         "best_params": best.params if best else None,
+        "references": result.reference_rows,
+        "best_vs_reference": None if result.against is None else result.against.to_dict(),
         "states": view.counts,
         "space": manifest.space.get("name"),
         "data": {"name": manifest.data.name, "digest": manifest.data.digest},

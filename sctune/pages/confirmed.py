@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sctune.confirm.results import Confirmation, read_confirmation
+from sctune.confirm.results import Confirmation, further_rivals, gap_text, read_confirmation
 from sctune.errors import StudyError
 from sctune.metrics.statistics import Estimate
 from sctune.pages.html import Html, facts, joined, missing, table, tag
@@ -25,7 +25,7 @@ def confirm_section(study: Study) -> Html:
     rows = [
         (
             place,
-            one.name,
+            found.label(one.name),
             "-" if one.trial is None else one.trial,
             f"{one.mean:.4f}",
             "-" if one.std is None else f"{one.std:.4f}",
@@ -67,7 +67,7 @@ def _test(found: Confirmation) -> Html:
     normal, anomalous = test.images
     rows: list[tuple[object, object]] = [
         ("test images", f"{normal} normal, {anomalous} anomalous, opened {test.opened}"),
-        (f"winner: {found.winner.name}", _interval(test.winner)),
+        (f"winner: {found.label(found.winner.name)}", _interval(test.winner)),
     ]
     if test.reference is not None:
         rows.append((f"compared with: {test.against}", _interval(test.reference)))
@@ -75,6 +75,9 @@ def _test(found: Confirmation) -> Html:
         apart = test.difference.low > 0 or test.difference.high < 0
         told = f"{_interval(test.difference, sign=True)}, {'told apart' if apart else 'not told apart'}"
         rows.append(("paired difference", told))
+    for one in further_rivals(test):
+        rows.append((f"compared with: {found.label(one.name)}", _interval(one.estimate)))
+        rows.append((f"the winner minus {one.name}", gap_text(one.difference)))
     if test.optimism_search is not None:
         rows.append(("selection optimism of the search", f"{test.optimism_search:+.4f} (its value minus the test)"))
     if test.optimism_confirm is not None:

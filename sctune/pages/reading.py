@@ -16,6 +16,7 @@ from sctune.search.study.driver import Launches, running_driver
 from sctune.search.study.leaderboard import TrialRow
 from sctune.search.study.manifest import StudyManifest
 from sctune.search.study.record import reports_of
+from sctune.search.study.references import Reference, read_references
 from sctune.search.study.result import StudyResult, study_result
 from sctune.search.study.splits import selection_labels, study_splits
 from sctune.search.study.study import Study
@@ -29,7 +30,8 @@ class Cost:
     """Hours of cores and GPUs that training and scoring took, and what early stopping saved of them.
 
     saved_*: epochs that stopped trials did not run, at their own seconds per epoch; saved_share: of the epochs of all
-    ended trials (StudyResult.saved_share). epochs: run in all.
+    ended trials (StudyResult.saved_share). epochs: run in all. reference_seconds: of the references, which are counted
+    in the hours.
     """
 
     core_hours: float
@@ -38,6 +40,7 @@ class Cost:
     saved_gpu_hours: float
     saved_share: float
     epochs: int
+    reference_seconds: float = 0.0
 
     @property
     def unit(self) -> str:
@@ -104,17 +107,25 @@ def view_study(root: Path, name: str, storage: str | None = None) -> StudyView:
         notes.append(f"no standard errors: {problem}")
     try:
         trials = tuple(study.record.load())
+        references = read_references(study.manifest, study.record.load_references())
     finally:
         study.record.close()
     notes += [study.record.foreign_note] if study.record.foreign_note else []
     seconds = sum(launch.seconds or 0.0 for launch in study.manifest.launches)
     uri = safe_uri(study.manifest.tracking_uri)
-    result = study_result(study, trials, labels, seconds, tracking_uri=uri, notes=notes)
+    result = study_result(study, trials, labels, seconds, tracking_uri=uri, notes=notes, references=references)
     launches = Launches(study.manifest.launches, driver)
-    return StudyView(study, trials, result, labels, launches, cost_of(study.manifest, trials, result.saved_share))
+    return StudyView(
+        study, trials, result, labels, launches, cost_of(study.manifest, trials, result.saved_share, references)
+    )
 
 
-def cost_of(manifest: StudyManifest, trials: Sequence[FrozenTrial], saved_share: float) -> Cost:
+def cost_of(
+    manifest: StudyManifest,
+    trials: Sequence[FrozenTrial],
+    saved_share: float,
+    references: Sequence[Reference] = (),
+) -> Cost:
     """What the reports' own seconds come to with a trial's share of the machine."""
     epochs = manifest.trial_config().epochs
     spent = saved = 0.0
@@ -125,8 +136,10 @@ def cost_of(manifest: StudyManifest, trials: Sequence[FrozenTrial], saved_share:
         run += len(seconds)
         if trial.state.name == "PRUNED" and seconds:
             saved += max(0, epochs - len(seconds)) * sum(seconds) / len(seconds)
+    beside = sum(one.seconds or 0.0 for one in references)
+    spent += beside
     cores, gpus = manifest.resources.cpus / 3600, manifest.resources.gpus / 3600
-    return Cost(cores * spent, gpus * spent, cores * saved, gpus * saved, saved_share, run)
+    return Cost(cores * spent, gpus * spent, cores * saved, gpus * saved, saved_share, run, beside)
 
 
 def ranked(view: StudyView) -> list[TrialRow]:

@@ -16,6 +16,7 @@ from sctune.pages.confirmed import confirm_section, looks_section
 from sctune.pages.figures import Drawing, study_drawings
 from sctune.pages.html import Html, joined, missing, picture, rendered
 from sctune.pages.reading import StudyView, view_study
+from sctune.pages.references import references_section
 from sctune.tracking.plots import search_picture
 
 FORMAT_VERSION = 1
@@ -64,6 +65,7 @@ def page(view: StudyView, drawings: Sequence[Drawing], made: str) -> str:
     drawn = {one.name: one for one in drawings}
     parts: list[tuple[str, str, Html]] = [
         ("summary", "Summary", joined([sections.summary(view), _static(view)])),
+        ("references", "References", references_section(view)),
         ("history", "History", _figure(drawn["history"])),
         ("rungs", "Rungs", sections.rung_table(view)),
         ("curves", "Learning curves", _figure(drawn["curves"])),

@@ -16,7 +16,7 @@ from sctune.pages.reading import StudyView, figure, ranked, value_text
 from sctune.pages.rungs import rungs
 from sctune.search.reconcile.delivery import BEST, FIGURES, read_model
 from sctune.search.study.leaderboard import TrialRow
-from sctune.search.study.result import compare, has_scores
+from sctune.search.study.paired import compare, has_scores
 from sctune.text import duration
 from sctune.urls import without_secrets
 
@@ -149,6 +149,7 @@ def cost(view: StudyView) -> Html:
     spent, resources = view.cost, view.manifest.resources
     rows: list[tuple[object, object]] = [
         ("time of all launches", duration(view.result.seconds)),
+        ("references", f"{spent.reference_seconds:.1f} s"),
         ("core-hours", f"{spent.core_hours:.3g}"),
         ("GPU-hours", f"{spent.gpu_hours:.3g}"),
         ("epochs run", spent.epochs),

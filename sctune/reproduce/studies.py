@@ -121,6 +121,8 @@ class StudyPlan:
             sampler="grid",
             scheduler="none",
             overrides=dict(setup.overrides),
+            # a table of the paper compares its own columns
+            references=False,
             # the last checkpoint of every trial is scored after the study
             keep_best=len(self.columns),
             study_root=study_root,

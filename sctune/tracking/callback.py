@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
 from sctune.metrics.objective import AUROC, Objective
 from sctune.report import EpochReport
-from sctune.tracking.events import SHORT_PARAM, Event, file_digest
+from sctune.tracking.events import SHORT_PARAM, Child, Event, file_digest
 
 
 class EventSink(Protocol):
@@ -28,7 +28,8 @@ class StudyFacts:
 
     study_id: of the manifest, never reused. base: the flat configuration that trials vary. tasks: their keys.
     versions: package -> version. tags: anything else to show on the parent run (selection mode, sampler, ...).
-    resumed: this is not the study's first launch. objective: what it is searched by.
+    resumed: this is not the study's first launch. objective: what it is searched by. references: name -> the flat
+    configuration of a method that is run beside the trials.
     """
 
     study_id: str
@@ -42,18 +43,23 @@ class StudyFacts:
     tags: Mapping[str, str] = field(default_factory=dict)
     resumed: bool = False
     objective: Objective = AUROC
+    references: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+
+Number = TypeVar("Number", int, str)
 
 
 @dataclass(frozen=True)
-class PastTrial:
-    """A trial as the record has it, to be shown again; times in ms since 1970.
+class Past(Generic[Number]):
+    """A trial, or a reference, as the record has it, to be shown again; times in ms since 1970.
 
+    number: of the trial; of a reference its name.
     reports: epoch -> {"metrics", "time"}. state: COMPLETE, PRUNED or FAIL with `ended`; None while it is unfinished.
     objective: what its study is searched by.
     failure: kind, message and traceback of one that failed, as far as they are known.
     """
 
-    number: int
+    number: Number
     params: Mapping[str, Any]
     attempt: int
     started: int
@@ -64,6 +70,10 @@ class PastTrial:
     stop_reason: str | None = None
     objective: Objective = AUROC
     failure: str | None = None
+
+
+PastTrial: TypeAlias = Past[int]
+PastReference: TypeAlias = Past[str]
 
 
 class TrackingCallback:
@@ -106,6 +116,12 @@ class TrackingCallback:
         """All parameters of a trial's run: short names of what was sampled, then the whole configuration."""
         return {**short_names(params), **self._facts.base, **self._assignments(params), **params}
 
+    def params_of(self, past: PastTrial | PastReference) -> dict[str, Any]:
+        """All parameters of the run of a trial or a reference as the record has it."""
+        if isinstance(past.number, str):
+            return dict(self._facts.references.get(past.number, {}))
+        return self.shown_params(past.params)
+
     def on_report(self, number: int, report: EpochReport, timestamp_ms: int) -> None:
         """An epoch's report; timestamp_ms: when this epoch was first reported."""
         with self._timed():
@@ -124,11 +140,11 @@ class TrackingCallback:
         with self._timed():
             self._put("tags", number, _now_ms(), {"tags": {"state": "WAITING", "wait_reason": reason}})
 
-    def replay(self, past: PastTrial) -> None:
+    def replay(self, past: PastTrial | PastReference) -> None:
         """Tell again what the record holds of a trial; what has arrived already changes nothing."""
         tags = {**self._common, "state": "RUNNING", "attempt": str(past.attempt)}
         # an unfinished one is opened: it goes on in this launch, or the study's end closes it
-        content = {"params": self.shown_params(past.params), "tags": tags, "resumed": past.state is None}
+        content = {"params": self.params_of(past), "tags": tags, "resumed": past.state is None}
         self._put("trial_start", past.number, past.started, content)
         for epoch, report in past.reports.items():
             self._put("report", past.number, report["time"], {"step": epoch, "metrics": dict(report["metrics"])})
@@ -137,16 +153,16 @@ class TrackingCallback:
             ended = past.started if past.ended is None else past.ended
             self._put("trial_end", past.number, ended, {"status": past.state, "tags": tags, "error": past.failure})
 
-    def drop_run(self, number: int | None, run_id: str) -> None:
+    def drop_run(self, number: Child | None, run_id: str) -> None:
         """Delete a run that is one too many."""
         self._put("drop", number, _now_ms(), {"run": run_id})
 
-    def replace_run(self, number: int, started: int, run_id: str) -> None:
+    def replace_run(self, number: Child, started: int, run_id: str) -> None:
         """Make a trial's run anew, with the files of the one that is wrong; `replay` then fills it."""
         self._put("replace", number, started, {"run": run_id})
 
     def on_artifact(
-        self, number: int | None, path: Path, artifact_path: str | None = None, proof: Path | None = None
+        self, number: Child | None, path: Path, artifact_path: str | None = None, proof: Path | None = None
     ) -> None:
         """Show a file or folder at a trial's run (None: the study's); it must stay where it is until delivered.
 
@@ -158,21 +174,29 @@ class TrackingCallback:
                 content["proof"] = {"path": str(proof), "sha256": file_digest(proof)}
             self._put("artifact", number, _now_ms(), content)
 
-    def on_tags(self, number: int | None, tags: Mapping[str, str]) -> None:
+    def on_tags(self, number: Child | None, tags: Mapping[str, str]) -> None:
         """Add tags to a trial's run (None: the study's)."""
         with self._timed():
             self._put("tags", number, _now_ms(), {"tags": dict(tags)})
 
-    def on_study_end(self, status: str, tags: Mapping[str, str], points: Sequence[tuple[int, float, int]] = ()) -> None:
+    def on_study_end(
+        self,
+        status: str,
+        tags: Mapping[str, str],
+        points: Sequence[tuple[int, float, int]] = (),
+        figures: Sequence[tuple[str, float, int]] = (),
+    ) -> None:
         """The launch is over; status FINISHED, KILLED (stopped, can be resumed) or FAILED.
 
-        points: (step, best value so far, time in ms) for the chart of the study's own run.
+        For the study's own run: points: (step, best value so far, time in ms) of its chart; figures: (metric, value,
+        time in ms).
         """
         content = {"status": status, "tags": {"state": status, **tags}, "points": [list(point) for point in points]}
+        content["figures"] = [list(one) for one in figures]
         with self._timed():
             self._put("study_end", None, _now_ms(), content)
 
-    def _put(self, kind: str, number: int | None, time_ms: int, content: Event) -> None:
+    def _put(self, kind: str, number: Child | None, time_ms: int, content: Event) -> None:
         facts = self._facts
         head = {"kind": kind, "study": facts.study_id, **facts.objective.stated}
         self._sink.put({**head, "trial": number, "time": time_ms, **content})

@@ -1,13 +1,15 @@
 """The events that travel from the search to MLflow.
 
-Events are plain dictionaries with `kind`, `study` (id), `time` (ms since 1970) and, for a child run, `trial`:
+Events are plain dictionaries with `kind`, `study` (id), `time` (ms since 1970) and, for a child run, `trial`: the
+number of a trial, or the name of a reference, whose run is one of the study's as well.
 
     study        name, params, tags, resumed       the parent run is found or made
     trial_start  params, tags, resumed             the child run
     report       step, metrics                     `time` is that of the first time this epoch was reported
     trial_end    status, tags, error               status COMPLETE, PRUNED or FAIL; error: a traceback
-    study_end    status, tags, points              status FINISHED, KILLED or FAILED; points: [[step, value, time]] of
-                                                   the best value so far, for the study's own chart
+    study_end    status, tags, points, figures     status FINISHED, KILLED or FAILED; points: [[step, value, time]] of
+                                                   the best value so far, for the study's own chart; figures: [[metric,
+                                                   value, time]] of the references, for the same run
     artifact     path, artifact_path, proof        a file or a folder that stays until it is delivered; proof: {path,
                                                    sha256} of a file that changes when the folder gets other content
     tags         tags
@@ -30,6 +32,8 @@ from typing import Any, TypeAlias
 from sctune.metrics.objective import DEFAULT, Objective, find_objective
 
 Event: TypeAlias = dict[str, Any]
+Child: TypeAlias = int | str
+"""What a run nested in the study's shows: a trial, by its number, or a reference, by its name."""
 
 _REQUIRED = {
     "study": ("name", "time"),

@@ -1,4 +1,4 @@
-"""Events to MLflow runs: one parent run per study, one child run per trial, each found by its tags before it is made.
+"""Events to MLflow runs: a parent run per study, a child run per trial and reference, found by tags before it is made.
 
 Applying events again changes nothing: points carry their first timestamp, parameters and tags their first
 value, and a run's end is written at the time of the event.
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from sctune.tracking.events import (
     MAX_PARAM_LENGTH,
     NOTE,
+    Child,
     as_key,
     as_texts,
     file_digest,
@@ -31,13 +32,14 @@ from sctune.tracking.note import linked
 from sctune.tracking.sending import Entry, Sender
 from sctune.tracking.server import (
     PARENT_TAG,
+    REFERENCE_TAG,
     ROLE_TAG,
     STUDY_TAG,
     TRIAL_TAG,
     find_experiment,
     mlflow_client,
 )
-from sctune.tracking.stored import find_runs, histories, trial_of
+from sctune.tracking.stored import child_of, find_runs, histories
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric, Param
@@ -47,7 +49,7 @@ FAILURE = "failure.txt"
 """File of a failed trial's run: kind, message and traceback."""
 _MAX_ENTRIES = 100  # of one request: MLflow's limit for parameters and for tags
 _log = logging.getLogger(__name__)
-Key = tuple[str, int | None]
+Key = tuple[str, Child | None]
 
 
 @dataclass
@@ -78,7 +80,7 @@ class Runs:
         self._names: dict[str, str] = {}
         self._metrics: dict[str, str] = {}
         self._batches: dict[Key, _Batch] = {}
-        self._listed: dict[str, dict[int | None, list[str]]] = {}
+        self._listed: dict[str, dict[Child | None, list[str]]] = {}
 
     @property
     def rejected(self) -> int:
@@ -168,6 +170,9 @@ class Runs:
         batch.metrics += [
             Metric(name, float(value), int(time), int(step)) for step, value, time in event.get("points", ())
         ]
+        batch.metrics += [
+            Metric(as_key(name), float(value), int(time), 0) for name, value, time in event.get("figures", ())
+        ]
         if key[1] is None and NOTE in batch.tags:
             batch.tags[NOTE] = linked(batch.tags[NOTE], self._homes[key[0]], partial(self._known, key[0]))
 
@@ -179,7 +184,7 @@ class Runs:
         """No child says RUNNING after its study has stopped; a resumed trial says so again."""
         self._flush_all()
         for run in find_runs(self._client, study, "attributes.status = 'RUNNING'"):
-            if run.data.tags.get(ROLE_TAG) == "trial":
+            if run.data.tags.get(ROLE_TAG) in ("trial", "reference"):
                 self._sender.call("ending a run", self._client.set_tag, run.info.run_id, "state", "UNFINISHED")
                 self._sender.call("ending a run", self._client.set_terminated, run.info.run_id, "KILLED", int(time))
 
@@ -279,14 +284,14 @@ class Runs:
         for run_id, points in histories(self._client, run_ids, self._metrics[study]).items():
             self._steps[run_id] = {point.step: point.time for point in points}
 
-    def _list(self, study: str) -> dict[int | None, list[str]]:
-        """Trial (None: the study) -> ids of its runs, oldest first. Read once: only this process makes more."""
+    def _list(self, study: str) -> dict[Child | None, list[str]]:
+        """Child (None: the study) -> ids of its runs, oldest first. Read once: only this process makes more."""
         if study not in self._listed:
             default = self._default_experiment(study)
             runs = find_runs(self._client, study)
-            listed: dict[int | None, list[str]] = {}
+            listed: dict[Child | None, list[str]] = {}
             for run in runs:
-                number = trial_of(run)
+                number = child_of(run)
                 if number is not None or run.data.tags.get(ROLE_TAG) == "study":
                     listed.setdefault(number, []).append(str(run.info.run_id))
             self._listed[study] = listed
@@ -296,9 +301,13 @@ class Runs:
 
     def _create(self, key: Key, time: int) -> str:
         study, trial = key
-        tags = {STUDY_TAG: study, ROLE_TAG: "study" if trial is None else "trial", **identity_tags()}
+        role = "study" if trial is None else "reference" if isinstance(trial, str) else "trial"
+        tags = {STUDY_TAG: study, ROLE_TAG: role, **identity_tags()}
         if trial is None:
             name = self._names.get(study, study)
+        elif isinstance(trial, str):
+            name = f"reference-{trial}"
+            tags |= {REFERENCE_TAG: trial, PARENT_TAG: self._run_id((study, None), time)}
         else:
             name = f"trial-{trial:04d}"
             tags |= {TRIAL_TAG: str(trial), PARENT_TAG: self._run_id((study, None), time)}

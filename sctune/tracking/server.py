@@ -30,6 +30,7 @@ _DATABASE_CHECK_S = 60.0  # the first use of a database creates its tables
 
 STUDY_TAG = "sctune.study_id"
 TRIAL_TAG = "sctune.trial"
+REFERENCE_TAG = "sctune.reference"
 ROLE_TAG = "sctune.role"
 PARENT_TAG = "mlflow.parentRunId"
 _PERMANENT = frozenset({400, 413, 501})
@@ -38,9 +39,10 @@ EXPERIMENT_TAGS = {
     # without it MLflow guesses, and shows pages about language models
     "mlflow.experimentKind": "custom_model_development",
     "mlflow.note.content": (
-        "Searches by sctune: each top-level run is a study, the runs nested in it are its trials, with the varied "
-        "parameters first (`_name`) and the objective as `AUROC` (or `AP`, `FPR95`, where it was asked for). The "
-        "description of a study's run has its best trials and links to their charts.\n\n"
+        "Searches by sctune: each top-level run is a study, the runs nested in it are its trials (`reference-NAME`: a "
+        "method that trains nothing), with the varied parameters first (`_name`) and the objective as `AUROC` (or "
+        "`AP`, `FPR95`, where it was asked for). The description of a study's run has its best trials and links to "
+        "their charts.\n\n"
         "In the search box: `tags.study = 'NAME'` (one study), `tags.state = 'COMPLETE'` (or PRUNED, FAIL), "
         "`tags.stop_reason LIKE 'stopped by asha%'`, `metrics.AUROC > 0.8`."
     ),

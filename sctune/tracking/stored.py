@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
+from sctune.tracking.events import Child
 from sctune.tracking.mlflow_private import database_histories, is_server, server_histories
-from sctune.tracking.server import PARENT_TAG, ROLE_TAG, STUDY_TAG, TRIAL_TAG, mlflow_client
+from sctune.tracking.server import PARENT_TAG, REFERENCE_TAG, ROLE_TAG, STUDY_TAG, TRIAL_TAG, mlflow_client
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -35,10 +36,13 @@ class Point(NamedTuple):
 
 @dataclass(frozen=True)
 class StoredRun:
-    """A run with its points by metric. trial: None for the study's own run; parent: the run that it is nested in."""
+    """A run with its points by metric. trial: number of a trial, name of a reference, None for the study's own run.
+
+    parent: the run that it is nested in.
+    """
 
     run_id: str
-    trial: int | None
+    trial: Child | None
     role: str
     parent: str | None
     start: int
@@ -72,6 +76,12 @@ def trial_of(run: Run) -> int | None:
     """Number of the trial that a run shows, None for a study's run and for one whose tag is no number."""
     text = run.data.tags.get(TRIAL_TAG, "")
     return int(text) if text.isdecimal() else None
+
+
+def child_of(run: Run) -> Child | None:
+    """Which trial or reference a run shows, None where it is neither's."""
+    number = trial_of(run)
+    return run.data.tags.get(REFERENCE_TAG) if number is None else number
 
 
 def histories(client: MlflowClient, run_ids: Sequence[str], metric: str) -> dict[str, list[Point]]:
@@ -139,7 +149,7 @@ def _stored(run: Run, points: Mapping[str, Sequence[Point]]) -> StoredRun:
     tags = run.data.tags
     return StoredRun(
         run_id=run.info.run_id,
-        trial=trial_of(run),
+        trial=child_of(run),
         role=tags.get(ROLE_TAG, ""),
         parent=tags.get(PARENT_TAG),
         start=run.info.start_time,

@@ -12,25 +12,17 @@ import time
 import traceback
 from collections import deque
 from dataclasses import replace
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import ray
 import torch
-from pydantic import BaseModel, ConfigDict
 from ray import tune
 
-from sctune.backbones.weights import resolve_weights
-from sctune.config import Task, TrialConfig
-from sctune.data.digests import data_digest
-from sctune.data.pools import Files
-from sctune.data.split import Split, split_for
-from sctune.errors import ChangedDataError, ClusterError, ConfigError, DataError, PlaceError, StoppedError, StorageError
-from sctune.files import file_sha256
-from sctune.metrics.objective import DEFAULT, Objective, find_objective
+from sctune.config import TrialConfig
+from sctune.errors import PlaceError, StoppedError, StorageError
 from sctune.report import FAILURE, REPORT, VALUE, EpochReport, Origin, TrialFailure, merge_reports
 from sctune.train.trainer import Trainer
+from sctune.trial.building import TrainerBuilder, TrialSpec
 from sctune.trial.checkpoint import TrialStore
 from sctune.trial.step_log import StepLog
 from sctune.trial.stop_flag import StopFlag
@@ -44,40 +36,6 @@ _MEMORY_MESSAGES = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALL
 
 _log = logging.getLogger(__name__)
 
-CHECKED_PACKAGES = ("sctune", "torch", "torchvision", "optuna")
-"""Packages whose versions must be the same on the driver and on every worker."""
-
-
-class TrialSpec(BaseModel):
-    """What all trials of a launch share; plain JSON values, so that it travels without pickled objects.
-
-    config: base TrialConfig tree; tasks: what a trial is scored on; storage: URI of the checkpoints;
-    checkpoint_epochs: rungs, always saved; checkpoint_interval: seconds between other checkpoints;
-    splits, contents: task key -> digest of its lists of files and of what its images hold, as the driver saw them;
-    weights_sha256: of the backbone's weights file, by backbone.
-    objective: name of what the study is searched by.
-    stop_key: where the driver raises the flag that ends the launch's trials.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    config: dict[str, Any]
-    tasks: list[Task]
-    storage: str
-    cache: str
-    checkpoint_epochs: list[int]
-    checkpoint_interval: float
-    splits: dict[str, str]
-    contents: dict[str, str] = {}
-    weights_sha256: dict[str, str]
-    versions: dict[str, str]
-    objective: str = DEFAULT
-    stop_key: str = ""
-
-
-def package_versions() -> dict[str, str]:
-    return {name: version(name).split("+")[0] for name in CHECKED_PACKAGES}
-
 
 class SaliencyCutTrainable(tune.Trainable):
     """Ray class Trainable; `spec` is a TrialSpec as a dict.
@@ -90,7 +48,7 @@ class SaliencyCutTrainable(tune.Trainable):
         self.spec = TrialSpec.model_validate(spec)
         self.log = StepLog.attach()
         self._begin(config)
-        self._digests: dict[Path, str] = {}
+        self._builder = TrainerBuilder(self.spec)
         self._should_stop = StopFlag(self.spec.stop_key)
         self._node = ray.get_runtime_context().get_node_id() if ray.is_initialized() else ""
 
@@ -149,26 +107,8 @@ class SaliencyCutTrainable(tune.Trainable):
             torch.cuda.empty_cache()
 
     def _build(self) -> None:
-        self._check_versions()
-        objective = self._objective()
         config = TrialConfig.load(self.spec.config).override(self.params)
-        weights = self._weights(config)
-        trainers = []
-        seen: dict[tuple[Path, Files], str] = {}
-        for task in self.spec.tasks:
-            split = self._split(config, task)
-            self._check_content(task, split, seen)
-            trainers.append(
-                Trainer(
-                    config,
-                    task,
-                    cache=Path(self.spec.cache),
-                    weights=weights,
-                    split=split,
-                    should_stop=self._should_stop,
-                    objective=objective,
-                )
-            )
+        trainers = self._builder.build(config, self.spec.tasks, self._should_stop)
         self.store = TrialStore(self.spec.storage, self.number)
         if self.attempt == 1:
             # left over by a trial that took this number and whose driver was killed before it was recorded
@@ -183,57 +123,6 @@ class SaliencyCutTrainable(tune.Trainable):
             self.pending = deque(map(EpochReport.from_dict, reports))
             self.sent = [dict(row) for row in reports]
         self.trainers = trainers
-
-    def _split(self, config: TrialConfig, task: Task) -> Split:
-        try:
-            split = split_for(config.for_task(task), task)
-        except DataError as problem:
-            # the driver made the very same one, so it is the files here
-            raise PlaceError(str(problem)) from None
-        if split.digest != self.spec.splits[task.key]:
-            raise ClusterError(f"the data of task {task.key} differ from the driver's; give every node the same files")
-        return split
-
-    def _objective(self) -> Objective:
-        try:
-            return find_objective(self.spec.objective)
-        except ConfigError as problem:
-            raise ClusterError(f"{problem}; give this node the driver's packages") from None
-
-    def _check_versions(self) -> None:
-        here = package_versions()
-        wrong = [
-            f"{name} {here[name]} (driver {there})" for name, there in self.spec.versions.items() if here[name] != there
-        ]
-        if wrong:
-            raise ClusterError(f"this node has other versions than the driver: {', '.join(wrong)}; install the same")
-
-    def _check_content(self, task: Task, split: Split, seen: dict[tuple[Path, Files], str]) -> None:
-        """seen: root and files of earlier tasks -> what they hold."""
-        wanted = self.spec.contents.get(task.key)
-        if wanted is None:
-            return
-        files = (split.root, split.development)
-        if files not in seen:
-            paths = (file.path for file in split.development)
-            seen[files] = data_digest(split.root, paths, Path(self.spec.cache))
-        if seen[files] != wanted:
-            raise ChangedDataError(
-                f"the images of task {task.key} in {split.root} hold something else than the driver's did when it "
-                "began; give every node the same files, and change none while a study runs"
-            )
-
-    def _weights(self, config: TrialConfig) -> Path | None:
-        if not config.entry.looks_at("model.backbone"):
-            return None
-        backbone = config.model.backbone
-        path = resolve_weights(backbone, config.model.weights)
-        wanted = self.spec.weights_sha256.get(backbone)
-        if path is not None and path not in self._digests:
-            self._digests[path] = file_sha256(path)
-        if path is not None and wanted is not None and self._digests[path] != wanted:
-            raise ClusterError(f"{path} differs from the driver's weights; copy the same file to every node")
-        return path
 
     def _save(self, report: EpochReport) -> None:
         """The checkpoint of an epoch where one is due. The last one is the model, so it is tried for a while.

@@ -99,7 +99,7 @@ def test_the_model_is_the_seed_that_selected_best(tmp_path: Path, objective: str
     )
     found = confirmation(study, objective)
     values = {task.key: value for task, value in zip(TASKS, FALSE_ALARMS["trial-8"], strict=True)}
-    test = outcome.tested(found, None, [scored(task) for task in TASKS], [], [0, 0, 0, 1, 1], values)
+    test = outcome.tested(found, [scored(task) for task in TASKS], [], [0, 0, 0, 1, 1], values)
     (model,) = test.models
     assert (model.seed, model.test_auroc) == (seed, pytest.approx(5 / 6))
     # false alarms minus an AUROC would be a difference of nothing

@@ -35,7 +35,7 @@ prepare_environment()
 import ray
 from sctune.data.place import Needs
 from sctune.errors import ClusterError
-from sctune.trial.trainable import package_versions
+from sctune.trial.building import package_versions
 address, storage, image, cache = sys.argv[1:]
 ray.init(address=address, log_to_driver=False, logging_level="ERROR")
 versions, needs = package_versions(), Needs((image,), cache, 1000)

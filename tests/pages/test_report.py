@@ -33,8 +33,8 @@ from tests.pages.studies import drawn_scores, make_study, record_trial
 
 CHROMIUM = Path("/usr/bin/chromium")
 PARTS = (
-    "summary", "history", "rungs", "curves", "importance", "slice", "contour", "parallel", "leaderboard", "confirm",
-    "looks", "gallery", "cost", "repeat", "setup",
+    "summary", "references", "history", "rungs", "curves", "importance", "slice", "contour", "parallel", "leaderboard",
+    "confirm", "looks", "gallery", "cost", "repeat", "setup",
 )  # fmt: skip
 FIGURES = ("history", "curves", "importance", "slice", "contour", "parallel")
 EVIL = "</script><script>window.hit = 1</script><img src=x onerror='window.hit = 1'>&amp;\"'"

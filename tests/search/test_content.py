@@ -19,7 +19,8 @@ from sctune.search.study.content import FILES, check_content, content_digest, ke
 from sctune.search.study.manifest import DataSpec
 from sctune.search.study.splits import checked_splits, study_splits
 from sctune.search.study.study import Study
-from sctune.trial.trainable import SaliencyCutTrainable, TrialSpec
+from sctune.trial.building import TrialSpec
+from sctune.trial.trainable import SaliencyCutTrainable
 from tests.builders import make_manifest, make_space
 
 ONE, OTHER = "train/good/007.png", "train/good/019.png"

@@ -14,7 +14,7 @@ from sctune.config import load_profile
 from sctune.search.cluster.connection import Resources
 from sctune.search.plan.options import SearchOptions
 from sctune.search.plan.plan import Plan, make_plan
-from sctune.search.run.dryrun import Probe, _probe, costed, dearest_point
+from sctune.search.run.dryrun import Probe, _probe, costed, dearest_point, reference_seconds
 from sctune.search.space.definition import Space, load_space
 
 HEADS = {"values": ["single_head", "two_head_patch", "four_head", "two_head_latent"]}
@@ -116,6 +116,54 @@ def test_the_time_has_start_and_end(plan: Plan) -> None:
     assert told["study_seconds"] > told["start_seconds"] + trials + told["end_seconds"]
     (line,) = [line for line in run.lines if line.startswith("expected time: about ")]
     assert f", with {told['start_seconds'] + told['end_seconds']:.0f} s for start and end, " in line
+
+
+@pytest.mark.parametrize(
+    ("concurrent", "budget", "seconds"), [(2, None, 10.0), (1, None, 15.0), (1, 100.0, 10.0), (4, 20.0, 2.0)]
+)
+def test_references_are_counted(plan: Plan, concurrent: int, budget: float | None, seconds: float) -> None:
+    """10 s and 5 s, side by side or after each other, and no more than a tenth of the budget."""
+    point, resources = dearest_point(plan.space), Resources(2, 0, 1, 0, concurrent, 1)
+    probe = Probe(1.0, 1.0, 1.0, 1, 1)
+    changes = {"references": ("one", "two"), "time_budget_s": budget}
+    asked = replace(plan, manifest=plan.manifest.model_copy(update=changes))
+    without = costed(plan, resources, point, probe).to_dict()
+    told = costed(asked, resources, point, probe, references=[10.0, 5.0])
+    assert told.to_dict()["references_seconds"] == seconds
+    assert told.study_seconds == pytest.approx(without["study_seconds"] + seconds)
+    assert without["references_seconds"] == 0
+    assert any(f"for start and end and {seconds:.0f} s for references, " in line for line in told.lines)
+    assert "before the trials: one, two (references, which train nothing)" in told.lines
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_a_reference_is_timed_as_the_search_runs_it(
+    image_folder: Path, monkeypatch: pytest.MonkeyPatch, broken: bool
+) -> None:
+    from sctune.train import trainer
+
+    made: list[Any] = []
+
+    class Seen(trainer.Trainer):
+        def run_epoch(self) -> Any:
+            made.append(self.config)
+            if broken:
+                raise RuntimeError("a fault of the method")
+            return super().run_epoch()
+
+    monkeypatch.setattr(trainer, "Trainer", Seen)
+    options = SearchOptions(
+        name="s",
+        profile="smoke",
+        data=str(image_folder),
+        selection="extra",
+        references=True,
+        overrides={"model.weights": "random"},
+    )
+    seconds = reference_seconds(make_plan(options, has_gpu=False), "gaussian")
+    (config,) = made
+    assert (config.method.name, config.model.backbone, config.epochs) == ("gaussian", "efficientnet_lite0", 1)
+    assert (seconds == 0) == broken
 
 
 def test_the_disk_has_figures_and_copies(plan: Plan) -> None:

@@ -25,7 +25,7 @@ from sctune.search.space.definition import load_space
 from sctune.search.study.lock import DatabaseLock
 from sctune.search.study.manifest import DataSpec, SchedulerSpec
 from sctune.search.study.study import Study, list_stored, local_manifests, write_json
-from sctune.trial.trainable import package_versions
+from sctune.trial.building import package_versions
 from tests.builders import make_manifest
 
 Begin = Callable[..., Study]

@@ -7,7 +7,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from sctune.metrics.objective import AUROC
-from sctune.search.study.result import compare, value_se
+from sctune.search.study.paired import compare, value_se
 
 
 def make_scores(seed: int, shift: float, n: int = 100) -> tuple[np.ndarray, np.ndarray]:

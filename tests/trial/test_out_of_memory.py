@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from sctune.config import Task, TrialConfig
-from sctune.trial.trainable import SaliencyCutTrainable, TrialSpec
+from sctune.trial.building import TrialSpec
+from sctune.trial.trainable import SaliencyCutTrainable
 
 PETABYTE = 1 << 50
 

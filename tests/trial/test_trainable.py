@@ -14,8 +14,9 @@ from sctune.config import Task, TrialConfig
 from sctune.data.split import split_for
 from sctune.errors import StoppedError
 from sctune.trial import trainable
+from sctune.trial.building import TrialSpec
 from sctune.trial.checkpoint import TrialStore
-from sctune.trial.trainable import SaliencyCutTrainable, TrialSpec
+from sctune.trial.trainable import SaliencyCutTrainable
 
 EPOCHS = 4
 

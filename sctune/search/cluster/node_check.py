@@ -78,8 +78,8 @@ def _line(node: Mapping[str, Any], answer: Mapping[str, Any]) -> str:
 def _inspect_node(storage: str, marker: str, needs: Needs | None) -> dict[str, Any]:
     from pyarrow import fs
 
+    from sctune.trial.building import package_versions
     from sctune.trial.storage import open_storage
-    from sctune.trial.trainable import package_versions
 
     system, _ = open_storage(storage)
     lacks = None

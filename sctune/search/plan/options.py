@@ -54,6 +54,9 @@ class SearchOptions(StudyOptions):
     gpus_per_trial: float | None = asked(MACHINES, None, "Fractions share a GPU; default: one each.", ge=0)
     cpus_per_trial: float | None = asked(MACHINES, None, "CPU cores (threads) of a trial.", ge=0.01)
     max_concurrent: int | None = asked(MACHINES, None, "Trials at a time; default: all that fit.", ge=1)
+    references: bool | None = asked(
+        SPACE, None, "Before the trials, methods that train nothing, to compare with; default: the profile's."
+    )
     overrides: Mapping[str, Any] = asked(SPACE, {}, "key=value of the configuration; repeatable.")
     skip_corrupt: bool = asked(DATA, False, "Leave out unreadable images.")
     allow_duplicates: bool = asked(DATA, False, "Keep byte-identical images in one pool, instead of refusing them.")

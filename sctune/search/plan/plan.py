@@ -26,6 +26,7 @@ from sctune.search.plan.base import base_config, search_space
 from sctune.search.plan.locations import free_name, storage_uri
 from sctune.search.plan.options import SearchOptions
 from sctune.search.plan.proxy_evidence import proxy_warning
+from sctune.search.plan.references import planned_references
 from sctune.search.rules.registry import make_rule
 from sctune.search.space.definition import Space
 from sctune.search.study.content import content_digest
@@ -35,7 +36,7 @@ from sctune.search.study.options import StudyOptions
 from sctune.search.suggest.samplers import make_sampler, sampler_entry
 from sctune.tracking.choice import choose_store
 from sctune.tracking.server import check_tracking
-from sctune.trial.trainable import package_versions
+from sctune.trial.building import package_versions
 from sctune.urls import STORAGE_VARIABLE, chosen
 
 MAX_GRID = 100_000
@@ -109,7 +110,9 @@ def make_plan(options: SearchOptions, has_gpu: bool) -> Plan:
         warnings.append(proxy_warning(options.setting, base.n_anomalies, half=half))
         if not objective.is_default:
             warnings.append(f"what is known of the proxy was measured with {AUROC.label}, not with {objective.label}")
-    asked = _Asked(name, profile, sampler, scheduler, selection, store.uri, storage, record)
+    references, left_out = planned_references(options.references, profile, base)
+    warnings += left_out
+    asked = _Asked(name, profile, sampler, scheduler, selection, references, store.uri, storage, record)
     manifest = _manifest(options, asked, space, tasks, _data_spec(datasets, splits))
     manifest = manifest.model_copy(update={"splits": {key: split.digest for key, split in splits.items()}})
     return Plan(
@@ -126,6 +129,7 @@ class _Asked:
     sampler: str
     scheduler: SchedulerSpec
     selection: SelectionSpec
+    references: tuple[str, ...]
     tracking_uri: str
     storage_path: str
     storage_url: str | None
@@ -148,6 +152,7 @@ def _manifest(options: SearchOptions, asked: _Asked, space: Space, tasks: list[T
         scheduler=asked.scheduler,
         trials=options.trials or points or defaults.trials,
         selection=asked.selection,
+        references=asked.references,
         folds=defaults.folds,
         data=data,
         storage_path=asked.storage_path,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from optuna.trial import FrozenTrial
 
@@ -22,14 +23,14 @@ from sctune.search.reconcile.comparison import (
     settled,
 )
 from sctune.search.reconcile.delivery import compare_files
-from sctune.search.reconcile.recorded import past_trial, tracking_of
+from sctune.search.reconcile.recorded import past_trial, shown_references, tracking_of
 from sctune.search.reconcile.registered import compare_registry
 from sctune.search.reconcile.stored_trials import list_trials
 from sctune.search.study.driver import running_driver
 from sctune.search.study.record import Record
 from sctune.search.study.splits import checked_splits
 from sctune.search.study.study import Study
-from sctune.tracking.callback import PastTrial
+from sctune.tracking.callback import PastReference, PastTrial
 from sctune.tracking.events import Event
 from sctune.tracking.server import check_tracking, safe_uri, scrub
 from sctune.tracking.stored import StoredRun, read_study
@@ -52,9 +53,9 @@ def check_stored(study_root: Path, name: str, storage: str | None = None) -> Agr
 
 @dataclass(frozen=True)
 class Compared:
-    """Trials as they are recorded, what MLflow must hold of them, and how it differs.
+    """Trials as they are recorded, what MLflow must hold of them and of the references, and how it differs.
 
-    note: of trials that another program put into the record.
+    stored: what the record holds of the references. note: of trials that another program put into the record.
     """
 
     trials: Sequence[FrozenTrial]
@@ -62,13 +63,15 @@ class Compared:
     state: StudyState
     differences: Sequence[Difference]
     note: str | None
+    stored: Mapping[str, Any] = field(default_factory=dict)
 
     def agreement(self, driver: str | None = None) -> Agreement:
         """The outcome for people; driver: who runs the study, whose events may be on their way."""
         points = sum(one.n_points for one in self.expected)
         differences, waiting = settled(self.differences, self.state.running)
         notes = () if self.note is None else (self.note,)
-        return Agreement(len(self.expected), points, differences, driver, waiting, notes)
+        count = len(self.trials)
+        return Agreement(count, points, differences, driver, waiting, notes, len(self.expected) - count)
 
 
 def compare(study: Study, record: Record, *, running: bool = False, reason: str | None = None) -> Compared:
@@ -77,13 +80,13 @@ def compare(study: Study, record: Record, *, running: bool = False, reason: str 
     reason: how the launch ended, where the manifest does not say so yet. Raises TrackingError where MLflow cannot be
     read.
     """
-    trials = record.load()
-    expected = expected_runs(study, trials)
+    trials, stored = record.load(), record.load_references()
+    expected = expected_runs(study, trials, stored)
     runs = read_runs(study, {metric for one in expected for metric in one.points})
     if running:
         # read again, since a trial is recorded before its run tells of it
-        trials = record.load()
-        expected = expected_runs(study, trials)
+        trials, stored = record.load(), record.load_references()
+        expected = expected_runs(study, trials, stored)
     state = study_state(study, trials, running=running)
     state = state if reason is None else replace(state, reason=reason)
     past = [past_trial(trial, study.objective) for trial in trials]
@@ -92,7 +95,7 @@ def compare(study: Study, record: Record, *, running: bool = False, reason: str 
     if not running:
         found += _checkpoints(study, past)
         found += _files(study, past, runs, state)
-    return Compared(trials, expected, state, found, record.foreign_note)
+    return Compared(trials, expected, state, found, record.foreign_note, stored)
 
 
 def study_state(study: Study, trials: Sequence[FrozenTrial], *, running: bool = False) -> StudyState:
@@ -102,11 +105,12 @@ def study_state(study: Study, trials: Sequence[FrozenTrial], *, running: bool = 
     return StudyState(len(launches), launches[-1].reason if launches else None, running, failed)
 
 
-def expected_runs(study: Study, trials: Sequence[FrozenTrial]) -> list[Expected]:
-    """What MLflow must hold of each trial."""
-    shown = tracking_of(study, _Nowhere()).shown_params
-    past = [past_trial(trial, study.objective) for trial in trials]
-    return [expected_run(one, shown(one.params)) for one in past]
+def expected_runs(study: Study, trials: Sequence[FrozenTrial], stored: Mapping[str, Any]) -> list[Expected]:
+    """What MLflow must hold of each trial, and of each reference that has been run or has failed."""
+    tracking = tracking_of(study, _Nowhere())
+    past: list[PastTrial | PastReference] = [past_trial(trial, study.objective) for trial in trials]
+    past += shown_references(study, stored)
+    return [expected_run(one, tracking.params_of(one)) for one in past]
 
 
 def read_runs(study: Study, metrics: set[str]) -> list[StoredRun]:

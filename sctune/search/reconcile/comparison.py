@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 from sctune.metrics.merit import full_runs
 from sctune.metrics.objective import AUROC
-from sctune.tracking.callback import PastTrial
-from sctune.tracking.events import as_key, as_texts, short_metric, shown_metrics, shown_param
+from sctune.tracking.callback import PastReference, PastTrial
+from sctune.tracking.events import Child, as_key, as_texts, short_metric, shown_metrics, shown_param
 from sctune.tracking.runs import RUN_STATUS
 from sctune.tracking.stored import Point, StoredRun
 
@@ -39,14 +39,14 @@ _SHOWN = 3
 
 @dataclass(frozen=True)
 class Difference:
-    """One thing that is not as the record says. trial: None for the study itself.
+    """One thing that is not as the record says. trial: its number; name of a reference; None for the study itself.
 
     repair: the command that mends it, None where none can. late: events on their way would explain it. wrong: ids of
     runs that cannot be mended and have to go: MLflow's parameters and points cannot be changed. excess: which of the
     trial's checkpoints have to go.
     """
 
-    trial: int | None
+    trial: Child | None
     kind: Kind
     text: str
     repair: Literal["sync", "resume"] | None = "sync"
@@ -56,17 +56,17 @@ class Difference:
 
     @property
     def line(self) -> str:
-        return self.text if self.trial is None else f"trial {self.trial}: {self.text}"
+        return self.text if self.trial is None else f"{_named(self.trial)}: {self.text}"
 
 
 @dataclass(frozen=True)
 class Expected:
-    """What MLflow must hold of a trial; points: metric -> epoch -> (value, time). state None: it has not ended.
+    """What MLflow must hold of a trial, or of a reference, whose number is its name. state None: it has not ended.
 
-    short: the objective's second name.
+    points: metric -> epoch -> (value, time). short: the objective's second name.
     """
 
-    number: int
+    number: Child
     params: Mapping[str, str]
     points: Mapping[str, Mapping[int, tuple[float, int]]]
     state: str | None
@@ -105,7 +105,7 @@ class StoredTrial:
 class Agreement:
     """The outcome of a check. driver: who runs the study now; waiting: differences that may be on the way.
 
-    notes: what could not be compared, and why.
+    notes: what could not be compared, and why. references: of those that have been run, or have failed.
     """
 
     trials: int
@@ -114,13 +114,14 @@ class Agreement:
     driver: str | None = None
     waiting: int = 0
     notes: tuple[str, ...] = ()
+    references: int = 0
 
     @property
     def agrees(self) -> bool:
         return not self.differences
 
 
-def expected_run(past: PastTrial, shown: Mapping[str, Any]) -> Expected:
+def expected_run(past: PastTrial | PastReference, shown: Mapping[str, Any]) -> Expected:
     """The run that a recorded trial must have; shown: all parameters that the tracking logs of it."""
     points: dict[str, dict[int, tuple[float, int]]] = {}
     for epoch, report in past.reports.items():
@@ -138,16 +139,16 @@ RESCORED = "rescore"
 def compare_runs(expected: Sequence[Expected], runs: Sequence[StoredRun], study: StudyState) -> list[Difference]:
     """Where the runs in MLflow differ from the record."""
     parents = [run for run in runs if run.role == "study"]
-    by_trial: dict[int, list[StoredRun]] = {}
+    by_trial: dict[Child, list[StoredRun]] = {}
     found: list[Difference] = []
     known = {one.number for one in expected}
     for run in runs:
         if run.role in ("study", RESCORED):
             continue
-        if run.trial in known:
+        if run.trial is not None and run.trial in known:
             by_trial.setdefault(run.trial, []).append(run)
         else:
-            owner = f"trial {run.trial}" if run.trial is not None else "no trial"
+            owner = "no trial" if run.trial is None else _named(run.trial)
             text = f"run {run.run_id} belongs to {owner}, which the record does not hold"
             found.append(Difference(None, "extra run", text, wrong=(run.run_id,)))
     found += _compare_parent(parents, study, bool(expected))
@@ -361,8 +362,13 @@ def agreement_lines(name: str, result: Agreement) -> list[str]:
     for one in result.differences:
         lines.append(one.line if one.repair is None else f"{one.line}; `sctune {one.repair} {name}`")
     if result.agrees:
-        lines.append(f"record and MLflow agree: {result.trials} trials, {result.points} points")
+        beside = f", {_count(result.references, 'reference')}" if result.references else ""
+        lines.append(f"record and MLflow agree: {result.trials} trials{beside}, {result.points} points")
     return [*lines, *result.notes]
+
+
+def _named(child: Child) -> str:
+    return f"reference {child}" if isinstance(child, str) else f"trial {child}"
 
 
 def _some(things: Collection[object]) -> str:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from optuna.trial import FrozenTrial
 
+from sctune.errors import ConfigError
 from sctune.metrics.objective import AUROC, Objective
 from sctune.search.study.record import reports_of
+from sctune.search.study.references import Reference, read_references, reference_fields
 from sctune.search.study.study import Study
 from sctune.search.study.trial_log import logged_failure
-from sctune.tracking.callback import EventSink, PastTrial, StudyFacts, TrackingCallback
+from sctune.tracking.callback import EventSink, PastReference, PastTrial, StudyFacts, TrackingCallback
 
 
 def past_trial(trial: FrozenTrial, objective: Objective = AUROC, folder: Path | None = None) -> PastTrial:
@@ -34,6 +39,31 @@ def past_trial(trial: FrozenTrial, objective: Objective = AUROC, folder: Path | 
         objective=objective,
         failure=_failure(trial, folder),
     )
+
+
+def past_reference(one: Reference, objective: Objective = AUROC) -> PastReference:
+    """A reference as the tracking tells it, once it is run on all tasks or has failed."""
+    reports = {} if one.report is None else {one.report.epoch: {"metrics": one.report.metrics, "time": one.told}}
+    failure = None if one.report is not None or one.failure is None else one.failure
+    return PastReference(
+        number=one.name,
+        params={},
+        attempt=1,
+        started=one.begun,
+        reports=reports,
+        state=one.state,
+        ended=one.told,
+        value=one.value,
+        stop_reason="all tasks done" if failure is None else "an error",
+        objective=objective,
+        failure=None if failure is None else f"{failure['kind']}: {failure['message']}",
+    )
+
+
+def shown_references(study: Study, stored: Mapping[str, Any]) -> list[PastReference]:
+    """The references that have a run in MLflow; stored: what the record holds of them."""
+    found = read_references(study.manifest, stored)
+    return [past_reference(one, study.objective) for one in found if one.state is not None]
 
 
 def tracking_of(study: Study, sink: EventSink) -> TrackingCallback:
@@ -64,7 +94,16 @@ def study_facts(study: Study) -> StudyFacts:
         },
         resumed=bool(manifest.launches),
         objective=study.objective,
+        references={name: _reference_params(study, name) for name in manifest.references},
     )
+
+
+def _reference_params(study: Study, name: str) -> dict[str, Any]:
+    """Its whole configuration; empty where the package that it came from is gone."""
+    base = study.manifest.trial_config()
+    with suppress(ConfigError):
+        return base.override(reference_fields(base, name, study.manifest.profile)).flat()
+    return {}
 
 
 def _failure(trial: FrozenTrial, folder: Path | None) -> str | None:

@@ -11,12 +11,13 @@ from typing import NamedTuple
 from sctune.search.reconcile.check import Compared, compare
 from sctune.search.reconcile.comparison import Difference, study_status
 from sctune.search.reconcile.delivery import deliveries
-from sctune.search.reconcile.recorded import past_trial, tracking_of
-from sctune.search.reconcile.summary import best_noise, summary
+from sctune.search.reconcile.recorded import past_trial, shown_references, tracking_of
+from sctune.search.reconcile.summary import stored_summary
 from sctune.search.study.record import Record
+from sctune.search.study.references import read_references
 from sctune.search.study.study import Study
-from sctune.tracking.callback import TrackingCallback
-from sctune.tracking.events import Event
+from sctune.tracking.callback import PastReference, PastTrial, TrackingCallback
+from sctune.tracking.events import Child, Event
 from sctune.tracking.writer import Apply, Writer
 
 ROUNDS = 3
@@ -78,26 +79,32 @@ def mend(study: Study, compared: Compared, differences: Sequence[Difference], ap
     """
     sink = _Batches(apply)
     tracking = tracking_of(study, sink)
-    running, trials = compared.state.running, {trial.number: trial for trial in compared.trials}
-    began = min((past_trial(trial).started for trial in trials.values()), default=int(time.time() * 1000))
+    running = compared.state.running
+    past = _past(study, compared)
+    began = min((one.started for one in past.values()), default=int(time.time() * 1000))
     tracking.on_study_found(began, running)
-    by_trial: dict[int | None, list[Difference]] = {}
+    by_trial: dict[Child | None, list[Difference]] = {}
     for one in differences:
         by_trial.setdefault(one.trial, []).append(one)
     for number, group in by_trial.items():
         for run in {run for one in group if one.kind == "extra run" for run in one.wrong}:
             tracking.drop_run(number, run)
         if number is not None and any(one.kind != "files" for one in group):
-            past = past_trial(trials[number], study.objective, study.folder)
             for run in {run for one in group if one.kind != "extra run" for run in one.wrong}:
-                tracking.replace_run(number, past.started, run)
-            tracking.replay(past)
+                tracking.replace_run(number, past[number].started, run)
+            tracking.replay(past[number])
     if any(one.kind == "files" for one in differences):
         for delivery in deliveries(study):
             tracking.on_artifact(delivery.trial, delivery.folder, delivery.inside)
     if not running:
         _close(study, compared, tracking)
     sink.flush()
+
+
+def _past(study: Study, compared: Compared) -> dict[Child, PastTrial | PastReference]:
+    trials = (past_trial(trial, study.objective, study.folder) for trial in compared.trials)
+    found: dict[Child, PastTrial | PastReference] = {one.number: one for one in trials}
+    return found | {one.number: one for one in shown_references(study, compared.stored)}
 
 
 def remove_journal(folder: Path) -> None:
@@ -111,7 +118,7 @@ def remove_journal(folder: Path) -> None:
 
 def _close(study: Study, compared: Compared, tracking: TrackingCallback) -> None:
     """Children that were opened again are closed with their study."""
-    told = summary(study, compared.trials, best_noise(study, compared.trials))
+    told = stored_summary(study, compared.trials, read_references(study.manifest, compared.stored))
     tracking.on_study_end(study_status(compared.state)[0], **told)
 
 

@@ -34,7 +34,7 @@ def remove_strays(storage: str, trials: Sequence[PastTrial], keep_best: int) -> 
     found = compare_checkpoints(trials, list(stored.values()), keep_best, limited=True)
     removed = 0
     for one in found:
-        if one.excess is not None and one.trial is not None:
+        if one.excess is not None and isinstance(one.trial, int):
             removed += _remove(storage, stored[one.trial], everything=one.excess == "all")
     return removed
 

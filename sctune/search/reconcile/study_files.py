@@ -24,6 +24,7 @@ from sctune.errors import CheckpointError, SctuneError, StudyError
 from sctune.files import is_disk_full, staged_files
 from sctune.search.reconcile.delivery import BEST, FIGURES, WEIGHTS, write_model
 from sctune.search.study.manifest import StudyManifest
+from sctune.search.study.references import read_references
 from sctune.search.study.result import StudyResult, study_result
 from sctune.search.study.splits import selection_labels, study_splits
 from sctune.search.study.study import Study
@@ -50,7 +51,8 @@ def finish_files(study: Study, tracking: TrackingCallback) -> list[str]:
     splits = study_splits(manifest)
     labels = selection_labels(manifest, splits)
     uri = safe_uri(manifest.tracking_uri)
-    result = study_result(study, trials, labels, 0.0, exhausted=None, tracking_uri=uri)
+    references = read_references(manifest, study.record.load_references())
+    result = study_result(study, trials, labels, 0.0, exhausted=None, tracking_uri=uri, references=references)
     made = Making()
     made.files(study, splits, result, trials, labels, tracking)
     if made.unwritten:
@@ -183,6 +185,7 @@ def _card(parts: ModelParts, trainer: Trainer, study: Study, result: StudyResult
         extra=(
             f"the best of {len(result.rows)} trials by that {label}, which is therefore {result.objective.flattered}; "
             f"`sctune confirm {study.name}` measures it anew",
+            *([] if result.verdict is None else [result.verdict]),
         ),
     )
     return model_card(parts, facts)

@@ -10,24 +10,64 @@ from optuna.trial import FrozenTrial
 from sctune.errors import SctuneError
 from sctune.metrics.objective import Objective
 from sctune.search.study.leaderboard import best_row, leaderboard
-from sctune.search.study.result import study_result, value_se
+from sctune.search.study.paired import value_se
+from sctune.search.study.references import (
+    Against,
+    Reference,
+    against_best,
+    best_reference,
+    reference_line,
+    verdict_line,
+)
+from sctune.search.study.result import study_result
 from sctune.search.study.splits import selection_labels, study_splits
 from sctune.search.study.study import Study
 from sctune.tracking.events import NOTE
 from sctune.tracking.note import study_note
 
 
-def summary(study: Study, trials: Sequence[FrozenTrial], noise: float | None) -> dict[str, Any]:
-    """Arguments `tags` and `points` of TrackingCallback.on_study_end; noise: standard error of the best value."""
+def summary(
+    study: Study,
+    trials: Sequence[FrozenTrial],
+    noise: float | None,
+    references: Sequence[Reference] = (),
+    against: Against | None = None,
+) -> dict[str, Any]:
+    """Arguments of TrackingCallback.on_study_end besides the status; noise: standard error of the best value.
+
+    against: the best trial against the best of the references.
+    """
     objective = study.objective
     rows = leaderboard(trials, objective)
     best = best_row(rows, objective)
     saved = study_result(study, trials, None, 0.0, tracking_uri="").saved_share
     tags = {"trials": str(len(trials)), "epochs_saved": f"{saved:.3f}"}
-    tags[NOTE] = study_note(study.name, rows, noise, _facts(study), objective)
+    verdict = verdict_line(references, against, best is not None, objective)
+    beside = [("beside the trials", reference_line(one, None, objective)) for one in references]
+    beside += [] if verdict is None else [("against the references", verdict)]
+    tags[NOTE] = study_note(study.name, rows, noise, [*_facts(study), *beside], objective)
     if best is not None:
         tags |= {"best_trial": str(best.number), "best_value": repr(best.value)}
-    return {"tags": tags, "points": best_points(trials, objective)}
+    rival = best_reference(references, objective)
+    if rival is not None and verdict is not None:
+        tags |= {"best_reference": rival.name, "best_reference_value": repr(rival.value), "verdict": verdict}
+    figures = [(f"reference/{one.name}", one.value, one.told) for one in references if one.value is not None]
+    return {"tags": tags, "points": best_points(trials, objective), "figures": figures}
+
+
+def stored_summary(study: Study, trials: Sequence[FrozenTrial], references: Sequence[Reference]) -> dict[str, Any]:
+    """The same of a study at rest; without standard errors where the data are gone."""
+    objective = study.objective
+    best = best_row(leaderboard(trials, objective), objective)
+    if best is None:
+        return summary(study, trials, None, references)
+    scores = next(trial.user_attrs.get("scores", {}) for trial in trials if trial.number == best.number)
+    try:
+        labels = selection_labels(study.manifest, study_splits(study.manifest))
+    except SctuneError:
+        labels = None
+    noise = value_se(scores, labels, objective) if scores and labels is not None else None
+    return summary(study, trials, noise, references, against_best(best, scores, references, labels, objective))
 
 
 def best_points(trials: Sequence[FrozenTrial], objective: Objective) -> list[tuple[int, float, int]]:
@@ -45,20 +85,6 @@ def best_points(trials: Sequence[FrozenTrial], objective: Objective) -> list[tup
             assert trial.datetime_complete is not None
             points.append((step, float(best), int(trial.datetime_complete.timestamp() * 1000)))
     return points
-
-
-def best_noise(study: Study, trials: Sequence[FrozenTrial]) -> float | None:
-    """Standard error of the best value, None where there is none or the data are gone."""
-    objective = study.objective
-    best = best_row(leaderboard(trials, objective), objective)
-    if best is None:
-        return None
-    scores = next(trial.user_attrs.get("scores") for trial in trials if trial.number == best.number)
-    try:
-        labels = selection_labels(study.manifest, study_splits(study.manifest))
-        return value_se(scores, labels, objective) if scores else None
-    except SctuneError:
-        return None
 
 
 def _facts(study: Study) -> list[tuple[str, str]]:

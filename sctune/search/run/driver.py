@@ -224,7 +224,7 @@ def _warn_about_looks(study: Study, console: Console | None) -> None:
 
 
 def _check_versions(study: Study) -> None:
-    from sctune.trial.trainable import package_versions
+    from sctune.trial.building import package_versions
 
     here, then = package_versions(), study.manifest.versions
     changed = [f"{name} {then[name]} then, {here.get(name)} now" for name in then if here.get(name) != then[name]]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -16,6 +16,7 @@ from sctune.search.plan.plan import Plan
 from sctune.search.run.driver import planned
 from sctune.search.space.definition import Space, Values
 from sctune.search.space.parameter import Parameter
+from sctune.search.study.references import TIME_SHARE, reference_fields
 from sctune.text import duration
 from sctune.tracking.server import safe_uri
 
@@ -43,7 +44,8 @@ class DryRun:
     """A plan with measured costs; seconds are of this machine at the moment, with a trial's share of threads.
 
     timed: the point that was timed, one of those whose steps take longest. study_seconds: all together, with
-    start_seconds (checks, Ray, its workers) and end_seconds (figures, model, its registration, Ray's end).
+    start_seconds (checks, Ray, its workers), references_seconds and end_seconds (figures, model, its registration,
+    Ray's end).
     study_bytes: all together: the most that checkpoints take at a time, checkpoints_bytes, and files_bytes of figures,
     record and MLflow's copies.
     """
@@ -59,6 +61,7 @@ class DryRun:
     checkpoint_bytes: int
     checkpoints_bytes: int
     files_bytes: int
+    references_seconds: float = 0.0
 
     @property
     def study_bytes(self) -> int:
@@ -71,11 +74,15 @@ class DryRun:
             *plan_lines(self.plan, self.resources),
             f"one step {self.step_seconds:.2f} s, one epoch with scoring {self.epoch_seconds:.1f} s, "
             f"timed at {_fields(self.timed)}",
-            f"expected time: about {duration(self.study_seconds)}, with {around} for start and end, "
+            f"expected time: about {duration(self.study_seconds)}, with {around} for start and end{self._references}, "
             "less what early stopping and cheaper points save",
             f"disk: {_mib(self.checkpoint_bytes)} per checkpoint, {_mib(self.checkpoints_bytes)} of checkpoints "
             f"+ {_mib(self.files_bytes)} of figures, record and MLflow's copies = {_mib(self.study_bytes)} in all",
         ]
+
+    @property
+    def _references(self) -> str:
+        return f" and {duration(self.references_seconds)} for references" if self.plan.manifest.references else ""
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -88,6 +95,7 @@ class DryRun:
             "step_seconds": self.step_seconds,
             "epoch_seconds": self.epoch_seconds,
             "start_seconds": self.start_seconds,
+            "references_seconds": self.references_seconds,
             "end_seconds": self.end_seconds,
             "study_seconds": self.study_seconds,
             "checkpoint_bytes": self.checkpoint_bytes,
@@ -114,15 +122,25 @@ def dry_run(options: SearchOptions) -> DryRun:
     try:
         timed = dearest_point(plan.space)
         probe = _probe(plan, timed)
+        references = [reference_seconds(plan, name) for name in plan.manifest.references]
     finally:
         torch.set_num_threads(threads)
-    return costed(plan, resources, timed, probe, start, end)
+    return costed(plan, resources, timed, probe, start, end, references)
 
 
 def costed(
-    plan: Plan, resources: Resources, timed: Values, probe: Probe, start_s: float = 0.0, end_s: float = 0.0
+    plan: Plan,
+    resources: Resources,
+    timed: Values,
+    probe: Probe,
+    start_s: float = 0.0,
+    end_s: float = 0.0,
+    references: Sequence[float] = (),
 ) -> DryRun:
-    """Time and disk of a plan from what one point takes; start_s, end_s: of checks and Ray, as measured here."""
+    """Time and disk of a plan from what one point takes; start_s, end_s: of checks and Ray, as measured here.
+
+    references: seconds of each on the first task.
+    """
     manifest = plan.manifest
     config = plan.space.config(timed)
     steps = config.budget.iterations if probe.steps is None else probe.steps
@@ -134,6 +152,9 @@ def costed(
     # running trials hold one checkpoint each (two for a moment), the best ones keep theirs
     held = 2 * resources.concurrent + manifest.keep_best
     size = probe.checkpoint_bytes * tasks
+    beside = _together([seconds for seconds in references for _ in manifest.tasks], resources.concurrent)
+    if manifest.time_budget_s is not None:
+        beside = min(beside, TIME_SHARE * manifest.time_budget_s)
     images = max(len(split.development) for split in plan.splits.values())
     return DryRun(
         plan=plan,
@@ -143,11 +164,35 @@ def costed(
         epoch_seconds=epoch,
         start_seconds=start,
         end_seconds=end,
-        study_seconds=start + turns * (costs.TRIAL_S + config.epochs * epoch) + end,
+        study_seconds=start + beside + turns * (costs.TRIAL_S + config.epochs * epoch) + end,
         checkpoint_bytes=size,
         checkpoints_bytes=held * size,
         files_bytes=costs.files_bytes(probe.weights_bytes, manifest.trials, config.epochs, images),
+        references_seconds=beside,
     )
+
+
+def _together(seconds: Sequence[float], concurrent: int) -> float:
+    """How long works of these lengths take, so many at a time, the next one where the first ends."""
+    ends = [0.0] * concurrent
+    for one in seconds:
+        ends[ends.index(min(ends))] += one
+    return max(ends)
+
+
+def reference_seconds(plan: Plan, name: str) -> float:
+    """What a reference takes on the first task; 0 where it fails, which costs the search nothing either."""
+    from sctune.train.trainer import Trainer
+
+    task = plan.manifest.tasks[0]
+    started = time.perf_counter()
+    try:
+        base = plan.space.base
+        config = base.override(reference_fields(base, name, plan.manifest.profile))
+        Trainer(config, task, split=plan.splits[task.key], objective=plan.manifest.build_objective()).run_epoch()
+    except Exception:  # whatever a method raises: the search goes on without it
+        return 0.0
+    return time.perf_counter() - started
 
 
 def dearest_point(space: Space) -> Values:
@@ -200,6 +245,8 @@ def plan_lines(plan: Plan, resources: Resources) -> list[str]:
         f"{resources.concurrent} trial(s) at a time, each with {resources.cpus:g} CPU and {resources.gpus:g} GPU, "
         f"of {resources.cluster_cpus:g} CPUs and {resources.cluster_gpus:g} GPUs on {resources.nodes} node(s)",
     ]
+    if manifest.references:
+        lines.append(f"before the trials: {', '.join(manifest.references)} (references, which train nothing)")
     if manifest.data.licence:
         lines.append(f"data licence: {manifest.data.licence}")
     if plan.skipped:

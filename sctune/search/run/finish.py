@@ -15,6 +15,7 @@ from sctune.search.reconcile.repair import repair
 from sctune.search.reconcile.study_files import BEST_MODEL, COPIES, Making
 from sctune.search.reconcile.summary import summary
 from sctune.search.run.controller import EndReason, TrialController
+from sctune.search.study.references import read_references
 from sctune.search.study.result import StudyResult, study_result
 from sctune.search.study.splits import selection_labels
 from sctune.search.study.study import Study
@@ -54,13 +55,16 @@ def finish(
     hopeless = reason is EndReason.HOPELESS
     stopped = hasty or (controller.stopping and not hopeless and (left_over or unspent))
     facts: dict[str, Any] = {"tracking_uri": safe_uri(manifest.tracking_uri), "stopped": stopped}
-    result = study_result(study, trials, labels, seconds, exhausted=controller.exhausted, **facts)
+    references = read_references(manifest, study.record.load_references())
+    result = study_result(
+        study, trials, labels, seconds, exhausted=controller.exhausted, references=references, **facts
+    )
     made = Making()
     made.notes += [study.record.foreign_note] if study.record.foreign_note else []
     if not stopped:
         made.files(study, splits, result, trials, labels, tracking)
     notes = made.notes
-    told = summary(study, trials, result.noise)
+    told = summary(study, trials, result.noise, result.references, result.against)
     failed = hopeless or (bool(result.rows) and all(row.state == "FAIL" for row in result.rows))
     tracking.on_study_end("FAILED" if failed else "KILLED" if stopped else "FINISHED", **told)
     study.record.flush()  # events wait for it

@@ -21,7 +21,7 @@ from sctune.paths import cache_folder
 from sctune.search.cluster.connection import Resources, largest_resources, nodes_alive, nodes_for
 from sctune.search.cluster.resources import TrialResources
 from sctune.search.plan.plan import weights_digests
-from sctune.search.reconcile.recorded import past_trial, study_facts
+from sctune.search.reconcile.recorded import past_reference, past_trial, study_facts
 from sctune.search.reconcile.repair import open_writer
 from sctune.search.reconcile.stored_trials import remove_strays
 from sctune.search.rules.registry import make_rule
@@ -32,20 +32,24 @@ from sctune.search.run.finish import ended, finish
 from sctune.search.run.progress import SearchProgress
 from sctune.search.run.ray_scheduler import RuleScheduler
 from sctune.search.run.recorder import Observer
+from sctune.search.run.references import ReferenceRuns
 from sctune.search.run.retention import CheckpointKeeper
 from sctune.search.run.searcher import StudySearcher
 from sctune.search.run.signals import LeaveNow, Stop, stop_signals
 from sctune.search.space.definition import Space
 from sctune.search.study.content import task_digests
 from sctune.search.study.driver import stop_requests
+from sctune.search.study.paired import value_se
 from sctune.search.study.record import AfterRecord
-from sctune.search.study.result import StudyResult, value_se
+from sctune.search.study.references import TIME_SHARE, Reference
+from sctune.search.study.result import StudyResult
 from sctune.search.study.splits import selection_labels
 from sctune.search.study.study import Study
 from sctune.search.study.trial_log import TrialLog
 from sctune.tracking.callback import TrackingCallback
 from sctune.tracking.writer import Writer
 from sctune.trial import trainable as trials_in_ray
+from sctune.trial.building import TrialSpec
 from sctune.trial.ray_private import remembered_trainables
 
 _log = logging.getLogger(__name__)
@@ -143,6 +147,7 @@ class RunningLaunch:
             writer.doubt()
         with stop_signals(controller, _stop_key(study), self.seconds_left) as stop, stop_requests(study):
             with progress, trial_log, gate, _only_our_own_output():
+                self._run_references(controller, tracking, progress)
                 tune_trials(study, self.space, self.splits, self.resources, controller)
             if controller.end is not None and controller.end.bug is not None:
                 keeper.close()
@@ -153,6 +158,21 @@ class RunningLaunch:
             if study.taken:
                 raise StudyError(study.lost or f"study {study.name!r} is being run by another driver")
             return controller, self._finish(controller, tracking, writer, stop)
+
+    def _run_references(
+        self, controller: TrialController, tracking: TrackingCallback, progress: SearchProgress
+    ) -> None:
+        study = self.study
+        if not study.manifest.references:
+            return
+
+        def ended(one: Reference) -> None:
+            progress.on_reference(one)
+            tracking.replay(past_reference(one, study.objective))
+
+        spec = trial_spec(study, self.space, self.splits, [])
+        limit = None if self.seconds_left is None else TIME_SHARE * self.seconds_left
+        ReferenceRuns(study, spec, self.resources, ended, lambda: controller.stopping, limit).run()
 
     def _faults(self) -> Faults:
         lacking = self.resources.left_out
@@ -197,7 +217,8 @@ def tune_trials(
     manifest, rule = study.manifest, controller.rule
     searcher = StudySearcher(controller)
     trainable = tune.with_parameters(
-        trials_in_ray.SaliencyCutTrainable, spec=_trial_spec(study, space, splits, list(rule.rungs) if rule else [])
+        trials_in_ray.SaliencyCutTrainable,
+        spec=trial_spec(study, space, splits, list(rule.rungs) if rule else []).model_dump(),
     )
     scratch = study.folder / "ray"
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
@@ -230,12 +251,13 @@ def tune_trials(
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _trial_spec(study: Study, space: Space, splits: dict[str, Split], rungs: list[int]) -> dict[str, Any]:
+def trial_spec(study: Study, space: Space, splits: dict[str, Split], rungs: list[int]) -> TrialSpec:
+    """What workers are told of a launch; rungs: epochs that always leave a checkpoint."""
     manifest, config = study.manifest, space.base
     if manifest.resources.gpus == 0 and config.runtime.device == "auto":
         # a trial without a GPU share must not take one that it can see
         config = config.override({"runtime.device": "cpu"})
-    return trials_in_ray.TrialSpec(
+    return TrialSpec(
         config=config.model_dump(),
         tasks=list(manifest.tasks),
         storage=manifest.storage_path,
@@ -248,7 +270,7 @@ def _trial_spec(study: Study, space: Space, splits: dict[str, Split], rungs: lis
         versions=manifest.versions,
         objective=manifest.objective,
         stop_key=_stop_key(study),
-    ).model_dump()
+    )
 
 
 def _stop_key(study: Study) -> str:

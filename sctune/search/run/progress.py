@@ -17,6 +17,7 @@ from rich.text import Text
 
 from sctune.metrics.objective import AUROC, Objective
 from sctune.report import EpochReport
+from sctune.search.study.references import Reference, best_reference, reference_line
 from sctune.text import duration, short
 
 SHOWN = 8
@@ -54,6 +55,7 @@ class SearchProgress:
         self.ended: deque[tuple[int, str, float | None, dict[str, Any]]] = deque(maxlen=SHOWN)
         self.best: tuple[int, float, Mapping[str, Sequence[float]]] | None = None
         self._noise_of: tuple[int, float] | None = None
+        self.references: dict[str, Reference] = {}
         for trial in earlier:
             if trial.state.name == "COMPLETE" and trial.value is not None:
                 self._consider(trial.number, trial.value, trial.user_attrs.get("scores", {}))
@@ -101,6 +103,11 @@ class SearchProgress:
         if self._closed.is_set():
             self._print_lines()
 
+    def on_reference(self, one: Reference) -> None:
+        """A reference was run on all tasks, or failed."""
+        self.references[one.name] = one
+        self.say(reference_line(one, None, self.objective))
+
     def on_end(self, number: int, state: str, value: float | None, info: dict[str, Any]) -> None:
         # a paused trial of an earlier launch may end without having run in this one
         params = self.running.pop(number, (info.get("params", {}), 0, None))[0]
@@ -137,7 +144,9 @@ class SearchProgress:
             if self._noise_of is None or self._noise_of[0] != number:
                 self._noise_of = (number, self._noise(scores))
             best = f"best {value:.4f} +- {self._noise_of[1]:.4f} (trial {number})"
-        return f"{counts}, {len(self.running)} running; {best}; {self.expected()}"
+        rival = best_reference(list(self.references.values()), self.objective)
+        beside = "" if rival is None else f"; best reference {rival.value:.4f} ({rival.name})"
+        return f"{counts}, {len(self.running)} running; {best}{beside}; {self.expected()}"
 
     def _print(self) -> None:
         while not self._closed.wait(PRINT_S):

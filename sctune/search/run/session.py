@@ -19,6 +19,7 @@ from sctune.search.run.notify import notify
 from sctune.search.study.leaderboard import best_row, leaderboard
 from sctune.search.study.process import job_id
 from sctune.search.study.record import Record
+from sctune.search.study.references import read_references
 from sctune.search.study.result import StudyResult
 from sctune.search.study.study import Study
 from sctune.search.study.trial_log import LOGS
@@ -57,7 +58,7 @@ def run_launch(launch: RunningLaunch, hooks: Sequence[str] = ()) -> StudyResult:
         state = "done" if result.way_on is None else "stopped"
         message = result.way_on or "done"
         _log.info("the launch ended: %s", message)
-        _notify(study, hooks, state, message)
+        _notify(study, hooks, state, message, result)
         return result
 
 
@@ -138,7 +139,8 @@ def _log_quietly(message: str, problem: BaseException | None) -> None:
             handler.handle(record)
 
 
-def _notify(study: Study, hooks: Sequence[str], state: str, message: str) -> None:
+def _notify(study: Study, hooks: Sequence[str], state: str, message: str, result: StudyResult | None = None) -> None:
+    """result: of a launch that ran to an end of its own; it knows whether the best trial beats the references."""
     if not hooks:
         return
     document = {
@@ -152,6 +154,7 @@ def _notify(study: Study, hooks: Sequence[str], state: str, message: str) -> Non
         "launches": len(study.manifest.launches),
         "trials": study.manifest.trials,
         **_counts(study),
+        "verdict": None if result is None else result.verdict,
     }
     notify(hooks, document)
 
@@ -162,6 +165,7 @@ def _counts(study: Study) -> dict[str, Any]:
         record = Record(study.record_url, study.name)
         try:
             trials = record.load()
+            references = read_references(study.manifest, record.load_references())
         finally:
             record.close()
     except Exception:  # the database may be what ended the launch
@@ -172,5 +176,6 @@ def _counts(study: Study) -> dict[str, Any]:
         "best_trial": best.number if best else None,
         "best_value": best.value if best else None,
         "best_params": best.params if best else None,
+        "references": {one.name: one.value for one in references},
         **study.objective.stated,
     }

@@ -79,7 +79,8 @@ class StudyManifest(StudyOptions, Frozen):
     config: the base TrialConfig tree, with the space's `set:` and the command line merged.
     storage_path: URI that all nodes see (checkpoints); storage_url: SQLAlchemy URL of the record, None: SQLite in
     the study's folder. No URL here holds a password. checkpoint_interval: seconds.
-    splits: task key -> digest of its lists of files. confirms: id of the study whose best trials this one trains anew.
+    splits: task key -> digest of its lists of files. references: methods that train nothing and are run before the
+    trials; a study of before has none. confirms: id of the study whose best trials this one trains anew.
     """
 
     format_version: Literal[1] = 1
@@ -104,6 +105,7 @@ class StudyManifest(StudyOptions, Frozen):
     versions: dict[str, str] = {}
     git_commit: str | None = None
     launches: tuple[Launch, ...] = ()
+    references: tuple[str, ...] = ()
     confirms: str | None = None
 
     def trial_config(self) -> TrialConfig:

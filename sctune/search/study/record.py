@@ -42,6 +42,9 @@ from sctune.urls import without_secrets
 REPORT_PREFIX = "report:"
 """User attribute `report:<epoch>`: {"metrics": {...}, "time": first arrival in ms since 1970}."""
 
+REFERENCE_PREFIX = "sctune:reference:"
+"""Study attributes about references; samplers never see them."""
+
 GATHER_S = 0.25
 """How long a write waits for others to share its transaction; nobody waits for it."""
 
@@ -151,8 +154,19 @@ class Record:
 
     def load_study_attrs(self) -> dict[str, Any]:
         """What samplers keep with the study (the place in a QMC sequence, NSGA-II's parents)."""
-        self.flush()
-        return dict(with_retries(lambda: self._storage.get_study_system_attrs(self._study_id)))
+        return {key: value for key, value in self._study_attrs().items() if not key.startswith(REFERENCE_PREFIX)}
+
+    def load_references(self) -> dict[str, Any]:
+        """What `tell_reference` was told, under the names that it was told with."""
+        return {
+            key.removeprefix(REFERENCE_PREFIX): value
+            for key, value in self._study_attrs().items()
+            if key.startswith(REFERENCE_PREFIX)
+        }
+
+    def tell_reference(self, name: str, content: Mapping[str, Any]) -> None:
+        """The result of a reference on a task (JSON values); told again it replaces what was told before."""
+        self._put(StudyAttrs({f"{REFERENCE_PREFIX}{name}": dict(content)}))
 
     def start(self, frozen: FrozenTrial) -> None:
         """A new running trial with its parameters and attributes."""
@@ -245,6 +259,10 @@ class Record:
     def delete(self) -> None:
         """Remove the study's rows (those of other studies in the same database stay)."""
         self._storage.delete_study(self._study_id)
+
+    def _study_attrs(self) -> dict[str, Any]:
+        self.flush()
+        return dict(with_retries(lambda: self._storage.get_study_system_attrs(self._study_id)))
 
     def _create(self, direction: str) -> int:
         try:

@@ -2,37 +2,27 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from optuna.trial import FrozenTrial
 
 from sctune.metrics.merit import merit_of
 from sctune.metrics.objective import AUROC, Objective
 from sctune.search.study.leaderboard import TrialRow, best_row, leaderboard
+from sctune.search.study.paired import Gap, compare, has_scores, value_se
+from sctune.search.study.references import (
+    Against,
+    Reference,
+    against_best,
+    reference_error,
+    reference_line,
+    verdict_line,
+)
 from sctune.search.study.study import Study
 from sctune.text import duration
-
-MIN_GAP = 2.0
-"""A difference below this many standard errors is called not distinguishable."""
-
-
-@dataclass(frozen=True)
-class Gap:
-    """Two trials on the same images: difference of their objectives and its standard error."""
-
-    first: int
-    second: int
-    difference: float
-    error: float
-
-    @property
-    def clear(self) -> bool:
-        return abs(self.difference) >= MIN_GAP * self.error > 0
 
 
 @dataclass(frozen=True)
@@ -42,6 +32,8 @@ class StudyResult:
     equal: full runs, the best one counted in, whose value is exactly the best one's.
     gap: the best full run against the median trial; indistinct: full runs not told apart from the best one.
     saved_share: share of the epochs of all ended trials that early stopping did not spend.
+    references: what was run beside the trials, with the standard error of each in reference_errors; against: the best
+    trial against the best of them.
     """
 
     name: str
@@ -62,6 +54,9 @@ class StudyResult:
     unwritten: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     objective: Objective = AUROC
+    references: tuple[Reference, ...] = ()
+    reference_errors: Mapping[str, float | None] = field(default_factory=dict)
+    against: Against | None = None
 
     @property
     def way_on(self) -> str | None:
@@ -76,6 +71,25 @@ class StudyResult:
         if self.out_of_time:
             return f"time budget spent; go on with `sctune resume {self.name} --time-budget` and a longer one, or none"
         return f"stopped; go on with `sctune resume {self.name}`"
+
+    @property
+    def verdict(self) -> str | None:
+        """Whether the best trial beats the best reference, in a line; None where none was asked for."""
+        return verdict_line(self.references, self.against, self.best is not None, self.objective)
+
+    @property
+    def reference_rows(self) -> list[dict[str, Any]]:
+        """The references as JSON values."""
+        return [
+            {
+                "name": one.name,
+                "value": one.value,
+                "se": self.reference_errors.get(one.name),
+                "seconds": one.seconds,
+                "failure": None if one.failure is None else dict(one.failure),
+            }
+            for one in self.references
+        ]
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON document of `--json`."""
@@ -98,6 +112,8 @@ class StudyResult:
                 "clear": self.gap.clear,
             },
             "equal_to_best": self.equal,
+            "references": self.reference_rows,
+            "best_vs_reference": None if self.against is None else self.against.to_dict(),
             "epochs_saved_share": self.saved_share,
             "seconds": self.seconds,
             "stopped": self.stopped,
@@ -131,6 +147,7 @@ def study_result(
     stopped: bool = False,
     exhausted: str | None = None,
     notes: Sequence[str] = (),
+    references: Sequence[Reference] = (),
 ) -> StudyResult:
     """Sum up the record; labels (task key -> labels of the scored images) give the noise, None leaves it out."""
     objective = study.objective
@@ -173,12 +190,10 @@ def study_result(
         exhausted=exhausted,
         notes=tuple(notes),
         objective=objective,
+        references=tuple(references),
+        reference_errors={one.name: reference_error(one, labels, objective) for one in references},
+        against=None if best is None else against_best(best, scores[best.number], references, labels, objective),
     )
-
-
-def has_scores(scores: Mapping[str, Sequence[float]], labels: Mapping[str, Sequence[int]]) -> bool:
-    """Whether a trial's stored scores cover the scored images: an earlier sctune lost those of some resumed trials."""
-    return all(len(scores.get(key, ())) == len(truth) for key, truth in labels.items())
 
 
 def _unscored_line(numbers: Sequence[int]) -> str:
@@ -186,59 +201,17 @@ def _unscored_line(numbers: Sequence[int]) -> str:
     return f"no standard errors of trial(s) {shown}: the record does not hold their scores of the selection images"
 
 
-Parts = list[tuple[float, list[int], list[float]]]
-
-
-def _parts(scores: Mapping[str, Sequence[float]], labels: Mapping[str, Sequence[int]]) -> Parts:
-    """Weight, labels and scores of each figure that the objective averages (train/selection.py)."""
-    parts: Parts = []
-    for key, truth in labels.items():
-        real = list(scores[key])
-        normal = [score for score, label in zip(real, truth, strict=True) if label == 0]
-        makers = [list(values) for name, values in scores.items() if name.startswith(f"{key}:")]
-        has_real = any(truth)
-        shares = int(has_real) + int(bool(makers))
-        if has_real:
-            parts.append((1 / (shares * len(labels)), list(truth), real))
-        parts += [
-            (1 / (shares * len(makers) * len(labels)), [0] * len(normal) + [1] * len(made), normal + made)
-            for made in makers
-        ]
-    return parts
-
-
-def value_se(scores: Mapping[str, Sequence[float]], labels: Mapping[str, Sequence[int]], objective: Objective) -> float:
-    """Standard error of a trial's objective; the figures that it averages are taken as independent."""
-    parts = _parts(scores, labels)
-    return math.sqrt(sum((weight * objective.standard_error(y, s)) ** 2 for weight, y, s in parts))
-
-
-def compare(
-    first: int,
-    second: int,
-    scores: Mapping[int, Mapping[str, Sequence[float]]],
-    labels: Mapping[str, Sequence[int]],
-    objective: Objective,
-) -> Gap:
-    """Paired difference of two trials' latest objectives with its standard error."""
-    pairs = [
-        (weight, objective.difference(truth, a, b))
-        for (weight, truth, a), (_, _, b) in zip(
-            _parts(scores[first], labels), _parts(scores[second], labels), strict=True
-        )
-    ]
-    difference = float(np.sum([weight * gap for weight, (gap, _) in pairs]))
-    return Gap(first, second, difference, math.sqrt(sum((weight * error) ** 2 for weight, (_, error) in pairs)))
-
-
 def summary_lines(result: StudyResult) -> list[str]:
-    """The end of a search in words: best configuration, how sure it is, what early stopping saved, where to look."""
+    """The end of a search in words: best configuration, how sure it is, what early stopping saved, the references.
+
+    Without `verdict`, which is the last line of what a command prints.
+    """
     counts = {
         state: sum(row.state == state for row in result.rows) for state in ("COMPLETE", "PRUNED", "FAIL", "RUNNING")
     }
     lines = [
         f"study {result.name}: "
-        + ", ".join(f"{count} {state}" for state, count in counts.items() if count)
+        + (", ".join(f"{count} {state}" for state, count in counts.items() if count) or "no trial yet")
         + f" in {duration(result.seconds)}; early stopping saved {100 * result.saved_share:.0f} % of the epochs"
     ]
     if result.exhausted:
@@ -261,4 +234,5 @@ def summary_lines(result: StudyResult) -> list[str]:
         )
         if result.indistinct:
             lines.append(f"{result.indistinct} other full run(s) cannot be told apart from the best")
+    lines += [reference_line(one, result.reference_errors[one.name], result.objective) for one in result.references]
     return [*lines, *result.notes]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from sctune.errors import DataError
+from sctune.search.study.references import read_references
 from sctune.search.study.result import StudyResult, study_result
 from sctune.search.study.splits import selection_labels, study_splits
 from sctune.search.study.study import Study
@@ -28,8 +29,10 @@ def load_result(study_root: Path, name: str, noise: bool = True, storage: str | 
             notes.append(f"no standard errors: {problem}")
     try:
         trials = study.record.load()
+        references = read_references(manifest, study.record.load_references())
     finally:
         study.record.close()
     notes += [study.record.foreign_note] if study.record.foreign_note else []
     seconds = sum(launch.seconds or 0.0 for launch in manifest.launches)
-    return study_result(study, trials, labels, seconds, tracking_uri=safe_uri(manifest.tracking_uri), notes=notes)
+    uri = safe_uri(manifest.tracking_uri)
+    return study_result(study, trials, labels, seconds, tracking_uri=uri, notes=notes, references=references)
