@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sctune.methods.base import Maps
+from sctune.methods.base import ImageRows, Maps
 from sctune.methods.density import Gaussian, Rows, distances, fit_gaussian
 from sctune.methods.pixels import to_pixels
 from sctune.methods.untrained.combination import Combination
@@ -42,7 +42,7 @@ class GaussianMethod(Reference):
     extractor_kind = PooledMaps
     keeps_on_disk = True
 
-    def fit(self, normals: np.ndarray, anomalies: np.ndarray, ask: Ask) -> tuple[nn.Module, dict[str, float]]:
+    def fit(self, normals: ImageRows, anomalies: ImageRows, ask: Ask) -> tuple[nn.Module, dict[str, float]]:
         section, seed = self._section, self.config.seed
         known, labelled = self._rows(normals, ask), self._rows(anomalies, ask)
         labelled = labelled.reshape(len(labelled), known.shape[1])
@@ -87,7 +87,7 @@ class GaussianMethod(Reference):
         found: Maps = total.cpu().numpy()
         return found
 
-    def _rows(self, images: np.ndarray, ask: Ask) -> Rows:
+    def _rows(self, images: ImageRows, ask: Ask) -> Rows:
         parts = [part[:, : self._statistics].reshape(len(part), -1) for part in self.walk(images, ask)]
         return np.concatenate(parts).astype(np.float64) if parts else np.zeros((0, 0))
 

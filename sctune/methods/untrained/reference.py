@@ -19,7 +19,7 @@ from sctune.backbones.weights import resolve_weights
 from sctune.config import TrialConfig
 from sctune.data.batches import stream
 from sctune.errors import CheckpointError, DataError, NonFiniteError, StoppedError
-from sctune.methods.base import Method, Scores, TaskImages
+from sctune.methods.base import ImageRows, Method, Scores, TaskImages
 from sctune.methods.pixels import autocast, score_alike, to_pixels
 from sctune.methods.untrained.entry import taps_of
 from sctune.methods.untrained.extractor import Extractor, build_extractor
@@ -104,8 +104,9 @@ class Reference(Method):
                 f"method {self.config.method.name} needs {LEAST_NORMALS} normal training images at least, and "
                 f"{len(normals)} are there; add images"
             )
-        anomalies = self._images.take(self._ordered(self._images.array, self._images.anomalies))
-        self.model, figures = self.fit(self._images.take(normals), anomalies, ask)
+        array = self._images.array
+        anomalies = ImageRows(array, self._ordered(array, self._images.anomalies))
+        self.model, figures = self.fit(ImageRows(array, normals), anomalies, ask)
         self.model.to(self.device).requires_grad_(False).eval()
         wrong = [name for name, value in self.model.state_dict().items() if not bool(torch.isfinite(value).all())]
         if wrong:
@@ -113,10 +114,10 @@ class Reference(Method):
         return {"normals": float(len(normals)), **figures}
 
     @abstractmethod
-    def fit(self, normals: np.ndarray, anomalies: np.ndarray, ask: Ask) -> tuple[nn.Module, dict[str, float]]:
+    def fit(self, normals: ImageRows, anomalies: ImageRows, ask: Ask) -> tuple[nn.Module, dict[str, float]]:
         """The module from features [N, ...] to scores [N], and figures about it.
 
-        normals, anomalies: uint8 images [N, S, S, 3]. Raises DataError for images that cannot be fitted.
+        Raises DataError for images that cannot be fitted.
         """
 
     @abstractmethod
@@ -165,7 +166,7 @@ class Reference(Method):
             raise ValueError("the method has seen no images yet; run its epoch first")
         return self.model
 
-    def walk(self, images: np.ndarray, ask: Ask = lambda: None) -> Iterator[NDArray[np.float32]]:
+    def walk(self, images: np.ndarray | ImageRows, ask: Ask = lambda: None) -> Iterator[NDArray[np.float32]]:
         """Features of a few uint8 images [N, S, S, 3] at a time."""
         for start in range(0, len(images), AT_ONCE):
             ask()
