@@ -197,6 +197,19 @@ def test_without_anomalies_the_distance_is_all(tiny: TrialConfig, images: np.nda
         assert report.metrics["push_weight"] == report.metrics["logistic_weight"] == 0
 
 
+@pytest.mark.parametrize("values", [{"runtime.precision": "bf16"}, {"runtime.channels_last": False}])
+def test_other_arithmetic_scores_alike_and_is_kept_apart(trainer: Trainer, values: dict[str, object]) -> None:
+    other = Trainer(trainer.config.override(values))
+    (report,) = other.fit()
+    scores, images = report.scores[trainer.task.key], trainer.selection.images
+    assert scores == other.method.score(images).tolist() and report.value > 0.9
+    own = trainer.method.score(images)
+    # bfloat16 has three digits
+    assert np.corrcoef(scores, own)[0, 1] > 0.99
+    if "runtime.precision" in values:
+        assert scores != own.tolist()
+
+
 def test_too_few_normals_are_one_line(trainer: Trainer) -> None:
     held = trainer.method._images  # type: ignore[attr-defined]
     method = fresh_method(trainer.config, CPU)

@@ -16,7 +16,7 @@ from sctune.methods.untrained.crossfit import choose_weights, cross_fit
 from sctune.methods.untrained.entry import GaussianSection
 from sctune.methods.untrained.extractor import PooledMaps
 from sctune.methods.untrained.labelled import directions
-from sctune.methods.untrained.reference import Ask, Reference, raised
+from sctune.methods.untrained.reference import Ask, Images, Reference, raised
 
 
 class GaussianScore(nn.Module):
@@ -42,7 +42,7 @@ class GaussianMethod(Reference):
     extractor_kind = PooledMaps
     keeps_on_disk = True
 
-    def fit(self, normals: np.ndarray, anomalies: np.ndarray, ask: Ask) -> tuple[nn.Module, dict[str, float]]:
+    def fit(self, normals: Images, anomalies: Images, ask: Ask) -> tuple[nn.Module, dict[str, float]]:
         section, seed = self._section, self.config.seed
         known, labelled = self._rows(normals, ask), self._rows(anomalies, ask)
         labelled = labelled.reshape(len(labelled), known.shape[1])
@@ -87,7 +87,7 @@ class GaussianMethod(Reference):
         found: Maps = total.cpu().numpy()
         return found
 
-    def _rows(self, images: np.ndarray, ask: Ask) -> Rows:
+    def _rows(self, images: Images, ask: Ask) -> Rows:
         parts = [part[:, : self._statistics].reshape(len(part), -1) for part in self.walk(images, ask)]
         return np.concatenate(parts).astype(np.float64) if parts else np.zeros((0, 0))
 

@@ -7,6 +7,7 @@ import hashlib
 import json
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -34,6 +35,25 @@ NETWORK, FIT = "network.", "fit."
 
 Ask = Callable[[], None]
 """Raises StoppedError where the fit is to end."""
+
+
+@dataclass(frozen=True)
+class Picked:
+    """Some rows of an array of images on disk, read when they are asked for."""
+
+    array: np.ndarray
+    rows: NDArray[np.intp]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, places: slice | NDArray[np.intp]) -> np.ndarray:
+        images: np.ndarray = self.array[self.rows[places]]
+        return images
+
+
+Images = np.ndarray | Picked
+"""uint8 images [N, S, S, 3]."""
 
 
 class PixelScore(nn.Module):
@@ -104,8 +124,9 @@ class Reference(Method):
                 f"method {self.config.method.name} needs {LEAST_NORMALS} normal training images at least, and "
                 f"{len(normals)} are there; add images"
             )
-        anomalies = self._images.take(self._ordered(self._images.array, self._images.anomalies))
-        self.model, figures = self.fit(self._images.take(normals), anomalies, ask)
+        array = self._images.array
+        anomalies = self._ordered(array, self._images.anomalies)
+        self.model, figures = self.fit(Picked(array, normals), Picked(array, anomalies), ask)
         self.model.to(self.device).requires_grad_(False).eval()
         wrong = [name for name, value in self.model.state_dict().items() if not bool(torch.isfinite(value).all())]
         if wrong:
@@ -113,10 +134,10 @@ class Reference(Method):
         return {"normals": float(len(normals)), **figures}
 
     @abstractmethod
-    def fit(self, normals: np.ndarray, anomalies: np.ndarray, ask: Ask) -> tuple[nn.Module, dict[str, float]]:
+    def fit(self, normals: Images, anomalies: Images, ask: Ask) -> tuple[nn.Module, dict[str, float]]:
         """The module from features [N, ...] to scores [N], and figures about it.
 
-        normals, anomalies: uint8 images [N, S, S, 3]. Raises DataError for images that cannot be fitted.
+        Raises DataError for images that cannot be fitted.
         """
 
     @abstractmethod
@@ -165,7 +186,7 @@ class Reference(Method):
             raise ValueError("the method has seen no images yet; run its epoch first")
         return self.model
 
-    def walk(self, images: np.ndarray, ask: Ask = lambda: None) -> Iterator[NDArray[np.float32]]:
+    def walk(self, images: Images, ask: Ask = lambda: None) -> Iterator[NDArray[np.float32]]:
         """Features of a few uint8 images [N, S, S, 3] at a time."""
         for start in range(0, len(images), AT_ONCE):
             ask()
