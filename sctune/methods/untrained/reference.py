@@ -106,6 +106,11 @@ class Reference(Method):
         return build_extractor(cls.extractor_kind, config.model.backbone, taps_of(config), weights)
 
     def prepare(self, images: TaskImages) -> None:
+        if len(images.normals) < LEAST_NORMALS:
+            raise DataError(
+                f"method {self.config.method.name} needs {LEAST_NORMALS} normal training images at least, and "
+                f"{len(images.normals)} are there; add images"
+            )
         self._images = images
         # a model that only scores sees each image once, and keeps nothing
         self._store = FeatureStore(self._digest(), self._shape(images), self.keeps_on_disk)
@@ -119,11 +124,6 @@ class Reference(Method):
                 raise StoppedError(f"stopped in epoch {epoch + 1}")
 
         normals = self._drawn(self._images)
-        if len(normals) < LEAST_NORMALS:
-            raise DataError(
-                f"method {self.config.method.name} needs {LEAST_NORMALS} normal training images at least, and "
-                f"{len(normals)} are there; add images"
-            )
         array = self._images.array
         anomalies = self._ordered(array, self._images.anomalies)
         self.model, figures = self.fit(Picked(array, normals), Picked(array, anomalies), ask)
