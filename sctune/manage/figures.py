@@ -228,8 +228,11 @@ def _notes(config: TrialConfig, cloud: Cloud, unchanged: bool) -> tuple[str, ...
             f"unseen anomalies are not shown: the development pool holds {pool}; --test takes them from the test pool"
         )
     if not cloud.of("pseudo").any():
-        lines.append(f"augment.kind={config.augment.kind} makes no pseudo anomalies")
-    if unchanged:
+        maker = f"augment.kind={config.augment.kind}" if config.entry.looks_at("augment.kind") else config.method.name
+        lines.append(f"{maker} makes no pseudo anomalies")
+    if unchanged and not config.entry.trains:
+        lines.append(f"both panels are equal: method {config.method.name} trains nothing")
+    elif unchanged:
         lines.append(
             f"both panels are equal: model.freeze={config.model.freeze} keeps all blocks up to the features fixed, "
             "and only the heads are trained"

@@ -37,20 +37,6 @@ MODEL = "model/"
 
 
 @dataclass(frozen=True)
-class ImageRows:
-    """Rows [n] of an array of images, copied from disk a part at a time: rows[2:4] are two images [2, S, S, 3]."""
-
-    array: np.ndarray
-    rows: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, part: slice | np.ndarray) -> np.ndarray:
-        return self.array[self.rows[part]]
-
-
-@dataclass(frozen=True)
 class TaskImages:
     """What a task trains on: decoded images uint8 [N, S, S, 3], mapped from disk, and rows in it by label.
 

@@ -197,12 +197,24 @@ def test_without_anomalies_the_distance_is_all(tiny: TrialConfig, images: np.nda
         assert report.metrics["push_weight"] == report.metrics["logistic_weight"] == 0
 
 
+@pytest.mark.parametrize("values", [{"runtime.precision": "bf16"}, {"runtime.channels_last": False}])
+def test_other_arithmetic_scores_alike_and_is_kept_apart(trainer: Trainer, values: dict[str, object]) -> None:
+    other = Trainer(trainer.config.override(values))
+    (report,) = other.fit()
+    scores, images = report.scores[trainer.task.key], trainer.selection.images
+    assert scores == other.method.score(images).tolist() and report.value > 0.9
+    own = trainer.method.score(images)
+    # bfloat16 has three digits
+    assert np.corrcoef(scores, own)[0, 1] > 0.99
+    if "runtime.precision" in values:
+        assert scores != own.tolist()
+
+
 def test_too_few_normals_are_one_line(trainer: Trainer) -> None:
     held = trainer.method._images  # type: ignore[attr-defined]
     method = fresh_method(trainer.config, CPU)
-    method.prepare(TaskImages(held.array, held.normals[:9], held.anomalies))
     with pytest.raises(DataError, match="needs 10 normal training images at least, and 9 are there") as caught:
-        method.run_epoch(0, lambda: False)
+        method.prepare(TaskImages(held.array, held.normals[:9], held.anomalies))
     assert "\n" not in str(caught.value)
 
 
@@ -218,6 +230,7 @@ def test_too_few_normals_are_one_line(trainer: Trainer) -> None:
         ("gaussian", {"method.max_normals": 9}, r"method\.max_normals=9: input should be greater"),
         ("gaussian", {"method.bank_size": 9}, r"'method\.bank_size' of method gaussian"),
         ("gaussian", {"model.freeze": 3}, r"model\.freeze=3: method gaussian has no use for it"),
+        ("gaussian", {"data.shuffle_labels": True}, r"data\.shuffle_labels=true: gaussian draws no batches"),
         ("gaussian", {"model.tap": "middle"}, r"model\.tap='middle': method gaussian has no use for it"),
         ("patch_bank", {"method.neighbourhood": 2}, r"method\.neighbourhood=2: input should be 1, 3 or 5"),
         ("patch_bank", {"method.top_k": 0.0}, r"method\.top_k=0\.0: input should be greater than 0"),

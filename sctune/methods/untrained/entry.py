@@ -74,7 +74,7 @@ def taps_of(config: TrialConfig) -> tuple[str, ...]:
 
 
 def check(config: TrialConfig) -> None:
-    """Raises ValueError, one line, for taps and sizes that do not go together."""
+    """Raises ValueError, one line, for values that do not go together."""
     taps, backbone, size = taps_of(config), config.model.backbone, config.data.image_size
     try:
         tap_list(backbone, taps)
@@ -86,6 +86,11 @@ def check(config: TrialConfig) -> None:
                 f"data.image_size={size} is too small for {tap} of {backbone}; use a larger one, or leave {tap} out of "
                 "method.taps"
             )
+    if config.data.shuffle_labels:
+        raise ValueError(
+            f"data.shuffle_labels=true: {config.method.name} draws no batches to shuffle labels in; leave it out, or "
+            "use method.name=deviation"
+        )
     section = config.method
     if isinstance(section, PatchBankSection) and section.bank_size > section.candidates:
         raise ValueError(

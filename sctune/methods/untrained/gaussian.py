@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sctune.methods.base import ImageRows, Maps
+from sctune.data.batches import stream
+from sctune.methods.base import Maps
 from sctune.methods.density import Gaussian, Rows, distances, fit_gaussian
 from sctune.methods.pixels import to_pixels
 from sctune.methods.untrained.combination import Combination
@@ -16,16 +17,32 @@ from sctune.methods.untrained.crossfit import choose_weights, cross_fit
 from sctune.methods.untrained.entry import GaussianSection
 from sctune.methods.untrained.extractor import PooledMaps
 from sctune.methods.untrained.labelled import directions
-from sctune.methods.untrained.reference import Ask, Reference, raised
+from sctune.methods.untrained.reference import Ask, Images, Reference, raised
+
+MOST_TYPICAL = 64
+"""Normals whose mean maps are kept for heat maps."""
+
+
+class TypicalMaps(nn.Module):
+    """The mean map [C_i, S_i, S_i] of normal images for each map of the backbone; heat maps compare with it."""
+
+    def __init__(self, maps: Sequence[Tensor]) -> None:
+        super().__init__()
+        for number, one in enumerate(maps):
+            self.register_buffer(f"map{number}", one.clone())
+
+    def maps(self) -> list[Tensor]:
+        return list(self.buffers())
 
 
 class GaussianScore(nn.Module):
     """Pooled features [N, 2, C] -> scores [N] in float64. statistics: leading ones of the two that are looked at."""
 
-    def __init__(self, density: Gaussian, combination: Combination, statistics: int) -> None:
+    def __init__(self, density: Gaussian, combination: Combination, typical: TypicalMaps, statistics: int) -> None:
         super().__init__()
         self.density = density
         self.combination = combination
+        self.typical = typical
         self.statistics = statistics
 
     def forward(self, features: Tensor) -> Tensor:
@@ -42,7 +59,7 @@ class GaussianMethod(Reference):
     extractor_kind = PooledMaps
     keeps_on_disk = True
 
-    def fit(self, normals: ImageRows, anomalies: ImageRows, ask: Ask) -> tuple[nn.Module, dict[str, float]]:
+    def fit(self, normals: Images, anomalies: Images, ask: Ask) -> tuple[nn.Module, dict[str, float]]:
         section, seed = self._section, self.config.seed
         known, labelled = self._rows(normals, ask), self._rows(anomalies, ask)
         labelled = labelled.reshape(len(labelled), known.shape[1])
@@ -53,26 +70,27 @@ class GaussianMethod(Reference):
         along = directions(density, known, labelled, weight > 0)
         combination = Combination.of(held, along, push, weight)
         figures = {"shrinkage": shrinkage, **combination.figures}
-        return GaussianScore(density, combination, self._statistics), figures
+        return GaussianScore(density, combination, self._typical(normals, ask), self._statistics), figures
 
     def blank(self, tensors: Mapping[str, Tensor]) -> nn.Module:
         dimension = self._statistics * self.extractor.channels
         components, _, rank = tensors["density.axes"].shape
-        return GaussianScore(Gaussian(dimension, rank, components), Combination(dimension), self._statistics)
+        numbers = range(sum(name.startswith("typical.map") for name in tensors))
+        typical = TypicalMaps([torch.zeros_like(tensors[f"typical.map{number}"]) for number in numbers])
+        return GaussianScore(Gaussian(dimension, rank, components), Combination(dimension), typical, self._statistics)
 
     def cells(self, images: np.ndarray) -> Maps | None:
-        """What the score would become, to first order, were the whole image like a cell.
+        """How much each cell adds to the score, to first order, by being other than its place is in normal images.
 
-        The score is that of pooled features, so by its gradient it is a sum over cells, and the mean of a map over
-        its cells is the image's score.
+        The score is that of pooled features, so by its gradient it is a sum over cells: the mean of a map over its
+        cells is the image's score.
         """
         parts = [self._cells(image[None]) for image in images]
         return np.concatenate(parts) if parts else np.zeros(images.shape[:3], np.float32)
 
     def _cells(self, images: np.ndarray) -> Maps:
         size = images.shape[1]
-        with torch.no_grad():
-            maps = self.extractor.maps(to_pixels(images, self.device, self.config.runtime.channels_last))
+        maps = self._maps(images)
         features = torch.from_numpy(self._features(images)).to(self.device)
         with torch.enable_grad():
             rows = features.double().requires_grad_()
@@ -82,12 +100,28 @@ class GaussianMethod(Reference):
         # a network of timm gives all of its maps as one
         sizes = [one.shape[1] for one in maps]
         by_map = (part.split(sizes, dim=2) for part in (gradient, features))
-        for cells, slope, pooled in zip(maps, *by_map, strict=True):
-            total = total + raised(_shares(cells, slope.float(), pooled), size)
+        model = self.fitted
+        assert isinstance(model, GaussianScore)
+        for cells, typical, slope, pooled in zip(maps, model.typical.maps(), *by_map, strict=True):
+            total = total + raised(_shares(cells, typical, slope.float(), pooled), size)
         found: Maps = total.cpu().numpy()
         return found
 
-    def _rows(self, images: ImageRows, ask: Ask) -> Rows:
+    def _maps(self, images: np.ndarray) -> list[Tensor]:
+        with torch.no_grad():
+            return self.extractor.maps(to_pixels(images, self.device, self.config.runtime.channels_last))
+
+    def _typical(self, normals: Images, ask: Ask) -> TypicalMaps:
+        order = torch.randperm(len(normals), generator=stream(self.config.seed, "typical")).numpy()
+        some = np.sort(order[:MOST_TYPICAL])
+        totals: list[Tensor] = []
+        for place in some:
+            ask()
+            maps = [one[0].double() for one in self._maps(normals[np.array([place])])]
+            totals = [total + one for total, one in zip(totals, maps, strict=True)] if totals else maps
+        return TypicalMaps([(total / len(some)).float() for total in totals])
+
+    def _rows(self, images: Images, ask: Ask) -> Rows:
         parts = [part[:, : self._statistics].reshape(len(part), -1) for part in self.walk(images, ask)]
         return np.concatenate(parts).astype(np.float64) if parts else np.zeros((0, 0))
 
@@ -102,13 +136,15 @@ class GaussianMethod(Reference):
         return {"mean": 1, "mean_sd": 2}[self._section.statistics]
 
 
-def _shares(cells: Tensor, slope: Tensor, pooled: Tensor) -> Tensor:
-    """Cells [N, C, H, W] of one map -> what each adds to the score by being other than the pooled ones: [N, H, W].
+def _shares(cells: Tensor, typical: Tensor, slope: Tensor, pooled: Tensor) -> Tensor:
+    """Cells [N, C, H, W] of one map -> what each adds to the score, more than their mean does: [N, H, W], mean 0.
 
-    slope: gradient of the score by pooled features [N, 2, C], means and standard deviations. The mean is 0: a standard
-    deviation is the mean over cells of squared differences over itself.
+    typical: the mean map of normals [C, H, W]. slope: gradient of the score by pooled features [N, 2, C], means and
+    standard deviations; one of these is the mean over cells of squared differences over itself.
     """
     mean, deviation = (part[:, :, None, None] for part in pooled.unbind(dim=1))
     first, second = (part[:, :, None, None] for part in slope.unbind(dim=1))
+    own = typical - typical.mean(dim=(1, 2), keepdim=True)
     away = cells - mean
-    return (first * away + second * (away.square() / deviation.clamp_min(1e-12) - deviation)).sum(dim=1)
+    spread = away.square() / deviation.clamp_min(1e-12) - deviation
+    return (first * (away - own) + second * spread).sum(dim=1)

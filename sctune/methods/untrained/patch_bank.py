@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sctune.data.batches import stream
-from sctune.methods.base import ImageRows, Maps
+from sctune.methods.base import Maps
 from sctune.methods.density import Gaussian, Rows, fit_gaussian
 from sctune.methods.untrained.combination import Combination
 from sctune.methods.untrained.coreset import greedy_centres
@@ -23,7 +23,7 @@ from sctune.methods.untrained.crossfit import FOLDS, choose_weights, cross_fit, 
 from sctune.methods.untrained.entry import PatchBankSection
 from sctune.methods.untrained.extractor import CellGrid
 from sctune.methods.untrained.labelled import directions
-from sctune.methods.untrained.reference import Ask, Reference, raised
+from sctune.methods.untrained.reference import Ask, Images, Reference, raised
 
 MOST_HELD = 200
 """Normals whose held-out distances are taken: enough for a mean and a standard deviation."""
@@ -121,7 +121,7 @@ class PatchBankMethod(Reference):
     # maps of a set of images are hundreds of megabytes
     keeps_on_disk = False
 
-    def fit(self, normals: ImageRows, anomalies: ImageRows, ask: Ask) -> tuple[nn.Module, dict[str, float]]:
+    def fit(self, normals: Images, anomalies: Images, ask: Ask) -> tuple[nn.Module, dict[str, float]]:
         section, seed = self._section, self.config.seed
         known, labelled = self._look(normals, section.candidates, ask), self._look(anomalies, 0, ask)
         logistic = bool(len(labelled.pooled)) and section.logistic != 0
@@ -132,7 +132,7 @@ class PatchBankMethod(Reference):
         held = held.with_distances(
             some,
             self._held_out(bank, coreset, normals[some], folds[0][some], ask),
-            self._held_out(bank, coreset, anomalies[:], folds[1], ask),
+            self._held_out(bank, coreset, anomalies, folds[1], ask),
         )
         push, weight = choose_weights(held, section.push, section.logistic)
         density, _ = fit_gaussian(known.pooled)
@@ -159,7 +159,7 @@ class PatchBankMethod(Reference):
                     parts.append(raised(cells, size).cpu().numpy())
         return np.concatenate(parts)
 
-    def _look(self, images: ImageRows, candidates: int, ask: Ask) -> Seen:
+    def _look(self, images: Images, candidates: int, ask: Ask) -> Seen:
         """candidates: patches that are drawn in all, as many of each image."""
         size, seed = self._section.neighbourhood, self.config.seed
         pooled, patches, places = [], [], []
@@ -198,7 +198,7 @@ class PatchBankMethod(Reference):
         bank.squares.copy_(bank.patches.square().sum(dim=1))
         return bank.to(self.device), coreset
 
-    def _held_out(self, bank: Bank, coreset: Coreset, images: np.ndarray, at: NDArray[np.intp], ask: Ask) -> Rows:
+    def _held_out(self, bank: Bank, coreset: Coreset, images: Images, at: NDArray[np.intp], ask: Ask) -> Rows:
         """Distances [N] of images to the patches of other folds than theirs."""
         others = [coreset.first(other for other in range(FOLDS) if other != fold) for fold in range(FOLDS)]
         squares = [patches.square().sum(dim=1) for patches in others]

@@ -7,6 +7,7 @@ import hashlib
 import json
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -19,7 +20,7 @@ from sctune.backbones.weights import resolve_weights
 from sctune.config import TrialConfig
 from sctune.data.batches import stream
 from sctune.errors import CheckpointError, DataError, NonFiniteError, StoppedError
-from sctune.methods.base import ImageRows, Method, Scores, TaskImages
+from sctune.methods.base import Method, Scores, TaskImages
 from sctune.methods.pixels import autocast, score_alike, to_pixels
 from sctune.methods.untrained.entry import taps_of
 from sctune.methods.untrained.extractor import Extractor, build_extractor
@@ -34,6 +35,25 @@ NETWORK, FIT = "network.", "fit."
 
 Ask = Callable[[], None]
 """Raises StoppedError where the fit is to end."""
+
+
+@dataclass(frozen=True)
+class Picked:
+    """Some rows of an array of images on disk, read when they are asked for."""
+
+    array: np.ndarray
+    rows: NDArray[np.intp]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, places: slice | NDArray[np.intp]) -> np.ndarray:
+        images: np.ndarray = self.array[self.rows[places]]
+        return images
+
+
+Images = np.ndarray | Picked
+"""uint8 images [N, S, S, 3]."""
 
 
 class PixelScore(nn.Module):
@@ -86,6 +106,11 @@ class Reference(Method):
         return build_extractor(cls.extractor_kind, config.model.backbone, taps_of(config), weights)
 
     def prepare(self, images: TaskImages) -> None:
+        if len(images.normals) < LEAST_NORMALS:
+            raise DataError(
+                f"method {self.config.method.name} needs {LEAST_NORMALS} normal training images at least, and "
+                f"{len(images.normals)} are there; add images"
+            )
         self._images = images
         # a model that only scores sees each image once, and keeps nothing
         self._store = FeatureStore(self._digest(), self._shape(images), self.keeps_on_disk)
@@ -99,14 +124,9 @@ class Reference(Method):
                 raise StoppedError(f"stopped in epoch {epoch + 1}")
 
         normals = self._drawn(self._images)
-        if len(normals) < LEAST_NORMALS:
-            raise DataError(
-                f"method {self.config.method.name} needs {LEAST_NORMALS} normal training images at least, and "
-                f"{len(normals)} are there; add images"
-            )
         array = self._images.array
-        anomalies = ImageRows(array, self._ordered(array, self._images.anomalies))
-        self.model, figures = self.fit(ImageRows(array, normals), anomalies, ask)
+        anomalies = self._ordered(array, self._images.anomalies)
+        self.model, figures = self.fit(Picked(array, normals), Picked(array, anomalies), ask)
         self.model.to(self.device).requires_grad_(False).eval()
         wrong = [name for name, value in self.model.state_dict().items() if not bool(torch.isfinite(value).all())]
         if wrong:
@@ -114,7 +134,7 @@ class Reference(Method):
         return {"normals": float(len(normals)), **figures}
 
     @abstractmethod
-    def fit(self, normals: ImageRows, anomalies: ImageRows, ask: Ask) -> tuple[nn.Module, dict[str, float]]:
+    def fit(self, normals: Images, anomalies: Images, ask: Ask) -> tuple[nn.Module, dict[str, float]]:
         """The module from features [N, ...] to scores [N], and figures about it.
 
         Raises DataError for images that cannot be fitted.
@@ -166,7 +186,7 @@ class Reference(Method):
             raise ValueError("the method has seen no images yet; run its epoch first")
         return self.model
 
-    def walk(self, images: np.ndarray | ImageRows, ask: Ask = lambda: None) -> Iterator[NDArray[np.float32]]:
+    def walk(self, images: Images, ask: Ask = lambda: None) -> Iterator[NDArray[np.float32]]:
         """Features of a few uint8 images [N, S, S, 3] at a time."""
         for start in range(0, len(images), AT_ONCE):
             ask()
