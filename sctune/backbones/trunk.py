@@ -8,7 +8,6 @@ from typing import Literal, Protocol, Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from sctune.backbones.entry import IMAGENET_MEAN, IMAGENET_STD, Colour
 from sctune.backbones.grid import on_one_grid
@@ -16,6 +15,9 @@ from sctune.backbones.registry import backbone_entry, tap_list
 from sctune.backbones.weights import read_state
 
 IMAGENET_COLOURS = (IMAGENET_MEAN, IMAGENET_STD)
+
+BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm
+"""What all of them are made from is private to torch."""
 
 
 class BackboneChoice(Protocol):
@@ -95,9 +97,9 @@ class Backbone(nn.Module):
                 norm.eval()
         return self
 
-    def _trained_norms(self) -> Iterator[_BatchNorm]:
+    def _trained_norms(self) -> Iterator[BatchNorm]:
         for block in self.blocks[self.freeze :]:
-            yield from (module for module in block.modules() if isinstance(module, _BatchNorm))
+            yield from (module for module in block.modules() if isinstance(module, BatchNorm))
 
     def forward(self, images: Tensor) -> Tensor:
         return self.after_frozen(self.frozen(images))

@@ -114,22 +114,22 @@ def test_stop_and_delete_on_a_machine_that_shares_only_the_database(
 ) -> None:
     monkeypatch.setenv("SCTUNE_STORAGE", postgres.url())
     url = storage_url(postgres.url())
-    study = make_study("far", storage_url=url)
+    study = make_study("distant", storage_url=url)
     here = tmp_path / "another root"
     with held(study, "elsewhere") as process:
-        seen = study_launches(here, "far")
+        seen = study_launches(here, "distant")
         assert seen.driver is not None and (seen.driver.pid, seen.driver.host) == (process.pid, "elsewhere")
         refused = pytest.raises(StudyError, match=f"is being run by process {process.pid} on elsewhere")
-        with refused, deletion(here, "far", keep_runs=True):
+        with refused, deletion(here, "distant", keep_runs=True):
             pass
-        assert stop(Study.open(here, "far")) == (seen.driver, "stopped")
+        assert stop(Study.open(here, "distant")) == (seen.driver, "stopped")
         assert process.wait(30) == 3
-    assert study_launches(here, "far").driver is None
+    assert study_launches(here, "distant").driver is None
     make_study("near", storage_url=url).record.close()
-    with deletion(here, "far", keep_runs=True) as found:
+    with deletion(here, "distant", keep_runs=True) as found:
         assert found.belongings.trials == 0
         found.run()
-    assert not (here / "far").exists()
+    assert not (here / "distant").exists()
     assert postgres.query("SELECT study_name FROM studies WHERE study_name IN ('far', 'near')") == [("near",)]
 
 

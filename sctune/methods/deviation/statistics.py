@@ -11,8 +11,8 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.nn.modules.batchnorm import _BatchNorm
 
+from sctune.backbones.trunk import BatchNorm
 from sctune.data.batches import endless, stream
 from sctune.errors import StoppedError
 from sctune.methods.deviation.detector import Detector
@@ -34,7 +34,7 @@ def refit_statistics(
     norms = {
         name: module
         for name, module in seeing.named_modules()
-        if isinstance(module, _BatchNorm) and module.training and module.track_running_stats
+        if isinstance(module, BatchNorm) and module.training and module.track_running_stats
     }
     for norm in norms.values():
         norm.reset_running_stats()
