@@ -6,6 +6,7 @@ import errno
 import hashlib
 import os
 import shutil
+import sqlite3
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -82,6 +83,25 @@ def staged_files(folder: Path) -> Iterator[Path]:
             if place.is_dir():
                 shutil.rmtree(place)
             os.replace(path, place)
+
+
+def keep_in_cache(path: Path, write: Callable[[], object]) -> None:
+    """Write to an SQLite file that is a cache: where that cannot be, nothing is kept and nothing raised.
+
+    write: opens the file and writes; called again after a file that is no database, or a damaged one, was removed.
+    """
+    try:
+        write()
+    except sqlite3.OperationalError:
+        # locked, full or not to be written to: the next one may keep them
+        return
+    except sqlite3.DatabaseError:
+        # whoever has the damaged one open keeps it
+        with suppress(OSError, sqlite3.Error):
+            path.unlink(missing_ok=True)
+            write()
+    except OSError:
+        return
 
 
 def is_disk_full(problem: BaseException | str) -> bool:

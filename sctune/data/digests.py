@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from sctune.errors import PlaceError
-from sctune.files import file_sha256
+from sctune.files import file_sha256, keep_in_cache
 from sctune.paths import cache_folder
 
 THREADS = min(8, os.cpu_count() or 1)
@@ -123,18 +123,7 @@ class _Store:
             return
         today = _today()
         values = [(os.fsencode(place), *state, bytes.fromhex(digest), today) for place, (state, digest) in rows.items()]
-        try:
-            self._write(values)
-        except sqlite3.OperationalError:
-            # locked, full or not to be written to: the next one may keep them
-            return
-        except sqlite3.DatabaseError:
-            # not a database, or a damaged one; whoever has it open keeps it
-            with suppress(OSError, sqlite3.Error):
-                self._path.unlink(missing_ok=True)
-                self._write(values)
-        except OSError:
-            return
+        keep_in_cache(self._path, lambda: self._write(values))
 
     def _write(self, values: Sequence[tuple[object, ...]]) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)

@@ -93,7 +93,9 @@ def test_damage_costs_time_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 @pytest.mark.skipif(os.geteuid() == 0, reason="root writes anywhere")
 def test_a_folder_that_cannot_be_written_to_keeps_nothing(tmp_path: Path) -> None:
     tmp_path.chmod(stat.S_IRUSR | stat.S_IXUSR)
-    FeatureStore("a", (5,), True, tmp_path).of(IMAGES, Counted())
+    kept = FeatureStore("a", (5,), True, tmp_path)
+    np.testing.assert_array_equal(kept.of(IMAGES, Counted()), Counted()(IMAGES))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_that_is_none_keeps_nothing(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from sctune.files import keep_in_cache
 from sctune.paths import cache_folder
 
 STORE = "features.sqlite"
@@ -129,18 +130,7 @@ class _Disk:
     def add(self, rows: Mapping[bytes, bytes]) -> None:
         today = _today()
         values = [(key, zlib.crc32(row).to_bytes(_CHECK) + row, today) for key, row in rows.items()]
-        try:
-            self._write(values)
-        except sqlite3.OperationalError:
-            # locked, full or not to be written to: the next one may keep them
-            return
-        except sqlite3.DatabaseError:
-            # not a database, or a damaged one; whoever has it open keeps it
-            with suppress(OSError, sqlite3.Error):
-                self._path.unlink(missing_ok=True)
-                self._write(values)
-        except OSError:
-            return
+        keep_in_cache(self._path, lambda: self._write(values))
 
     def _write(self, values: Sequence[tuple[bytes, bytes, int]]) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)
