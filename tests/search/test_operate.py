@@ -130,7 +130,7 @@ def test_stop_and_delete_on_a_machine_that_shares_only_the_database(
         assert found.belongings.trials == 0
         found.run()
     assert not (here / "distant").exists()
-    assert postgres.query("SELECT study_name FROM studies WHERE study_name IN ('far', 'near')") == [("near",)]
+    assert postgres.query("SELECT study_name FROM studies WHERE study_name IN ('distant', 'near')") == [("near",)]
 
 
 def test_a_driver_that_does_not_end_is_told_of(make_study: Callable[..., Study]) -> None:
