@@ -20,6 +20,8 @@ def confirm(
         bool, typer.Option("--again", help="Once more, on other seeds: one more look at the test.")
     ] = False,
     rescored: Annotated[bool, typer.Option("--rescored", help="Also with what `sctune rescore` found better.")] = False,
+    refit: opt.Refit = None,
+    ensemble: opt.Ensemble = 1,
     address: opt.Address = None,
     max_concurrent: opt.MaxConcurrent = None,
     study_root: opt.StudyRoot = None,
@@ -31,11 +33,11 @@ def confirm(
     from sctune.confirm.run import ConfirmOptions, run_confirm
 
     root = (study_root or studies_folder()).expanduser().absolute()
-    options = ConfirmOptions(top, n_seeds, false_alarm_rate, again, rescored, address, max_concurrent)
+    options = ConfirmOptions(top, n_seeds, false_alarm_rate, again, rescored, refit, ensemble, address, max_concurrent)
     outcome = run_confirm(root, study, options, say, messages, storage)
     say([f"warning: {line}" for line in outcome.warnings])
     if outcome.confirmation is None:
-        more = "".join([" --again" if again else "", " --rescored" if rescored else ""])
+        more = "".join([" --again" if again else "", " --rescored" if rescored else "", options.form_words])
         say([f"stopped; go on with the same command: sctune confirm {study} --top {top} --n-seeds {n_seeds}{more}"])
         raise typer.Exit(3)
     times = "once" if outcome.looks == 1 else f"{outcome.looks} times"

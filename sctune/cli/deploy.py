@@ -34,6 +34,9 @@ def deploy(
         bool, typer.Option("--accept-licence", help="The use is one that the data's licence allows.")
     ] = False,
     max_latency: Annotated[float, typer.Option(min=0, help="Milliseconds of an image, 95 % of them.")] = 1000.0,
+    refit: opt.Refit = None,
+    ensemble: opt.Ensemble = 1,
+    address: opt.Address = None,
     force: Annotated[str | None, typer.Option(metavar="REASON", help="Promote although a step failed; kept.")] = None,
     study_root: opt.StudyRoot = None,
     storage: opt.StoredAt = None,
@@ -48,7 +51,9 @@ def deploy(
     if source is not None and source != "elpv" and "=" not in source:
         source = str(Path(source).expanduser().absolute())
     rule = "best-f1" if best_f1 else false_alarm_rate
-    options = DeployOptions(name, alias, category, rule, source, accept_licence, max_latency, force, candidate)
+    options = DeployOptions(
+        name, alias, category, rule, source, accept_licence, max_latency, force, candidate, refit, ensemble, address
+    )
     outcome = run_deploy((study_root or studies_folder()).expanduser().absolute(), study, options, say, storage)
     say([f"warning: {line}" for line in outcome.warnings])
     place = f"models:/{outcome.model.name}"

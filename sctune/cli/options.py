@@ -75,6 +75,12 @@ Detach = Annotated[
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Print the plan and what it costs; start nothing.", rich_help_panel=OUTPUT)
 ]
+Refit = Annotated[
+    str | None, typer.Option(metavar="all", help="Final model: train it on all anomalies of the development pool.")
+]
+Ensemble = Annotated[
+    int, typer.Option(min=1, help="Final model: the mean of this many seeds' models, in one ONNX file.")
+]
 StudyName = Annotated[str, typer.Argument(help="Study name.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.", rich_help_panel=OUTPUT)]
 

@@ -12,7 +12,7 @@ from sctune.backbones.registry import backbone_entry
 from sctune.errors import SctuneError
 
 Setting = Literal["general", "hard", "anomaly-free"]
-SelectionMode = Literal["auto", "extra", "seen", "proxy", "test"]
+SelectionMode = Literal["auto", "extra", "seen", "cross", "proxy", "test"]
 
 
 def range_ends(text: str) -> tuple[float, float] | None:
@@ -67,6 +67,10 @@ class DataConfig(Section):
     known_class: str | None = Field(None, description="the anomaly class seen in training; hard setting only")
     n_anomalies: Annotated[int, Field(ge=1)] | Literal["all"] = Field(
         10, description="labelled anomalies trained on; ignored in the anomaly-free setting (paper: 1 and 10)"
+    )
+    anomalies: Literal["drawn", "all"] = Field(
+        "drawn",
+        description="of the development pool, which n_anomalies draws: the n_anomalies drawn by the seed, or all of it",
     )
     balance: float = Field(2 / 3, gt=0, lt=1, description="share of a batch drawn from normal images (public code 2/3)")
     selection: SelectionMode = Field("auto", description="what decides between trials; `test` is the paper's way")
@@ -322,7 +326,7 @@ class Task(Section):
     setting: Setting = "general"
     known_class: str | None = None
     seed: int = Field(42, ge=0, lt=2**32)
-    fold: int | None = Field(None, ge=0, description="selection mode `seen`: the fold of seen anomalies held out")
+    fold: int | None = Field(None, ge=0, description="selection modes `seen` and `cross`: the fold held out")
     folds: int | None = Field(None, ge=2)
 
     @property
@@ -339,6 +343,7 @@ TASK_FIELDS = ("data.source", "data.category", "data.setting", "data.known_class
 FIXED_FIELDS = (
     # they draw the pools: a trial that varied them would train on another trial's test images
     "data.n_anomalies",
+    "data.anomalies",
     "data.partition_seed",
     "data.group",
     "data.selection",

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 
-from sctune.confirm.results import ChosenModel, Confirmation, Ranked, Tested, confirm_folder
+from sctune.confirm.final import Final
+from sctune.confirm.forms import Confirmed, final_method
+from sctune.confirm.ranking import trained_rows
+from sctune.confirm.results import ChosenModel, Confirmation, Ranked, Tested, confirm_folder, gap_text
 from sctune.confirm.scoring import read_scores, trained_model
 from sctune.deploy.build import model_parts
 from sctune.deploy.card import CardFacts, model_card
 from sctune.deploy.model import Model, ModelParts
-from sctune.deploy.speed import Speed, measure
+from sctune.deploy.speed import measure
 from sctune.errors import StudyError
+from sctune.methods.base import Fitted
 from sctune.metrics.objective import find_objective
 from sctune.metrics.statistics import Estimate
 from sctune.metrics.threshold import escape_rate, false_alarm_rate
-from sctune.search.study.leaderboard import leaderboard
-from sctune.search.study.record import Record
 from sctune.search.study.splits import checked_splits
 from sctune.search.study.study import Study
 from sctune.train.trainer import Trainer
@@ -27,10 +28,14 @@ HELD_OUT_IMAGES = 32
 
 @dataclass(frozen=True)
 class Built:
-    """The confirmed model as it is registered. images: encoded held-out images for parity and speed."""
+    """The confirmed model as it is registered. images: encoded held-out images for parity and speed.
+
+    trainer: of the single model, whose pools are those of all forms; method: what is registered.
+    """
 
     study: Study
     trainer: Trainer
+    method: Fitted
     parts: ModelParts
     images: tuple[bytes, ...]
 
@@ -69,14 +74,23 @@ def tried(found: Confirmation, test: Tested, name: str | None) -> Tried:
     return Tried(found.ranked(name), one.estimate, one.models, winner.name, gap)
 
 
-def build(study: Study, found: Confirmation, test: Tested, it: Tried, chosen: ChosenModel, rule: float | str) -> Built:
-    """Everything about one of its models; rule: as in deploy/build.model_parts."""
+def confirmed_one(study: Study, found: Confirmation, one: Ranked) -> Confirmed:
+    """A configuration of the confirmation with its models; raises ChangedDataError where the images are others."""
     trained = Study.open(study.folder.parent, found.confirm_study, study.storage)
-    with closing(Record(trained.record_url, trained.name)) as record:
-        rows = {str(row.params["variant"]): row for row in leaderboard(record.load(), trained.objective)}
+    splits = checked_splits(trained.manifest, trained.folder)
+    return Confirmed(study, trained, found, splits, one, trained_rows(trained)[one.name])
+
+
+def build(it: Confirmed, tested: Tried, chosen: ChosenModel, rule: float | str, final: Final | None) -> Built:
+    """Everything about one of its models; rule: as in deploy/build.model_parts.
+
+    final: takes the place of the chosen single model.
+    """
+    study, found, trained = it.study, it.found, it.trained
     task = next(task for task in trained.manifest.tasks if task.key == chosen.task)
-    split = checked_splits(trained.manifest, trained.folder)[task.key]
-    trainer = trained_model(trained, rows[it.one.name], task, split)
+    split = it.splits[task.key]
+    trainer = trained_model(trained, it.row, task, split)
+    method, learned = (trainer.method, split) if final is None else final_method(it, final, trainer)
     manifest = study.manifest
     meta = {
         "study": study.name,
@@ -86,15 +100,29 @@ def build(study: Study, found: Confirmation, test: Tested, it: Tried, chosen: Ch
         "seed": task.seed,
         study.objective.metric: chosen.selection,
         "test_auroc": chosen.test_auroc,
-        "test_auroc_seeds": asdict(it.estimate),
+        "test_auroc_seeds": asdict(tested.estimate),
         "licence": manifest.data.licence,
         "attribution": manifest.data.attribution,
     }
-    parts = model_parts(trainer, meta, rule)
+    if final is not None:
+        # what is known of the single model only is not said of another one
+        meta = {name: value for name, value in meta.items() if name not in (study.objective.metric, "test_auroc")}
+        meta |= {"form": final.form.name, "seeds": list(final.seeds)}
+        meta |= {} if final.test is None else {"test_auroc": final.test.estimate.value}
+    parts = model_parts(trainer, meta, rule, None if final is None else method)
     images = tuple((split.root / path).read_bytes() for path in _of_both_classes(trainer))
-    speed = measure(Model(trainer.method, trainer.config, parts), images)
-    card = model_card(parts, _facts(study, found, test, it, chosen, trainer, parts, speed))
-    return Built(study, trainer, replace(parts, card=card), images)
+    speed = measure(Model(method, trainer.config, parts), images)
+    results = _results(study, found, tested, chosen, parts, final)
+    facts = CardFacts(
+        config=trainer.config,
+        data=manifest.data.model_dump(),
+        counts=learned.summary(),
+        split={"split": learned.digest, "partition seed": manifest.partition_seed},
+        results=results,
+        extra=(_choice(study, found, tested), *([] if final is None else [_form(final)])),
+        speed=speed.line(),
+    )
+    return Built(study, trainer, method, replace(parts, card=model_card(parts, facts)), images)
 
 
 def _of_both_classes(trainer: Trainer) -> list[str]:
@@ -106,36 +134,44 @@ def _of_both_classes(trainer: Trainer) -> list[str]:
     return [*normal, *anomalous]
 
 
-def _facts(
-    study: Study,
-    found: Confirmation,
-    test: Tested,
-    it: Tried,
-    chosen: ChosenModel,
-    trainer: Trainer,
-    parts: ModelParts,
-    speed: Speed,
-) -> CardFacts:
-    manifest, mean = study.manifest, it.estimate
-    normal, anomalous = test.images
-    results = {
-        "test AUROC of this model": f"{chosen.test_auroc:.4f} ({normal} normal, {anomalous} anomalous images)",
-        f"test AUROC over {len(mean.seeds)} seeds": f"{mean.value:.4f} (95 %: {mean.low:.4f} to {mean.high:.4f})",
-        f"{_objective(found)} of this model": f"{chosen.selection:.4f}, by which its seed was chosen",
-    }
-    results |= _rates(study, chosen, parts)
+def _results(
+    study: Study, found: Confirmation, it: Tried, chosen: ChosenModel, parts: ModelParts, final: Final | None
+) -> dict[str, str]:
+    assert found.test is not None
+    normal, anomalous = found.test.images
+    of, mean = f"{normal} normal, {anomalous} anomalous images", it.estimate
+    results = {}
+    if final is None:
+        results["test AUROC of this model"] = f"{chosen.test_auroc:.4f} ({of})"
+        results[f"{_objective(found)} of this model"] = f"{chosen.selection:.4f}, by which its seed was chosen"
+    elif final.test is not None:
+        test = final.test.estimate
+        results["test AUROC of this model"] = f"{test.value:.4f} (95 %: {test.low:.4f} to {test.high:.4f}; {of})"
+        results["against the single model on the test images"] = gap_text(final.test.difference)
+    if final is not None and final.gap is not None:
+        results["against the single model on development images"] = f"{gap_text(final.gap)}; {final.basis}"
+    whose = "" if final is None else " of single models"
+    results[f"test AUROC{whose} over {len(mean.seeds)} seeds"] = (
+        f"{mean.value:.4f} (95 %: {mean.low:.4f} to {mean.high:.4f})"
+    )
+    file = chosen.scores if final is None else None if final.test is None else final.test.scores
+    results |= _rates(study, file, parts)
     if it.gap is not None:
         gap = it.gap
         results[f"against {it.against}"] = f"{gap.value:+.4f} ({gap.low:+.4f} to {gap.high:+.4f}), paired"
-    return CardFacts(
-        config=trainer.config,
-        data=manifest.data.model_dump(),
-        counts=trainer.split.summary(),
-        split={"split": trainer.split.digest, "partition seed": manifest.partition_seed},
-        results=results,
-        extra=(_choice(study, found, it),),
-        speed=speed.line(),
-    )
+    return results
+
+
+def _form(final: Final) -> str:
+    """How the model differs from the single one of the confirmation."""
+    seeds = ", ".join(map(str, final.seeds))
+    parts = []
+    if final.refit:
+        parts.append("trained on all labelled anomalies of the development pool, so that none of them measures it")
+    if final.form.size > 1:
+        parts.append(f"the mean of the scores of {final.form.size} models (seeds {seeds})")
+    told = "" if final.test is not None else "; this very model was not scored on the test images"
+    return f"Final form: {' and '.join(parts)}{told}"
 
 
 def _choice(study: Study, found: Confirmation, it: Tried) -> str:
@@ -154,11 +190,11 @@ def _objective(found: Confirmation) -> str:
     return "proxy objective (pseudo anomalies)" if found.mode == "proxy" else figure
 
 
-def _rates(study: Study, chosen: ChosenModel, parts: ModelParts) -> dict[str, str]:
+def _rates(study: Study, scores_file: str | None, parts: ModelParts) -> dict[str, str]:
     """Escapes and false alarms of the test images at the threshold, from the scores of the one look."""
-    if parts.threshold is None:
+    if parts.threshold is None or scores_file is None:
         return {}
-    file = confirm_folder(study) / chosen.scores
+    file = confirm_folder(study) / scores_file
     if not file.is_file():  # confirmed on another machine
         return {}
     _, labels, scores = read_scores(file)

@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 from safetensors.torch import save_file
 
-from sctune.confirm.built import Built, build, tried
+from sctune.confirm.built import Built, build, confirmed_one, tried
+from sctune.confirm.final import Final, Form, asked_form
+from sctune.confirm.forms import Confirmed, make_final
 from sctune.confirm.gate import (
     LATENCY_MS,
     Step,
@@ -24,16 +26,17 @@ from sctune.confirm.gate import (
     parity_step,
     unseen,
 )
-from sctune.confirm.results import ChosenModel, read_confirmation
+from sctune.confirm.results import ChosenModel, Confirmation, final_lines, read_confirmation, write_confirmation
 from sctune.data.catalog import DataSet, open_dataset
 from sctune.data.images import file_digest
+from sctune.deploy.build import BEST_F1
 from sctune.deploy.flavor import IMAGE_COLUMN, SCORE_COLUMN
 from sctune.deploy.locate import Address, fetched, open_model
 from sctune.deploy.model import Model
 from sctune.deploy.register import Registered, log_model_run, registered_name
 from sctune.deploy.registry import CHAMPION, Move, aliased, check_name, promote
 from sctune.deploy.speed import measure
-from sctune.errors import SctuneError, StudyError, TrackingError, nearest
+from sctune.errors import ConfigError, SctuneError, StudyError, TrackingError, nearest
 from sctune.metrics.threshold import DEFAULT_RATE
 from sctune.search.study.ledger import add_look, show_looks
 from sctune.search.study.study import Study
@@ -53,7 +56,8 @@ class DeployOptions:
 
     candidate: what the confirmation tested besides its winner, to be deployed in the winner's place.
     rule: wanted false-alarm rate, or best-f1; acceptance: labelled images that neither model has seen, None for the
-    study's test images; force: a reason, moves the alias although a step failed.
+    study's test images; force: a reason, moves the alias although a step failed. refit, ensemble: the final form of
+    what is deployed (`asked_form`), made here where `sctune confirm` has not made it.
     """
 
     name: str | None = None
@@ -65,6 +69,9 @@ class DeployOptions:
     max_latency_ms: float = LATENCY_MS
     force: str | None = None
     candidate: str | None = None
+    refit: str | None = None
+    ensemble: int = 1
+    address: str | None = None
 
 
 @dataclass(frozen=True)
@@ -113,9 +120,18 @@ def run_deploy(
     check_tracking(uri)
     it = tried(found, found.test, options.candidate)
     chosen = _chosen(it.models, options.category)
-    by_hand = [] if it.one.name == found.winner.name else [_by_hand(it.one.name, found.winner.name)]
+    notes = [] if it.one.name == found.winner.name else [_by_hand(it.one.name, found.winner.name)]
+    form = asked_form(options.refit, options.ensemble, len(found.seeds))
+    if not form.is_plain and options.rule == BEST_F1:
+        raise ConfigError(
+            f"--best-f1 needs anomalies that the model has not learned from, and{form.words} leaves none that is known "
+            "to be one; leave it out for the conformal threshold"
+        )
     given = None if options.acceptance is None else open_dataset(options.acceptance)
-    built = build(study, found, found.test, it, chosen, options.rule)
+    confirmed = confirmed_one(study, found, it.one)
+    final = None if form.is_plain else _final(confirmed, chosen.subset, form, options, say)
+    notes += [] if final is not None else _other_forms(found, it.one.name, chosen.subset)
+    built = build(confirmed, it, chosen, options.rule, final)
     # the data's name is a folder's, which may be any
     model_name = check_name(registered_name(options.name or _default_name(built)), "--name")
     client = mlflow_client(uri)
@@ -138,7 +154,7 @@ def run_deploy(
         if now != serving:
             detail = f"{options.alias} moved from {serving} to {now} meanwhile; deploy again"
             steps.append(Step("unchanged", False, detail))
-    return _finish(study, model, steps, options, loaded, [*by_hand, *(given.notes if given else ()), *warnings])
+    return _finish(study, model, steps, options, loaded, [*notes, *(given.notes if given else ()), *warnings])
 
 
 def _by_hand(name: str, winner: str) -> str:
@@ -146,6 +162,25 @@ def _by_hand(name: str, winner: str) -> str:
         f"{name} is deployed in the place of {winner}, which won on the selection images; if the test numbers were the "
         "reason, they are too good for it"
     )
+
+
+def _final(it: Confirmed, subset: str, form: Form, options: DeployOptions, say: Say) -> Final:
+    """The final model that the confirmation knows, or one that is made now, without a look at the test images."""
+    known = it.found.final(it.one.name, subset, form)
+    if known is not None:
+        return known
+    made = make_final(it, subset, form, say, options.address)
+    say(final_lines(made))
+    write_confirmation(it.study, it.found.with_final(made))
+    return made
+
+
+def _other_forms(found: Confirmation, name: str, subset: str) -> list[str]:
+    made = [one for one in found.finals if (one.candidate, one.subset) == (name, subset)]
+    return [
+        f"the single model is deployed; {one.form.name} is there as well, and is deployed with{one.form.words}"
+        for one in made
+    ]
 
 
 def _finish(
@@ -198,7 +233,7 @@ def _default_name(built: Built) -> str:
 def _register(study: Study, built: Built, name: str, scratch: Path) -> Registered:
     manifest = study.manifest
     weights = scratch / "weights.safetensors"
-    state = built.trainer.method.model_state()
+    state = built.method.model_state()
     save_file({key: value.cpu().contiguous() for key, value in state.items()}, weights)
     try:
         run = find_parent_run(manifest.tracking_uri, manifest.study_id)
@@ -221,7 +256,7 @@ def _parity(built: Built, loaded: Model, folder: Path, scratch: Path) -> Step:
     if drawn is not None:
         return Step("parity", False, drawn)
     pixels = np.stack([loaded.prepare(image).pixels for image in built.images])
-    trained = built.trainer.method.score(pixels)
+    trained = built.method.score(pixels)
     flavour = mlflow.pyfunc.load_model(str(folder)).predict(pd.DataFrame({IMAGE_COLUMN: list(built.images)}))
     forms = {"loaded by MLflow": flavour[SCORE_COLUMN].to_numpy(), "loaded": loaded.score(pixels)}
     try:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 
+from optuna.trial import FrozenTrial
+
 from sctune.config import Task
 from sctune.confirm.candidates import Candidate
 from sctune.confirm.results import Ranked
@@ -22,7 +24,7 @@ def rank(trained: Study, candidates: Sequence[Candidate]) -> tuple[dict[str, Tri
     """
     with closing(Record(trained.record_url, trained.name)) as record:
         trials = record.load()
-    rows = {str(row.params["variant"]): row for row in leaderboard(trials, trained.objective)}
+    rows = _by_name(trained, trials)
     metrics = {trial.number: list(reports_of(trial).values()) for trial in trials}
     ranking, failed = [], []
     for one in candidates:
@@ -51,6 +53,16 @@ def rank(trained: Study, candidates: Sequence[Candidate]) -> tuple[dict[str, Tri
         )
     # the earlier candidate of equals: the search had it before the other
     return rows, sorted(ranking, key=lambda one: -trained.objective.merit(one.mean)), failed
+
+
+def trained_rows(trained: Study) -> dict[str, TrialRow]:
+    """Name of each configuration of a confirmation's study -> its trial."""
+    with closing(Record(trained.record_url, trained.name)) as record:
+        return _by_name(trained, record.load())
+
+
+def _by_name(trained: Study, trials: Sequence[FrozenTrial]) -> dict[str, TrialRow]:
+    return {str(row.params["variant"]): row for row in leaderboard(trials, trained.objective)}
 
 
 def task_values(study: Study, metrics: Mapping[str, float]) -> dict[str, float]:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, ValidationError, model_serializer
 
+from sctune.confirm.final import Final, Form
 from sctune.errors import StudyError
 from sctune.metrics.objective import DEFAULT, find_objective
 from sctune.metrics.statistics import Estimate
@@ -94,7 +95,7 @@ class Confirmation(_Frozen):
     """ranking: best first on the selection objective; the first is the winner, written down before the test was opened.
 
     reference: name of the paper's default in the ranking, None where there is none; references: names of the methods in
-    it that train nothing; objective: what selected.
+    it that train nothing; objective: what selected; finals: other forms of tested configurations, for `sctune deploy`.
     """
 
     format_version: Literal[1] = 1
@@ -111,15 +112,17 @@ class Confirmation(_Frozen):
     false_alarm_rate: float
     notes: tuple[str, ...] = ()
     test: Tested | None = None
+    finals: tuple[Final, ...] = ()
 
     @model_serializer(mode="wrap")
     def _as_before(self, content: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """The default objective goes without saying, as in the documents of before, and so do no references."""
+        """The default objective goes without saying, as in the documents of before, and so does an empty list."""
         made: dict[str, Any] = content(self)
         if made.get("objective") == DEFAULT:
             del made["objective"]
-        if not made.get("references"):
-            made.pop("references", None)
+        for name in ("references", "finals"):
+            if not made.get(name):
+                made.pop(name, None)
         return made
 
     @property
@@ -129,6 +132,17 @@ class Confirmation(_Frozen):
     def ranked(self, name: str) -> Ranked:
         """A configuration of the ranking; KeyError where it has none of this name."""
         return {one.name: one for one in self.ranking}[name]
+
+    def final(self, candidate: str, subset: str, form: Form) -> Final | None:
+        """The final model of this form, None where it was not made."""
+        made = {(one.candidate, one.subset, one.form): one for one in self.finals}
+        return made.get((candidate, subset, form))
+
+    def with_final(self, final: Final) -> Confirmation:
+        """This one with a final model, in the place of the same form of before."""
+        same = (final.candidate, final.subset, final.form)
+        others = (one for one in self.finals if (one.candidate, one.subset, one.form) != same)
+        return self.model_copy(update={"finals": (*others, final)})
 
     def label(self, name: str) -> str:
         """A configuration for people."""
@@ -213,6 +227,26 @@ def _test_lines(found: Confirmation, test: Tested) -> list[str]:
         lines.append(f"model to deploy{of}: seed {model.seed}, test AUROC {model.test_auroc:.4f}")
         if model.escapes is not None and model.false_alarms is not None:
             lines.append(f"  at its threshold: escapes {model.escapes}; false alarms {model.false_alarms}")
+    for final in found.finals:
+        lines += final_lines(final)
+    return lines
+
+
+def final_lines(final: Final) -> list[str]:
+    """A final model beside the single one, in words."""
+    of = f" of {final.subset}" if final.subset else ""
+    seeds = ", ".join(map(str, final.seeds))
+    lines = [f"final model{of}: {final.candidate}, {final.form.name} (seeds {seeds}); {final.basis}"]
+    for one in final.compared:
+        gap = "" if one.difference is None else f"; minus the single model {gap_text(one.difference)}"
+        lines.append(f"  {one.name}: AUROC {_interval(one.estimate)}{gap}")
+    test = final.test
+    if test is None:
+        lines.append("  not scored on the test images")
+        return lines
+    lines.append(f"  test AUROC {_interval(test.estimate)}; minus the single model {gap_text(test.difference)}")
+    if test.escapes is not None and test.false_alarms is not None:
+        lines.append(f"  at its threshold: escapes {test.escapes}; false alarms {test.false_alarms}")
     return lines
 
 

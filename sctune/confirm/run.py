@@ -11,13 +11,16 @@ from pathlib import Path
 
 from rich.console import Console
 
+from sctune.confirm.built import confirmed_one
 from sctune.confirm.candidates import REFERENCE, Candidate, best_candidates, reference, untrained
+from sctune.confirm.final import Final, Form, asked_form
+from sctune.confirm.forms import make_final, test_final
 from sctune.confirm.outcome import ScoredRival, tested
 from sctune.confirm.plan import confirm_name, confirm_plan, fresh_seeds
 from sctune.confirm.ranking import final_values, rank
 from sctune.confirm.rescore import better_variant
 from sctune.confirm.results import Confirmation, confirm_folder, read_confirmation, write_confirmation
-from sctune.confirm.scoring import score_models
+from sctune.confirm.scoring import score_models, subset_of
 from sctune.errors import StudyError
 from sctune.metrics.threshold import check_rate
 from sctune.search.study.database import stored_manifests
@@ -36,7 +39,8 @@ class ConfirmOptions:
     """top: full runs that are trained again; n_seeds: fresh seeds; false_alarm_rate: wanted at the threshold.
 
     again: begin a new confirmation, on seeds that no earlier one used, where one is complete. rescored: beside each
-    trial, also with the better way to score that `sctune rescore` found.
+    trial, also with the better way to score that `sctune rescore` found. refit, ensemble: of the winner's final form
+    (`asked_form`).
     """
 
     top: int = 3
@@ -44,8 +48,15 @@ class ConfirmOptions:
     false_alarm_rate: float = 0.01
     again: bool = False
     rescored: bool = False
+    refit: str | None = None
+    ensemble: int = 1
     address: str | None = None
     max_concurrent: int | None = None
+
+    @property
+    def form_words(self) -> str:
+        """The options of the final form, as they were given."""
+        return Form(self.refit is not None, self.ensemble).words
 
 
 @dataclass(frozen=True)
@@ -78,8 +89,15 @@ def run_confirm(
         raise StudyError(f"{name} is itself a confirmation; give the study that it confirms")
     known = read_confirmation(study)
     if known is not None and known.test is not None and not options.again:
+        form = asked_form(options.refit, options.ensemble, len(known.seeds))
+        if (
+            any(known.final(known.winner.name, subset, form) is None for subset in _subsets(known))
+            and not form.is_plain
+        ):
+            return _later_final(study, known, form, options, say)
         say([f"study {name} is confirmed already; --again trains on other seeds, and looks at the test images again"])
         return ConfirmOutcome(known, len(looks(study)))
+    form = asked_form(options.refit, options.ensemble, options.n_seeds)
     candidates, notes = _candidates(study, options)
     say(notes)
     trained = _train(study, candidates, options, say, console, known)
@@ -103,7 +121,44 @@ def run_confirm(
     )
     # the choice is made, and on disk, before any test image is read
     write_confirmation(study, found)
-    return _open_test(study, trained, found, rows, say)
+    finals = [] if form.is_plain else _finals(study, found, form, options, say)
+    return _open_test(study, trained, found, rows, finals, say)
+
+
+def _finals(study: Study, found: Confirmation, form: Form, options: ConfirmOptions, say: Say) -> list[Final]:
+    """The winner's final models, one for each category and class, not yet tested."""
+    it = confirmed_one(study, found, found.winner)
+    subsets = dict.fromkeys(subset_of(task) for task in it.trained.manifest.tasks)
+    return [make_final(it, subset, form, say, options.address, options.max_concurrent) for subset in subsets]
+
+
+def _subsets(found: Confirmation) -> list[str]:
+    assert found.test is not None
+    return [model.subset for model in found.test.models]
+
+
+def _later_final(study: Study, found: Confirmation, form: Form, options: ConfirmOptions, say: Say) -> ConfirmOutcome:
+    """The final form of a winner whose test images were opened before: one more look at them."""
+    assert found.test is not None
+    finals = _finals(study, found, form, options, say)
+    images = sum(found.test.images)
+    say([f"the test images ({images}) were opened before; this is one more look, which decides nothing"])
+    ledger = add_look(study, f"confirm ({found.confirm_study}){form.words}", images, len(finals))
+    done = _with_finals(study, found, finals, say)
+    write_confirmation(study, done)
+    return ConfirmOutcome(done, len(ledger), warnings=tuple(show_looks(study, ledger)))
+
+
+def _with_finals(study: Study, found: Confirmation, finals: Sequence[Final], say: Say) -> Confirmation:
+    """The confirmation with its final models, scored on the test images."""
+    if not finals:
+        return found
+    assert found.test is not None
+    it = confirmed_one(study, found, found.winner)
+    chosen = {model.subset: model for model in found.test.models}
+    for final in finals:
+        found = found.with_final(test_final(it, final, chosen[final.subset], say))
+    return found
 
 
 def _candidates(study: Study, options: ConfirmOptions) -> tuple[list[Candidate], list[str]]:
@@ -219,13 +274,18 @@ def _unfinished(study: Study) -> bool:
 
 
 def _open_test(
-    study: Study, trained: Study, found: Confirmation, rows: dict[str, TrialRow], say: Say
+    study: Study,
+    trained: Study,
+    found: Confirmation,
+    rows: dict[str, TrialRow],
+    finals: Sequence[Final],
+    say: Say,
 ) -> ConfirmOutcome:
     winner = found.winner.name
     names = compared_with(found)
     splits = checked_splits(trained.manifest, trained.folder)
     images = {(str(split.root), file.path): file.label for split in splits.values() for file in split.test}
-    models = len(trained.manifest.tasks) * (1 + len(names))
+    models = len(trained.manifest.tasks) * (1 + len(names)) + len(finals)
     command = f"confirm ({trained.name})"
     ledger = looks(study)
     if not any(look.command == command for look in ledger):  # else interrupted while it looked
@@ -239,7 +299,7 @@ def _open_test(
         rivals.append(ScoredRival(name, scored, final_values(trained, rows[name])))
     values = final_values(trained, rows[winner])
     test = tested(found, first, rivals, list(images.values()), values)
-    done = found.model_copy(update={"test": test})
+    done = _with_finals(study, found.model_copy(update={"test": test}), finals, say)
     write_confirmation(study, done)
     warnings = show_looks(study, ledger)
     return ConfirmOutcome(done, len(ledger), warnings=tuple(warnings))

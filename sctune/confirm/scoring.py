@@ -61,7 +61,7 @@ def score_models(
         if {label for _, label, _ in rows} != {0, 1}:
             raise DataError(f"task {task.key}: the test images are all of one class, so there is no AUROC; add images")
         file = f"{name}--{task.key}.csv"
-        replace_files({folder / file: partial(_write, rows=rows)}, "--study-root")
+        write_scores(folder / file, rows)
         calibration = calibrate(trainer)
         scores = Scores(
             pool=f"{task.source}|{task.category or ''}",
@@ -90,6 +90,11 @@ def read_scores(path: Path) -> tuple[list[str], np.ndarray, np.ndarray]:
         )
     except (OSError, ValueError, IndexError, csv.Error) as problem:
         raise DataError(f"{path} cannot be read ({problem})") from None
+
+
+def write_scores(path: Path, rows: Sequence[tuple[str, int, float]]) -> None:
+    """Path, label and score of images, as `read_scores` reads them; raises ConfigError where they cannot be kept."""
+    replace_files({path: partial(_write, rows=rows)}, "--study-root")
 
 
 def _write(path: Path, rows: Sequence[tuple[str, int, float]]) -> None:

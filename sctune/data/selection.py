@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
+from sklearn.model_selection import StratifiedGroupKFold
 
 from sctune.data.catalog import ImageFile
 from sctune.data.pools import Files, by_path, generator
@@ -11,11 +14,11 @@ from sctune.errors import DataError
 SPARE_ENOUGH = 20
 """Spare anomalies from which on their AUROC is steady enough to select by (standard deviation .06)."""
 SEEN_LEAST = 4
-MODES = ("auto", "extra", "seen", "proxy", "test")
+MODES = ("auto", "extra", "seen", "cross", "proxy", "test")
 
 
 def resolve_mode(selection: str, setting: str, seen: int, spare: int, parts: int) -> tuple[str, str]:
-    """The mode and its reason; parts: folds that the seen anomalies give, below 2 where they cannot be folded."""
+    """The mode and its reason; parts: folds that the anomalies give, below 2 where they cannot be folded."""
     foldable = seen >= SEEN_LEAST and parts >= 2
     if selection == "proxy":
         return "proxy", "asked for: pseudo anomalies of makers that no space trains with"
@@ -34,6 +37,13 @@ def resolve_mode(selection: str, setting: str, seen: int, spare: int, parts: int
                 "use extra or proxy"
             )
         return "seen", f"asked for: {parts} folds over the {seen} seen anomalies"
+    if selection == "cross":
+        if parts < 2:
+            raise DataError(
+                "data.selection=cross holds out folds of the development pool's anomalies, of two source units at "
+                "least; there are fewer, use proxy"
+            )
+        return "cross", f"asked for: {parts} folds over the anomalies of the development pool"
     if seen < SEEN_LEAST:
         return "proxy", f"{seen} seen anomalies are too few to select by ({SEEN_LEAST} are needed)"
     if spare >= SPARE_ENOUGH:
@@ -58,6 +68,27 @@ def seen_folds(files: Files, folds: int, seed: int) -> list[Files]:
     for name in sorted(order, key=lambda name: -len(bundles[name])):
         min(parts, key=len).extend(bundles[name])
     return [by_path(part) for part in parts]
+
+
+def cross_folds(files: Files, folds: int, seed: int) -> list[Files]:
+    """At most `folds` disjoint parts that cover the files, each sorted by path, their kinds mixed alike.
+
+    A source unit is never cut. Empty where there are fewer than two units.
+    """
+    files = by_path(files)
+    count = min(folds, len({file.group for file in files}))
+    if count < 2:
+        return []
+    kinds, groups = [file.kind for file in files], [file.group for file in files]
+    if max(map(kinds.count, kinds)) < count:
+        # no kind reaches every fold, so that there is nothing to mix
+        kinds = [""] * len(files)
+    splitter = StratifiedGroupKFold(count, shuffle=True, random_state=generator(seed, "cross"))
+    with warnings.catch_warnings():
+        # a rare kind is in some folds only
+        warnings.filterwarnings("ignore", message="The least populated class", category=UserWarning)
+        rows = [held for _, held in splitter.split(kinds, kinds, groups)]
+    return [tuple(files[row] for row in held) for held in rows if len(held)]
 
 
 def stratified(files: list[ImageFile], limit: int, random: np.random.RandomState) -> list[ImageFile]:

@@ -32,7 +32,7 @@ from sctune.data.pools import (
     take_units,
     units,
 )
-from sctune.data.selection import MODES, resolve_mode, seen_folds, stratified
+from sctune.data.selection import MODES, cross_folds, resolve_mode, seen_folds, stratified
 from sctune.errors import DataError, nearest
 
 LISTS = ("train", "selection", "calibration", "test")
@@ -43,9 +43,10 @@ SETTINGS = ("general", "hard", "anomaly-free")
 class Split:
     """The files of one task, each list sorted by path; paths are relative to root.
 
-    mode: extra, seen, proxy or test; reason: one sentence why. makers: whether the objective includes the proxy
+    mode: extra, seen, cross, proxy or test; reason: one sentence why. makers: whether the objective includes the proxy
     makers on the selection normals. development: all that trials of the study may ever read, whatever their seed.
-    folds: folds that mode `seen` really has (0 in other modes); at most one per anomaly type where there are two.
+    folds: folds that modes `seen` and `cross` really have (0 in others); in `seen` at most one per anomaly type where
+    there are two.
     """
 
     root: Path
@@ -99,6 +100,7 @@ class _Request:
     partition_seed: int
     fold: int | None
     folds: int
+    every: bool
 
     def check(self) -> None:
         if self.selection not in MODES:
@@ -107,10 +109,15 @@ class _Request:
             raise DataError(f"unknown setting {self.setting!r}; {nearest(self.setting, SETTINGS)}")
         if self.setting != "anomaly-free" and self.anomalies != "all" and self.anomalies < 1:
             raise DataError(f"data.n_anomalies={self.anomalies}: the {self.setting} setting trains on 1 at least")
+        if self.every and self.selection == "test":
+            raise DataError(
+                "data.anomalies=all trains on the whole development pool, and data.selection=test knows no such pool; "
+                "use data.n_anomalies=all there"
+            )
 
     def fewer(self, used: int) -> tuple[str, ...]:
         """The one warning when fewer anomalies than asked for can be trained on."""
-        if self.anomalies == "all" or self.setting == "anomaly-free" or used >= self.anomalies:
+        if self.every or self.anomalies == "all" or self.setting == "anomaly-free" or used >= self.anomalies:
             return ()
         total = len(self.data.anomalies)
         return (f"{self.anomalies} anomalies asked for, {used} can be trained on (of {total}); all of them are used",)
@@ -129,20 +136,22 @@ def make_split(
     folds: int = 2,
     category: str | None = None,
     group: str | None = None,
+    every: bool = False,
 ) -> Split:
     """The split of one task.
 
     root: a data set or its source (`open_dataset`); setting: general, hard (with known_class) or anomaly-free;
-    anomalies: how many are trained on, or "all"; seed: draws which; selection: auto, extra, seen, proxy or test.
-    fold: in mode seen the fold held out, 0 .. folds - 1, None for the first. In the general setting a quarter of
-    the anomalies stays in the test pool even when all are asked for. Raises DataError.
+    anomalies: how many are trained on, or "all"; seed: draws which; selection: one of MODES. fold: in modes seen and
+    cross the fold held out, 0 .. folds - 1, None for the first. In the general setting a quarter of the anomalies stays
+    in the test pool even when all are asked for. every: all anomalies of the pool that `anomalies` draws are trained
+    on, none is spare. Raises DataError.
     """
     data = root if isinstance(root, DataSet) else open_dataset(str(root), category, group)
-    request = _Request(data, setting, anomalies, known_class, seed, selection, partition_seed, fold, folds)
+    request = _Request(data, setting, anomalies, known_class, seed, selection, partition_seed, fold, folds, every)
     request.check()
     split = _paper_split(request) if selection == "test" else _pooled_split(request)
-    if fold is not None and split.mode != "seen":
-        raise DataError(f"fold {fold} goes with selection mode seen; this split has mode {split.mode}")
+    if fold is not None and split.mode not in ("seen", "cross"):
+        raise DataError(f"fold {fold} goes with selection mode seen or cross; this split has mode {split.mode}")
     return replace(split, warnings=data.notes + split.warnings)
 
 
@@ -162,6 +171,7 @@ def split_for(config: TrialConfig, task: Task, data: DataSet | None = None) -> S
         partition_seed=config.data.partition_seed,
         fold=task.fold,
         folds=task.folds or 2,
+        every=config.data.anomalies == "all",
     )
 
 
@@ -224,8 +234,15 @@ def _pooled_split(request: _Request) -> Split:
     data, setting, anomalies = request.data, request.setting, request.anomalies
     pools = draw_pools(data, setting, anomalies, request.known_class, request.partition_seed)
     train, chosen, calibration = hold_out(data, pools.normals, pools.anomalies, request.partition_seed)
-    wanted = len(pools.anomalies) if anomalies == "all" else anomalies
+    wanted = len(pools.anomalies) if anomalies == "all" or request.every else anomalies
     trainable = outside(pools.anomalies, units(chosen), units(calibration))
+    parts: list[Files] = []
+    held: Files = ()
+    if request.selection == "cross":
+        # the same for every seed, so that their scores of held-out images can be averaged
+        parts = cross_folds(outside(trainable, units(train)), request.folds, request.partition_seed)
+        held = _fold(parts, request.fold) if parts else ()
+        trainable = outside(trainable, units(held))
     drawn, _ = take_units(trainable, wanted, generator(request.seed, "seen"))
     seen = drawn[:wanted]
     if setting != "anomaly-free" and not seen:
@@ -233,9 +250,10 @@ def _pooled_split(request: _Request) -> Split:
     warnings = pools.warnings + request.fewer(len(seen))
     # an anomaly must not select beside a training image of its own source unit
     spare = outside(pools.anomalies, units(drawn), units(train), units(calibration))
-    parts = seen_folds(outside(seen, units(train)), request.folds, request.seed)
+    if request.selection != "cross":
+        parts = seen_folds(outside(seen, units(train)), request.folds, request.seed)
     mode, reason = resolve_mode(request.selection, setting, len(seen), len(spare), len(parts))
-    picked = spare if mode == "extra" else _fold(parts, request.fold) if mode == "seen" else ()
+    picked = spare if mode == "extra" else _fold(parts, request.fold) if mode == "seen" else held
     return Split(
         root=data.root,
         mode=mode,
@@ -247,11 +265,11 @@ def _pooled_split(request: _Request) -> Split:
         makers=mode == "proxy" or setting == "hard",
         warnings=warnings,
         development=by_path((*pools.normals, *pools.anomalies)),
-        folds=len(parts) if mode == "seen" else 0,
+        folds=len(parts) if mode in ("seen", "cross") else 0,
     )
 
 
 def _fold(parts: list[Files], fold: int | None) -> Files:
     if fold is not None and not 0 <= fold < len(parts):
-        raise DataError(f"fold {fold} does not exist: the seen anomalies give {len(parts)} folds, counted from 0")
+        raise DataError(f"fold {fold} does not exist: the anomalies give {len(parts)} folds, counted from 0")
     return parts[fold or 0]

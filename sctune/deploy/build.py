@@ -16,6 +16,7 @@ from sctune.data.split import Split
 from sctune.deploy.calibration import Calibration, Prepared
 from sctune.deploy.model import ModelParts
 from sctune.errors import DataError
+from sctune.methods.base import Fitted
 from sctune.metrics.pixel_level import aupro
 from sctune.metrics.threshold import DEFAULT_RATE, Threshold, best_f1_threshold, conformal_threshold
 from sctune.paths import cache_folder
@@ -27,14 +28,18 @@ MOST_MASKS = 64
 """Images whose masks decide the kind of heat map."""
 
 
-def model_parts(trainer: Trainer, meta: Mapping[str, Any], rule: float | str = DEFAULT_RATE) -> ModelParts:
+def model_parts(
+    trainer: Trainer, meta: Mapping[str, Any], rule: float | str = DEFAULT_RATE, method: Fitted | None = None
+) -> ModelParts:
     """Everything about a trained model but its weights.
 
+    method: the model, where it is another one of the same pools; the heat map's kind is then still that of the trainer's
+    own, since images that it has not learned from decide it, and so no threshold of best F1 can be had.
     rule: the wanted false-alarm rate in (0, 1), or BEST_F1 on the held-out selection images. Only images of the
     development pool are looked at. There is no threshold where no image was held out for it (selection mode `test`).
     Raises ConfigError for a rate outside (0, 1), DataError for best F1 without held-out anomalies.
     """
-    calibration = calibrate(trainer)
+    calibration = calibrate(trainer, method)
     return ModelParts(
         meta=meta,
         threshold=_threshold(trainer, calibration, rule),
@@ -44,8 +49,11 @@ def model_parts(trainer: Trainer, meta: Mapping[str, Any], rule: float | str = D
     )
 
 
-def calibrate(trainer: Trainer) -> Calibration | None:
-    """Scores and measures of the calibration normals, None where none are held out."""
+def calibrate(trainer: Trainer, method: Fitted | None = None) -> Calibration | None:
+    """Scores and measures of the calibration normals, None where none are held out.
+
+    method: what scores in the place of the trainer's own.
+    """
     split, data = trainer.split, trainer.config.data
     cached = ImageCache(cache_folder()).array(
         split.root, [file.path for file in split.development], Decoding.of(data), data.skip_corrupt
@@ -61,7 +69,7 @@ def calibrate(trainer: Trainer) -> Calibration | None:
         for image, (width, height) in zip(pixels, sizes, strict=True)
     ]
     source = f"{len(files)} normal images of the development pool that took part in no fit"
-    return Calibration.of(source, trainer.method.score(pixels).tolist(), images)
+    return Calibration.of(source, (method or trainer.method).score(pixels).tolist(), images)
 
 
 def digests(split: Split) -> list[str]:

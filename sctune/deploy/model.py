@@ -29,7 +29,7 @@ from sctune.errors import CheckpointError, NonFiniteError
 from sctune.metrics.threshold import Threshold
 
 if TYPE_CHECKING:
-    from sctune.methods.base import Method
+    from sctune.methods.base import Fitted
     from sctune.train.heatmap import Kind
 
 FORMAT_VERSION = 1
@@ -56,7 +56,7 @@ class ModelParts:
 class Model:
     """A loaded model; its calls may come from several threads."""
 
-    def __init__(self, method: Method, config: TrialConfig, parts: ModelParts) -> None:
+    def __init__(self, method: Fitted, config: TrialConfig, parts: ModelParts) -> None:
         self.method = method
         self.config = config
         self.parts = parts

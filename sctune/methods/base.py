@@ -66,19 +66,56 @@ class PseudoExample:
     result: np.ndarray
 
 
-class Method(ABC):
-    """A way to find anomalies on one task: what it has learned, and how it goes on learning.
+class Fitted(ABC):
+    """What has learned, and scores: a method, or several of them together (`ensemble.py`).
 
-    It is made by `fresh`, gets its images by `prepare`, and then runs epoch after epoch; or it is made by `trained`
-    from what `model_state` gave, and only scores. config: of the trial; device: where it computes.
-
-    All that is drawn must follow from (config.seed, purpose, number), as `data.batches.stream` does it, so that a
-    state needs no random numbers and a continued run equals one that was never stopped.
+    config: how images are prepared and what it is; device: where it computes.
     """
 
     def __init__(self, config: TrialConfig, device: torch.device) -> None:
         self.config = config
         self.device = device
+
+    @abstractmethod
+    def score(self, images: np.ndarray) -> Scores:
+        """Anomaly scores [N] (float64, higher is more anomalous) of uint8 images [N, S, S, 3].
+
+        The same image has the same score to the last bit, whatever it is scored with and however often.
+        """
+
+    @abstractmethod
+    def model_state(self) -> dict[str, Tensor]:
+        """All that scoring needs, as named tensors of any device: what a deployed model is made of."""
+
+    @abstractmethod
+    def module(self) -> nn.Module:
+        """Pixels float [N, 3, S, S] in [0, 1] -> scores [N], as torch operations: what ONNX and torch.export carry.
+
+        It is a copy on the CPU, in eval mode, without gradients of its weights; the method never changes it later. Its
+        scores agree with `score` up to rounding, for any N of at least 1.
+        """
+
+    def cells(self, images: np.ndarray) -> Maps | None:
+        """Where uint8 images [N, S, S, 3] are anomalous, in units that can be compared between images; None: unknown.
+
+        A few images at a time.
+        """
+        return None
+
+    def gradients(self, images: np.ndarray) -> Maps | None:
+        """The smoothed gradient of the score by the pixels, to be compared within an image; None: there is none."""
+        return gradient_maps(self.module().to(self.device), images, self.device)
+
+
+class Method(Fitted):
+    """A way to find anomalies on one task: what it has learned, and how it goes on learning.
+
+    It is made by `fresh`, gets its images by `prepare`, and then runs epoch after epoch; or it is made by `trained`
+    from what `model_state` gave, and only scores. config: of the trial.
+
+    All that is drawn must follow from (config.seed, purpose, number), as `data.batches.stream` does it, so that a
+    state needs no random numbers and a continued run equals one that was never stopped.
+    """
 
     @classmethod
     @abstractmethod
@@ -109,27 +146,8 @@ class Method(ABC):
         """
 
     @abstractmethod
-    def score(self, images: np.ndarray) -> Scores:
-        """Anomaly scores [N] (float64, higher is more anomalous) of uint8 images [N, S, S, 3].
-
-        The same image has the same score to the last bit, whatever it is scored with and however often.
-        """
-
-    @abstractmethod
-    def model_state(self) -> dict[str, Tensor]:
-        """All that scoring needs, as named tensors of any device: what a deployed model is made of."""
-
-    @abstractmethod
     def load_model_state(self, tensors: Mapping[str, Tensor]) -> None:
         """Take over a `model_state`; raises CheckpointError where it does not fit, and is of no use afterwards."""
-
-    @abstractmethod
-    def module(self) -> nn.Module:
-        """Pixels float [N, 3, S, S] in [0, 1] -> scores [N], as torch operations: what ONNX and torch.export carry.
-
-        It is a copy on the CPU, in eval mode, without gradients of its weights; the method never changes it later. Its
-        scores agree with `score` up to rounding, for any N of at least 1.
-        """
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """All that a later process needs to go on bit by bit: named tensors, and JSON values about them."""
@@ -156,17 +174,6 @@ class Method(ABC):
         started = time.perf_counter()
         self.run_epoch(0, lambda: False)
         return time.perf_counter() - started, 1
-
-    def cells(self, images: np.ndarray) -> Maps | None:
-        """Where uint8 images [N, S, S, 3] are anomalous, in units that can be compared between images; None: unknown.
-
-        A few images at a time.
-        """
-        return None
-
-    def gradients(self, images: np.ndarray) -> Maps | None:
-        """The smoothed gradient of the score by the pixels, to be compared within an image; None: there is none."""
-        return gradient_maps(self.module().to(self.device), images, self.device)
 
     def embed(self, images: np.ndarray) -> NDArray[np.float32] | None:
         """Features [N, C] of uint8 images [N, S, S, 3], for pictures of them; None where there are no such."""

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from sctune.config import MethodEntry, MethodSection, TrialConfig, method_entries, method_entry, register
-from sctune.methods.base import Method
+from sctune.methods.base import Fitted, Method
+from sctune.methods.ensemble import ensemble_of, is_ensemble
 
 __all__ = [
     "MethodEntry",
@@ -23,6 +24,7 @@ __all__ = [
     "method_entries",
     "method_entry",
     "register",
+    "trained_member",
     "trained_method",
 ]
 
@@ -38,6 +40,13 @@ def fresh_method(config: TrialConfig, device: torch.device, weights: Path | None
     return method_class(config).fresh(config, device, weights)
 
 
-def trained_method(config: TrialConfig, device: torch.device, tensors: Mapping[str, Tensor]) -> Method:
-    """One that scores; tensors: its `model_state`. Raises CheckpointError where these do not fit."""
+def trained_method(config: TrialConfig, device: torch.device, tensors: Mapping[str, Tensor]) -> Fitted:
+    """One that scores; tensors: its `model_state`, or that of an ensemble. CheckpointError where these do not fit."""
+    if is_ensemble(tensors):
+        return ensemble_of(config, device, tensors, trained_member)
+    return trained_member(config, device, tensors)
+
+
+def trained_member(config: TrialConfig, device: torch.device, tensors: Mapping[str, Tensor]) -> Method:
+    """A single method that scores; tensors: its `model_state`. Raises CheckpointError where these do not fit."""
     return method_class(config).trained(config, device, tensors)

@@ -12,13 +12,13 @@ import numpy as np
 import torch
 
 from sctune.augment.saliency import min_max
-from sctune.methods.base import Maps, Method
+from sctune.methods.base import Fitted, Maps
 
 Kind = Literal["gradient", "score"]
 KINDS: tuple[Kind, ...] = ("gradient", "score")
 
 
-def heat_maps(method: Method, images: np.ndarray, kind: Kind = "gradient", batch_size: int = 8) -> Maps | None:
+def heat_maps(method: Fitted, images: np.ndarray, kind: Kind = "gradient", batch_size: int = 8) -> Maps | None:
     """Maps [N, S, S] of uint8 images [N, S, S, 3], not scaled: higher is more anomalous; None: it has no such maps.
 
     Values of the kind `score` can be compared between images, those of `gradient` within one.
@@ -33,7 +33,7 @@ def heat_maps(method: Method, images: np.ndarray, kind: Kind = "gradient", batch
     return np.concatenate(parts) if parts else np.zeros((0, *images.shape[1:3]), np.float32)
 
 
-def some_heat_maps(method: Method, images: np.ndarray, kind: Kind) -> Maps:
+def some_heat_maps(method: Fitted, images: np.ndarray, kind: Kind) -> Maps:
     """As `heat_maps`; of the other kind where the method has none of this one, and flat where it has neither."""
     for each in dict.fromkeys((kind, *KINDS)):
         maps = heat_maps(method, images, each)

@@ -14,6 +14,7 @@ from sctune.config import TrialConfig
 from sctune.data.decode import Decoding
 from sctune.data.images import ImageCache
 from sctune.errors import ConfigError
+from sctune.methods.base import Fitted
 from sctune.metrics.objective import AP, AUROC
 from sctune.paths import cache_folder
 from sctune.train.trainer import Trainer
@@ -45,8 +46,11 @@ def train_one(config: TrialConfig, out: Path | None, test: bool, say: Callable[[
     return report_card
 
 
-def score_test(trainer: Trainer) -> list[tuple[str, int, float]]:
-    """Path, label and score of every image of the test pool; looked at after training only."""
+def score_test(trainer: Trainer, method: Fitted | None = None) -> list[tuple[str, int, float]]:
+    """Path, label and score of every image of the test pool; looked at after training only.
+
+    method: what scores in the place of the trainer's own.
+    """
     data, split = trainer.config.data, trainer.split
     cache, paths = ImageCache(cache_folder()), [file.path for file in split.test]
     developed = [file.path for file in split.development]
@@ -55,7 +59,7 @@ def score_test(trainer: Trainer) -> list[tuple[str, int, float]]:
         paths = developed
     cached = cache.array(split.root, paths, Decoding.of(data), data.skip_corrupt)
     files = [file for file in split.test if file.path in cached.index]
-    scores = trainer.method.score(cached.array[[cached.index[file.path] for file in files]])
+    scores = (method or trainer.method).score(cached.array[[cached.index[file.path] for file in files]])
     return [(file.path, file.label, float(score)) for file, score in zip(files, scores, strict=True)]
 
 

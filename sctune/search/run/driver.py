@@ -122,7 +122,7 @@ def _with_resources(
     plan: Plan, address: str | None, gpus: float | None, max_concurrent: int | None
 ) -> tuple[Plan, Resources]:
     wanted = plan.manifest.resources
-    left_out = _lacking_nodes(plan.manifest, plan.splits, address)
+    left_out = lacking_nodes(plan.manifest, plan.splits, address)
     resources = plan_resources(wanted.cpus, gpus, max_concurrent, address is not None, left_out)
     spec = wanted.model_copy(
         update={"cpus": resources.cpus, "gpus": resources.gpus, "max_concurrent": resources.concurrent}
@@ -131,7 +131,7 @@ def _with_resources(
     return replace(plan, manifest=manifest, warnings=(*plan.warnings, *left_out.values())), resources
 
 
-def _lacking_nodes(manifest: StudyManifest, splits: Mapping[str, Split], address: str | None) -> dict[str, str]:
+def lacking_nodes(manifest: StudyManifest, splits: Mapping[str, Split], address: str | None) -> dict[str, str]:
     """Id -> one line for each node that cannot run trials; ClusterError where none can. One of our own is not asked."""
     if address is None and len(nodes_alive()) < 2:
         return {}
@@ -189,7 +189,7 @@ def resume(
             _tell(warnings, console)
             asked = study.manifest.resources
             at_a_time = max_concurrent or asked.asked_concurrent
-            left_out = _lacking_nodes(study.manifest, splits, address)
+            left_out = lacking_nodes(study.manifest, splits, address)
             _tell(list(left_out.values()), console)
             resources = plan_resources(asked.cpus, asked.gpus, at_a_time, address is not None, left_out)
             if max_disk is not None:

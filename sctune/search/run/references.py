@@ -9,10 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import ray
-from ray.exceptions import RayError
-
 from sctune.search.cluster.connection import Resources
+from sctune.search.run.remote import RemoteTasks
 from sctune.search.study.references import (
     FAILURE,
     REPORT,
@@ -25,9 +23,8 @@ from sctune.search.study.references import (
 )
 from sctune.search.study.study import Study
 from sctune.trial.building import TrialSpec
-from sctune.trial.reference import FAILED, REPORTED, run_reference
-
-POLL_S = 0.2
+from sctune.trial.reference import REPORTED, run_reference
+from sctune.trial.remote import FAILED, LOG
 
 _log = logging.getLogger(__name__)
 
@@ -46,7 +43,6 @@ class ReferenceRuns:
     on_end: Callable[[Reference], None]
     stopping: Callable[[], bool]
     limit_s: float | None
-    _running: dict[Any, tuple[str, str]] = field(default_factory=dict, init=False)
     _stored: dict[str, Any] = field(default_factory=dict, init=False)
 
     def run(self) -> None:
@@ -57,47 +53,33 @@ class ReferenceRuns:
             (one.name, key) for one in read_references(self.study.manifest, self._stored) for key in one.missing
         )
         failed: set[str] = set()
+        tasks = RemoteTasks[tuple[str, str]](self.resources)
         try:
-            while (waiting or self._running) and not self.stopping():
+            while (waiting or tasks.keys) and not self.stopping():
                 if end is not None and time.monotonic() > end:
-                    return self._out_of_time({name for name, _ in [*waiting, *self._running.values()]} - failed)
-                while waiting and len(self._running) < self.resources.concurrent:
+                    return self._out_of_time({name for name, _ in [*waiting, *tasks.keys]} - failed)
+                while waiting and tasks.room:
                     name, key = waiting.popleft()
                     if name not in failed:
-                        self._start(name, key)
-                failed |= self._take()
+                        tasks.start((name, key), run_reference, self.spec.model_dump(), self._fields(name), key)
+                failed |= {name for (name, key), found in tasks.take() if self._take(name, key, found)}
         finally:
-            for task in self._running:
-                ray.cancel(task, force=True)
+            tasks.cancel()
         return None
 
-    def _start(self, name: str, key: str) -> None:
+    def _fields(self, name: str) -> dict[str, Any]:
         manifest = self.study.manifest
-        fields = reference_fields(manifest.trial_config(), name, manifest.profile)
-        lacking = self.resources.left_out
-        where = {"label_selector": {"ray.io/node-id": f"!in({','.join(sorted(lacking))})"}} if lacking else {}
-        task = ray.remote(run_reference).options(
-            num_cpus=self.resources.cpus, num_gpus=self.resources.gpus, max_retries=1, **where
-        )
-        self._running[task.remote(self.spec.model_dump(), fields, key)] = (name, key)
+        return reference_fields(manifest.trial_config(), name, manifest.profile)
 
-    def _take(self) -> set[str]:
-        """Write down what has ended; gives the names of those that failed."""
-        if not self._running:
-            return set()
-        failed = set()
-        ended, _ = ray.wait(list(self._running), timeout=POLL_S)
-        for task in ended:
-            name, key = self._running.pop(task)
-            found = _result(task)
-            for line in found.get("log", ()):
-                _log.info("reference %s, task %s: %s", name, key, line)
-            if FAILED in found:
-                failed.add(name)
-                self._tell(name, key, {FAILURE: found[FAILED]})
-            elif REPORTED in found:
-                self._tell(name, key, {REPORT: found[REPORTED]})
-        return failed
+    def _take(self, name: str, key: str, found: dict[str, Any]) -> bool:
+        """Write down what has ended; whether it failed."""
+        for line in found.get(LOG, ()):
+            _log.info("reference %s, task %s: %s", name, key, line)
+        if FAILED in found:
+            self._tell(name, key, {FAILURE: found[FAILED]})
+        elif REPORTED in found:
+            self._tell(name, key, {REPORT: found[REPORTED]})
+        return FAILED in found
 
     def _tell(self, name: str, key: str, content: dict[str, Any]) -> None:
         stored = {**content, TIME: int(time.time() * 1000)}
@@ -112,13 +94,3 @@ class ReferenceRuns:
         for one in read_references(self.study.manifest, self._stored):
             if one.name in names:
                 self._tell(one.name, one.missing[0], {FAILURE: {"kind": "TimeBudget", "message": message}})
-
-
-def _result(task: Any) -> dict[str, Any]:
-    try:
-        found: dict[str, Any] = ray.get(task)
-        return found
-    except RayError as problem:
-        # its worker was lost twice, or could not begin
-        line = next(iter(str(problem).strip().splitlines()), "its worker was lost")
-        return {FAILED: {"kind": type(problem).__name__, "message": line[:500]}}

@@ -1,0 +1,29 @@
+"""What a Ray task gives back: its result, or its failure as data, so that the driver can tell it and go on."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+from sctune.errors import StoppedError
+from sctune.trial.step_log import StepLog
+
+FAILED, STOPPED, LOG = "failure", "stopped", "log"
+
+
+def answered(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What `work` gives, with what was logged under LOG; raises nothing.
+
+    FAILED: kind and message of an error, whose traceback is in the log; STOPPED: the launch is to end.
+    """
+    log = StepLog.attach()
+    try:
+        found = work()
+    except StoppedError:
+        return {STOPPED: True}
+    except Exception as problem:  # whatever a method raises: what asked for it goes on without it
+        text = "".join(traceback.format_exception(problem))
+        failure = {"kind": type(problem).__name__, "message": " ".join(str(problem).split())[:500]}
+        return {FAILED: failure, LOG: [*log.take(), *text.splitlines()]}
+    return {**found, LOG: log.take()}
