@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 from sctune.confirm.final import Final
 from sctune.confirm.forms import Confirmed, final_method
@@ -92,7 +93,7 @@ def build(it: Confirmed, tested: Tried, chosen: ChosenModel, rule: float | str, 
     trainer = trained_model(trained, it.row, task, split)
     method, learned = (trainer.method, split) if final is None else final_method(it, final, trainer)
     manifest = study.manifest
-    meta = {
+    meta: dict[str, Any] = {
         "study": study.name,
         "trial": it.one.trial if it.one.trial is not None else it.one.name,
         "confirm_study": trained.name,

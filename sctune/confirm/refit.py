@@ -18,7 +18,7 @@ import numpy as np
 from sctune.config import Task, TrialConfig
 from sctune.confirm.results import confirm_folder
 from sctune.data.split import Split, split_for
-from sctune.errors import AllTrialsFailedError, StudyError
+from sctune.errors import AllTrialsFailedError, EndedAtOnceError, StudyError
 from sctune.files import replace_files
 from sctune.search.study.content import task_digests
 from sctune.search.study.study import Study
@@ -147,6 +147,11 @@ def _run(
                     done += 1
                     _keep(trained, folder, one, answer)
                     say([f"trained {one.name} ({done} of {len(missing)})"])
+        except KeyboardInterrupt:
+            raise EndedAtOnceError(
+                f"stopped; {done} of {len(missing)} trainings for the final model have ended and are kept: the same "
+                "command goes on with the others"
+            ) from None
         finally:
             tasks.cancel()
 

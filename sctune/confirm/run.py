@@ -90,10 +90,7 @@ def run_confirm(
     known = read_confirmation(study)
     if known is not None and known.test is not None and not options.again:
         form = asked_form(options.refit, options.ensemble, len(known.seeds))
-        if (
-            any(known.final(known.winner.name, subset, form) is None for subset in _subsets(known))
-            and not form.is_plain
-        ):
+        if not form.is_plain and _untested(known, form):
             return _later_final(study, known, form, options, say)
         say([f"study {name} is confirmed already; --again trains on other seeds, and looks at the test images again"])
         return ConfirmOutcome(known, len(looks(study)))
@@ -132,9 +129,11 @@ def _finals(study: Study, found: Confirmation, form: Form, options: ConfirmOptio
     return [make_final(it, subset, form, say, options.address, options.max_concurrent) for subset in subsets]
 
 
-def _subsets(found: Confirmation) -> list[str]:
+def _untested(found: Confirmation, form: Form) -> bool:
+    """Whether a category's or class's winner of this form is missing, or has not been scored on the test images."""
     assert found.test is not None
-    return [model.subset for model in found.test.models]
+    made = [found.final(found.winner.name, model.subset, form) for model in found.test.models]
+    return any(one is None or one.test is None for one in made)
 
 
 def _later_final(study: Study, found: Confirmation, form: Form, options: ConfirmOptions, say: Say) -> ConfirmOutcome:

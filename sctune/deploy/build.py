@@ -33,8 +33,8 @@ def model_parts(
 ) -> ModelParts:
     """Everything about a trained model but its weights.
 
-    method: the model, where it is another one of the same pools; the heat map's kind is then still that of the trainer's
-    own, since images that it has not learned from decide it, and so no threshold of best F1 can be had.
+    method: the model, where it is another one of the same pools; the heat map's kind is then still that of the
+    trainer's own, since images that it has not learned from decide it, and so no threshold of best F1 can be had.
     rule: the wanted false-alarm rate in (0, 1), or BEST_F1 on the held-out selection images. Only images of the
     development pool are looked at. There is no threshold where no image was held out for it (selection mode `test`).
     Raises ConfigError for a rate outside (0, 1), DataError for best F1 without held-out anomalies.
