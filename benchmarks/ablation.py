@@ -34,6 +34,7 @@ FINAL = range(11, 16)
 
 QUARTER = {"augment.rotation": "quarter"}
 MOMENTUM = {"model.batch_norm_momentum": 0.1}
+EVAL = {"model.batch_norm": "eval"}
 AREA = {"augment.threshold_mode": "area", "augment.threshold": 0.15}
 LONGER = {"budget.iterations": 60}
 
@@ -41,7 +42,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     DEFAULT: {},
     GAUSSIAN: {"method.name": "gaussian"},
     # batch norm
-    "batch norm eval": {"model.batch_norm": "eval"},
+    "batch norm eval": EVAL,
     "momentum .03": {"model.batch_norm_momentum": 0.03},
     "momentum .1": MOMENTUM,
     "statistics of batches": {"optim.final_statistics": "batches"},
@@ -77,6 +78,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "quarter, momentum, cutpaste": QUARTER | MOMENTUM | {"augment.kind": "cutpaste"},
     "quarter, momentum, no pseudo anomalies": QUARTER | MOMENTUM | {"augment.kind": "none"},
     "quarter, momentum, area .15": QUARTER | MOMENTUM | AREA,
+    "quarter, batch norm eval": QUARTER | EVAL,
+    "quarter, batch norm eval, no pseudo anomalies": QUARTER | EVAL | {"augment.kind": "none"},
     "quarter, three times as long": QUARTER | LONGER,
     "quarter, momentum, mean, statistics of normals": QUARTER
     | MOMENTUM

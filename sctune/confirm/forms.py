@@ -164,15 +164,15 @@ def _by_selection(it: Confirmed, tasks: Sequence[Task], form: Form) -> tuple[str
         return "not compared: no held-out anomaly is one that no member has trained on", ()
     table = {(task.seed, ""): (paths, labels, scores) for task, (_, scores) in zip(tasks, columns, strict=True)}
     basis = f"{int((labels == 0).sum())} normal and {int(labels.sum())} anomalous selection images that no member knows"
-    return basis, _compared({"single model": table}, form)
+    return basis, compare_forms({"single model": table}, form)
 
 
 def _by_folds(folds: Sequence[Training], held: Sequence[HeldOut], form: Form) -> tuple[Compared, ...]:
-    tables: dict[str, _Table] = {"single model": {}, "refit": {}}
+    tables: dict[str, Table] = {"single model": {}, "refit": {}}
     for one, result in zip(folds, held, strict=True):
         name = "refit" if one.anomalies == "all" else "single model"
         tables[name][result.task.seed, f"fold {result.task.fold}"] = (result.paths, result.labels, result.scores)
-    return _compared(tables, form)
+    return compare_forms(tables, form)
 
 
 def _folds_basis(folds: Sequence[Training], held: Sequence[HeldOut]) -> str:
@@ -184,11 +184,11 @@ def _folds_basis(folds: Sequence[Training], held: Sequence[HeldOut]) -> str:
     )
 
 
-_Table = dict[tuple[int, str], tuple[tuple[str, ...], np.ndarray, np.ndarray]]
+Table = dict[tuple[int, str], tuple[tuple[str, ...], np.ndarray, np.ndarray]]
 """Seed and fold -> paths, labels and scores."""
 
 
-def _compared(tables: Mapping[str, _Table], form: Form) -> tuple[Compared, ...]:
+def compare_forms(tables: Mapping[str, Table], form: Form) -> tuple[Compared, ...]:
     """Each form of each table, with its paired difference to the first table's single models."""
     base = _runs(tables["single model"])
     found = []
@@ -204,14 +204,14 @@ def _compared(tables: Mapping[str, _Table], form: Form) -> tuple[Compared, ...]:
     return tuple(found)
 
 
-def _runs(table: _Table) -> list[Scores]:
+def _runs(table: Table) -> list[Scores]:
     return [
         Scores(pool="development", subset=fold, paths=paths, labels=labels, scores=scores, seed=seed)
         for (seed, fold), (paths, labels, scores) in sorted(table.items())
     ]
 
 
-def _means(table: _Table) -> list[Scores]:
+def _means(table: Table) -> list[Scores]:
     """The ensemble in the place of each of its members: it is paired with each of them."""
     folds = sorted({fold for _, fold in table})
     means = {fold: np.mean([one[2] for (_, of), one in table.items() if of == fold], axis=0) for fold in folds}

@@ -18,6 +18,7 @@ from sctune.confirm import deploy as confirm_deploy
 from sctune.confirm import run as confirm_run
 from sctune.confirm.results import read_confirmation
 from sctune.confirm.run import ConfirmOptions, run_confirm
+from sctune.data.split import split_for
 from sctune.deploy.locate import open_model
 from sctune.search.study.ledger import looks
 from sctune.search.study.record import Record
@@ -261,13 +262,81 @@ def scores_table(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(stream))
 
 
+def test_the_mean_of_the_seeds_is_deployed_without_a_look(
+    sctune: Any, study: Study, confirmed: dict[str, Any], image_folder: Path
+) -> None:
+    """The confirmation's own models as one; its scores are the mean of those of the test look."""
+    before = len(looks(study))
+    deployed = sctune.json("deploy", NAME, "--name", "both", "--ensemble", "2")
+    assert deployed["promoted"] and len(looks(study)) == before
+    parity = next(step["detail"] for step in deployed["steps"] if step["name"] == "parity")
+    assert "exported (onnx)" in parity
+    table = sctune.home / "both.csv"
+    sctune("predict", image_folder / "test", "--model", "models:/both@champion", "--out", table)
+    predicted = {Path(row["path"]).name: float(row["score"]) for row in scores_table(table)}
+    folder = study.folder / "confirm" / f"{NAME}-confirm"
+    winner = confirmed["ranking"][0]["name"]
+    members = [scores_of(folder / f"{winner}--seed{seed}.csv") for seed in (1001, 1002)]
+    means = np.mean([scores for _, scores, _ in members], axis=0)
+    for path, score in zip(members[0][2], means, strict=True):
+        assert score == pytest.approx(predicted[Path(path).name], abs=1e-9)
+    found = read_confirmation(study)
+    assert found is not None
+    (final,) = found.finals
+    assert final.form.name == "ensemble of 2" and final.test is None and final.gap is not None
+
+
+def test_the_final_model_is_trained_on_all_and_compared_by_folds(
+    sctune: Any, study: Study, confirmed: dict[str, Any]
+) -> None:
+    before = len(looks(study))
+    document = sctune.json("confirm", NAME, "--refit", "all")
+    assert document["looks"] == before + 1 and looks(study)[-1].command.endswith("--refit all")
+    (final,) = (one for one in document["finals"] if one["refit"])
+    folder = study.folder / "confirm" / f"{NAME}-confirm" / "refit"
+    values = {"single model": fold_value(folder, "drawn"), "refit": fold_value(folder, "all")}
+    single, refit = final["compared"]
+    assert (single["name"], refit["name"], single["difference"]) == (*values, None)
+    for one in (single, refit):
+        assert one["estimate"]["value"] == pytest.approx(values[one["name"]])
+    assert refit["difference"]["value"] == pytest.approx(values["refit"] - values["single model"])
+    labels, scores, _ = scores_of(study.folder / "confirm" / final["test"]["scores"])
+    value = roc_auc_score(labels, scores)
+    assert final["test"]["estimate"]["value"] == pytest.approx(value)
+    (model,) = document["test"]["models"]
+    assert final["test"]["difference"]["value"] == pytest.approx(value - model["test_auroc"])
+    # nothing is trained or looked at again
+    assert sctune.json("confirm", NAME, "--refit", "all") == document
+    trained = Study.open(study.folder.parent, f"{NAME}-confirm")
+    (task,) = (one for one in trained.manifest.tasks if one.seed == final["seeds"][0])
+    config = trained.manifest.trial_config().override({"data.anomalies": "all", "data.selection": "proxy"})
+    split = split_for(config.for_task(task), task)
+    pool = {file.path for file in split.development if file.label == 1}
+    assert {file.path for file in split.train if file.label == 1} == pool
+
+
+def fold_value(folder: Path, anomalies: str) -> float:
+    """Mean AUROC over folds and seeds of the stored trainings."""
+    contents = [json.loads(file.read_text()) for file in folder.glob(f"{anomalies}--*fold*.json")]
+    assert len(contents) == 3
+    return float(np.mean([roc_auc_score(one["labels"], one["scores"]) for one in contents]))
+
+
+def test_final_forms_that_cannot_be_are_refused(sctune: Any, confirmed: dict[str, Any]) -> None:
+    many = sctune("deploy", NAME, "--ensemble", "3", code=2).stderr
+    assert "--ensemble 3: the confirmation has 2 seeds" in many and "--n-seeds 3" in many
+    assert "only `all` is known" in sctune("deploy", NAME, "--refit", "some", code=2).stderr
+    assert "--best-f1 needs anomalies" in sctune("deploy", NAME, "--ensemble", "2", "--best-f1", code=2).stderr
+
+
 @pytest.mark.slow
 def test_a_second_look_is_counted_and_a_champion_compared(
     sctune: Any, study: Study, deployed: dict[str, Any], image_folder: Path
 ) -> None:
     """A model of other seeds against the champion, on test images that neither has read; then the way back."""
+    before = len(looks(study))
     again = sctune.json("confirm", NAME, "--top", "1", "--n-seeds", "1", "--again")
-    assert again["seeds"] == [1003] and again["looks"] == 2 and again["confirm_study"] == f"{NAME}-confirm-2"
+    assert again["seeds"] == [1003] and again["looks"] == before + 1 and again["confirm_study"] == f"{NAME}-confirm-2"
     document = sctune.json("deploy", NAME, "--name", "stripes", "--force", "to go back from")
     (step,) = (step for step in document["steps"] if step["name"] == "acceptance")
     assert "that neither has seen" in step["detail"] and "the champion's" in step["detail"]
@@ -276,4 +345,4 @@ def test_a_second_look_is_counted_and_a_champion_compared(
     back = sctune.json("rollback", "stripes")
     assert (back["version"], back["before"]) == (1, document["model"]["version"])
     warned = sctune("resume", NAME, "--trials", "+1").stderr
-    assert "have been looked at 3 times" in warned and "no longer blind" in warned
+    assert f"have been looked at {before + 2} times" in warned and "no longer blind" in warned
