@@ -44,7 +44,7 @@ def confirm(
     lines = [
         *confirmation_lines(outcome.confirmation),
         f"the test images of this study have been looked at {times}",
-        f"next: sctune deploy {study}",
+        f"next: sctune deploy {study}{options.form_words}",
     ]
     document = {**outcome.confirmation.model_dump(mode="json"), "looks": outcome.looks}
     emit(document if as_json else None, lines)

@@ -5,14 +5,16 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from sctune.config import TrialConfig
 from sctune.confirm.final import Final
 from sctune.confirm.forms import Confirmed, final_method
-from sctune.confirm.ranking import trained_rows
+from sctune.confirm.ranking import final_values, trained_rows
 from sctune.confirm.results import ChosenModel, Confirmation, Ranked, Tested, confirm_folder, gap_text
 from sctune.confirm.scoring import read_scores, trained_model
 from sctune.deploy.build import model_parts
 from sctune.deploy.card import CardFacts, model_card
 from sctune.deploy.model import Model, ModelParts
+from sctune.deploy.register import FORM
 from sctune.deploy.speed import measure
 from sctune.errors import StudyError
 from sctune.methods.base import Fitted
@@ -31,12 +33,13 @@ HELD_OUT_IMAGES = 32
 class Built:
     """The confirmed model as it is registered. images: encoded held-out images for parity and speed.
 
-    trainer: of the single model, whose pools are those of all forms; method: what is registered.
+    trainer: of the single model, whose pools are those of all forms; method, config: what is registered.
     """
 
     study: Study
     trainer: Trainer
     method: Fitted
+    config: TrialConfig
     parts: ModelParts
     images: tuple[bytes, ...]
 
@@ -79,7 +82,8 @@ def confirmed_one(study: Study, found: Confirmation, one: Ranked) -> Confirmed:
     """A configuration of the confirmation with its models; raises ChangedDataError where the images are others."""
     trained = Study.open(study.folder.parent, found.confirm_study, study.storage)
     splits = checked_splits(trained.manifest, trained.folder)
-    return Confirmed(study, trained, found, splits, one, trained_rows(trained)[one.name])
+    row = trained_rows(trained)[one.name]
+    return Confirmed(study, trained, found, splits, one, row, final_values(trained, row))
 
 
 def build(it: Confirmed, tested: Tried, chosen: ChosenModel, rule: float | str, final: Final | None) -> Built:
@@ -105,25 +109,32 @@ def build(it: Confirmed, tested: Tried, chosen: ChosenModel, rule: float | str, 
         "licence": manifest.data.licence,
         "attribution": manifest.data.attribution,
     }
+    config = trainer.config
     if final is not None:
         # what is known of the single model only is not said of another one
-        meta = {name: value for name, value in meta.items() if name not in (study.objective.metric, "test_auroc")}
-        meta |= {"form": final.form.name, "seeds": list(final.seeds)}
-        meta |= {} if final.test is None else {"test_auroc": final.test.estimate.value}
+        of_one = ("seed", study.objective.metric, "test_auroc", "test_auroc_seeds")
+        meta = {name: value for name, value in meta.items() if name not in of_one}
+        meta |= {FORM: final.form.name, "seeds": list(final.seeds)}
+        meta |= {} if final.test is None else {"test_auroc": final.test.estimate.value, "tested": final.test.opened}
+        config = config.override({"data.anomalies": "all"}) if final.refit else config
     parts = model_parts(trainer, meta, rule, None if final is None else method)
     images = tuple((split.root / path).read_bytes() for path in _of_both_classes(trainer))
-    speed = measure(Model(method, trainer.config, parts), images)
+    speed = measure(Model(method, config, parts), images)
+    seeds = () if final is None else final.seeds
     results = _results(study, found, tested, chosen, parts, final)
     facts = CardFacts(
-        config=trainer.config,
+        config=config,
         data=manifest.data.model_dump(),
         counts=learned.summary(),
-        split={"split": learned.digest, "partition seed": manifest.partition_seed},
+        split={
+            "split" if len(seeds) < 2 else "split of the first member": learned.digest,
+            "partition seed": manifest.partition_seed,
+        },
         results=results,
         extra=(_choice(study, found, tested), *([] if final is None else [_form(final)])),
         speed=speed.line(),
     )
-    return Built(study, trainer, method, replace(parts, card=model_card(parts, facts)), images)
+    return Built(study, trainer, method, config, replace(parts, card=model_card(parts, facts)), images)
 
 
 def _of_both_classes(trainer: Trainer) -> list[str]:
@@ -159,7 +170,9 @@ def _results(
     results |= _rates(study, file, parts)
     if it.gap is not None:
         gap = it.gap
-        results[f"against {it.against}"] = f"{gap.value:+.4f} ({gap.low:+.4f} to {gap.high:+.4f}), paired"
+        results[f"{'' if final is None else 'single models '}against {it.against}"] = (
+            f"{gap.value:+.4f} ({gap.low:+.4f} to {gap.high:+.4f}), paired"
+        )
     return results
 
 

@@ -26,7 +26,7 @@ from sctune.confirm.gate import (
     parity_step,
     unseen,
 )
-from sctune.confirm.results import ChosenModel, Confirmation, final_lines, read_confirmation, write_confirmation
+from sctune.confirm.results import ChosenModel, Confirmation, final_lines, keep_final, read_confirmation
 from sctune.data.catalog import DataSet, open_dataset
 from sctune.data.images import file_digest
 from sctune.deploy.build import BEST_F1
@@ -37,7 +37,7 @@ from sctune.deploy.register import Registered, log_model_run, registered_name
 from sctune.deploy.registry import CHAMPION, Move, aliased, check_name, promote
 from sctune.deploy.speed import measure
 from sctune.errors import ConfigError, SctuneError, StudyError, TrackingError, nearest
-from sctune.metrics.threshold import DEFAULT_RATE
+from sctune.metrics.threshold import DEFAULT_RATE, check_rate
 from sctune.search.study.ledger import add_look, show_looks
 from sctune.search.study.study import Study
 from sctune.tracking.run_files import tag_study_run
@@ -48,6 +48,8 @@ Say = Callable[[list[str]], None]
 _log = logging.getLogger(__name__)
 
 GATE_TAG = "sctune.gate"
+REGISTER_S = 120.0
+"""Seconds that MLflow may take for a model."""
 
 
 @dataclass(frozen=True)
@@ -128,16 +130,19 @@ def run_deploy(
             "to be one; leave it out for the conformal threshold"
         )
     given = None if options.acceptance is None else open_dataset(options.acceptance)
+    if isinstance(options.rule, float):
+        check_rate(options.rule)
     confirmed = confirmed_one(study, found, it.one)
+    # the data's name is a folder's, which may be any
+    model_name = check_name(registered_name(options.name or _default_name(confirmed, chosen)), "--name")
+    run = _parent_run(study)
     final = None if form.is_plain else _final(confirmed, chosen.subset, form, options, say)
     notes += [] if final is not None else _other_forms(found, it.one.name, chosen.subset)
     built = build(confirmed, it, chosen, options.rule, final)
-    # the data's name is a folder's, which may be any
-    model_name = check_name(registered_name(options.name or _default_name(built)), "--name")
     client = mlflow_client(uri)
     serving = aliased(client, model_name, options.alias)
     with tempfile.TemporaryDirectory(prefix="sctune-deploy-") as scratch:
-        model = _register(study, built, model_name, Path(scratch))
+        model = _register(study, run, built, model_name, Path(scratch))
         say([f"registered models:/{model.name}/{model.version}"])
         with fetched(Address(uri, model.name, model.version)) as folder:
             loaded = open_model(str(folder), device="cpu")
@@ -171,7 +176,7 @@ def _final(it: Confirmed, subset: str, form: Form, options: DeployOptions, say: 
         return known
     made = make_final(it, subset, form, say, options.address)
     say(final_lines(made))
-    write_confirmation(it.study, it.found.with_final(made))
+    keep_final(it.study, it.found, [made])
     return made
 
 
@@ -223,18 +228,17 @@ def _chosen(models: Sequence[ChosenModel], category: str | None) -> ChosenModel:
     return subsets[category]
 
 
-def _default_name(built: Built) -> str:
+def _default_name(it: Confirmed, chosen: ChosenModel) -> str:
     """Of the images: all studies of the same ones compete for one place."""
-    task, group = built.trainer.task, built.trainer.config.data.group
+    task = next(task for task in it.trained.manifest.tasks if task.key == chosen.task)
+    group = it.config.data.group
     name = open_dataset(task.source, task.category, group).name
     return f"{name}-{task.known_class}" if task.known_class else name
 
 
-def _register(study: Study, built: Built, name: str, scratch: Path) -> Registered:
+def _parent_run(study: Study) -> str:
+    """Id of the study's run in MLflow; TrackingError where there is none, before anything is trained for it."""
     manifest = study.manifest
-    weights = scratch / "weights.safetensors"
-    state = built.method.model_state()
-    save_file({key: value.cpu().contiguous() for key, value in state.items()}, weights)
     try:
         run = find_parent_run(manifest.tracking_uri, manifest.study_id)
     except Exception as problem:  # whatever MLflow raises
@@ -244,7 +248,18 @@ def _register(study: Study, built: Built, name: str, scratch: Path) -> Registere
         raise TrackingError(
             f"MLflow has no run of study {study.name}, which the model belongs to; `sctune sync {study.name}` makes it"
         )
-    return log_model_run(manifest.tracking_uri, run, built.trainer.config, weights, built.parts, name)
+    return run
+
+
+def _register(study: Study, run: str, built: Built, name: str, scratch: Path) -> Registered:
+    weights = scratch / "weights.safetensors"
+    state = built.method.model_state()
+    save_file({key: value.cpu().contiguous() for key, value in state.items()}, weights)
+    # each member has weights of its own to send
+    limit_s = REGISTER_S * len(built.parts.meta.get("seeds", "1"))
+    return log_model_run(
+        study.manifest.tracking_uri, run, built.config, weights, built.parts, name, limit_s, again="deploy again"
+    )
 
 
 def _parity(built: Built, loaded: Model, folder: Path, scratch: Path) -> Step:

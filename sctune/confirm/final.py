@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
+from sctune.config import TrialConfig
 from sctune.errors import ConfigError
 from sctune.metrics.statistics import Estimate
 from sctune.metrics.threshold import Rate
@@ -49,9 +50,24 @@ def asked_form(refit: str | None, ensemble: int, n_seeds: int) -> Form:
     if ensemble > n_seeds:
         raise ConfigError(
             f"--ensemble {ensemble}: the confirmation has {n_seeds} seeds, and a member is trained on each; ask for "
-            f"{n_seeds} at most, or confirm with --n-seeds {ensemble}"
+            f"{n_seeds} at most, or confirm with --n-seeds {ensemble} (--again where it is complete)"
         )
     return Form(refit is not None, ensemble)
+
+
+def unfit(form: Form, config: TrialConfig) -> str | None:
+    """Why there is no such form of a configuration; None where there is one."""
+    if form.refit and config.n_anomalies == 0:
+        return (
+            "--refit all: the anomaly-free setting has no labelled anomalies to train on; leave it out, or search in "
+            "another setting"
+        )
+    if form.refit and form.size > 1 and not config.entry.trains:
+        return (
+            f"--refit all --ensemble {form.size}: {config.entry.name} trains nothing, and learns the same from all "
+            "anomalies whatever the seed; leave --ensemble out"
+        )
+    return None
 
 
 class _Frozen(BaseModel):

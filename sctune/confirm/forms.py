@@ -10,13 +10,22 @@ import numpy as np
 from safetensors.torch import load_file
 
 from sctune.config import Task, TrialConfig
-from sctune.confirm.final import Compared, Final, FinalTest, Form
-from sctune.confirm.refit import HeldOut, Say, Training, final_trainings, fold_trainings, run_trainings
+from sctune.confirm.final import Compared, Final, FinalTest, Form, unfit
+from sctune.confirm.refit import (
+    LEAST_ANOMALIES,
+    HeldOut,
+    Say,
+    Training,
+    final_trainings,
+    fold_trainings,
+    run_trainings,
+    stored,
+)
 from sctune.confirm.results import ChosenModel, Confirmation, Ranked, confirm_folder
 from sctune.confirm.scoring import read_scores, subset_of, trained_model, write_scores
 from sctune.data.split import Split
 from sctune.deploy.build import calibrate
-from sctune.errors import CheckpointError, ConfigError, DataError
+from sctune.errors import AllTrialsFailedError, CheckpointError, ConfigError, DataError
 from sctune.methods.base import Fitted, Method
 from sctune.methods.ensemble import Ensemble
 from sctune.methods.registry import trained_member
@@ -24,13 +33,15 @@ from sctune.metrics.statistics import Scores, seeded_difference, seeded_interval
 from sctune.metrics.threshold import conformal_threshold, escape_rate, false_alarm_rate
 from sctune.search.study.leaderboard import TrialRow
 from sctune.search.study.study import Study
-from sctune.train.single import score_test
+from sctune.train.single import score_files, score_test
 from sctune.train.trainer import Trainer
+
+SINGLE, REFIT = Form().name, Form(refit=True).name
 
 
 class Confirmed(NamedTuple):
     """A configuration of a confirmation with its models. study: the confirmed one; trained: the confirmation's own;
-    splits: by task of `trained`; one: the configuration, row: its trial there.
+    splits: by task of `trained`; one: the configuration, row: its trial there, values: its objective by task.
     """
 
     study: Study
@@ -39,6 +50,7 @@ class Confirmed(NamedTuple):
     splits: Mapping[str, Split]
     one: Ranked
     row: TrialRow
+    values: Mapping[str, float]
 
     @property
     def config(self) -> TrialConfig:
@@ -46,12 +58,17 @@ class Confirmed(NamedTuple):
 
     def tasks(self, subset: str) -> list[Task]:
         """One task for each seed, the best by the selection objective first; of several folds the first."""
-        firsts: dict[int, Task] = {}
+        seeds: dict[int, list[Task]] = {}
         for task in self.trained.manifest.tasks:
             if subset_of(task) == subset:
-                firsts.setdefault(task.seed, task)
+                seeds.setdefault(task.seed, []).append(task)
+        means = {seed: sum(self.values[one.key] for one in folds) / len(folds) for seed, folds in seeds.items()}
         merit = self.trained.objective.merit
-        return [firsts[seed] for seed in sorted(firsts, key=lambda seed: -merit(self.one.seeds[seed]))]
+        return [seeds[seed][0] for seed in sorted(seeds, key=lambda seed: -merit(means[seed]))]
+
+    def trained_on_all(self, subset: str, seeds: Sequence[int]) -> list[Training]:
+        """The trainings of its refit models."""
+        return final_trainings(self.one.name, self.config, self.tasks(subset)[0], seeds)
 
 
 def make_final(
@@ -64,51 +81,53 @@ def make_final(
 ) -> Final:
     """Train what the form takes and the confirmation lacks, and compare it with the single model.
 
-    subset: category and class (`subset_of`). Raises ConfigError where no anomaly is labelled for it, and
-    AllTrialsFailedError where a training fails.
+    subset: category and class (`subset_of`). Raises ConfigError for a form that the configuration cannot have, and
+    AllTrialsFailedError where a training of a member fails.
     """
-    if form.refit and it.config.n_anomalies == 0:
-        raise ConfigError(
-            "--refit all: the anomaly-free setting has no labelled anomalies to train on; leave it out, or search in "
-            "another setting"
-        )
+    reason = unfit(form, it.config)
+    if reason is not None:
+        raise ConfigError(reason)
     tasks = it.tasks(subset)[: form.size]
     seeds = tuple(task.seed for task in tasks)
-    if form.refit:
-        finals = final_trainings(it.config, tasks[0], seeds)
-        try:
-            folds = fold_trainings(it.config, tasks[0], seeds)
-            basis = ""
-        except DataError as problem:
-            folds, basis = [], f"not compared: {problem}"
-        results = run_trainings(it.study, it.trained, [*folds, *finals], say, address, max_concurrent)
-        held = [results[one.name] for one in folds]
-        compared = _by_folds(folds, held, form) if folds else ()
-        basis = basis or _folds_basis(folds, held)
-    else:
-        basis, compared = _by_selection(it, tasks, form)
-    return Final(
-        subset=subset,
-        candidate=it.one.name,
-        refit=form.refit,
-        seeds=seeds,
-        basis=basis,
-        compared=compared,
-    )
+    made = Final(subset=subset, candidate=it.one.name, refit=form.refit, seeds=seeds, basis="", compared=())
+    if not form.refit:
+        basis, rows = _by_unknown(it, tasks, form)
+        return made.model_copy(update={"basis": basis, "compared": rows})
+    members = it.trained_on_all(subset, seeds)
+    try:
+        folds = fold_trainings(it.one.name, it.config, tasks[0], seeds)
+        basis = ""
+    except DataError as problem:
+        folds, basis = [], f"not compared: {problem}"
+    failed = run_trainings(it.study, it.trained, [*members, *folds], say, address, max_concurrent)
+    for one in members:
+        if one.name in failed:
+            raise AllTrialsFailedError(f"the training {one.name} for the final model failed: {failed[one.name]}")
+    if folds:
+        basis, rows = _by_folds(folds, stored(it.study, it.trained, folds), form, it.found.mode)
+        return made.model_copy(update={"basis": basis, "compared": rows})
+    return made.model_copy(update={"basis": basis})
 
 
 def final_method(it: Confirmed, final: Final, trainer: Trainer) -> tuple[Fitted, Split]:
-    """The final model, and what it was trained on; trainer: of the winner's single model.
+    """The final model, and what its first member was trained on; trainer: of the winner's single model.
 
-    Raises CheckpointError where a member is gone.
+    Raises CheckpointError where a member is not here.
     """
-    tasks = [task for task in it.tasks(final.subset) if task.seed in final.seeds]
     if final.refit:
-        trainings = final_trainings(it.config, tasks[0], final.seeds)
-        results = run_trainings(it.study, it.trained, trainings, lambda lines: None)
+        trainings = it.trained_on_all(final.subset, final.seeds)
+        results = stored(it.study, it.trained, trainings)
+        lacking = [one.name for one in trainings if one.name not in results]
+        if lacking:
+            raise CheckpointError(
+                f"{lacking[0]}, a member of the final model, is not in {confirm_folder(it.study)}: copy that folder "
+                f"from the machine that trained it, or train it with `sctune confirm {it.study.name} --again"
+                f"{final.form.words}`, which is one more look at the test images"
+            )
         members = [_loaded(trainer, results[one.name]) for one in trainings]
         split = trainings[0].split
     else:
+        tasks = [task for task in it.tasks(final.subset) if task.seed in final.seeds]
         members = [trained_model(it.trained, it.row, task, it.splits[task.key]).method for task in tasks]
         split = it.splits[tasks[0].key]
     return (Ensemble(members) if len(members) > 1 else members[0]), split
@@ -123,9 +142,11 @@ def test_final(it: Confirmed, final: Final, chosen: ChosenModel, say: Say) -> Fi
     file = f"{it.trained.name}/{final.candidate}--{final.form.slug}--{task.key}.csv"
     write_scores(confirm_folder(it.study) / file, rows)
     say([f"scored {len(rows)} test images with {final.candidate}, {final.form.name}"])
-    paths, labels, single = read_scores(confirm_folder(it.study) / chosen.scores)
+    paths, labels = tuple(path for path, _, _ in rows), np.array([label for _, label, _ in rows])
     scores = np.array([score for _, _, score in rows])
-    own, other = (Scores("test", "", tuple(paths), labels, values, task.seed) for values in (scores, single))
+    own, other = (
+        Scores("test", "", paths, labels, values, task.seed) for values in (scores, _single(it, chosen, trainer, paths))
+    )
     calibration = calibrate(trainer, method)
     rate = it.found.false_alarm_rate
     threshold = None if calibration is None else conformal_threshold(calibration.scores, rate)
@@ -149,38 +170,66 @@ def _loaded(trainer: Trainer, result: HeldOut) -> Method:
     return trained_member(trainer.config, trainer.device, tensors)
 
 
-def _by_selection(it: Confirmed, tasks: Sequence[Task], form: Form) -> tuple[str, tuple[Compared, ...]]:
-    """An ensemble of the confirmation's own models, on the images that none of them has trained on."""
+def _single(it: Confirmed, chosen: ChosenModel, trainer: Trainer, paths: Sequence[str]) -> np.ndarray:
+    """Test scores of the single model: those of the look, or made again where they lie on another machine."""
+    file = confirm_folder(it.study) / chosen.scores
+    if file.is_file():
+        known, _, scores = read_scores(file)
+        by_path = dict(zip(known, scores.tolist(), strict=True))
+    else:
+        by_path = {path: score for path, _, score in score_test(trainer)}
+    return np.array([by_path[path] for path in paths])
+
+
+def _by_unknown(it: Confirmed, tasks: Sequence[Task], form: Form) -> tuple[str, tuple[Compared, ...]]:
+    """An ensemble of the confirmation's own models, on development images of parts that none of them has trained on."""
     trainers = [trained_model(it.trained, it.row, task, it.splits[task.key]) for task in tasks]
-    known = {file.path for one in trainers for file in one.split.train}
-    shared = set.intersection(*({*one.selection.paths} for one in trainers)) - known
-    paths = tuple(sorted(shared))
-    columns = []
-    for one in trainers:
-        rows = [one.selection.paths.index(path) for path in paths]
-        columns.append((one.selection.labels[rows], one.method.score(one.selection.images[rows])))
-    labels = columns[0][0] if columns else np.zeros(0, int)
-    if not {0, 1} <= set(labels.tolist()):
-        return "not compared: no held-out anomaly is one that no member has trained on", ()
-    table = {(task.seed, ""): (paths, labels, scores) for task, (_, scores) in zip(tasks, columns, strict=True)}
-    basis = f"{int((labels == 0).sum())} normal and {int(labels.sum())} anomalous selection images that no member knows"
-    return basis, compare_forms({"single model": table}, form)
+    first = trainers[0].split
+    known = {file.group for one in trainers for file in (*one.split.train, *one.split.calibration)}
+    files = [file for file in first.development if file.group not in known]
+    columns = [score_files(one, files) for one in trainers]
+    labels = np.array([label for _, label, _ in columns[0]], int)
+    if int(labels.sum()) < LEAST_ANOMALIES or not (labels == 0).any():
+        return f"not compared: fewer than {LEAST_ANOMALIES} anomalies are left that no member has trained on", ()
+    paths = tuple(path for path, _, _ in columns[0])
+    table: Table = {
+        (task.seed, ""): (paths, labels, np.array([score for _, _, score in rows]))
+        for task, rows in zip(tasks, columns, strict=True)
+    }
+    basis = (
+        f"{int((labels == 0).sum())} normal and {int(labels.sum())} anomalous development images that no member knows"
+    )
+    return basis, compare_forms({SINGLE: table}, form)
 
 
-def _by_folds(folds: Sequence[Training], held: Sequence[HeldOut], form: Form) -> tuple[Compared, ...]:
-    tables: dict[str, Table] = {"single model": {}, "refit": {}}
-    for one, result in zip(folds, held, strict=True):
-        name = "refit" if one.anomalies == "all" else "single model"
-        tables[name][result.task.seed, f"fold {result.task.fold}"] = (result.paths, result.labels, result.scores)
-    return compare_forms(tables, form)
+def _by_folds(
+    folds: Sequence[Training], results: Mapping[str, HeldOut], form: Form, mode: str
+) -> tuple[str, tuple[Compared, ...]]:
+    lacking = [one.name for one in folds if one.name not in results]
+    if lacking:
+        return f"not compared: the training {lacking[0]} failed; see the log of the confirmation", ()
+    tables: dict[str, Table] = {SINGLE: {}, REFIT: {}}
+    half = len(folds) // 2
+    for number, one in enumerate(folds):
+        held = results[one.name]
+        if not 0 < int(held.labels.sum()) < len(held.labels) or not np.isfinite(held.scores).all():
+            return f"not compared: the held-out images of {one.name} are of one class, or have no finite score", ()
+        # the first half has the configuration's own anomalies
+        tables[SINGLE if number < half else REFIT][one.task.seed, f"fold {one.task.fold}"] = (
+            held.paths,
+            held.labels,
+            held.scores,
+        )
+    return _folds_basis(folds, results, mode), compare_forms(tables, form)
 
 
-def _folds_basis(folds: Sequence[Training], held: Sequence[HeldOut]) -> str:
-    normals = {path for one in held for path, label in zip(one.paths, one.labels, strict=True) if label == 0}
-    anomalies = {path for one in held for path, label in zip(one.paths, one.labels, strict=True) if label == 1}
+def _folds_basis(folds: Sequence[Training], results: Mapping[str, HeldOut], mode: str) -> str:
+    seen = [(path, label) for one in results.values() for path, label in zip(one.paths, one.labels, strict=True)]
+    normal, anomalous = (len({path for path, of in seen if of == label}) for label in (0, 1))
+    drawn = "; the single models here are trained on all drawn anomalies outside the fold" if mode == "seen" else ""
     return (
-        f"{folds[0].task.folds} folds over {len(anomalies)} anomalies of the development pool, beside {len(normals)} "
-        f"selection normals"
+        f"{folds[0].task.folds} folds over {anomalous} anomalies of the development pool, beside {normal} selection "
+        f"normals{drawn}"
     )
 
 
@@ -190,15 +239,15 @@ Table = dict[tuple[int, str], tuple[tuple[str, ...], np.ndarray, np.ndarray]]
 
 def compare_forms(tables: Mapping[str, Table], form: Form) -> tuple[Compared, ...]:
     """Each form of each table, with its paired difference to the first table's single models."""
-    base = _runs(tables["single model"])
+    base = _runs(tables[SINGLE])
     found = []
     for name, table in tables.items():
         runs = _runs(table)
-        gap = None if name == "single model" else seeded_difference(runs, base)
+        gap = None if name == SINGLE else seeded_difference(runs, base)
         found.append(Compared(name=name, estimate=seeded_interval(runs), difference=gap))
         if form.size > 1:
             means = _means(table)
-            own = Form(name == "refit", form.size).name
+            own = Form(name == REFIT, form.size).name
             alone = [run for run in means if run.seed == means[0].seed]
             found.append(Compared(name=own, estimate=seeded_interval(alone), difference=seeded_difference(means, base)))
     return tuple(found)

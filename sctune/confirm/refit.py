@@ -7,18 +7,22 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
+import signal
+import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from sctune.config import Task, TrialConfig
 from sctune.confirm.results import confirm_folder
 from sctune.data.split import Split, split_for
-from sctune.errors import AllTrialsFailedError, EndedAtOnceError, StudyError
+from sctune.errors import DataError, EndedAtOnceError
 from sctune.files import replace_files
 from sctune.search.study.content import task_digests
 from sctune.search.study.study import Study
@@ -27,23 +31,31 @@ from sctune.trial.whole import LABELS, PATHS, SCORES, WEIGHTS, train_whole
 
 Say = Callable[[list[str]], None]
 
+_log = logging.getLogger(__name__)
+
 FOLDER = "refit"
 FOLDS = 3
+LEAST_ANOMALIES = 5
+"""Of a fold: with fewer the resamples that hold some of each fold say nothing of their spread."""
 FORMAT_VERSION = 1
-UNSEEN_NORMALS = 10
+SCORED_NORMALS = 10
 """Normals that are scored after each epoch of a training that nothing is selected by."""
 
 
 @dataclass(frozen=True)
 class Training:
-    """One training. anomalies: as `data.anomalies`; task: with the seed, and the fold that is held out, None: none is,
-    and the model is kept.
+    """One training. candidate: whose configuration it is; task: with the seed, and the fold that is held out, None:
+    none is, and the model is kept.
     """
 
+    candidate: str
     config: TrialConfig
     task: Task
     split: Split
-    anomalies: Literal["drawn", "all"]
+
+    @property
+    def anomalies(self) -> str:
+        return self.config.data.anomalies
 
     @property
     def keeps(self) -> bool:
@@ -51,7 +63,7 @@ class Training:
 
     @property
     def name(self) -> str:
-        return f"{self.anomalies}--{self.task.key}"
+        return f"{self.candidate}--{self.anomalies}--{self.task.key}"
 
     @property
     def digest(self) -> str:
@@ -71,30 +83,46 @@ class HeldOut:
     weights: Path
 
 
-def fold_trainings(config: TrialConfig, task: Task, seeds: Sequence[int]) -> list[Training]:
-    """On the drawn anomalies and on all, each seed in each fold over the anomalies of the development pool.
+def fold_trainings(candidate: str, config: TrialConfig, task: Task, seeds: Sequence[int]) -> list[Training]:
+    """As the configuration has it and on all anomalies, each seed in each fold over those of the development pool.
 
-    task: of the confirmation; config: of the winner. Raises DataError where there are too few anomalies to fold.
+    task: of the confirmation. Raises DataError where that could not tell the two apart.
     """
-    found = []
-    for anomalies in ("drawn", "all"):
-        fields = {"data.anomalies": anomalies, "data.selection": "cross", "data.selection_limit": None}
-        own = config.override(fields)
-        for seed in seeds:
-            first = task.model_copy(update={"seed": seed, "fold": 0, "folds": FOLDS})
-            count = split_for(own.for_task(first), first).folds
-            for fold in range(count):
-                part = first.model_copy(update={"fold": fold, "folds": count})
-                found.append(Training(own, part, split_for(own.for_task(part), part), anomalies))
-    return found
+    single, refit = (
+        [part for seed in seeds for part in _folds(candidate, config.override({"data.anomalies": which}), task, seed)]
+        for which in (config.data.anomalies, "all")
+    )
+    if all(a.split.digest == b.split.digest for a, b in zip(single, refit, strict=True)):
+        raise DataError("with a fold held out no more anomalies are left than the single model is trained on")
+    if any(sum(file.label for file in one.split.selection) < LEAST_ANOMALIES for one in refit):
+        raise DataError(f"a fold of the development pool would hold out fewer than {LEAST_ANOMALIES} anomalies")
+    return [*single, *refit]
 
 
-def final_trainings(config: TrialConfig, task: Task, seeds: Sequence[int]) -> list[Training]:
+def _folds(candidate: str, config: TrialConfig, task: Task, seed: int) -> list[Training]:
+    own = config.override({"data.selection": "cross", "data.selection_limit": None})
+    first = task.model_copy(update={"seed": seed, "fold": 0, "folds": FOLDS})
+    try:
+        count = split_for(own.for_task(first), first).folds
+    except DataError as problem:
+        raise DataError(f"the anomalies of the development pool cannot be folded ({problem})") from None
+    parts = [first.model_copy(update={"fold": fold, "folds": count}) for fold in range(count)]
+    return [Training(candidate, own, part, split_for(own.for_task(part), part)) for part in parts]
+
+
+def final_trainings(candidate: str, config: TrialConfig, task: Task, seeds: Sequence[int]) -> list[Training]:
     """On all anomalies of the development pool, for each seed; nothing real is left to select by, and nothing does."""
-    fields = {"data.anomalies": "all", "data.selection": "proxy", "data.selection_limit": UNSEEN_NORMALS}
+    fields = {"data.anomalies": "all", "data.selection": "proxy", "data.selection_limit": SCORED_NORMALS}
     own = config.override(fields)
     tasks = [task.model_copy(update={"seed": seed, "fold": None, "folds": None}) for seed in seeds]
-    return [Training(own, one, split_for(own.for_task(one), one), "all") for one in tasks]
+    return [Training(candidate, own, one, split_for(own.for_task(one), one)) for one in tasks]
+
+
+def stored(study: Study, trained: Study, trainings: Sequence[Training]) -> dict[str, HeldOut]:
+    """Name -> result of those that have been run, here; the others are left out."""
+    folder = confirm_folder(study) / trained.name / FOLDER
+    found = {one.name: _read(folder, one) for one in trainings}
+    return {name: one for name, one in found.items() if one is not None}
 
 
 def run_trainings(
@@ -104,18 +132,17 @@ def run_trainings(
     say: Say,
     address: str | None = None,
     max_concurrent: int | None = None,
-) -> dict[str, HeldOut]:
-    """Name -> result of each; those that an earlier call has left are read. trained: the confirmation's own study.
+) -> dict[str, str]:
+    """Run those that an earlier call has not left; gives name -> what went wrong of those that failed.
 
-    An interrupt ends those that run; the others stay. Raises AllTrialsFailedError for the first that fails.
+    trained: the confirmation's own study. An interrupt ends those that run, and EndedAtOnceError says so.
     """
-    folder = confirm_folder(study) / trained.name / FOLDER
-    missing = [one for one in trainings if _read(folder, one) is None]
-    if missing:
-        say([f"{len(missing)} trainings for the final model ({len(trainings) - len(missing)} are there already)"])
-        _run(trained, missing, folder, say, address, max_concurrent)
-    found = {one.name: _read(folder, one) for one in trainings}
-    return {name: one for name, one in found.items() if one is not None}
+    done = stored(study, trained, trainings)
+    missing = [one for one in trainings if one.name not in done]
+    if not missing:
+        return {}
+    say([f"{len(missing)} trainings for the final model ({len(done)} are there already)"])
+    return _run(trained, missing, confirm_folder(study) / trained.name / FOLDER, say, address, max_concurrent)
 
 
 def _run(
@@ -125,35 +152,58 @@ def _run(
     say: Say,
     address: str | None,
     max_concurrent: int | None,
-) -> None:
+) -> dict[str, str]:
     from sctune.search.cluster.connection import plan_resources
-    from sctune.search.run.driver import lacking_nodes, session
+    from sctune.search.run.driver import check_versions, lacking_nodes, session
     from sctune.search.run.remote import RemoteTasks
 
+    check_versions(trained)
     manifest = trained.manifest
-    with session(address) as warnings:
+    with session(address) as warnings, _terminated_as_interrupted():
         left_out = lacking_nodes(manifest, {one.name: one.split for one in missing}, address)
         say([*warnings, *left_out.values()])
         asked = manifest.resources
         at_a_time = max_concurrent or asked.asked_concurrent
         tasks = RemoteTasks[Training](plan_resources(asked.cpus, asked.gpus, at_a_time, address is not None, left_out))
-        waiting, done = deque(missing), 0
+        waiting, failed, ended = deque(missing), {}, 0
         try:
             while waiting or tasks.keys:
                 while waiting and tasks.room:
                     one = waiting.popleft()
                     tasks.start(one, train_whole, _spec(trained, one), one.keeps)
                 for one, answer in tasks.take():
-                    done += 1
-                    _keep(trained, folder, one, answer)
-                    say([f"trained {one.name} ({done} of {len(missing)})"])
+                    ended += 1
+                    if FAILED in answer:
+                        failed[one.name] = answer[FAILED]["message"]
+                        _log.warning("training %s failed: %s", one.name, "\n".join(answer.get(LOG, ())))
+                    else:
+                        _keep(folder, one, answer)
+                    say([f"{'failed' if FAILED in answer else 'trained'}: {one.name} ({ended} of {len(missing)})"])
         except KeyboardInterrupt:
             raise EndedAtOnceError(
-                f"stopped; {done} of {len(missing)} trainings for the final model have ended and are kept: the same "
+                f"stopped; {ended} of {len(missing)} trainings for the final model have ended and are kept: the same "
                 "command goes on with the others"
             ) from None
         finally:
             tasks.cancel()
+    return failed
+
+
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """SIGTERM does what Ctrl-C does; entered after ray.init, which has a handler of its own."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(_number: int, _frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _spec(trained: Study, one: Training) -> dict[str, Any]:
@@ -174,12 +224,7 @@ def _spec(trained: Study, one: Training) -> dict[str, Any]:
     ).model_dump()
 
 
-def _keep(trained: Study, folder: Path, one: Training, answer: dict[str, Any]) -> None:
-    if FAILED in answer:
-        log = "\n".join(answer.get(LOG, ()))
-        raise AllTrialsFailedError(
-            f"{trained.name}: the training {one.name} for the final model failed: {answer[FAILED]['message']}"
-        ) from StudyError(log)
+def _keep(folder: Path, one: Training, answer: dict[str, Any]) -> None:
     content = {
         "format_version": FORMAT_VERSION,
         "digest": one.digest,

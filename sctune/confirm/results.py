@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -192,6 +193,22 @@ def write_confirmation(study: Study, confirmation: Confirmation) -> Path:
         write_attrs(study.storage, study.name, {ATTR: content})
     write_json(path, content)
     return path
+
+
+def keep_final(study: Study, found: Confirmation, finals: Sequence[Final]) -> Confirmation:
+    """Add final models to the study's confirmation as it stands now; `found`: as it was when they were begun.
+
+    Raises StudyError where the study was confirmed anew meanwhile.
+    """
+    now = read_confirmation(study)
+    if now is None or (now.confirm_study, now.written) != (found.confirm_study, found.written):
+        raise StudyError(
+            f"study {study.name} was confirmed anew while the final model was made; run the same command again"
+        )
+    for final in finals:
+        now = now.with_final(final)
+    write_confirmation(study, now)
+    return now
 
 
 def confirmation_lines(found: Confirmation) -> list[str]:

@@ -13,15 +13,15 @@ from rich.console import Console
 
 from sctune.confirm.built import confirmed_one
 from sctune.confirm.candidates import REFERENCE, Candidate, best_candidates, reference, untrained
-from sctune.confirm.final import Final, Form, asked_form
+from sctune.confirm.final import Final, Form, asked_form, unfit
 from sctune.confirm.forms import make_final, test_final
 from sctune.confirm.outcome import ScoredRival, tested
 from sctune.confirm.plan import confirm_name, confirm_plan, fresh_seeds
 from sctune.confirm.ranking import final_values, rank
 from sctune.confirm.rescore import better_variant
-from sctune.confirm.results import Confirmation, confirm_folder, read_confirmation, write_confirmation
+from sctune.confirm.results import Confirmation, confirm_folder, keep_final, read_confirmation, write_confirmation
 from sctune.confirm.scoring import score_models, subset_of
-from sctune.errors import StudyError
+from sctune.errors import ConfigError, StudyError
 from sctune.metrics.threshold import check_rate
 from sctune.search.study.database import stored_manifests
 from sctune.search.study.leaderboard import TrialRow, leaderboard
@@ -92,9 +92,14 @@ def run_confirm(
         form = asked_form(options.refit, options.ensemble, len(known.seeds))
         if not form.is_plain and _untested(known, form):
             return _later_final(study, known, form, options, say)
+        if not form.is_plain:
+            say([f"its final form ({form.name}) is there"])
         say([f"study {name} is confirmed already; --again trains on other seeds, and looks at the test images again"])
         return ConfirmOutcome(known, len(looks(study)))
     form = asked_form(options.refit, options.ensemble, options.n_seeds)
+    reason = unfit(form, study.manifest.trial_config())
+    if reason is not None and form.size == 1:
+        raise ConfigError(reason)
     candidates, notes = _candidates(study, options)
     say(notes)
     trained = _train(study, candidates, options, say, console, known)
@@ -125,6 +130,10 @@ def run_confirm(
 def _finals(study: Study, found: Confirmation, form: Form, options: ConfirmOptions, say: Say) -> list[Final]:
     """The winner's final models, one for each category and class, not yet tested."""
     it = confirmed_one(study, found, found.winner)
+    reason = unfit(form, it.config)
+    if reason is not None:
+        say([f"no final model: {reason}"])
+        return []
     subsets = dict.fromkeys(subset_of(task) for task in it.trained.manifest.tasks)
     return [make_final(it, subset, form, say, options.address, options.max_concurrent) for subset in subsets]
 
@@ -140,11 +149,14 @@ def _later_final(study: Study, found: Confirmation, form: Form, options: Confirm
     """The final form of a winner whose test images were opened before: one more look at them."""
     assert found.test is not None
     finals = _finals(study, found, form, options, say)
-    images = sum(found.test.images)
-    say([f"the test images ({images}) were opened before; this is one more look, which decides nothing"])
-    ledger = add_look(study, f"confirm ({found.confirm_study}){form.words}", images, len(finals))
-    done = _with_finals(study, found, finals, say)
-    write_confirmation(study, done)
+    if not finals:
+        return ConfirmOutcome(found, len(looks(study)))
+    images, command = sum(found.test.images), f"confirm ({found.confirm_study}){form.words}"
+    ledger = looks(study)
+    if not any(look.command == command for look in ledger):  # else interrupted while it looked
+        say([f"the test images ({images}) were opened before; this is one more look, which decides nothing"])
+        ledger = add_look(study, command, images, len(finals))
+    done = keep_final(study, found, _with_finals(study, found, finals, say).finals)
     return ConfirmOutcome(done, len(ledger), warnings=tuple(show_looks(study, ledger)))
 
 

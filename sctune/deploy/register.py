@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 CANDIDATE = "candidate"
 DIGEST_TAG = "sctune.weights_sha256"
 _THRESHOLD_TAG = "sctune.threshold"
+FORM = "form"
+"""Of a model's meta: what it is made of where it is not a single trained model (`sctune/confirm/final.py`)."""
+_FORM_TAG = "sctune.form"
 _DATA = "detector"
 _PACKAGES = (
     "mlflow", "torch", "torchvision", "numpy", "scipy", "pandas", "pillow", "pydantic", "pyyaml", "safetensors",
@@ -145,6 +148,9 @@ def save_model(folder: Path, config: TrialConfig, weights: Path, parts: ModelPar
 def _log(uri: str, run_id: str, config: TrialConfig, weights: Path, parts: ModelParts, study: str) -> Registered:
     client, name = mlflow_client(uri), registered_name(study)
     same = {DIGEST_TAG: file_sha256(weights), _THRESHOLD_TAG: _threshold_tag(parts)}
+    if FORM in parts.meta:
+        # the same weights after a look at the test images have another card
+        same[_FORM_TAG] = f"{parts.meta[FORM]}; tested {parts.meta.get('tested', 'not')}"
     found = _registered_already(client, name, same)
     created = found is None
     number = found if found is not None else _register(client, run_id, config, weights, parts, name, same)
@@ -164,7 +170,7 @@ def _register(
     from mlflow.entities import LoggedModelOutput
 
     meta = parts.meta
-    tags = {
+    tags: dict[str, str] = {
         **same,
         **{key: str(meta[key]) for key in ("study", "trial", "licence") if meta.get(key) is not None},
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sctune.confirm.results import Confirmation, further_rivals, gap_text, read_confirmation
+from sctune.confirm.results import Confirmation, final_lines, further_rivals, gap_text, read_confirmation
 from sctune.errors import StudyError
 from sctune.metrics.statistics import Estimate
 from sctune.pages.html import Html, facts, joined, missing, table, tag
@@ -41,6 +41,7 @@ def confirm_section(study: Study) -> Html:
                 f"ranked by the selection objective, and written down at {found.written}."),
             table(("place", "name", "trial", "mean", "std over seeds", "in the search", "fields"), rows),
             _test(found),
+            *_finals(found),
             *(tag("p", note, kind="soft") for note in found.notes),
         ]
     )  # fmt: skip
@@ -92,6 +93,14 @@ def _test(found: Confirmation) -> Html:
             )
         )
     return joined([tag("h3", "On the test images, which decided nothing"), facts(rows)])
+
+
+def _finals(found: Confirmation) -> list[Html]:
+    """Final forms of the winner beside its single model."""
+    if not found.finals:
+        return []
+    lines = [line.strip() for final in found.finals for line in final_lines(final)]
+    return [tag("h3", "Final models, beside the single one"), *(tag("p", line) for line in lines)]
 
 
 def _interval(found: Estimate, sign: bool = False) -> str:

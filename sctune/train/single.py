@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
 
 from sctune.config import TrialConfig
+from sctune.data.catalog import ImageFile
 from sctune.data.decode import Decoding
 from sctune.data.images import ImageCache
 from sctune.errors import ConfigError
@@ -51,14 +52,20 @@ def score_test(trainer: Trainer, method: Fitted | None = None) -> list[tuple[str
 
     method: what scores in the place of the trainer's own.
     """
+    return score_files(trainer, trainer.split.test, method)
+
+
+def score_files(
+    trainer: Trainer, files: Sequence[ImageFile], method: Fitted | None = None
+) -> list[tuple[str, int, float]]:
+    """Path, label and score of images of the trainer's data set, those left out that cannot be decoded."""
     data, split = trainer.config.data, trainer.split
-    cache, paths = ImageCache(cache_folder()), [file.path for file in split.test]
-    developed = [file.path for file in split.development]
+    paths, developed = [file.path for file in files], [file.path for file in split.development]
     if set(paths) <= set(developed):
-        # in mode `test` they were decoded for the training already
+        # they were decoded for the training already, those of the test in mode `test`
         paths = developed
-    cached = cache.array(split.root, paths, Decoding.of(data), data.skip_corrupt)
-    files = [file for file in split.test if file.path in cached.index]
+    cached = ImageCache(cache_folder()).array(split.root, paths, Decoding.of(data), data.skip_corrupt)
+    files = [file for file in files if file.path in cached.index]
     scores = (method or trainer.method).score(cached.array[[cached.index[file.path] for file in files]])
     return [(file.path, file.label, float(score)) for file, score in zip(files, scores, strict=True)]
 

@@ -6,10 +6,13 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from sctune.confirm.final import Final, Form, asked_form
+from sctune.config import TrialConfig, load_profile
+from sctune.confirm.final import Final, Form, asked_form, unfit
 from sctune.confirm.forms import compare_forms
+from sctune.confirm.refit import final_trainings, fold_trainings
 from sctune.confirm.results import Confirmation, final_lines
-from sctune.errors import ConfigError
+from sctune.errors import ConfigError, DataError
+from sctune.train.trainer import task_of
 
 PATHS = ("a", "b", "c", "d", "e", "f")
 LABELS = np.array([0, 0, 0, 1, 1, 1])
@@ -82,6 +85,39 @@ def test_what_cannot_be_asked_for() -> None:
         asked_form(None, 4, 3)
     with pytest.raises(ConfigError, match="--refit some: only `all` is known"):
         asked_form("some", 1, 3)
+
+
+def elpv(**fields: object) -> TrialConfig:
+    return load_profile("cpu").override({f"data.{name}": value for name, value in fields.items()})
+
+
+def test_trainings_in_folds_differ_in_their_anomalies_only() -> None:
+    config = elpv()
+    trainings = fold_trainings("trial-3", config, task_of(config), (1001, 1002))
+    assert len(trainings) == 12 and len({one.name for one in trainings}) == 12
+    single, refit = trainings[:6], trainings[6:]
+    for a, b in zip(single, refit, strict=True):
+        assert (a.task, a.split.selection, a.anomalies, b.anomalies) == (b.task, b.split.selection, "drawn", "all")
+        assert [one.split.summary()["train_anomalies"] for one in (a, b)] == [10, 124] and not (a.keeps or b.keeps)
+    members = final_trainings("trial-3", config, task_of(config), (1001, 1002))
+    assert [one.split.summary()["train_anomalies"] for one in members] == [186, 186]
+    assert all(one.keeps and not one.split.summary()["selection_anomalies"] for one in members)
+    assert fold_trainings("other", config, task_of(config), (1001,))[0].name != trainings[0].name
+
+
+@pytest.mark.parametrize("fields", [{"n_anomalies": "all"}, {"anomalies": "all"}])
+def test_what_cannot_differ_is_not_trained_twice(fields: dict[str, object]) -> None:
+    config = elpv(**fields)
+    with pytest.raises(DataError, match="no more anomalies are left than the single model is trained on"):
+        fold_trainings("trial-3", config, task_of(config), (1001,))
+
+
+def test_forms_that_a_configuration_cannot_have() -> None:
+    free = elpv(setting="anomaly-free")
+    assert "no labelled anomalies" in str(unfit(Form(True, 1), free)) and unfit(Form(False, 2), free) is None
+    gaussian = load_profile("cpu").override({"method.name": "gaussian"})
+    assert "trains nothing" in str(unfit(Form(True, 2), gaussian))
+    assert unfit(Form(True, 1), gaussian) is None and unfit(Form(True, 2), elpv()) is None
 
 
 def final(form: Form) -> Final:

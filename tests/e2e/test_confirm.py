@@ -317,7 +317,7 @@ def test_the_final_model_is_trained_on_all_and_compared_by_folds(
 
 def fold_value(folder: Path, anomalies: str) -> float:
     """Mean AUROC over folds and seeds of the stored trainings."""
-    contents = [json.loads(file.read_text()) for file in folder.glob(f"{anomalies}--*fold*.json")]
+    contents = [json.loads(file.read_text()) for file in folder.glob(f"*--{anomalies}--*fold*.json")]
     assert len(contents) == 3
     return float(np.mean([roc_auc_score(one["labels"], one["scores"]) for one in contents]))
 

@@ -9,7 +9,7 @@ from sctune.errors import ConfigError, DataError, SpaceError, StudyError, Weight
 from sctune.search.cluster.connection import Resources
 from sctune.search.plan.options import SearchOptions
 from sctune.search.plan.plan import make_plan
-from sctune.search.run.driver import _check_versions
+from sctune.search.run.driver import check_versions
 from sctune.search.run.dryrun import plan_lines
 from sctune.search.study.splits import study_splits
 from sctune.search.study.study import Study
@@ -131,10 +131,10 @@ def test_changed_data_or_versions_stop_a_resume(image_folder, tmp_path):
     (folder / "train/good/049.png").unlink()
     with pytest.raises(DataError, match="not those that study s began with"):
         study_splits(plan.manifest)
-    _check_versions(Study(tmp_path, plan.manifest))
+    check_versions(Study(tmp_path, plan.manifest))
     other = plan.manifest.model_copy(update={"versions": {**plan.manifest.versions, "torch": "1.0"}})
     with pytest.raises(StudyError, match=r"torch 1\.0 then"):
-        _check_versions(Study(tmp_path, other))
+        check_versions(Study(tmp_path, other))
 
 
 def test_profile_paper_needs_its_selection_said_aloud(image_folder):

@@ -47,7 +47,7 @@ class SearchOptions(StudyOptions):
     seeds: tuple[Annotated[int, Field(ge=0, lt=2**32)], ...] = asked(
         DATA, (), "Comma-separated seeds; a trial is scored over all of them."
     )
-    selection: SelectionMode = asked(DATA, "auto", "What decides: auto, extra, seen, proxy or test (paper's way).")
+    selection: SelectionMode = asked(DATA, "auto", "What decides: auto, extra, seen, cross, proxy; test as the paper.")
     trials: int | None = asked(BUDGET, None, "Number of trials; default: the profile's.", ge=1)
     sampler: str | None = asked(SPACE, None, "tpe, gp, cmaes, nsga2, qmc, random or grid.")
     scheduler: str | None = asked(BUDGET, None, "asha, hyperband, median or none.")

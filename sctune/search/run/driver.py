@@ -175,7 +175,7 @@ def resume(
 
     study = Study.open((study_root or studies_folder()).expanduser().absolute(), name, storage)
     with study.lock():
-        _check_versions(study)
+        check_versions(study)
         _check_objective(study, objective)
         move(study, storage_path, tracking_uri)
         check_seen(study)
@@ -223,7 +223,7 @@ def _warn_about_looks(study: Study, console: Console | None) -> None:
         _tell([f"{ledger_line(rows)}; what is searched from here on is no longer blind to them"], console)
 
 
-def _check_versions(study: Study) -> None:
+def check_versions(study: Study) -> None:
     from sctune.trial.building import package_versions
 
     here, then = package_versions(), study.manifest.versions
