@@ -21,13 +21,13 @@ from sctune.search.space.definition import load_space
 from sctune.train.heatmap import heat_maps
 from sctune.train.trainer import Trainer
 from tests.builders import make_space
-from tests.methods.untrained_fits import fitted, reference
+from tests.methods.untrained_fits import CELLS, fitted, reference
 
 NAMES = ("gaussian", "patch_bank")
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(scope="module", params=NAMES)
+@pytest.fixture(scope="module", params=(*NAMES, CELLS))
 def trainer(request: pytest.FixtureRequest, tiny: TrialConfig, tmp_path_factory: pytest.TempPathFactory) -> Trainer:
     config = reference(tiny, request.param, model__weights="imagenet")
     return fitted(config, tmp_path_factory.mktemp("home"))
