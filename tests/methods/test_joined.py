@@ -330,7 +330,7 @@ def test_where_a_density_looks_in_a_trained_trunk(config: TrialConfig) -> None:
     """Number of leading blocks -> channels: the taps of method `gaussian` as far as the trunk reaches."""
     trained = config.override({"model.density_trunk": "trained"})
     of_cells = trained.override({"model.density_features": "cells"})
-    deep = {"model.tap": "deep"}
+    deep = {"model.tap": "deep", "data.image_size": 160}
     assert trunk_ends(trained) == {4: 24, 6: 40, 9: 80, 12: 112}
     assert trunk_ends(trained.override(deep)) == {4: 24, 6: 40, 9: 80, 12: 112, 17: 320}
     assert trunk_ends(of_cells) == trunk_ends(of_cells.override(deep)) == {6: 40, 12: 112}

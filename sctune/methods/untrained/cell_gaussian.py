@@ -62,7 +62,8 @@ def fit_cell_gaussian(
 def blank_cells(tensors: Mapping[str, Tensor], channels: int, top_k: float) -> CellScore:
     """A score of cells for the tensors of a state; raises LookupError where one is missing."""
     components, _, rank = tensors["bank.gaussian.axes"].shape
-    bank = CellGaussian(torch.zeros_like(tensors["bank.means"]), Gaussian(channels, rank, components))
+    means = torch.zeros(len(tensors["bank.means"]), channels, dtype=torch.float64)
+    bank = CellGaussian(means, Gaussian(channels, rank, components))
     return CellScore(bank, Gaussian(channels, tensors["density.axes"].shape[2], 1), Combination(channels), top_k)
 
 
