@@ -23,6 +23,7 @@ from sctune.methods.untrained.extractor import FrozenChoice
 from sctune.metrics.objective import AUROC
 from sctune.train.rescore import rescored, score_variants
 from sctune.train.trainer import Trainer
+from tests.builders import make_space
 
 CPU = torch.device("cpu")
 WEIGHT = 2.0
@@ -349,3 +350,13 @@ def test_a_network_of_timm_gives_the_maps_of_its_detector(config: TrialConfig) -
         images = trainer.selection.images[:3]
         assert np.array_equal(loaded.score(images), trainer.method.score(images))
         assert loaded.cells(images).shape == images.shape[:3]
+
+
+def test_a_space_draws_them_only_beside_a_density(config: TrialConfig, tmp_path: Path) -> None:
+    parameters = {
+        "model.normal_head": {"values": ["mlp", "gaussian"]},
+        "model.density_trunk": {"values": ["frozen", "trained"]},
+        "model.density_features": {"values": ["pooled", "cells"]},
+    }
+    points = list(make_space(tmp_path, config, parameters=parameters).points())
+    assert sorted(len(point) for point in points) == [1, 3, 3, 3, 3]
