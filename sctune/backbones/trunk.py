@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Literal, Protocol, Self
 
@@ -106,8 +106,7 @@ class Backbone(nn.Module):
 
     def frozen(self, images: Tensor) -> Tensor:
         """What the frozen blocks, up to the first tap, make of images; the images themselves where none is frozen."""
-        if self.recolours:
-            images = images * self.scale + self.shift
+        images = self._coloured(images)
         for block in self.blocks[: self.kept]:
             images = block(images)
         return images
@@ -119,6 +118,27 @@ class Backbone(nn.Module):
     def maps(self, images: Tensor) -> list[Tensor]:
         """The maps [N, C_i, S_i, S_i] as they are, the shallowest first; those of one block stand on one grid."""
         return self._taken(self.frozen(images))
+
+    def behind(self, maps: Tensor, ends: Collection[int], start: int = 0) -> dict[int, Tensor]:
+        """The maps behind these numbers of leading blocks, `start` at least, by number.
+
+        maps: what the first `start` blocks gave; with 0 images, as `forward` takes them.
+        """
+        maps = maps if start else self._coloured(maps)
+        found = {start: maps} if start in ends else {}
+        for end, block in enumerate(self.blocks[start : max(ends, default=0)], start + 1):
+            maps = block(maps)
+            if end in ends:
+                found[end] = maps
+        return found
+
+    def with_maps(self, images: Tensor, ends: Collection[int]) -> tuple[Tensor, list[Tensor]]:
+        """Features as `forward` gives them, and the maps behind other numbers of blocks, ascending, in one pass."""
+        found = self.behind(images, self.ends | set(ends))
+        return on_one_grid([found[end] for end in sorted(self.ends)]), [found[end] for end in sorted(ends)]
+
+    def _coloured(self, images: Tensor) -> Tensor:
+        return images * self.scale + self.shift if self.recolours else images
 
     def _taken(self, maps: Tensor) -> list[Tensor]:
         taken = [maps] if self.kept in self.ends else []

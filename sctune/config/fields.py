@@ -187,7 +187,17 @@ class ModelConfig(Section):
     normal_head: Literal["mlp", "gaussian", "mixture"] = Field(
         "mlp",
         description="what models the normal images: the normal head alone (paper), or besides it a Gaussian, or a few "
-        "(`mixture`), of features of a frozen copy of the backbone, as method `gaussian` has it",
+        "(`mixture`), of features of the backbone, as method `gaussian` has it",
+    )
+    density_trunk: Literal["frozen", "trained"] = Field(
+        "frozen",
+        description="what the density of normal_head looks through: a frozen copy of the backbone, fitted once, or the "
+        "trained one, fitted after every epoch",
+    )
+    density_features: Literal["pooled", "cells"] = Field(
+        "pooled",
+        description="what the density of normal_head is of: pooled maps, or cells, of which the share score.top_k with "
+        "the largest distances counts",
     )
     density_components: int = Field(
         3, ge=2, le=16, description="normal_head=mixture: kinds of normal, found by k-means; the nearest one counts"

@@ -14,6 +14,7 @@ from sctune.backbones.trunk import Backbone, build_backbone
 from sctune.config import TrialConfig, load_profile
 from sctune.methods.pixels import normalise
 from sctune.methods.untrained import coreset
+from sctune.methods.untrained.cells import highest
 from sctune.methods.untrained.coreset import greedy_centres
 from sctune.methods.untrained.crossfit import (
     FOLDS,
@@ -25,7 +26,7 @@ from sctune.methods.untrained.crossfit import (
     moments,
 )
 from sctune.methods.untrained.extractor import FrozenChoice
-from sctune.methods.untrained.patch_bank import Bank, highest
+from sctune.methods.untrained.patch_bank import Bank
 from sctune.methods.untrained.store import image_digest
 from sctune.train.trainer import Trainer
 from tests.methods.untrained_fits import fitted, reference

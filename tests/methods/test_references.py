@@ -21,13 +21,13 @@ from sctune.search.space.definition import load_space
 from sctune.train.heatmap import heat_maps
 from sctune.train.trainer import Trainer
 from tests.builders import make_space
-from tests.methods.untrained_fits import fitted, reference
+from tests.methods.untrained_fits import CELLS, fitted, reference
 
 NAMES = ("gaussian", "patch_bank")
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(scope="module", params=NAMES)
+@pytest.fixture(scope="module", params=(*NAMES, CELLS))
 def trainer(request: pytest.FixtureRequest, tiny: TrialConfig, tmp_path_factory: pytest.TempPathFactory) -> Trainer:
     config = reference(tiny, request.param, model__weights="imagenet")
     return fitted(config, tmp_path_factory.mktemp("home"))
@@ -163,8 +163,9 @@ def test_a_planted_defect_is_seen_where_it_is(trainer: Trainer) -> None:
         inside[row : row + 14, column : column + 14] = True
         assert one[inside].mean() > 1.2 * one[~inside].mean()
         y, x = np.unravel_index(one.argmax(), one.shape)
-        # a cell at stride 16 reaches beyond the defect
-        assert row - 8 <= y < row + 22 and column - 8 <= x < column + 22
+        # a cell at stride 16 reaches beyond the defect, and with its neighbours by one of stride 8 more
+        reach = 16 if trainer.config.method.model_dump().get("features") == "cells" else 8
+        assert row - reach <= y < row + 14 + reach and column - reach <= x < column + 14 + reach
     gradients = heat_maps(trainer.method, marked, "gradient")
     assert gradients is not None and np.isfinite(gradients).all() and (gradients.max(axis=(1, 2)) > 0).all()
 
@@ -248,7 +249,7 @@ def test_what_cannot_be_is_refused_in_one_line(
 
 def test_more_components_than_a_fold_has_images(trainer: Trainer) -> None:
     held, config = trainer.method._images, trainer.config.override({"method.name": "gaussian"})  # type: ignore[attr-defined]
-    method = fresh_method(config.override({"method.components": 16}), CPU)
+    method = fresh_method(config.override({"method.components": 16, "method.features": "pooled"}), CPU)
     method.prepare(TaskImages(held.array, held.normals[:15], held.anomalies))
     with pytest.raises(DataError, match="12 normal images are too few for 16 components; use fewer, or add images"):
         method.run_epoch(0, lambda: False)

@@ -52,6 +52,13 @@ def test_shipped_spaces_are_timed_at_their_dearest_point(name: str, expected: di
         ({"augment.kind": KINDS}, {"augment.kind": "saliencycut"}),
         ({"score.turns": {"values": [1, 4]}}, {"score.turns": 4}),
         (
+            {
+                "model.density_trunk": {"values": ["trained", "frozen"]},
+                "model.normal_head": {"values": ["mlp", "gaussian"]},
+            },
+            {"model.normal_head": "gaussian", "model.density_trunk": "trained"},
+        ),
+        (
             {"data.image_size": {"values": [96, 160, 128]}, "model.heads": HEADS},
             {"data.image_size": 160, "model.heads": "four_head"},
         ),

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from sctune.backbones.registry import backbone_entry, tap_list
 from sctune.config import TrialConfig
+from sctune.methods.untrained.entry import taps_of
 
 WEIGHT = "score.density"
 WEIGHTS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0)
@@ -15,8 +17,34 @@ def density_config(config: TrialConfig) -> TrialConfig:
     """The configuration of method `gaussian` that fits the density; raises ConfigError where it cannot be fitted."""
     model = config.model
     components = model.density_components if model.normal_head == "mixture" else 1
-    section = {"name": "gaussian", "components": components, "push": model.density_push}
+    section: dict[str, Any] = {"name": "gaussian", "components": components, "push": model.density_push}
+    if model.density_features == "cells":
+        section |= {"features": "cells", "top_k": cell_share(config)}
     return config.override({f"method.{name}": value for name, value in section.items()})
+
+
+def cell_share(config: TrialConfig) -> float:
+    """Share of the highest cells that make a score."""
+    return config.score.top_k or config.model.top_k
+
+
+def trunk_ends(config: TrialConfig) -> dict[int, int]:
+    """Numbers of leading blocks of the trained trunk behind which a density looks -> channels there, ascending.
+
+    Those of method `gaussian`, as far as the trunk reaches; the trunk's own maps where it reaches none of them.
+    """
+    backbone = config.model.backbone
+    known, own = backbone_entry(backbone).taps.values(), tap_list(backbone, config.model.tap_names)
+    usual = tap_list(backbone, taps_of(density_config(config)))
+    found = {}
+    for tap in usual:
+        # a block of several maps gives those that the detector looks at
+        several = any(other.after == tap.after and other.output != tap.output for other in known)
+        if tap.after <= own[-1].after and not several:
+            found[tap.after] = tap.channels
+    if not found:
+        found = {end: sum(tap.channels for tap in own if tap.after == end) for end in {tap.after for tap in own}}
+    return dict(sorted(found.items()))
 
 
 def density_variants(config: TrialConfig, variants: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -85,6 +85,13 @@ class Detector(nn.Module):
         """The backbone's maps [N, C, S, S] of normalised images [N, 3, H, W], one for each scale of the pyramid."""
         return [self._features(level) for level in self._pyramid(images)]
 
+    def with_maps(self, images: Tensor, ends: Collection[int]) -> tuple[list[Tensor], list[Tensor]]:
+        """`features`, and the maps of the images at full size behind these numbers of blocks, in one pass."""
+        full, *rest = self._pyramid(images)
+        with autocast(self.config.runtime, full.device):
+            features, maps = self.backbone.with_maps(full, ends)
+        return [features.float(), *(self._features(level) for level in rest)], [one.float() for one in maps]
+
     def reference_maps(self, images: Tensor | None = None) -> list[Tensor]:
         """Mean feature map [1, C, S, S] at each scale of references [R, 3, H, W], or of the stored ones."""
         images = self._stored_references() if images is None else images
@@ -122,7 +129,7 @@ class Detector(nn.Module):
 
     def score_images(self, images: np.ndarray, batch_size: int = 32) -> np.ndarray:
         """Scores [N] (float64) of uint8 images [N, S, S, 3], in eval mode; the mode is put back."""
-        with self._scoring():
+        with self.scoring():
             maps = self.turned_references()
             return self._in_batches(images, batch_size, lambda batch: self.anomaly_score(batch, maps).double())
 
@@ -136,7 +143,7 @@ class Detector(nn.Module):
         None where all of them would take more than max_bytes.
         """
         found: list[list[Tensor]] = []
-        with self._scoring():
+        with self.scoring():
             for batch in self._batches(images, batch_size):
                 with autocast(self.config.runtime, batch.device):
                     found.append([self.backbone.frozen(level) for level in self._pyramid(self.views(batch))])
@@ -147,7 +154,7 @@ class Detector(nn.Module):
 
     def score_maps(self, maps: list[list[Tensor]]) -> np.ndarray:
         """Scores [N] (float64) from `frozen_maps`: those of `score_images`, bit for bit."""
-        with self._scoring():
+        with self.scoring():
             references = self.turned_references()
             parts = []
             for levels in maps:
@@ -157,11 +164,12 @@ class Detector(nn.Module):
 
     def embed(self, images: np.ndarray, batch_size: int = 32) -> np.ndarray:
         """Features [N, C] of uint8 images [N, S, S, 3]: the backbone's map at full scale, averaged over its cells."""
-        with self._scoring():
+        with self.scoring():
             return self._in_batches(images, batch_size, lambda batch: self._features(batch).mean(dim=(2, 3)))
 
     @contextmanager
-    def _scoring(self) -> Iterator[None]:
+    def scoring(self) -> Iterator[None]:
+        """In eval mode and without gradients; the mode is put back."""
         was_training = self.training
         self.eval()
         try:

@@ -32,6 +32,8 @@ CONDITIONS: dict[str, Conditions] = {
     **{f"model.patch_{name}": _PATCHES for name in ("count", "place", "size", "per_sample", "evaluation")},
     **{f"model.reference_{name}": _REFERENCES for name in ("count", "source")},
     "model.pyramid_interpolation": (("model.n_scales", (2,)),),
+    "model.density_trunk": _DENSITY,
+    "model.density_features": _DENSITY,
     "model.density_components": (("model.normal_head", ("mixture",)),),
     "model.density_push": (*_DENSITY, ("data.setting", ("general", "hard"))),
     "score.density": _DENSITY,
@@ -80,7 +82,8 @@ def unrepeatable(config: TrialConfig) -> str | None:
 def summary(config: TrialConfig) -> str:
     """A configuration in a line."""
     model = config.model
-    beside = "" if model.normal_head == "mlp" else f" beside a {model.normal_head} of normal images"
+    of = "cells of normal images" if model.density_features == "cells" else "normal images"
+    beside = "" if model.normal_head == "mlp" else f" beside a {model.normal_head} of {of}"
     return (
         f"{model.heads}{beside} with {config.augment.kind} pseudo anomalies on {model.backbone}, "
         f"{config.data.image_size} px, {model.n_scales} scale(s), seed {config.seed}"
@@ -131,6 +134,8 @@ def _check_density(config: TrialConfig) -> None:
 def _implementation(config: TrialConfig) -> str:
     if config.model.normal_head == "mlp":
         return "sctune.methods.deviation.method:DeviationMethod"
+    if config.model.density_trunk == "trained":
+        return "sctune.methods.deviation.joined:JoinedMethod"
     return "sctune.methods.deviation.fused:FusedMethod"
 
 

@@ -1,8 +1,8 @@
 """A trained detector with a density of the normal images beside it: `model.normal_head=gaussian` or `mixture`.
 
-The density is what method `gaussian` fits to a frozen copy of the backbone. Ten anomalies say what some defects look
-like, hundreds of normal images what normal is: a network that is trained on few images says the first well, and the
-density the second.
+The density is what method `gaussian` fits to a frozen copy of the backbone (`joined.py`: to the trained one). Ten
+anomalies say what some defects look like, hundreds of normal images what normal is: a network that is trained on few
+images says the first well, and the density the second.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
@@ -21,20 +21,30 @@ from sctune.config import ScoreConfig, TrialConfig
 from sctune.data.batches import stream
 from sctune.errors import CheckpointError, DataError
 from sctune.methods.base import MODEL, Maps, Method, PseudoExample, Scorer, Scores, TaskImages, Variant, model_tensors
-from sctune.methods.deviation.density import WEIGHT, density_config, density_variants
+from sctune.methods.deviation.density import WEIGHT, cell_share, density_config, density_variants
 from sctune.methods.deviation.method import DeviationMethod
-from sctune.methods.untrained.gaussian import GaussianMethod
+from sctune.methods.registry import method_class
+from sctune.methods.untrained.reference import Reference
 
 HELD_SHARE, LEAST_HELD, MOST_HELD = 0.1, 4, 64
 """Of the training normals, those that set the scale of the detector's scores and are not trained on."""
 LEAST_SPREAD = 0.05
 """Of held-out scores, in standard deviations of the loss's prior: heads that say less are not blown up, nor is their
 rounding."""
-TRIED = 4
-"""Images whose features are timed for the dry run."""
-
 DENSITY, SCALE = "density.", "fused.scale"
 """Begin the names of the density's tensors; name of mean and standard deviation [2] of held-out detector scores."""
+
+
+class Density(Protocol):
+    """What stands beside the detector: a reference, or one on the trained trunk."""
+
+    def by_share(self, images: np.ndarray, shares: Sequence[float]) -> Scores: ...
+
+    def cells(self, images: np.ndarray) -> Maps | None: ...
+
+    def model_state(self) -> dict[str, Tensor]: ...
+
+    def load_model_state(self, tensors: Mapping[str, Tensor]) -> None: ...
 
 
 class FusedScore(nn.Module):
@@ -58,67 +68,33 @@ class FusedScore(nn.Module):
         return own + self.weight * torch.stack(turned).mean(dim=0)
 
 
-class FusedMethod(Method):
+class BesideMethod(Method):
     """Score: that of the detector in standard deviations of held-out normals, plus `score.density` times the density.
 
     Both parts have mean 0 and deviation 1 on normal images that neither has learned from: a tenth of the training
-    normals is kept from the detector for it, the density scales itself by cross-fitting (`method.name=gaussian`).
-    trained_part: the detector; scale [2]: mean and deviation of its held-out scores.
+    normals is kept from the detector for it. trained_part: the detector; scale [2]: mean and deviation of its held-out
+    scores.
     """
 
-    def __init__(
-        self, config: TrialConfig, device: torch.device, detector: DeviationMethod, density: GaussianMethod
-    ) -> None:
+    density: Density
+
+    def __init__(self, config: TrialConfig, device: torch.device, detector: DeviationMethod) -> None:
         super().__init__(config, device)
         self.trained_part = detector
-        self.density = density
         self.scale = torch.tensor([0.0, 1.0], dtype=torch.float64)
         self._held = np.zeros((0, 0, 0, 3), np.uint8)
-        self._normals = 0
 
-    @classmethod
-    def fresh(cls, config: TrialConfig, device: torch.device, weights: Path | None = None) -> Self:
-        density = GaussianMethod.fresh(density_config(config), device, weights)
-        return cls(config, device, DeviationMethod.fresh(config, device, weights), density)
-
-    @classmethod
-    def trained(cls, config: TrialConfig, device: torch.device, tensors: Mapping[str, Tensor]) -> Self:
-        own, held, scale = _parted(tensors)
-        detector = DeviationMethod.trained(config, device, own)
-        method = cls(config, device, detector, GaussianMethod.trained(density_config(config), device, held))
-        method.scale = scale
-        return method
-
-    def prepare(self, images: TaskImages) -> None:
-        held, rest = held_out(images.normals, self.config.seed)
-        # the density takes all: it never scores an image by a fit that has it
-        self.density.prepare(images)
-        self.trained_part.prepare(TaskImages(images.array, rest, images.anomalies))
-        self._held, self._normals = images.take(held), len(images.normals)
-
-    def run_epoch(self, epoch: int, should_stop: Callable[[], bool]) -> dict[str, float]:
-        metrics = dict(self.trained_part.run_epoch(epoch, should_stop))
-        if self.density.model is None:
-            found = self.density.run_epoch(0, should_stop)
-            metrics |= {f"density_{name}": value for name, value in found.items()}
+    def _rescale(self) -> dict[str, float]:
         scores = self.trained_part.scorer()(self._held)
         self.scale = torch.tensor([scores.mean(), max(scores.std(ddof=1), LEAST_SPREAD)], dtype=torch.float64)
-        metrics["held_out_score_sd"] = float(self.scale[1])
-        return metrics
-
-    def score(self, images: np.ndarray) -> Scores:
-        return self._fused(self.trained_part.score(images), images)
-
-    def scorer(self) -> Scorer:
-        quick = self.trained_part.scorer()
-        return lambda images: self._fused(quick(images), images)
+        return {"held_out_score_sd": float(self.scale[1])}
 
     def model_state(self) -> dict[str, Tensor]:
         density = {f"{DENSITY}{name}": value for name, value in self.density.model_state().items()}
         return self.trained_part.model_state() | density | {SCALE: self.scale}
 
     def load_model_state(self, tensors: Mapping[str, Tensor]) -> None:
-        own, held, scale = _parted(tensors)
+        own, held, scale = parted(tensors)
         self.trained_part.load_model_state(own)
         self.density.load_model_state(held)
         self.scale = scale
@@ -128,28 +104,15 @@ class FusedMethod(Method):
         return tensors | super().state()[0], values
 
     def load_state(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
-        own, held, scale = _parted(model_tensors(tensors))
+        own, held, scale = parted(model_tensors(tensors))
         rest = {name: value for name, value in tensors.items() if not name.startswith(MODEL)}
         self.trained_part.load_state(rest | {f"{MODEL}{name}": value for name, value in own.items()}, values)
         self.density.load_model_state(held)
         self.scale = scale
 
-    def module(self) -> nn.Module:
-        parts = self.trained_part.module(), self.density.module()
-        return FusedScore(*parts, self.scale.clone(), self.config.score).requires_grad_(False).eval()
-
     @property
     def images_per_epoch(self) -> int:
         return self.trained_part.images_per_epoch
-
-    def time_step(self) -> tuple[float, int]:
-        seconds, steps = self.trained_part.time_step()
-        started = time.perf_counter()
-        for _ in self.density.walk(self._held[:TRIED]):
-            pass
-        each = (time.perf_counter() - started) / len(self._held[:TRIED])
-        # features of all normals, once in a training
-        return seconds + each * self._normals / (steps * self.config.epochs), steps
 
     def cells(self, images: np.ndarray) -> Maps | None:
         own = self.trained_part.cells(images)
@@ -178,32 +141,100 @@ class FusedMethod(Method):
         return density_variants(config, DeviationMethod.variants(config))
 
     def variant_scores(self, images: np.ndarray, variants: Sequence[Variant]) -> list[Scores]:
-        """The scale stays that of the state: a model that is loaded with a variant's values has no other."""
+        """The scales stay those of the state: a model that is loaded with a variant's values has no other."""
         own = [{name: value for name, value in variant.items() if name != WEIGHT} for variant in variants]
         several = [variant for number, variant in enumerate(own) if variant not in own[:number]]
         scores = self.trained_part.variant_scores(images, several)
-        chosen = [self.config.override(variant).score for variant in variants]
-        beside = {turns: self._beside(images, turns) for turns in {score.turns for score in chosen}}
+        chosen = [self.config.override(variant) for variant in variants]
+        shares = list(dict.fromkeys(cell_share(one) for one in chosen))
+        beside = {turns: self._beside(images, turns, shares) for turns in {one.score.turns for one in chosen}}
         return [
-            self._scaled(scores[several.index(part)]) + score.density * beside[score.turns]
-            for score, part in zip(chosen, own, strict=True)
+            self._scaled(scores[several.index(part)])
+            + one.score.density * beside[one.score.turns][shares.index(cell_share(one))]
+            for one, part in zip(chosen, own, strict=True)
         ]
-
-    def _fused(self, scores: np.ndarray, images: np.ndarray) -> Scores:
-        score = self.config.score
-        return self._scaled(scores) + score.density * self._beside(images, score.turns)
 
     def _scaled(self, scores: np.ndarray) -> Scores:
         found: Scores = (scores - float(self.scale[0])) / float(self.scale[1])
         return found
 
-    def _beside(self, images: np.ndarray, turns: int) -> Scores:
-        """Mean score [N] of the density over the quarter turns of uint8 images [N, S, S, 3]."""
-        found: Scores = np.mean([self.density.score(np.rot90(images, turn, (1, 2))) for turn in range(turns)], axis=0)
+    def _beside(self, images: np.ndarray, turns: int, shares: Sequence[float]) -> Scores:
+        """Mean score [K, N] of the density over the quarter turns of uint8 images [N, S, S, 3], by shares of cells."""
+        parts = [self.density.by_share(np.rot90(images, turn, (1, 2)), shares) for turn in range(turns)]
+        found: Scores = np.mean(parts, axis=0)
         return found
 
 
-def _cells(density: GaussianMethod, images: np.ndarray) -> Maps:
+class FusedMethod(BesideMethod):
+    """With a frozen copy of the backbone for the density, which takes all normals and scales itself by cross-fits."""
+
+    density: Reference
+
+    def __init__(
+        self, config: TrialConfig, device: torch.device, detector: DeviationMethod, density: Reference
+    ) -> None:
+        super().__init__(config, device, detector)
+        self.density = density
+
+    @classmethod
+    def fresh(cls, config: TrialConfig, device: torch.device, weights: Path | None = None) -> Self:
+        beside = density_config(config)
+        density = _reference(beside).fresh(beside, device, weights)
+        return cls(config, device, DeviationMethod.fresh(config, device, weights), density)
+
+    @classmethod
+    def trained(cls, config: TrialConfig, device: torch.device, tensors: Mapping[str, Tensor]) -> Self:
+        own, held, scale = parted(tensors)
+        beside = density_config(config)
+        detector = DeviationMethod.trained(config, device, own)
+        method = cls(config, device, detector, _reference(beside).trained(beside, device, held))
+        method.scale = scale
+        return method
+
+    def prepare(self, images: TaskImages) -> None:
+        held, rest = held_out(images.normals, self.config.seed)
+        # the density takes all: it never scores an image by a fit that has it
+        self.density.prepare(images)
+        self.trained_part.prepare(TaskImages(images.array, rest, images.anomalies))
+        self._held = images.take(held)
+
+    def run_epoch(self, epoch: int, should_stop: Callable[[], bool]) -> dict[str, float]:
+        metrics = dict(self.trained_part.run_epoch(epoch, should_stop))
+        if self.density.model is None:
+            found = self.density.run_epoch(0, should_stop)
+            metrics |= {f"density_{name}": value for name, value in found.items()}
+        return metrics | self._rescale()
+
+    def score(self, images: np.ndarray) -> Scores:
+        return self._fused(self.trained_part.score(images), images)
+
+    def scorer(self) -> Scorer:
+        quick = self.trained_part.scorer()
+        return lambda images: self._fused(quick(images), images)
+
+    def module(self) -> nn.Module:
+        parts = self.trained_part.module(), self.density.module()
+        return FusedScore(*parts, self.scale.clone(), self.config.score).requires_grad_(False).eval()
+
+    def time_step(self) -> tuple[float, int]:
+        seconds, steps = self.trained_part.time_step()
+        started = time.perf_counter()
+        self.density.run_epoch(0, lambda: False)
+        # once in a training
+        return seconds + (time.perf_counter() - started) / (steps * self.config.epochs), steps
+
+    def _fused(self, scores: np.ndarray, images: np.ndarray) -> Scores:
+        score = self.config.score
+        return self._scaled(scores) + score.density * self._beside(images, score.turns, [cell_share(self.config)])[0]
+
+
+def _reference(config: TrialConfig) -> type[Reference]:
+    found = method_class(config)
+    assert issubclass(found, Reference)
+    return found
+
+
+def _cells(density: Density, images: np.ndarray) -> Maps:
     maps = density.cells(images)
     assert maps is not None
     return maps
@@ -224,7 +255,7 @@ def held_out(normals: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return normals[np.sort(order[:count])], normals[np.sort(order[count:])]
 
 
-def _parted(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
+def parted(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
     """Detector, density and scale from a model state; raises CheckpointError where a part is missing."""
     scale = tensors.get(SCALE)
     if scale is None or scale.shape != (2,) or not bool(torch.isfinite(scale).all()) or float(scale[1]) <= 0:

@@ -51,6 +51,10 @@ class PixelScore(nn.Module):
         for name, level in zip(self.names, maps, strict=True):
             self.register_buffer(name, level)
 
+    @property
+    def references(self) -> list[Tensor] | None:
+        """As `Detector.turned_references` gives them."""
+        return [self.get_buffer(name) for name in self.names] or None
+
     def forward(self, pixels: Tensor) -> Tensor:
-        references = [self.get_buffer(name) for name in self.names] or None
-        return self.detector.anomaly_score(normalise(pixels), references)
+        return self.detector.anomaly_score(normalise(pixels), self.references)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
@@ -11,8 +11,8 @@ from sctune.backbones.registry import backbone_entry, feature_side, tap_list
 from sctune.config import Conditions, MethodEntry, MethodSection, TrialConfig
 from sctune.config.fields import joined_names
 
-BANK_TAPS = ("stride8", "stride16")
-"""Of a patch bank, where the backbone has them; `middle` and `deep` where it lacks one."""
+CELL_TAPS = ("stride8", "stride16")
+"""Of methods that look at cells, where the backbone has them; `middle` and `deep` where it lacks one."""
 
 Weight = Annotated[float, Field(ge=0, le=5)] | Literal["auto"]
 
@@ -39,11 +39,21 @@ class ReferenceSection(MethodSection):
 
 class GaussianSection(ReferenceSection):
     name: Literal["gaussian"] = "gaussian"
+    features: Literal["pooled", "cells"] = Field(
+        "pooled", description="what has a distance: each image by its pooled maps, or each cell of a map"
+    )
     statistics: Literal["mean", "mean_sd"] = Field(
-        "mean", description="of each channel over the cells: the mean, or the mean and the standard deviation"
+        "mean",
+        description="features=pooled: of each channel over the cells the mean, or mean and standard deviation",
     )
     components: int = Field(
         1, ge=1, le=16, description="kinds of normal, found by k-means; the distance to the nearest one counts"
+    )
+    top_k: float = Field(
+        0.1,
+        gt=0,
+        le=1,
+        description="features=cells: share of the highest cells whose mean is the image's; one at least",
     )
 
 
@@ -68,9 +78,9 @@ def taps_of(config: TrialConfig) -> tuple[str, ...]:
     assert isinstance(section, ReferenceSection)
     if section.taps is not None:
         return tuple(section.taps.split(","))
-    if isinstance(section, GaussianSection):
+    if isinstance(section, GaussianSection) and section.features == "pooled":
         return entry.spread
-    return BANK_TAPS if all(name in entry.taps for name in BANK_TAPS) else ("middle", "deep")
+    return CELL_TAPS if all(name in entry.taps for name in CELL_TAPS) else ("middle", "deep")
 
 
 def check(config: TrialConfig) -> None:
@@ -107,24 +117,36 @@ def summary(config: TrialConfig) -> str:
     )
 
 
+def _gaussian(config: TrialConfig) -> str:
+    section = config.method
+    assert isinstance(section, GaussianSection)
+    if section.features == "pooled":
+        return "sctune.methods.untrained.gaussian:GaussianMethod"
+    return "sctune.methods.untrained.cell_gaussian:CellGaussianMethod"
+
+
 _LABELLED: Conditions = (("data.setting", ("general", "hard")),)
 
 _PUSH: dict[str, Any] = {"values": ["auto", 0.0, 0.25, 0.5, 1.0]}
 
 
 def _entry(
-    section: type[ReferenceSection], description: str, implementation: str, searched: Mapping[str, Mapping[str, Any]]
+    section: type[ReferenceSection],
+    description: str,
+    implementation: str | Callable[[TrialConfig], str],
+    searched: Mapping[str, Mapping[str, Any]],
+    conditions: Mapping[str, Conditions] | None = None,
 ) -> MethodEntry:
     name = str(section.model_fields["name"].default)
     return MethodEntry(
         name=name,
         description=description,
         section=section,
-        implementation=f"sctune.methods.untrained.{implementation}",
+        implementation=implementation,
         uses=("model.backbone", "model.weights"),
         trains=False,
         reference=True,
-        conditions={"method.push": _LABELLED, "method.logistic": _LABELLED},
+        conditions={"method.push": _LABELLED, "method.logistic": _LABELLED, **(conditions or {})},
         hyperparameters={**searched, "method.push": _PUSH},
         published={name: {"config": {"method": {"name": name}}}},
         check=check,
@@ -134,18 +156,22 @@ def _entry(
 
 GAUSSIAN = _entry(
     GaussianSection,
-    "Mahalanobis distance of pooled features of a frozen backbone, nothing trained",
-    "gaussian:GaussianMethod",
+    "Mahalanobis distance of pooled features, or of cells, of a frozen backbone, nothing trained",
+    _gaussian,
     {
         "method.statistics": {"values": ["mean", "mean_sd"]},
         "method.components": {"values": [1, 2, 3, 5]},
+    },
+    {
+        "method.statistics": (("method.features", ("pooled",)),),
+        "method.top_k": (("method.features", ("cells",)),),
     },
 )
 
 PATCH_BANK = _entry(
     PatchBankSection,
     "distance of patches of a frozen backbone to the nearest normal ones, nothing trained",
-    "patch_bank:PatchBankMethod",
+    "sctune.methods.untrained.patch_bank:PatchBankMethod",
     {
         "method.bank_size": {"values": [1000, 2000, 4000, 8000]},
         "method.neighbours": {"values": [1, 3, 5]},

@@ -46,11 +46,22 @@ class Extractor(nn.Module):
         self.taps = tuple(taps)
         self.requires_grad_(False).eval()
 
-    @abstractmethod
-    def forward(self, pixels: Tensor) -> Tensor: ...
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.join([self.part(one) for one in self.maps(pixels)])
 
+    @staticmethod
     @abstractmethod
-    def pooled(self, features: Tensor) -> Tensor:
+    def part(one: Tensor) -> Tensor:
+        """What is kept of one map [N, C_i, S_i, S_i]."""
+
+    @staticmethod
+    @abstractmethod
+    def join(parts: list[Tensor]) -> Tensor:
+        """Features [N, ...] from the parts of all maps, the shallowest first."""
+
+    @staticmethod
+    @abstractmethod
+    def pooled(features: Tensor) -> Tensor:
         """One row [N, D] of each image from what `forward` gave."""
 
     def maps(self, pixels: Tensor) -> list[Tensor]:
@@ -75,24 +86,35 @@ class Extractor(nn.Module):
 class PooledMaps(Extractor):
     """forward -> means over the cells of each channel and their standard deviations, [N, 2, sum C_i]."""
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        maps = [one.flatten(2) for one in self.maps(pixels)]
-        means = torch.cat([one.mean(dim=2) for one in maps], dim=1)
+    @staticmethod
+    def part(one: Tensor) -> Tensor:
+        cells = one.flatten(2)
         # as a root of a mean of squares: torch's own would be of no number where a map has one cell
-        away = [(one - one.mean(dim=2, keepdim=True)).square().mean(dim=2) for one in maps]
-        return torch.stack([means, torch.cat(away, dim=1).sqrt()], dim=1)
+        away = (cells - cells.mean(dim=2, keepdim=True)).square().mean(dim=2)
+        return torch.stack([cells.mean(dim=2), away.sqrt()], dim=1)
 
-    def pooled(self, features: Tensor) -> Tensor:
+    @staticmethod
+    def join(parts: list[Tensor]) -> Tensor:
+        return torch.cat(parts, dim=2)
+
+    @staticmethod
+    def pooled(features: Tensor) -> Tensor:
         return features[:, 0]
 
 
 class CellGrid(Extractor):
     """forward -> the maps on the grid of the largest one, [N, sum C_i, S, S]."""
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        return on_one_grid(self.maps(pixels))
+    @staticmethod
+    def part(one: Tensor) -> Tensor:
+        return one
 
-    def pooled(self, features: Tensor) -> Tensor:
+    @staticmethod
+    def join(parts: list[Tensor]) -> Tensor:
+        return on_one_grid(parts)
+
+    @staticmethod
+    def pooled(features: Tensor) -> Tensor:
         return features.mean(dim=(2, 3))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -73,11 +73,7 @@ class GaussianMethod(Reference):
         return GaussianScore(density, combination, self._typical(normals, ask), self._statistics), figures
 
     def blank(self, tensors: Mapping[str, Tensor]) -> nn.Module:
-        dimension = self._statistics * self.extractor.channels
-        components, _, rank = tensors["density.axes"].shape
-        numbers = range(sum(name.startswith("typical.map") for name in tensors))
-        typical = TypicalMaps([torch.zeros_like(tensors[f"typical.map{number}"]) for number in numbers])
-        return GaussianScore(Gaussian(dimension, rank, components), Combination(dimension), typical, self._statistics)
+        return blank_pooled(tensors, self.extractor.channels, self._statistics)
 
     def cells(self, images: np.ndarray) -> Maps | None:
         """How much each cell adds to the score, to first order, by being other than its place is in normal images.
@@ -89,37 +85,17 @@ class GaussianMethod(Reference):
         return np.concatenate(parts) if parts else np.zeros(images.shape[:3], np.float32)
 
     def _cells(self, images: np.ndarray) -> Maps:
-        size = images.shape[1]
-        maps = self._maps(images)
         features = torch.from_numpy(self._features(images)).to(self.device)
-        with torch.enable_grad():
-            rows = features.double().requires_grad_()
-            score = self.fitted(rows)
-            (gradient,) = torch.autograd.grad(score.sum(), rows)
-        total = score.detach()[:, None, None].expand(-1, size, size).float()
-        # a network of timm gives all of its maps as one
-        sizes = [one.shape[1] for one in maps]
-        by_map = (part.split(sizes, dim=2) for part in (gradient, features))
         model = self.fitted
         assert isinstance(model, GaussianScore)
-        for cells, typical, slope, pooled in zip(maps, model.typical.maps(), *by_map, strict=True):
-            total = total + raised(_shares(cells, typical, slope.float(), pooled), size)
-        found: Maps = total.cpu().numpy()
-        return found
+        return score_shares(model, self._maps(images), features, images.shape[1])
 
     def _maps(self, images: np.ndarray) -> list[Tensor]:
         with torch.no_grad():
             return self.extractor.maps(to_pixels(images, self.device, self.config.runtime.channels_last))
 
     def _typical(self, normals: Images, ask: Ask) -> TypicalMaps:
-        order = torch.randperm(len(normals), generator=stream(self.config.seed, "typical")).numpy()
-        some = np.sort(order[:MOST_TYPICAL])
-        totals: list[Tensor] = []
-        for place in some:
-            ask()
-            maps = [one[0].double() for one in self._maps(normals[np.array([place])])]
-            totals = [total + one for total, one in zip(totals, maps, strict=True)] if totals else maps
-        return TypicalMaps([(total / len(some)).float() for total in totals])
+        return typical_maps(normals, self._maps, self.config.seed, ask)
 
     def _rows(self, images: Images, ask: Ask) -> Rows:
         parts = [part[:, : self._statistics].reshape(len(part), -1) for part in self.walk(images, ask)]
@@ -134,6 +110,43 @@ class GaussianMethod(Reference):
     @property
     def _statistics(self) -> int:
         return {"mean": 1, "mean_sd": 2}[self._section.statistics]
+
+
+def blank_pooled(tensors: Mapping[str, Tensor], channels: int, statistics: int) -> GaussianScore:
+    """A score of pooled features for the tensors of a state; raises LookupError where one is missing."""
+    dimension = statistics * channels
+    components, _, rank = tensors["density.axes"].shape
+    numbers = range(sum(name.startswith("typical.map") for name in tensors))
+    typical = TypicalMaps([torch.zeros_like(tensors[f"typical.map{number}"]) for number in numbers])
+    return GaussianScore(Gaussian(dimension, rank, components), Combination(dimension), typical, statistics)
+
+
+def typical_maps(normals: Images, maps_of: Callable[[np.ndarray], list[Tensor]], seed: int, ask: Ask) -> TypicalMaps:
+    """Of some normal images, drawn by the seed; maps_of: uint8 images [N, S, S, 3] -> maps [N, C_i, S_i, S_i]."""
+    order = torch.randperm(len(normals), generator=stream(seed, "typical")).numpy()
+    some = np.sort(order[:MOST_TYPICAL])
+    totals: list[Tensor] = []
+    for place in some:
+        ask()
+        maps = [one[0].double() for one in maps_of(normals[np.array([place])])]
+        totals = [total + one for total, one in zip(totals, maps, strict=True)] if totals else maps
+    return TypicalMaps([(total / len(some)).float() for total in totals])
+
+
+def score_shares(model: GaussianScore, maps: list[Tensor], features: Tensor, size: int) -> Maps:
+    """What the cells at each pixel add to the score [N, size, size]. features [N, 2, C]: of maps [N, C_i, S_i, S_i]."""
+    with torch.enable_grad():
+        rows = features.double().requires_grad_()
+        score = model(rows)
+        (gradient,) = torch.autograd.grad(score.sum(), rows)
+    total = score.detach()[:, None, None].expand(-1, size, size).float()
+    # a network of timm gives all of its maps as one
+    sizes = [one.shape[1] for one in maps]
+    by_map = (part.split(sizes, dim=2) for part in (gradient, features))
+    for cells, typical, slope, pooled in zip(maps, model.typical.maps(), *by_map, strict=True):
+        total = total + raised(_shares(cells, typical, slope.float(), pooled), size)
+    found: Maps = total.cpu().numpy()
+    return found
 
 
 def _shares(cells: Tensor, typical: Tensor, slope: Tensor, pooled: Tensor) -> Tensor:

@@ -6,8 +6,9 @@ normals of a fold are those to the other folds' coresets, each continued until t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -15,18 +16,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sctune.data.batches import stream
-from sctune.methods.base import Maps
-from sctune.methods.density import Gaussian, Rows, fit_gaussian
+from sctune.methods.density import Gaussian
+from sctune.methods.untrained.cells import CellMethod, CellScore, Distances, Seen, patch_cells
 from sctune.methods.untrained.combination import Combination
 from sctune.methods.untrained.coreset import greedy_centres
-from sctune.methods.untrained.crossfit import FOLDS, choose_weights, cross_fit, folds_of
+from sctune.methods.untrained.crossfit import FOLDS, Weight
 from sctune.methods.untrained.entry import PatchBankSection
-from sctune.methods.untrained.extractor import CellGrid
-from sctune.methods.untrained.labelled import directions
-from sctune.methods.untrained.reference import Ask, Images, Reference, raised
-
-MOST_HELD = 200
-"""Normals whose held-out distances are taken: enough for a mean and a standard deviation."""
+from sctune.methods.untrained.reference import Ask
 
 
 class Bank(nn.Module):
@@ -64,44 +60,6 @@ class Bank(nn.Module):
         return away.topk(min(self.neighbours, away.shape[2]), dim=2, largest=False).values
 
 
-class BankScore(nn.Module):
-    """Maps [N, C, S, S] -> scores [N] in float64. top_k: share of the highest cells that make the distance."""
-
-    def __init__(self, bank: Bank, density: Gaussian, combination: Combination, top_k: float) -> None:
-        super().__init__()
-        self.bank = bank
-        self.density = density
-        self.combination = combination
-        self.top_k = top_k
-
-    def forward(self, maps: Tensor) -> Tensor:
-        away = self.density(maps.mean(dim=(2, 3)))
-        scores: Tensor = self.combination(highest(self.bank(maps), self.top_k), away)
-        return scores
-
-
-def patch_cells(maps: Tensor, neighbourhood: int) -> Tensor:
-    """Maps [N, C, S, S] as means over each cell's neighbourhood inside the map, cell by cell: [N, S * S, C]."""
-    if neighbourhood > 1:
-        maps = nn.functional.avg_pool2d(maps, neighbourhood, 1, neighbourhood // 2, count_include_pad=False)
-    return maps.flatten(2).transpose(1, 2)
-
-
-def highest(cells: Tensor, share: float) -> Tensor:
-    """Mean [N] of the highest share of the values of cells [N, S, S], of one at least."""
-    flat = cells.flatten(1)
-    return flat.topk(max(1, round(share * flat.shape[1])), dim=1).values.mean(dim=1)
-
-
-@dataclass(frozen=True)
-class Seen:
-    """What one walk over images keeps of them: pooled features [N, C] and some patches [M, C] with their image [M]."""
-
-    pooled: Rows
-    patches: Tensor
-    image: NDArray[np.intp]
-
-
 @dataclass(frozen=True)
 class Coreset:
     """Standardised patches [M, C] of each fold, those first that a smaller coreset has too; size: of a bank."""
@@ -116,65 +74,37 @@ class Coreset:
         return torch.cat([part[:share] for part, share in zip(parts, shares, strict=True)])
 
 
-class PatchBankMethod(Reference):
-    extractor_kind = CellGrid
-    # maps of a set of images are hundreds of megabytes
-    keeps_on_disk = False
-
-    def fit(self, normals: Images, anomalies: Images, ask: Ask) -> tuple[nn.Module, dict[str, float]]:
-        section, seed = self._section, self.config.seed
-        known, labelled = self._look(normals, section.candidates, ask), self._look(anomalies, 0, ask)
-        logistic = bool(len(labelled.pooled)) and section.logistic != 0
-        held = cross_fit(known.pooled, labelled.pooled, 1, logistic, seed, ask)
-        folds = folds_of(len(normals), seed, "normal"), folds_of(len(anomalies), seed, "anomalous")
-        bank, coreset = self._bank(known, folds[0], ask)
-        some = np.sort(torch.randperm(len(normals), generator=stream(seed, "held")).numpy()[:MOST_HELD])
-        held = held.with_distances(
-            some,
-            self._held_out(bank, coreset, normals[some], folds[0][some], ask),
-            self._held_out(bank, coreset, anomalies, folds[1], ask),
-        )
-        push, weight = choose_weights(held, section.push, section.logistic)
-        density, _ = fit_gaussian(known.pooled)
-        along = directions(density, known.pooled, labelled.pooled, weight > 0)
-        combination = Combination.of(held, along, push, weight)
-        figures = {"bank_patches": float(len(bank.patches)), **combination.figures}
-        return BankScore(bank, density, combination, section.top_k), figures
+class PatchBankMethod(CellMethod):
+    def fit_cells(
+        self, known: Seen, folds: NDArray[np.intp], ask: Ask
+    ) -> tuple[nn.Module, Sequence[Distances], dict[str, float]]:
+        bank, coreset = self._bank(known, folds, ask)
+        rest = [coreset.first(other for other in range(FOLDS) if other != fold) for fold in range(FOLDS)]
+        squares = [patches.square().sum(dim=1) for patches in rest]
+        others = [partial(bank.distances, patches=own, squares=of) for own, of in zip(rest, squares, strict=True)]
+        return bank, others, {"bank_patches": float(len(bank.patches))}
 
     def blank(self, tensors: Mapping[str, Tensor]) -> nn.Module:
         section, channels = self._section, self.extractor.channels
         bank = Bank(channels, len(tensors["bank.patches"]), section.neighbours, section.neighbourhood)
         density = Gaussian(channels, tensors["density.axes"].shape[2], 1)
-        return BankScore(bank, density, Combination(channels), section.top_k)
+        return CellScore(bank, density, Combination(channels), section.top_k)
 
-    def cells(self, images: np.ndarray) -> Maps | None:
-        """The distance of each cell to the bank."""
-        model, size = self.fitted, images.shape[1]
-        assert isinstance(model, BankScore)
-        parts = [np.zeros((0, size, size), np.float32)]
-        with torch.inference_mode():
-            for features in self.walk(images):
-                for one in features:
-                    cells = model.bank(torch.from_numpy(one[None]).to(self.device)).float()
-                    parts.append(raised(cells, size).cpu().numpy())
-        return np.concatenate(parts)
+    @property
+    def candidates(self) -> int:
+        return self._section.candidates
 
-    def _look(self, images: Images, candidates: int, ask: Ask) -> Seen:
-        """candidates: patches that are drawn in all, as many of each image."""
-        size, seed = self._section.neighbourhood, self.config.seed
-        pooled, patches, places = [], [], []
-        each = -(-candidates // max(1, len(images)))
-        for number, one in enumerate(one for part in self.walk(images, ask) for one in part):
-            maps = torch.from_numpy(one[None])
-            pooled.append(self.extractor.pooled(maps).double().numpy())
-            cells = patch_cells(maps, size)[0]
-            drawn = torch.randperm(len(cells), generator=stream(seed, "patches", number))[:each]
-            patches.append(cells[drawn])
-            places += [number] * len(drawn)
-        if not patches:
-            channels = self.extractor.channels
-            return Seen(np.zeros((0, channels)), torch.zeros(0, channels), np.zeros(0, np.intp))
-        return Seen(np.concatenate(pooled), torch.cat(patches), np.array(places, np.intp))
+    @property
+    def neighbourhood(self) -> int:
+        return self._section.neighbourhood
+
+    @property
+    def top_k(self) -> float:
+        return self._section.top_k
+
+    @property
+    def weights(self) -> tuple[Weight, Weight]:
+        return self._section.push, self._section.logistic
 
     def _bank(self, known: Seen, at: NDArray[np.intp], ask: Ask) -> tuple[Bank, Coreset]:
         """at: the fold of each image."""
@@ -197,18 +127,6 @@ class PatchBankMethod(Reference):
             bank.get_buffer(name).copy_(value)
         bank.squares.copy_(bank.patches.square().sum(dim=1))
         return bank.to(self.device), coreset
-
-    def _held_out(self, bank: Bank, coreset: Coreset, images: Images, at: NDArray[np.intp], ask: Ask) -> Rows:
-        """Distances [N] of images to the patches of other folds than theirs."""
-        others = [coreset.first(other for other in range(FOLDS) if other != fold) for fold in range(FOLDS)]
-        squares = [patches.square().sum(dim=1) for patches in others]
-        found = []
-        with torch.inference_mode():
-            for number, one in enumerate(one for features in self.walk(images, ask) for one in features):
-                fold = at[number]
-                cells = bank.distances(torch.from_numpy(one[None]).to(self.device), others[fold], squares[fold])
-                found.append(float(highest(cells, self._section.top_k)))
-        return np.array(found, np.float64)
 
     @property
     def _section(self) -> PatchBankSection:

@@ -6,7 +6,7 @@ import copy
 import hashlib
 import json
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -147,6 +147,10 @@ class Reference(Method):
     def score(self, images: np.ndarray) -> Scores:
         parts = [self._scores(part) for part in self.walk(images)]
         return np.concatenate(parts) if parts else np.zeros(0)
+
+    def by_share(self, images: np.ndarray, shares: Sequence[float]) -> Scores:
+        """Scores [K, N] with each of K shares of the highest cells; where no cells are scored they are the same."""
+        return np.tile(self.score(images), (len(shares), 1))
 
     def model_state(self) -> dict[str, Tensor]:
         network = {f"{NETWORK}{name}": value for name, value in self.extractor.state_dict().items()}

@@ -216,6 +216,8 @@ def _cost(config: Mapping[str, Any]) -> tuple[Any, ...]:
         config["model.tap"] == "deep",
         -config["model.freeze"],
         config["score.turns"],
+        # a frozen copy is fitted once, the trained trunk after every epoch
+        (config["model.normal_head"] != "mlp") * {"frozen": 1, "trained": 2}[config["model.density_trunk"]],
         {"none": 0, "saliencycut": 2}.get(config["augment.kind"], 1),
         _HEADS.index(config["model.heads"]),
         config["model.reference_count"],

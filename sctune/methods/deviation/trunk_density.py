@@ -1,0 +1,205 @@
+"""A density of what the trained trunk gives: fitted after every epoch, no network of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sctune.config import TrialConfig
+from sctune.data.batches import stream
+from sctune.errors import CheckpointError, NonFiniteError
+from sctune.methods.base import Maps, Scores
+from sctune.methods.density import Gaussian, Rows, fit_gaussian
+from sctune.methods.deviation.density import cell_share, density_config, trunk_ends
+from sctune.methods.deviation.method import DeviationMethod
+from sctune.methods.deviation.trunk_maps import TrunkMaps
+from sctune.methods.untrained.cell_gaussian import CANDIDATES, NEIGHBOURHOOD, blank_cells, fit_cell_gaussian
+from sctune.methods.untrained.cells import CellScore, highest, look
+from sctune.methods.untrained.combination import Combination
+from sctune.methods.untrained.crossfit import HeldOut, choose_weights
+from sctune.methods.untrained.entry import GaussianSection
+from sctune.methods.untrained.extractor import CellGrid, PooledMaps
+from sctune.methods.untrained.gaussian import GaussianScore, blank_pooled, score_shares, typical_maps
+from sctune.methods.untrained.labelled import differences, directions
+from sctune.methods.untrained.reference import FIT, Ask, Picked, raised
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a density is fitted to and scaled by: images that the trunk trains on, and held-out normal ones."""
+
+    normals: Picked
+    anomalies: Picked
+    held: Picked
+
+
+class TrunkDensity:
+    """The fit of method `gaussian`, to pooled or cell features of the trunk that scores.
+
+    The trunk knows its training images, so that folds of them would not do: the scale is that of normal images that
+    were held out of the training and of the fit. Anomalies that were trained on choose no weights; `auto` is the usual.
+    """
+
+    def __init__(self, config: TrialConfig, detector: DeviationMethod) -> None:
+        self.config = config
+        self.detector = detector
+        section = density_config(config).method
+        assert isinstance(section, GaussianSection)
+        self._section = section
+        self.ends = trunk_ends(config)
+        self.kind = CellGrid if section.features == "cells" else PooledMaps
+        self.model: nn.Module | None = None
+        self._trunk = TrunkMaps(detector, self.ends, self.kind)
+        self._training: Training | None = None
+
+    def prepare(self, training: Training) -> None:
+        """Of more normals than `method.max_normals` of `gaussian`, so many are drawn by the seed."""
+        normals, most = training.normals, self._section.max_normals
+        order = torch.randperm(len(normals), generator=stream(self.config.seed, "normals")).numpy()
+        drawn = Picked(normals.array, normals.rows[np.sort(order[:most])])
+        self._training = Training(drawn, training.anomalies, training.held)
+
+    def fit(self, ask: Ask) -> dict[str, float]:
+        """Fit to the trunk as it is; gives figures. Raises NonFiniteError for one that is of no numbers."""
+        if self._training is None:
+            raise ValueError("the density has no images to fit; call prepare first")
+        fit = self._fit_cells if self.kind is CellGrid else self._fit_pooled
+        model, shrinkage, combination = fit(self._training, ask)
+        wrong = [name for name, value in model.state_dict().items() if not bool(torch.isfinite(value).all())]
+        if wrong:
+            raise NonFiniteError(f"the density of the trained trunk has values that are no numbers ({wrong[0]})")
+        self._take(model)
+        return {
+            "normals": float(len(self._training.normals)),
+            "shrinkage": shrinkage,
+            "push_weight": combination.figures["push_weight"],
+        }
+
+    def forget(self) -> None:
+        """What frozen blocks gave, since others were loaded."""
+        self._trunk = TrunkMaps(self.detector, self.ends, self.kind)
+
+    @property
+    def fitted(self) -> nn.Module:
+        """Raises ValueError before the first epoch."""
+        if self.model is None:
+            raise ValueError("the density has seen no images yet; run an epoch first")
+        return self.model
+
+    def score(self, images: np.ndarray) -> Scores:
+        """Scores [N] of uint8 images [N, S, S, 3], as they stand."""
+        return self.by_share(images, [cell_share(self.config)])[0]
+
+    def by_share(self, images: np.ndarray, shares: Sequence[float]) -> Scores:
+        """Scores [K, N] with each of K shares of the highest cells; those of pooled features are the same."""
+        model = self.fitted
+        parts = [np.zeros((len(shares), 0))]
+        with torch.inference_mode():
+            for features in self._trunk.walk(images):
+                if isinstance(model, CellScore):
+                    scores = model.by_share(features, shares)
+                else:
+                    scores = model(features).expand(len(shares), -1)
+                parts.append(scores.double().cpu().numpy())
+        return np.concatenate(parts, axis=1)
+
+    def cells(self, images: np.ndarray) -> Maps | None:
+        """As of method `gaussian`: distances of cells, or what each adds to the score of pooled features."""
+        model, size = self.fitted, images.shape[1]
+        parts = [np.zeros((0, size, size), np.float32)]
+        for image in images:
+            maps = self._trunk.maps(image[None])
+            if isinstance(model, CellScore):
+                with torch.inference_mode():
+                    parts.append(raised(model.bank(CellGrid.join(maps)).float(), size).cpu().numpy())
+            else:
+                assert isinstance(model, GaussianScore)
+                features = PooledMaps.join([PooledMaps.part(one) for one in maps])
+                parts.append(score_shares(model, maps, features, size))
+        return np.concatenate(parts)
+
+    def model_state(self) -> dict[str, Tensor]:
+        fitted = {} if self.model is None else self.model.state_dict()
+        return {f"{FIT}{name}": value for name, value in fitted.items()}
+
+    def load_model_state(self, tensors: Mapping[str, Tensor]) -> None:
+        fitted = {name.removeprefix(FIT): value for name, value in tensors.items()}
+        try:
+            if not all(name.startswith(FIT) for name in tensors):
+                raise ValueError("it has a backbone of its own")
+            model = self._blank(fitted) if fitted else None
+            if model is not None:
+                model.load_state_dict(fitted)
+        except (RuntimeError, LookupError, ValueError) as problem:
+            line = str(problem).splitlines()[-1].strip()
+            raise CheckpointError(
+                f"the model's density is none of model.density_trunk=trained with model.density_features="
+                f"{self._section.features}: {line}"
+            ) from None
+        self.forget()
+        self.model = None
+        if model is not None:
+            self._take(model)
+
+    def _take(self, model: nn.Module) -> None:
+        self.model = model.to(self.detector.device).requires_grad_(False).eval()
+
+    def _blank(self, tensors: Mapping[str, Tensor]) -> nn.Module:
+        channels = sum(self.ends.values())
+        if self.kind is CellGrid:
+            return blank_cells(tensors, channels, self._section.top_k)
+        return blank_pooled(tensors, channels, 1)
+
+    def _fit_pooled(self, training: Training, ask: Ask) -> tuple[nn.Module, float, Combination]:
+        seed = self.config.seed
+        known, labelled, held = (
+            _rows(self._trunk.walk(getattr(training, name), ask, name), sum(self.ends.values()))
+            for name in ("normals", "anomalies", "held")
+        )
+        density, shrinkage = fit_gaussian(known, self._section.components, seed)
+        lengths = np.linalg.norm(differences(density, held), axis=1)
+        combination = self._combination(density, (known, labelled, held), lengths)
+        typical = typical_maps(training.normals, self._trunk.maps, seed, ask)
+        return GaussianScore(density.cpu(), combination, typical.cpu(), 1), shrinkage, combination
+
+    def _fit_cells(self, training: Training, ask: Ask) -> tuple[nn.Module, float, Combination]:
+        section, seed = self._section, self.config.seed
+        known, labelled = (
+            look(
+                _arrays(self._trunk.walk(images, ask, name)), np.zeros(len(images), np.intp), count, NEIGHBOURHOOD, seed
+            )
+            for name, images, count in (("normals", training.normals, CANDIDATES), ("anomalies", training.anomalies, 0))
+        )
+        assert known is not None
+        pooled = np.zeros((0, known.pooled.shape[1])) if labelled is None else labelled.pooled
+        bank, shrinkage = fit_cell_gaussian(known, np.zeros(len(training.normals), np.intp), section.components, seed)
+        density, _ = fit_gaussian(known.pooled)
+        rows, lengths = [], []
+        with torch.inference_mode():
+            for maps in self._trunk.walk(training.held, ask, "held"):
+                rows.append(CellGrid.pooled(maps.cpu()).double().numpy())
+                lengths.append(highest(bank(maps.cpu()), section.top_k).numpy())
+        combination = self._combination(density, (known.pooled, pooled, np.concatenate(rows)), np.concatenate(lengths))
+        return CellScore(bank, density, combination, section.top_k), shrinkage, combination
+
+    def _combination(self, density: Gaussian, rows: tuple[Rows, Rows, Rows], lengths: Rows) -> Combination:
+        """rows: pooled features of normals, anomalies and held-out normals; lengths [H]: distances of these."""
+        known, labelled, held = rows
+        along = directions(density, known, labelled, False)
+        none = np.zeros((0, 3))
+        terms = HeldOut(np.column_stack([lengths, differences(density, held) @ along]), none, none)
+        return Combination.of(terms, along, *choose_weights(terms, self._section.push, 0.0))
+
+
+def _arrays(features: Iterator[Tensor]) -> Iterator[np.ndarray]:
+    return (one.cpu().numpy() for one in features)
+
+
+def _rows(features: Iterator[Tensor], channels: int) -> Rows:
+    """Pooled means [N, C] from what PooledMaps gives."""
+    parts = [PooledMaps.pooled(one).double().cpu().numpy() for one in features]
+    return np.concatenate(parts) if parts else np.zeros((0, channels))
