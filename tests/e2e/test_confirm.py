@@ -273,13 +273,13 @@ def test_the_mean_of_the_seeds_is_deployed_without_a_look(
     assert "exported (onnx)" in parity
     table = sctune.home / "both.csv"
     sctune("predict", image_folder / "test", "--model", "models:/both@champion", "--out", table)
-    predicted = {Path(row["path"]).name: float(row["score"]) for row in scores_table(table)}
+    predicted = {Path(row["path"]).parts[-2:]: float(row["score"]) for row in scores_table(table)}
     folder = study.folder / "confirm" / f"{NAME}-confirm"
     winner = confirmed["ranking"][0]["name"]
     members = [scores_of(folder / f"{winner}--seed{seed}.csv") for seed in (1001, 1002)]
     means = np.mean([scores for _, scores, _ in members], axis=0)
     for path, score in zip(members[0][2], means, strict=True):
-        assert score == pytest.approx(predicted[Path(path).name], abs=1e-9)
+        assert score == pytest.approx(predicted[Path(path).parts[-2:]], abs=1e-9)
     found = read_confirmation(study)
     assert found is not None
     (final,) = found.finals
