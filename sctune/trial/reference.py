@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import traceback
 from collections.abc import Mapping
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from sctune.config import TrialConfig
 from sctune.errors import StoppedError
 from sctune.report import EpochReport
+from sctune.train.memory import give_memory_back
 from sctune.trial.building import TrainerBuilder, TrialSpec
 from sctune.trial.step_log import StepLog
 from sctune.trial.stop_flag import StopFlag
@@ -33,6 +35,10 @@ def run_reference(spec: Mapping[str, Any], fields: Mapping[str, Any], key: str) 
         text = "".join(traceback.format_exception(problem))
         failure = {"kind": type(problem).__name__, "message": " ".join(str(problem).split())[:500]}
         return {FAILED: failure, "log": [*log.take(), *text.splitlines()]}
+    finally:
+        # the worker waits for a trial or another reference
+        gc.collect()
+        give_memory_back()
     return {REPORTED: report.to_dict(), "log": log.take()}
 
 
