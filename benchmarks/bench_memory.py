@@ -83,6 +83,8 @@ def compare(work: str, rounds: int, cache: Path) -> None:
     """Interleaved rounds; prints medians of both arms and the ratio of processor time."""
     found: dict[str, list[dict[str, float]]] = {arm: [] for arm in ARMS}
     scores = set()
+    for size in set(SIZES[work]):
+        Trainer(config_of(size, 1), cache=cache)  # decodes the images, once for all
     for _ in range(rounds):
         for arm in ARMS:
             command = [sys.executable, __file__, "--arm", arm, "--work", work, "--cache", str(cache)]
