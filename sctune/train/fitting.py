@@ -29,6 +29,7 @@ from sctune.methods.pixels import to_pixels
 from sctune.methods.registry import fresh_method
 from sctune.metrics.delong import Placements
 from sctune.paths import cache_folder
+from sctune.train.memory import keep_freed_memory
 from sctune.train.runtime import resolve_device
 from sctune.train.trainer import task_of
 
@@ -110,6 +111,7 @@ def fitting_changes(config: TrialConfig) -> Fitting:
         raise DataError(f"{len(rows)} normal images are too few to hold some out; {3 * LEAST} are needed")
     order = torch.randperm(len(rows), generator=stream(config.data.partition_seed, "fitting")).numpy()
     device = resolve_device(config.runtime.device)
+    keep_freed_memory(device)
     method = fresh_method(config, device)
     method.prepare(TaskImages(cached.array, np.sort(rows[order[held:]]), np.zeros(0, int)))
     method.run_epoch(0, lambda: False)

@@ -31,6 +31,11 @@ def apply_runtime(config: RuntimeConfig) -> None:
     if config.deterministic:
         # read by cuBLAS when its first handle is made
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(config.deterministic, warn_only=True)
+    if config.compile:
+        # torch's compiler has a switch of its own, which this sets too
+        torch.use_deterministic_algorithms(config.deterministic, warn_only=True)
+    else:
+        # the same without importing the compiler, which takes two seconds
+        torch.set_deterministic_debug_mode("warn" if config.deterministic else "default")
     # else every new tensor is filled with NaN, a fifth of a step's time, to find reads of memory that nobody wrote
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

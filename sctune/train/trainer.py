@@ -29,6 +29,7 @@ from sctune.methods.registry import fresh_method
 from sctune.metrics.objective import AUROC, Objective
 from sctune.paths import cache_folder
 from sctune.report import EpochReport
+from sctune.train.memory import keep_freed_memory
 from sctune.train.runtime import apply_runtime, resolve_device
 from sctune.train.selection import build_selection
 
@@ -64,6 +65,7 @@ class Trainer:
         self.epoch = 0
         apply_runtime(config.runtime)
         self.device = resolve_device(config.runtime.device)
+        keep_freed_memory(self.device)
         self.split = split or split_for(config, self.task)
         self.config = config = with_range(config, self.split)
         data = config.data

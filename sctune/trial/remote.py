@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import traceback
 from collections.abc import Callable
 from typing import Any
 
 from sctune.errors import StoppedError
+from sctune.train.memory import give_memory_back
 from sctune.trial.step_log import StepLog
 
 FAILED, STOPPED, LOG = "failure", "stopped", "log"
@@ -26,4 +28,8 @@ def answered(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         text = "".join(traceback.format_exception(problem))
         failure = {"kind": type(problem).__name__, "message": " ".join(str(problem).split())[:500]}
         return {FAILED: failure, LOG: [*log.take(), *text.splitlines()]}
+    finally:
+        # the worker waits for a trial or another task
+        gc.collect()
+        give_memory_back()
     return {**found, LOG: log.take()}

@@ -21,6 +21,7 @@ from ray import tune
 from sctune.config import TrialConfig
 from sctune.errors import PlaceError, StoppedError, StorageError
 from sctune.report import FAILURE, REPORT, VALUE, EpochReport, Origin, TrialFailure, merge_reports
+from sctune.train.memory import give_memory_back
 from sctune.train.trainer import Trainer
 from sctune.trial.building import TrainerBuilder, TrialSpec
 from sctune.trial.checkpoint import TrialStore
@@ -103,6 +104,7 @@ class SaliencyCutTrainable(tune.Trainable):
     def _drop(self) -> None:
         self.trainers: list[Trainer] = []
         gc.collect()
+        give_memory_back()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 

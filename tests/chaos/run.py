@@ -74,11 +74,11 @@ class Studies:
         (root / "home").mkdir()
         self.undisturbed: dict[str, dict[int, dict[int, float]]] = {}
 
-    def search(self, name: str, kind: str) -> list[str]:
+    def search(self, name: str, kind: str, slots: int = SLOTS) -> list[str]:
         sampler, scheduler = KINDS[kind]
         return [
             "search", "--profile", "smoke", "--data", str(self.data), "--selection", "extra", "--name", name,
-            "--sampler", sampler, "--scheduler", scheduler, "--trials", str(TRIALS), "--max-concurrent", str(SLOTS),
+            "--sampler", sampler, "--scheduler", scheduler, "--trials", str(TRIALS), "--max-concurrent", str(slots),
             "--checkpoint-interval", "0", "--set", "budget.iterations=6", "--set", f"budget.epochs={EPOCHS}",
         ]  # fmt: skip
 
@@ -118,7 +118,9 @@ class Studies:
 
     def baseline(self, kind: str) -> None:
         name = f"undisturbed-{kind}"
-        process = self.start(self.search(name, kind), name, {"point": "none", "count": 0, "signal": 0})
+        # `random` draws by the trial's number, TPE from those that ended before
+        slots = 1 if kind == "random" else SLOTS
+        process = self.start(self.search(name, kind, slots), name, {"point": "none", "count": 0, "signal": 0})
         if process.wait(300) != 0:
             raise SystemExit(f"the undisturbed search failed:\n{(self.root / f'{name}.stderr').read_text()}")
         end_group(process.pid)

@@ -37,14 +37,14 @@ OPTIONS = ConfirmOptions(top=1, n_seeds=2)
 def searched(sctune: Any, smoke: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     space = tmp_path_factory.mktemp("space") / "two.yaml"
     space.write_text("name: two\nparameters:\n  augment.threshold: {type: float, low: 0.5, high: 0.9}\n")
-    words = ("--space", space, "--name", NAME, "--trials", "2", "--scheduler", "none")
+    words = ("--space", space, "--name", NAME, "--trials", "2", "--scheduler", "none", "--max-concurrent", "1")
     document: dict[str, Any] = sctune.json(*smoke, *words)
     return document
 
 
 @pytest.fixture(scope="module")
 def confirmed(sctune: Any, searched: dict[str, Any]) -> dict[str, Any]:
-    document: dict[str, Any] = sctune.json("confirm", NAME, "--top", "1", "--n-seeds", "2")
+    document: dict[str, Any] = sctune.json("confirm", NAME, "--top", "1", "--n-seeds", "2", "--max-concurrent", "1")
     return document
 
 

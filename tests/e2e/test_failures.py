@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+ONE = ["--max-concurrent", "1"]
+"""None of these is about trials side by side, and a second worker takes as long to start as they all train."""
 EXPLODING = "set: {optim.lr: 1.0, optim.clip_norm: 1.0e+30, budget.iterations: 40, budget.epochs: 1}\n"
 
 
@@ -26,7 +28,7 @@ def homeless(sctune: Any, smoke: list[str], tmp_path_factory: pytest.TempPathFac
     for name in ("RAY_AUTH_TOKEN", "MPLCONFIGDIR", "TORCH_HOME", "XDG_CONFIG_HOME", "XDG_CACHE_HOME"):
         stranger.env.pop(name, None)
     stranger.env["HOME"] = "/dev/null/home"
-    return stranger(*smoke, "--name", "nan", "--space", space, "--json")
+    return stranger(*smoke, *ONE, "--name", "nan", "--space", space, "--json")
 
 
 def test_a_search_with_a_home_that_takes_nothing(sctune: Any, homeless: Any) -> None:
@@ -65,7 +67,7 @@ def test_a_search_of_which_all_trials_fail_says_why(
 ) -> None:
     space = tmp_path / "exploding.yaml"
     space.write_text(f"parameters: {{loss.margin: {{values: [1.0e+38, 2.0e+38]}}}}\n{EXPLODING}")
-    done = sctune(*smoke, "--name", "allfail", "--space", space, code=4)
+    done = sctune(*smoke, *ONE, "--name", "allfail", "--space", space, code=4)
     line = done.stderr.splitlines()[-1]
     assert line.startswith("sctune: all 2 trials of allfail failed")
     assert "epoch 1" in line
@@ -89,7 +91,7 @@ def test_fig7a_pastes_more_with_a_higher_threshold_and_counts_what_it_skips(
     sctune: Any, damaged_folder: Path, runs_of: Any, history: Any
 ) -> None:
     command = ["search", "--profile", "smoke", "--selection", "extra", "--data", damaged_folder, "--skip-corrupt"]
-    done = sctune(*command, "--space", "fig7a", "--name", "fig7a", "--json")
+    done = sctune(*command, *ONE, "--space", "fig7a", "--name", "fig7a", "--json")
     assert "skipped 2 corrupt images" in done.stderr
     assert "train/good/003.png" in done.stderr
     trials = json.loads(done.stdout)["trials"]

@@ -18,6 +18,8 @@ NAME = "background"
 # trials of some seconds each, so that a stop always meets running ones
 LONG = ["--sampler", "random", "--scheduler", "none", "--trials", 3, "--checkpoint-interval", "0"]
 LONG += ["--set", "budget.iterations=20"]
+# a second worker takes as long to start as a trial trains
+ONE = ["--max-concurrent", 1]
 
 
 def alive(pid: int) -> bool:
@@ -51,7 +53,7 @@ def test_a_search_in_the_background_from_its_start_to_its_deletion(
     assert not sctune.study("bad").exists()
 
     # a terminal that is closed sends SIGHUP to the whole session
-    with sctune.started(*smoke, *LONG, "--name", NAME, "--detach", "--json", *hook) as process:
+    with sctune.started(*smoke, *LONG, *ONE, "--name", NAME, "--detach", "--json", *hook) as process:
         out, err = process.communicate(timeout=200)
         assert process.returncode == 0, err
         started = json.loads(out)
@@ -73,7 +75,7 @@ def test_a_search_in_the_background_from_its_start_to_its_deletion(
     assert f"sctune resume {NAME}" in console and "Traceback" not in console
 
     note.unlink()
-    resumed = sctune.json("resume", NAME, "--detach", *hook)
+    resumed = sctune.json("resume", NAME, *ONE, "--detach", *hook)
     guard.append(resumed["driver"]["pid"])
     status = sctune.json("status", NAME)
     assert status["driver"] == resumed["driver"]

@@ -46,7 +46,9 @@ def test_a_driver_killed_while_trials_are_paused_loses_none(sctune: Any, smoke: 
     path = os.pathsep.join(filter(None, [str(package), os.environ.get("PYTHONPATH")]))
     ours.env |= {"PYTHONPATH": path, "PAUSE_TEST_MARK": str(tmp_path / "mark")}
     words = ["--sampler", "random", "--scheduler", "killed-once", "--trials", TRIALS, "--name", NAME]
-    ours(*smoke, *words, "--set", "budget.epochs=3", code=-signal.SIGKILL, timeout=200)
+    # so every trial after the first has the worker of one that was paused
+    one = ["--max-concurrent", 1]
+    ours(*smoke, *words, *one, "--set", "budget.epochs=3", code=-signal.SIGKILL, timeout=200)
     paused = ours.record(NAME)
     assert [trial.state.name for trial in paused] == ["RUNNING"] * TRIALS
     assert [list(trial.intermediate_values) for trial in paused] == [[1]] * TRIALS
@@ -55,7 +57,7 @@ def test_a_driver_killed_while_trials_are_paused_loses_none(sctune: Any, smoke: 
     missing = sctune("resume", NAME, code=2).stderr
     assert "unknown scheduler 'killed-once'" in missing
 
-    ours("resume", NAME, timeout=200)
+    ours("resume", NAME, *one, timeout=200)
     ended = ours.record(NAME)
     ranked = sorted(ended, key=lambda trial: (-trial.intermediate_values[1], trial.number))
     promoted = {trial.number for trial in ranked[: TRIALS // FACTOR]}

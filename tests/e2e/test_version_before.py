@@ -26,7 +26,7 @@ def test_a_killed_study_of_the_version_before_goes_on(sctune: Sctune, tmp_path: 
     before = sctune.record(NAME)
     assert [trial.state for trial in before] == [TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING]
     assert sctune.json("status", NAME)["best_trial"] == 0
-    sctune("resume", NAME)
+    sctune("resume", NAME, "--max-concurrent", "1")
     after = sctune.record(NAME)
     assert len(after) == 5 and all(trial.state.is_finished() for trial in after)
     for old, new in zip(before[:2], after, strict=False):
