@@ -17,21 +17,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from measure_common import RESULTS, Row, load_average, paired, print_table, read_rows, run_jobs
+from measure_common import (
+    RESULTS,
+    Row,
+    Unscored,
+    check_partitions,
+    images_of,
+    load_average,
+    paired,
+    print_table,
+    read_rows,
+    run_jobs,
+)
 
 from sctune.config import TrialConfig, load_profile, parse_assignments, read_yaml
-from sctune.data.decode import Decoding
-from sctune.data.images import ImageCache
 from sctune.errors import ConfigError, DataError, SctuneError, nearest
 from sctune.metrics.image_level import auroc
-from sctune.paths import cache_folder
-from sctune.report import OBJECTIVE
-from sctune.train.trainer import Trainer
 
 DEFAULT, GAUSSIAN = "default", "gaussian"
-FINAL = range(11, 16)
-"""Partition seeds that nobody looks at before all choices are written down."""
-
 QUARTER = {"augment.rotation": "quarter"}
 MOMENTUM = {"model.batch_norm_momentum": 0.1}
 EVAL = {"model.batch_norm": "eval"}
@@ -109,21 +112,9 @@ class Job:
         return f"{self.data}:{self.variant}:{self.partition}:{self.seed}:{digest[:12]}"
 
 
-class Unscored(Trainer):
-    """Scores nothing after its epochs."""
-
-    def _evaluate(self) -> tuple[dict[str, float], dict[str, list[float]]]:
-        return {OBJECTIVE: 0.0}, {}
-
-
 def jobs_of(options: argparse.Namespace) -> list[Job]:
     """All trainings that are asked for; raises ConfigError for partitions that are not to be looked at yet."""
-    early = [seed for seed in options.partitions if seed in FINAL]
-    if early and not options.final:
-        raise ConfigError(
-            f"--partitions {early[0]}: {FINAL[0]} to {FINAL[-1]} are opened once, after all choices are written down; "
-            "use others, or --final"
-        )
+    check_partitions(options.partitions, options.final)
     for name in options.variants:
         if name not in VARIANTS:
             raise ConfigError(f"--variants {name!r}: no such variant; {nearest(name, VARIANTS)}")
@@ -152,7 +143,8 @@ def train(job: Job) -> Row:
     if set(labels.tolist()) != {0, 1}:
         raise DataError(f"{job.data}: no anomalies are left to select by ({trainer.split.reason})")
     seconds = sum(report.metrics["seconds"] for report in trainer.fit())
-    held = calibration_images(trainer)
+    # the task's calibration normals, which take part in no fit
+    held = images_of(trainer, trainer.split.calibration)
     # where a method knows the field; the others have one way to score
     ways = [{"score.turns": 1}, {"score.turns": 4}] if trainer.config.entry.looks_at("score.turns") else [{}]
     scores = trainer.method.variant_scores(trainer.selection.images, ways)
@@ -170,14 +162,6 @@ def train(job: Job) -> Row:
         "seconds": seconds,
         "load": load_average(),
     }
-
-
-def calibration_images(trainer: Trainer) -> np.ndarray:
-    """The task's calibration normals, which take part in no fit: uint8 [N, S, S, 3]."""
-    data, split = trainer.config.data, trainer.split
-    paths = [file.path for file in split.calibration]
-    cached = ImageCache(cache_folder()).array(split.root, paths, Decoding.of(data), data.skip_corrupt)
-    return np.array(cached.array[[cached.index[path] for path in paths if path in cached.index]])
 
 
 def scaled(row: Row, way: int) -> np.ndarray:

@@ -20,6 +20,11 @@ import torch
 from scipy import stats
 from torch import Tensor, nn
 
+from sctune.data.decode import Decoding
+from sctune.data.images import ImageCache
+from sctune.data.split import Files
+from sctune.errors import ConfigError
+from sctune.paths import cache_folder
 from sctune.report import OBJECTIVE
 from sctune.train.trainer import Trainer
 
@@ -28,6 +33,8 @@ Row = dict[str, Any]
 RESULTS = Path(__file__).parent / "results"
 HARDWARE = "2 cores x86_64 (AMD EPYC, a virtual machine), no GPU"
 FORMAT_VERSION = 1
+FINAL = range(11, 16)
+"""Partition seeds that nobody looks at before all choices are written down."""
 
 
 class LastEpochTrainer(Trainer):
@@ -35,6 +42,31 @@ class LastEpochTrainer(Trainer):
 
     def _evaluate(self) -> tuple[dict[str, float], dict[str, list[float]]]:
         return super()._evaluate() if self.epoch == self.config.budget.epochs else ({OBJECTIVE: 0.0}, {})
+
+
+class Unscored(Trainer):
+    """Scores nothing after its epochs."""
+
+    def _evaluate(self) -> tuple[dict[str, float], dict[str, list[float]]]:
+        return {OBJECTIVE: 0.0}, {}
+
+
+def images_of(trainer: Trainer, files: Files) -> np.ndarray:
+    """Images uint8 [N, S, S, 3] of files of the trainer's data set, as it takes them."""
+    data = trainer.config.data
+    paths = [file.path for file in files]
+    cached = ImageCache(cache_folder()).array(trainer.split.root, paths, Decoding.of(data), data.skip_corrupt)
+    return np.array(cached.array[[cached.index[path] for path in paths if path in cached.index]])
+
+
+def check_partitions(partitions: Sequence[int], final: bool) -> None:
+    """Raises ConfigError for partitions that are not to be looked at yet."""
+    early = [seed for seed in partitions if seed in FINAL]
+    if early and not final:
+        raise ConfigError(
+            f"--partitions {early[0]}: {FINAL[0]} to {FINAL[-1]} are opened once, after all choices are written down; "
+            "use others, or --final"
+        )
 
 
 class Remembered(nn.Module):

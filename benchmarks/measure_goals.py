@@ -1,0 +1,250 @@
+"""What a candidate configuration reaches on test pools, beside today's default and the methods that train nothing.
+
+For each goal (a data set and a task of it), partition and seed: the candidate, fused with the Gaussian and by its heads
+alone, today's default alone, and both references, on the same test images. Partitions 11 to 15 are opened once, after
+all choices are written down: they are refused without --final. Resumable: a JSON line for each training, with its raw
+scores. Differences are paired by partition (the mean of its seeds), with Student's 95 % interval.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from measure_common import (
+    RESULTS,
+    Row,
+    Unscored,
+    check_partitions,
+    images_of,
+    load_average,
+    paired,
+    print_table,
+    read_rows,
+    run_jobs,
+)
+
+from sctune.config import TrialConfig, load_profile, read_yaml
+from sctune.data.split import Files
+from sctune.errors import ConfigError, SctuneError, nearest
+from sctune.metrics.image_level import auroc
+from sctune.metrics.threshold import conformal_threshold, escape_rate, false_alarm_rate
+from sctune.train.trainer import Trainer
+
+RATE = 0.01
+CANDIDATE, DEFAULT = "candidate", "default"
+REFERENCES = ("gaussian", "patch_bank")
+FUSED, HEADS = "fused", "heads"
+MIDDLE = re.compile(r"_1\.\w+$")
+"""Of a KolektorSDD part the crop in which nearly all cracks lie."""
+
+ALL = {"data.anomalies": "all", "data.selection": "proxy"}
+GOALS: dict[str, tuple[str, dict[str, Any]]] = {
+    "elpv": ("elpv", {}),
+    "elpv, one anomaly": ("elpv", {"data.n_anomalies": 1}),
+    "elpv, hard mono": ("elpv", {"data.setting": "hard", "data.known_class": "mono"}),
+    "elpv, hard poly": ("elpv", {"data.setting": "hard", "data.known_class": "poly"}),
+    "elpv, all development anomalies": ("elpv", ALL),
+    "bottle": ("bottle", {}),
+    "sdd": ("sdd", {}),
+}
+"""Name -> data set and what its task differs by."""
+DEFAULT_ON = ("elpv", "bottle", "sdd")
+"""Goals on which the default is trained too."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training. values: dotted, over the profile."""
+
+    goal: str
+    role: str
+    partition: int
+    seed: int
+    values: Mapping[str, Any]
+
+    @property
+    def config(self) -> TrialConfig:
+        return load_profile("cpu").override(dict(self.values))
+
+    @property
+    def key(self) -> str:
+        digest = hashlib.sha256(json.dumps(self.config.flat(), sort_keys=True).encode()).hexdigest()
+        return f"{self.goal}:{self.role}:{self.partition}:{self.seed}:{digest[:12]}"
+
+
+def jobs_of(options: argparse.Namespace) -> list[Job]:
+    """All trainings that are asked for; raises ConfigError for partitions that are not to be looked at yet."""
+    check_partitions(options.partitions, options.final)
+    for name in options.goals:
+        if name not in GOALS:
+            raise ConfigError(f"--goals {name!r}: no such goal; {nearest(name, GOALS)}")
+    sets, candidate = {"elpv": {"data.source": "elpv"}} | read_yaml(options.sets), read_yaml(options.candidate)
+    return [
+        Job(goal, role, partition, seed, {**shared, **fields, "data.partition_seed": partition, "seed": seed})
+        for goal in options.goals
+        for shared in [{"runtime.device": "cpu", **sets[GOALS[goal][0]], **GOALS[goal][1]}]
+        for partition in options.partitions
+        for seed in options.seeds
+        for role, fields in _roles(goal, candidate)
+    ]
+
+
+def _roles(goal: str, candidate: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    references = [(name, {"method.name": name}) for name in REFERENCES]
+    return [*references, (CANDIDATE, candidate), *([(DEFAULT, {})] if goal in DEFAULT_ON else [])]
+
+
+def train(job: Job) -> Row:
+    """One training; value: its AUROC on the test images."""
+    trainer = Unscored(job.config)
+    seconds = sum(report.metrics["seconds"] for report in trainer.fit())
+    fused = job.config.model.normal_head != "mlp"
+    ways = {FUSED: {}, HEADS: {"score.density": 0.0}} if fused else {HEADS: {}}
+    test, calibration = (_scored(trainer, files, ways) for files in (trainer.split.test, trainer.split.calibration))
+    labels = [file.label for file in trainer.split.test]
+    return {
+        "key": job.key,
+        "goal": job.goal,
+        "role": job.role,
+        "partition": job.partition,
+        "seed": job.seed,
+        "value": auroc(labels, next(iter(test.values()))),
+        "paths": [file.path for file in trainer.split.test],
+        "labels": labels,
+        "scores": test,
+        "calibration": calibration,
+        "trained": trainer.split.summary(),
+        "seconds": seconds,
+        "load": load_average(),
+    }
+
+
+def _scored(trainer: Trainer, files: Files, ways: Mapping[str, Mapping[str, Any]]) -> dict[str, list[float]]:
+    found = trainer.method.variant_scores(images_of(trainer, files), [dict(way) for way in ways.values()])
+    return {name: scores.tolist() for name, scores in zip(ways, found, strict=True)}
+
+
+Values = dict[int, float]
+"""Partition -> mean over its seeds."""
+
+
+def values_of(rows: Sequence[Row], role: str, way: str, figure: Any) -> Values:
+    """A figure of each row, by partition; rows of one role are scored in the ways that it has."""
+    found: dict[int, list[float]] = {}
+    for row in rows:
+        if row["role"] == role and way in row["scores"]:
+            found.setdefault(row["partition"], []).append(figure(row, way))
+    return {partition: float(np.mean(values)) for partition, values in found.items()}
+
+
+def of_test(row: Row, way: str) -> float:
+    return auroc(row["labels"], row["scores"][way])
+
+
+def of_middle(row: Row, way: str) -> float:
+    """AUROC among the middle crops of KolektorSDD."""
+    kept = [number for number, path in enumerate(row["paths"]) if MIDDLE.search(path)]
+    return auroc(np.array(row["labels"])[kept], np.array(row["scores"][way])[kept])
+
+
+def of_escapes(row: Row, way: str) -> float:
+    threshold = conformal_threshold(row["calibration"][way], RATE).value
+    return escape_rate(row["labels"], row["scores"][way], threshold).value
+
+
+def of_alarms(row: Row, way: str) -> float:
+    threshold = conformal_threshold(row["calibration"][way], RATE).value
+    return false_alarm_rate(row["labels"], row["scores"][way], threshold).value
+
+
+def show(jobs: Sequence[Job], rows: Sequence[Row]) -> None:
+    """A table for each goal: AUROC, difference to the better reference or to the default, escapes and false alarms."""
+    wanted = {job.key for job in jobs}
+    for goal in dict.fromkeys(job.goal for job in jobs):
+        mine = [row for row in rows if row["key"] in wanted and row["goal"] == goal]
+        if not mine:
+            continue
+        references = {name: values_of(mine, name, HEADS, of_test) for name in REFERENCES}
+        best = max((name for name in REFERENCES if references[name]), key=lambda name: _mean(references[name]))
+        default = values_of(mine, DEFAULT, HEADS, of_test)
+        lines = [(name, HEADS, {}) for name in REFERENCES]
+        lines += [(CANDIDATE, FUSED, references[best]), (CANDIDATE, HEADS, default), (DEFAULT, HEADS, {})]
+        print(f"\n{goal}: test images; the better reference is {best}\n")
+        head = ["row", "partitions", "AUROC", "paired difference", "escapes at 1 %", "false alarms"]
+        middle = goal == "sdd"
+        print_table(
+            [*head, *(["AUROC, middle crops"] if middle else [])],
+            [_line(mine, role, way, against, middle) for role, way, against in lines if _has(mine, role, way)],
+        )
+
+
+def _has(rows: Sequence[Row], role: str, way: str) -> bool:
+    return bool(values_of(rows, role, way, of_test))
+
+
+def _line(rows: Sequence[Row], role: str, way: str, against: Values, middle: bool) -> list[str]:
+    values = values_of(rows, role, way, of_test)
+    figures = [values_of(rows, role, way, figure) for figure in (of_escapes, of_alarms)]
+    cells = [
+        f"{100 * _mean(one):.1f} % ({100 * min(one.values()):.0f} to {100 * max(one.values()):.0f})" for one in figures
+    ]
+    crops = [f"{_mean(values_of(rows, role, way, of_middle)):.4f}"] if middle else []
+    name = f"{role}, {way}" if role == CANDIDATE else role
+    return [name, str(len(values)), f"{_mean(values):.4f}", _difference(values, against), *cells, *crops]
+
+
+def _share(values: Values) -> str:
+    low, high = (100 * end(values.values()) for end in (min, max))
+    return f"{100 * _mean(values):.1f} % ({low:.0f} to {high:.0f})"
+
+
+def _difference(values: Values, against: Values) -> str:
+    shared = {partition: value for partition, value in values.items() if partition in against}
+    if len(shared) < 2:
+        return "-"
+    found = paired(shared, against, False)
+    low, high = found["interval"]
+    return f"{found['difference']:+.4f} ({low:+.4f} to {high:+.4f})"
+
+
+def _mean(values: Values) -> float:
+    return float(np.mean(list(values.values())))
+
+
+def parser() -> argparse.ArgumentParser:
+    found = argparse.ArgumentParser(description=__doc__)
+    found.add_argument("--sets", type=Path, required=True, help="YAML: fields of bottle and sdd, data.source at least")
+    found.add_argument("--candidate", type=Path, required=True, help="YAML: dotted fields over profile cpu")
+    found.add_argument("--goals", nargs="+", default=list(GOALS), help="names of the table; default: all")
+    found.add_argument("--partitions", type=int, nargs="+", default=[0], help="partition seeds")
+    found.add_argument("--seeds", type=int, nargs="+", default=[101, 102], help="training seeds")
+    found.add_argument("--final", action="store_true", help="open the test images of partitions 11 to 15")
+    found.add_argument("--workers", type=int, default=1, help="worker processes, one torch thread each")
+    found.add_argument("--out", type=Path, default=RESULTS / "goals_rows.jsonl", help="a line for each training")
+    return found
+
+
+def main() -> None:
+    options = parser().parse_args()
+    try:
+        jobs = jobs_of(options)
+    except SctuneError as problem:
+        raise SystemExit(str(problem)) from None
+    done = {row["key"] for row in read_rows(options.out)}
+    left = [job for job in jobs if job.key not in done]
+    print(f"{len(jobs)} trainings, {len(jobs) - len(left)} there already", flush=True)
+    if left:
+        run_jobs(train, left, options.workers, options.out)
+    show(jobs, read_rows(options.out))
+
+
+if __name__ == "__main__":
+    main()
