@@ -159,7 +159,7 @@ def test_cells_of_the_trained_trunk_beside_a_second_implementation(cells: Traine
 
 
 def test_a_frozen_density_of_cells_is_that_of_method_gaussian(frozen: Trainer) -> None:
-    values = {"method.name": "gaussian", "method.features": "cells", "method.top_k": SHARE}
+    values = {"method.name": "gaussian", "method.features": "cells", "method.cell_share": SHARE}
     reference = Trainer(frozen.config.override(values))
     reference.run_epoch()
     images = frozen.selection.images

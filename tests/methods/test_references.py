@@ -72,6 +72,23 @@ def test_a_space_draws_only_what_the_chosen_one_has(tiny: TrialConfig, tmp_path:
     assert len(points) == 6 + 2 + 2
 
 
+def test_a_share_of_cells_is_drawn_only_where_cells_have_a_distance(tiny: TrialConfig, tmp_path: Path) -> None:
+    parameters = {
+        "method.name": {"values": list(NAMES)},
+        "method.features": {"values": ["pooled", "cells"]},
+        "method.cell_share": {"values": [0.05, 0.1]},
+        "method.top_k": {"values": [0.2, 0.3]},
+    }
+    points = list(make_space(tmp_path, tiny, parameters=parameters).points())
+    cells = {"method.name": "gaussian", "method.features": "cells"}
+    expected = [
+        {"method.name": "gaussian", "method.features": "pooled"},
+        *({**cells, "method.cell_share": share} for share in (0.05, 0.1)),
+        *({"method.name": "patch_bank", "method.top_k": share} for share in (0.2, 0.3)),
+    ]
+    assert len(points) == len(expected) and all(point in points for point in expected)
+
+
 def test_defects_score_above_normals(trainer: Trainer) -> None:
     metrics, _ = trainer.selection.evaluate(trainer.method.score)
     assert metrics["selection_auroc"] > 0.9

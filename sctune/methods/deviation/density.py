@@ -19,7 +19,7 @@ def density_config(config: TrialConfig) -> TrialConfig:
     components = model.density_components if model.normal_head == "mixture" else 1
     section: dict[str, Any] = {"name": "gaussian", "components": components, "push": model.density_push}
     if model.density_features == "cells":
-        section |= {"features": "cells", "top_k": cell_share(config)}
+        section |= {"features": "cells", "cell_share": cell_share(config)}
     return config.override({f"method.{name}": value for name, value in section.items()})
 
 

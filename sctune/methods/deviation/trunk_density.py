@@ -151,7 +151,7 @@ class TrunkDensity:
     def _blank(self, tensors: Mapping[str, Tensor]) -> nn.Module:
         channels = sum(self.ends.values())
         if self.kind is CellGrid:
-            return blank_cells(tensors, channels, self._section.top_k)
+            return blank_cells(tensors, channels, self._section.cell_share)
         return blank_pooled(tensors, channels, 1)
 
     def _fit_pooled(self, training: Training, ask: Ask) -> tuple[nn.Module, float, Combination]:
@@ -182,9 +182,9 @@ class TrunkDensity:
         with torch.inference_mode():
             for maps in self._trunk.walk(training.held, ask, "held"):
                 rows.append(CellGrid.pooled(maps.cpu()).double().numpy())
-                lengths.append(highest(bank(maps.cpu()), section.top_k).numpy())
+                lengths.append(highest(bank(maps.cpu()), section.cell_share).numpy())
         combination = self._combination(density, (known.pooled, pooled, np.concatenate(rows)), np.concatenate(lengths))
-        return CellScore(bank, density, combination, section.top_k), shrinkage, combination
+        return CellScore(bank, density, combination, section.cell_share), shrinkage, combination
 
     def _combination(self, density: Gaussian, rows: tuple[Rows, Rows, Rows], lengths: Rows) -> Combination:
         """rows: pooled features of normals, anomalies and held-out normals; lengths [H]: distances of these."""

@@ -92,7 +92,7 @@ class CellGaussianMethod(CellMethod):
 
     @property
     def top_k(self) -> float:
-        return self._section.top_k
+        return self._section.cell_share
 
     @property
     def weights(self) -> tuple[Weight, Weight]:

@@ -49,7 +49,8 @@ class GaussianSection(ReferenceSection):
     components: int = Field(
         1, ge=1, le=16, description="kinds of normal, found by k-means; the distance to the nearest one counts"
     )
-    top_k: float = Field(
+    # no `top_k` as of a patch bank: methods that share a field agree on what it needs
+    cell_share: float = Field(
         0.1,
         gt=0,
         le=1,
@@ -164,7 +165,7 @@ GAUSSIAN = _entry(
     },
     {
         "method.statistics": (("method.features", ("pooled",)),),
-        "method.top_k": (("method.features", ("cells",)),),
+        "method.cell_share": (("method.features", ("cells",)),),
     },
 )
 
