@@ -248,6 +248,20 @@ def test_module_and_turns(trainer: Trainer) -> None:
         assert same == (turns == 4)
 
 
+@pytest.mark.parametrize("values", [{"model.density_trunk": "trained"}, {"model.density_features": "cells"}])
+def test_the_mean_over_turns_of_held_out_normals_has_mean_0_and_deviation_1(
+    values: dict[str, object], config: TrialConfig
+) -> None:
+    trainer = Trainer(config.override({**values, "score.turns": 4}))
+    trainer.run_epoch()
+    held = parts(trainer)[2]
+    scores = density_scores(trainer.method, held)
+    assert abs(scores.mean()) < 1e-3 and scores.std(ddof=1) == pytest.approx(1, abs=1e-3)
+    # more than one: what a training without turns would have been scaled by
+    alone = trained_method(trainer.config.override({"score.turns": 1}), CPU, trainer.method.model_state())
+    assert density_scores(alone, held).std(ddof=1) > 1.05
+
+
 def test_heat_maps_add_up(trainer: Trainer, pooled: Trainer) -> None:
     images = trainer.selection.images[:3]
     method = trainer.method

@@ -24,6 +24,7 @@ from sctune.methods.base import MODEL, Maps, Method, PseudoExample, Scorer, Scor
 from sctune.methods.deviation.density import WEIGHT, cell_share, density_config, density_variants
 from sctune.methods.deviation.method import DeviationMethod
 from sctune.methods.registry import method_class
+from sctune.methods.untrained.combination import Combination
 from sctune.methods.untrained.reference import Reference
 
 HELD_SHARE, LEAST_HELD, MOST_HELD = 0.1, 4, 64
@@ -31,6 +32,8 @@ HELD_SHARE, LEAST_HELD, MOST_HELD = 0.1, 4, 64
 LEAST_SPREAD = 0.05
 """Of held-out scores, in standard deviations of the loss's prior: heads that say less are not blown up, nor is their
 rounding."""
+LEAST_OF_TURNS = 0.25
+"""Of held-out scores of the density over four turns, in deviations of one: turns that are independent leave a half."""
 DENSITY, SCALE = "density.", "fused.scale"
 """Begin the names of the density's tensors; name of mean and standard deviation [2] of held-out detector scores."""
 
@@ -41,6 +44,9 @@ class Density(Protocol):
     def by_share(self, images: np.ndarray, shares: Sequence[float]) -> Scores: ...
 
     def cells(self, images: np.ndarray) -> Maps | None: ...
+
+    @property
+    def fitted(self) -> nn.Module: ...
 
     def model_state(self) -> dict[str, Tensor]: ...
 
@@ -83,6 +89,16 @@ class BesideMethod(Method):
         self.trained_part = detector
         self.scale = torch.tensor([0.0, 1.0], dtype=torch.float64)
         self._held = np.zeros((0, 0, 0, 3), np.uint8)
+
+    def _scale_over_turns(self) -> None:
+        """A mean over turns spreads less than the one image that the density was scaled by."""
+        turns = self.config.score.turns
+        if turns == 1:
+            return
+        scores = self._beside(self._held, turns, [cell_share(self.config)])[0]
+        combination = self.density.fitted.get_submodule("combination")
+        assert isinstance(combination, Combination)
+        combination.rescale(float(scores.mean()), max(float(scores.std(ddof=1)), LEAST_OF_TURNS))
 
     def _rescale(self) -> dict[str, float]:
         scores = self.trained_part.scorer()(self._held)
@@ -166,7 +182,10 @@ class BesideMethod(Method):
 
 
 class FusedMethod(BesideMethod):
-    """With a frozen copy of the backbone for the density, which takes all normals and scales itself by cross-fits."""
+    """With a frozen copy of the backbone for the density, which takes all normals and scales itself by cross-fits.
+
+    With `score.turns=4` it lacks the held-out normals, whose scores over the turns scale it.
+    """
 
     density: Reference
 
@@ -193,15 +212,17 @@ class FusedMethod(BesideMethod):
 
     def prepare(self, images: TaskImages) -> None:
         held, rest = held_out(images.normals, self.config.seed)
-        # the density takes all: it never scores an image by a fit that has it
-        self.density.prepare(images)
-        self.trained_part.prepare(TaskImages(images.array, rest, images.anomalies))
+        trained = TaskImages(images.array, rest, images.anomalies)
+        # cross-fits never score an image by a fit that has it, so that the density takes all
+        self.density.prepare(images if self.config.score.turns == 1 else trained)
+        self.trained_part.prepare(trained)
         self._held = images.take(held)
 
     def run_epoch(self, epoch: int, should_stop: Callable[[], bool]) -> dict[str, float]:
         metrics = dict(self.trained_part.run_epoch(epoch, should_stop))
         if self.density.model is None:
             found = self.density.run_epoch(0, should_stop)
+            self._scale_over_turns()
             metrics |= {f"density_{name}": value for name, value in found.items()}
         return metrics | self._rescale()
 

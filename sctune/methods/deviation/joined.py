@@ -99,6 +99,7 @@ class JoinedMethod(BesideMethod):
 
         metrics = dict(self.trained_part.run_epoch(epoch, should_stop))
         metrics |= {f"density_{name}": value for name, value in self.density.fit(ask).items()}
+        self._scale_over_turns()
         return metrics | self._rescale()
 
     def score(self, images: np.ndarray) -> Scores:

@@ -39,6 +39,12 @@ class Combination(nn.Module):
             found.get_buffer(name).copy_(torch.as_tensor(value, dtype=torch.float64))
         return found
 
+    def rescale(self, mean: float, deviation: float) -> None:
+        """From now on scores are (score - mean) / deviation of what they were; the state has no more numbers for it."""
+        # the distance, of weight 1, carries the shift
+        self.means[0] += mean * self.deviations[0]
+        self.deviations *= deviation
+
     def forward(self, lengths: Tensor, away: Tensor) -> Tensor:
         scaled = (terms(lengths, away, self.along) - self.means) / self.deviations
         return (scaled * self.weights).sum(dim=1)
