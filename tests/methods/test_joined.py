@@ -191,6 +191,19 @@ def test_it_sees_defects_and_a_loaded_model_scores_the_same(trainer: Trainer) ->
     assert len(trainer.method.score(images[:0])) == 0
 
 
+def test_no_more_than_an_image_is_whitened_at_once(cells: Trainer) -> None:
+    """In float64 the cells of a batch, in all of its turns, would take gigabytes; the trunk sees it whole."""
+    method = trained_method(cells.config.override({"score.turns": 4}), CPU, cells.method.model_state())
+    images, whitened, seen = cells.selection.images[:5], [], []
+    method.density.fitted.bank.register_forward_hook(lambda _, args, __: whitened.append(len(args[0])))
+    method.trained_part.scored.backbone.blocks[0].register_forward_hook(lambda _, args, __: seen.append(len(args[0])))
+    quick = method.scorer()(images)
+    assert whitened == [1] * 20 and seen == [20]
+    method.density.by_share(images, [SHARE, 1.0])
+    assert whitened == [1] * 25
+    assert quick == pytest.approx(method.score(images), rel=1e-4, abs=1e-4)
+
+
 def test_a_stopped_training_goes_on_bit_by_bit(trainer: Trainer) -> None:
     first = Trainer(trainer.config)
     report = first.run_epoch()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -19,7 +20,7 @@ from sctune.methods.deviation.detector import Detector, over_turns
 from sctune.methods.deviation.fused import BesideMethod, held_out, parted
 from sctune.methods.deviation.method import DeviationMethod
 from sctune.methods.deviation.scorer import PixelScore
-from sctune.methods.deviation.trunk_density import Training, TrunkDensity
+from sctune.methods.deviation.trunk_density import Training, TrunkDensity, one_by_one
 from sctune.methods.pixels import normalise, score_alike, to_pixels
 from sctune.methods.untrained.extractor import Extractor
 from sctune.methods.untrained.reference import Picked
@@ -36,8 +37,10 @@ class OnePass:
         self.ends = tuple(density.ends)
         self.turns = density.config.score.turns
 
-    def __call__(self, images: Tensor, references: list[Tensor] | None, model: nn.Module) -> tuple[Tensor, Tensor]:
-        """Both scores [N], in their own units, of normalised images [N, 3, S, S]."""
+    def __call__(
+        self, images: Tensor, references: list[Tensor] | None, model: Callable[[Tensor], Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Both scores [N], in their own units, of normalised images [N, 3, S, S]; model: features -> those of it."""
         features, maps = self.detector.with_maps(self.detector.views(images), self.ends)
         beside = model(self.kind.join([self.kind.part(one) for one in maps]))
         return self.detector.score_features(features, references), over_turns(beside, self.turns)
@@ -123,7 +126,7 @@ class JoinedMethod(BesideMethod):
 
     def _together(self, images: np.ndarray, batch_size: int) -> Scores:
         detector, parts = self.trained_part.scored, [np.zeros(0)]
-        both, model = OnePass(detector, self.density), self.density.fitted
+        both, model = OnePass(detector, self.density), partial(one_by_one, self.density.fitted)
         with detector.scoring():
             references = detector.turned_references()
             for start in range(0, len(images), batch_size):

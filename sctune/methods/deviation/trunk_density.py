@@ -99,12 +99,9 @@ class TrunkDensity:
         model = self.fitted
         parts = [np.zeros((len(shares), 0))]
         with torch.inference_mode():
-            for features in self._trunk.walk(images):
-                if isinstance(model, CellScore):
-                    scores = model.by_share(features, shares)
-                else:
-                    scores = model(features).expand(len(shares), -1)
-                parts.append(scores.double().cpu().numpy())
+            for one in (one[None] for features in self._trunk.walk(images) for one in features):
+                scores = model.by_share(one, shares) if isinstance(model, CellScore) else model(one)
+                parts.append(scores.double().expand(len(shares), -1).cpu().numpy())
         return np.concatenate(parts, axis=1)
 
     def cells(self, images: np.ndarray) -> Maps | None:
@@ -182,7 +179,7 @@ class TrunkDensity:
         with torch.inference_mode():
             for maps in self._trunk.walk(training.held, ask, "held"):
                 rows.append(CellGrid.pooled(maps.cpu()).double().numpy())
-                lengths.append(highest(bank(maps.cpu()), section.cell_share).numpy())
+                lengths += [highest(bank(one[None]), section.cell_share).numpy() for one in maps.cpu()]
         combination = self._combination(density, (known.pooled, pooled, np.concatenate(rows)), np.concatenate(lengths))
         return CellScore(bank, density, combination, section.cell_share), shrinkage, combination
 
@@ -193,6 +190,11 @@ class TrunkDensity:
         none = np.zeros((0, 3))
         terms = HeldOut(np.column_stack([lengths, differences(density, held) @ along]), none, none)
         return Combination.of(terms, along, *choose_weights(terms, self._section.push, 0.0))
+
+
+def one_by_one(model: nn.Module, features: Tensor) -> Tensor:
+    """Scores [N] of features [N, ...]: all cells of a batch whitened at once, in float64, would take gigabytes."""
+    return torch.cat([model(one[None]) for one in features])
 
 
 def _arrays(features: Iterator[Tensor]) -> Iterator[np.ndarray]:
