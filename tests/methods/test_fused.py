@@ -156,6 +156,11 @@ def test_too_few_normals_and_impossible_values_are_one_line(config, trainer):
     few = fresh_method(config, torch.device("cpu"))
     with pytest.raises(DataError, match=r"7 are there.*model\.normal_head=mlp"):
         few.prepare(TaskImages(images.array, images.normals[:7], images.anomalies))
+    mixture = config.override({"model.normal_head": "mixture", "model.density_components": 12})
+    with pytest.raises(DataError, match="15 normal images are too few for 12 components"):
+        fresh_method(mixture, torch.device("cpu")).prepare(
+            TaskImages(images.array, images.normals[:15], images.anomalies)
+        )
     with pytest.raises(ConfigError, match=r"score\.density"):
         config.override({"score.density": -1.0})
     with pytest.raises(ConfigError, match=r"model\.density_components"):

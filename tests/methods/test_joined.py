@@ -14,11 +14,12 @@ from torch import Tensor, nn
 
 from sctune.backbones.trunk import build_backbone
 from sctune.config import TrialConfig
-from sctune.errors import CheckpointError, StoppedError
-from sctune.methods.base import Method
+from sctune.errors import CheckpointError, DataError, StoppedError
+from sctune.methods.base import Method, TaskImages
 from sctune.methods.deviation.density import trunk_ends
 from sctune.methods.pixels import normalise
-from sctune.methods.registry import trained_method
+from sctune.methods.registry import fresh_method, trained_method
+from sctune.methods.untrained.crossfit import few_moments
 from sctune.methods.untrained.extractor import FrozenChoice
 from sctune.metrics.objective import AUROC
 from sctune.train.rescore import rescored, score_variants
@@ -94,9 +95,10 @@ def parts(trainer: Trainer) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return everything.take(seen.normals), everything.take(seen.anomalies), everything.take(held)
 
 
-def scaled(terms: np.ndarray, held: np.ndarray) -> np.ndarray:
-    """Distance + half the push [N], each in standard deviations of held-out normal images."""
-    return ((terms - held.mean(axis=0)) / held.std(axis=0)) @ np.array([1.0, 0.5])
+def scaled(terms: np.ndarray, held: np.ndarray, fitted: np.ndarray) -> np.ndarray:
+    """Distance + half the push [N], each in deviations of held-out normals, half those of fitted ones at least."""
+    deviations = np.maximum(held.std(axis=0, ddof=1), 0.5 * fitted.std(axis=0, ddof=1))
+    return ((terms - held.mean(axis=0)) / deviations) @ np.array([1.0, 0.5])
 
 
 def whitening(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -121,7 +123,7 @@ def test_pooled_features_of_the_trained_trunk_beside_a_second_implementation(poo
         return np.column_stack([np.linalg.norm(away, axis=1), away @ push / np.linalg.norm(push)])
 
     images = pooled.selection.images
-    expected = scaled(terms(rows(images).astype(np.float64)), terms(held))
+    expected = scaled(terms(rows(images).astype(np.float64)), terms(held), terms(known))
     assert density_scores(pooled.method, images) == pytest.approx(expected, rel=1e-3, abs=1e-3)
 
 
@@ -154,7 +156,7 @@ def test_cells_of_the_trained_trunk_beside_a_second_implementation(cells: Traine
         return np.column_stack([top, (rows - mean) / spread @ other @ push / np.linalg.norm(push)])
 
     images = cells.selection.images[:12]
-    expected = scaled(terms(*grids(images)), terms(held, held_rows))
+    expected = scaled(terms(*grids(images)), terms(held, held_rows), terms(known, known_rows))
     assert density_scores(cells.method, images) == pytest.approx(expected, rel=1e-3, abs=1e-3)
 
 
@@ -334,6 +336,29 @@ def test_a_mixture_has_kinds_of_cells(config: TrialConfig) -> None:
         loaded = trained_method(trainer.config, CPU, state)
         images = trainer.selection.images[:4]
         assert np.array_equal(loaded.score(images), trainer.method.score(images))
+
+
+@pytest.mark.parametrize("values", [{}, {"model.normal_head": "mixture", "model.density_components": 12}])
+def test_too_few_normals_are_said_before_anything_is_trained(values: dict[str, object], pooled: Trainer) -> None:
+    config = pooled.config.override(values)
+    images = Trainer(config.override({"model.normal_head": "mlp"})).method.step.images
+    few, least = (16, 13) if values else (13, 10)
+    with pytest.raises(
+        DataError, match=rf"needs {least} .*, and {few - 4} are there.*model\.normal_head=mlp"
+    ) as caught:
+        fresh_method(config, CPU).prepare(TaskImages(images.array, images.normals[:few], images.anomalies))
+    assert "\n" not in str(caught.value)
+    enough = TaskImages(images.array, images.normals[: least + 4], images.anomalies)
+    fresh_method(config, CPU).prepare(enough)
+
+
+def test_held_out_normals_that_lie_close_together_blow_no_score_up() -> None:
+    held = np.array([[9.0, 1, 0], [9, 3, 0], [9, 1, 0], [9, 3, 0]])
+    fitted = np.random.default_rng(0).normal(size=(500, 3)) * [4, 0.1, 0] + [8, 0, 0]
+    means, deviations = few_moments(held, fitted)
+    assert means.tolist() == [9, 2, 0]
+    # the floor, four values by hand, and what is not there
+    assert deviations == pytest.approx([2, np.sqrt(4 / 3), 1], rel=0.1)
 
 
 def test_other_states_are_refused(pooled: Trainer, cells: Trainer, frozen: Trainer) -> None:

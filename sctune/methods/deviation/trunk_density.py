@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from sctune.config import TrialConfig
 from sctune.data.batches import stream
-from sctune.errors import CheckpointError, NonFiniteError
+from sctune.errors import CheckpointError, DataError, NonFiniteError
 from sctune.methods.base import Maps, Scores
 from sctune.methods.density import Gaussian, Rows, fit_gaussian
 from sctune.methods.deviation.density import cell_share, density_config, trunk_ends
@@ -20,12 +21,15 @@ from sctune.methods.deviation.trunk_maps import TrunkMaps
 from sctune.methods.untrained.cell_gaussian import CANDIDATES, NEIGHBOURHOOD, blank_cells, fit_cell_gaussian
 from sctune.methods.untrained.cells import CellScore, highest, look
 from sctune.methods.untrained.combination import Combination
-from sctune.methods.untrained.crossfit import HeldOut, choose_weights
+from sctune.methods.untrained.crossfit import HeldOut, choose_weights, few_moments
 from sctune.methods.untrained.entry import GaussianSection
 from sctune.methods.untrained.extractor import CellGrid, PooledMaps
 from sctune.methods.untrained.gaussian import GaussianScore, blank_pooled, score_shares, typical_maps
 from sctune.methods.untrained.labelled import differences, directions
-from sctune.methods.untrained.reference import FIT, Ask, Picked, raised
+from sctune.methods.untrained.reference import FIT, LEAST_NORMALS, Ask, Picked, raised
+
+SOME_NORMALS = 64
+"""Fitted normals whose distances of cells are taken: enough for a floor of a deviation."""
 
 
 @dataclass(frozen=True)
@@ -57,10 +61,22 @@ class TrunkDensity:
         self._training: Training | None = None
 
     def prepare(self, training: Training) -> None:
-        """Of more normals than `method.max_normals` of `gaussian`, so many are drawn by the seed."""
+        """Of more normals than `method.max_normals` of `gaussian`, so many are drawn by the seed.
+
+        Raises DataError for too few of them.
+        """
         normals, most = training.normals, self._section.max_normals
         order = torch.randperm(len(normals), generator=stream(self.config.seed, "normals")).numpy()
         drawn = Picked(normals.array, normals.rows[np.sort(order[:most])])
+        components = self._section.components
+        # cells are kinds of their own, of which every image has many
+        least = max(LEAST_NORMALS, components + 1 if self.kind is PooledMaps else 0)
+        if len(drawn) < least:
+            raise DataError(
+                f"model.density_trunk=trained with {components} component(s) needs {least} normal training images "
+                f"beside the {len(training.held)} that are held out, and {len(drawn)} are there; add images, or use "
+                "model.normal_head=mlp"
+            )
         self._training = Training(drawn, training.anomalies, training.held)
 
     def fit(self, ask: Ask) -> dict[str, float]:
@@ -158,7 +174,7 @@ class TrunkDensity:
             for name in ("normals", "anomalies", "held")
         )
         density, shrinkage = fit_gaussian(known, self._section.components, seed)
-        lengths = np.linalg.norm(differences(density, held), axis=1)
+        lengths = [np.linalg.norm(differences(density, rows), axis=1) for rows in (known, held)]
         combination = self._combination(density, (known, labelled, held), lengths)
         typical = typical_maps(training.normals, self._trunk.maps, seed, ask)
         return GaussianScore(density.cpu(), combination, typical.cpu(), 1), shrinkage, combination
@@ -175,21 +191,35 @@ class TrunkDensity:
         pooled = np.zeros((0, known.pooled.shape[1])) if labelled is None else labelled.pooled
         bank, shrinkage = fit_cell_gaussian(known, np.zeros(len(training.normals), np.intp), section.components, seed)
         density, _ = fit_gaussian(known.pooled)
-        rows, lengths = [], []
-        with torch.inference_mode():
-            for maps in self._trunk.walk(training.held, ask, "held"):
-                rows.append(CellGrid.pooled(maps.cpu()).double().numpy())
-                lengths += [highest(bank(one[None]), section.cell_share).numpy() for one in maps.cpu()]
-        combination = self._combination(density, (known.pooled, pooled, np.concatenate(rows)), np.concatenate(lengths))
+        some, lengths = self._lengths(bank, islice(self._each(training.normals, ask, "normals"), SOME_NORMALS))
+        held, away = self._lengths(bank, self._each(training.held, ask, "held"))
+        combination = self._combination(density, (some, pooled, held), [lengths, away])
         return CellScore(bank, density, combination, section.cell_share), shrinkage, combination
 
-    def _combination(self, density: Gaussian, rows: tuple[Rows, Rows, Rows], lengths: Rows) -> Combination:
-        """rows: pooled features of normals, anomalies and held-out normals; lengths [H]: distances of these."""
+    def _each(self, images: Picked, ask: Ask, name: str) -> Iterator[Tensor]:
+        """Maps [1, C, S, S] of each training image, on the CPU."""
+        return (one[None] for part in self._trunk.walk(images, ask, name) for one in part.cpu())
+
+    def _lengths(self, bank: nn.Module, features: Iterable[Tensor]) -> tuple[Rows, Rows]:
+        """Pooled features [N, C] of maps [1, C, S, S], and the distances [N] of the highest cells."""
+        rows, lengths = [], []
+        with torch.inference_mode():
+            for maps in features:
+                rows.append(CellGrid.pooled(maps).double().numpy())
+                lengths.append(highest(bank(maps), self._section.cell_share).numpy())
+        return np.concatenate(rows), np.concatenate(lengths)
+
+    def _combination(self, density: Gaussian, rows: tuple[Rows, Rows, Rows], lengths: Sequence[Rows]) -> Combination:
+        """rows: pooled features of normals, anomalies and held-out normals; lengths [N], [H]: distances of normals."""
         known, labelled, held = rows
         along = directions(density, known, labelled, False)
+        fitted, scale = (
+            np.column_stack([away, differences(density, own) @ along])
+            for away, own in zip(lengths, (known, held), strict=True)
+        )
         none = np.zeros((0, 3))
-        terms = HeldOut(np.column_stack([lengths, differences(density, held) @ along]), none, none)
-        return Combination.of(terms, along, *choose_weights(terms, self._section.push, 0.0))
+        weights = choose_weights(HeldOut(scale, none, none), self._section.push, 0.0)
+        return Combination.of(few_moments(scale, fitted), along, *weights)
 
 
 def one_by_one(model: nn.Module, features: Tensor) -> Tensor:

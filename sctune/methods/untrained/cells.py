@@ -15,7 +15,7 @@ from sctune.data.batches import stream
 from sctune.methods.base import Maps, Scores
 from sctune.methods.density import Gaussian, Rows, fit_gaussian
 from sctune.methods.untrained.combination import Combination
-from sctune.methods.untrained.crossfit import FOLDS, Weight, choose_weights, cross_fit, folds_of
+from sctune.methods.untrained.crossfit import FOLDS, Weight, choose_weights, cross_fit, folds_of, moments
 from sctune.methods.untrained.extractor import CellGrid
 from sctune.methods.untrained.labelled import directions
 from sctune.methods.untrained.reference import Ask, Images, Reference, raised
@@ -126,7 +126,8 @@ class CellMethod(Reference):
         )
         push, weight = choose_weights(held, *self.weights)
         density, _ = fit_gaussian(known.pooled)
-        combination = Combination.of(held, directions(density, known.pooled, pooled, weight > 0), push, weight)
+        along = directions(density, known.pooled, pooled, weight > 0)
+        combination = Combination.of(moments(held.scale), along, push, weight)
         return CellScore(bank, density, combination, self.top_k), {**figures, **combination.figures}
 
     @abstractmethod

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from sctune.methods.density import Rows
-from sctune.methods.untrained.crossfit import HeldOut, moments
 from sctune.methods.untrained.labelled import terms
 
 
@@ -30,10 +29,10 @@ class Combination(nn.Module):
             self.register_buffer(name, torch.zeros(shape, dtype=torch.float64))
 
     @classmethod
-    def of(cls, held: HeldOut, along: Rows, push: float, logistic: float) -> Self:
-        """Scaled by the held-out terms. Without anomalies, that is with directions of zeros, the distance alone."""
+    def of(cls, scale: tuple[Rows, Rows], along: Rows, push: float, logistic: float) -> Self:
+        """scale: means and deviations of held-out terms. Directions of zeros, where there are no anomalies, weigh 0."""
         found = cls(len(along))
-        means, deviations = moments(held.scale)
+        means, deviations = scale
         weights = (1.0, push * bool(along[:, 0].any()), logistic * bool(along[:, 1].any()))
         for name, value in (("along", along), ("means", means), ("deviations", deviations), ("weights", weights)):
             found.get_buffer(name).copy_(torch.as_tensor(value, dtype=torch.float64))

@@ -27,6 +27,9 @@ LOGISTICS = (0.0, 0.25, 0.5, 1.0)
 USUAL = (0.5, 0.0)
 """Weights of push and logistic where the anomalies do not say otherwise."""
 
+LEAST_SHARE = 0.5
+"""Least deviation of few held-out terms, as a share of that of fitted ones."""
+
 Weight = float | Literal["auto"]
 
 
@@ -90,8 +93,20 @@ def cross_fit(
 
 def moments(scale: Rows) -> tuple[Rows, Rows]:
     """Means and standard deviations [3] of held-out normals' terms [N, 3]; 1 for a deviation of nothing."""
-    deviations = scale.std(axis=0)
-    return scale.mean(axis=0), np.where(deviations > 0, deviations, 1.0)
+    return scale.mean(axis=0), _some(scale.std(axis=0))
+
+
+def few_moments(scale: Rows, fitted: Rows) -> tuple[Rows, Rows]:
+    """As `moments`, of few held-out normals: by chance they may lie close together.
+
+    fitted [M, 3]: terms of normals that were fitted, which spread less; the floor is a share of their deviation.
+    """
+    floor = LEAST_SHARE * fitted.std(axis=0, ddof=1)
+    return scale.mean(axis=0), _some(np.maximum(scale.std(axis=0, ddof=1), floor))
+
+
+def _some(deviations: Rows) -> Rows:
+    return np.where(deviations > 0, deviations, 1.0)
 
 
 def choose_weights(held: HeldOut, push: Weight, logistic: Weight) -> tuple[float, float]:

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from sctune.data.batches import stream
-from sctune.methods.base import Maps
+from sctune.errors import DataError
+from sctune.methods.base import Maps, TaskImages
 from sctune.methods.density import Gaussian, Rows, distances, fit_gaussian
 from sctune.methods.pixels import to_pixels
 from sctune.methods.untrained.combination import Combination
-from sctune.methods.untrained.crossfit import choose_weights, cross_fit
+from sctune.methods.untrained.crossfit import FOLDS, choose_weights, cross_fit, moments
 from sctune.methods.untrained.entry import GaussianSection
 from sctune.methods.untrained.extractor import PooledMaps
 from sctune.methods.untrained.labelled import directions
@@ -59,6 +60,16 @@ class GaussianMethod(Reference):
     extractor_kind = PooledMaps
     keeps_on_disk = True
 
+    def prepare(self, images: TaskImages) -> None:
+        super().prepare(images)
+        count, components = min(len(images.normals), self._most), self._section.components
+        # as few as a cross-fit has
+        if count - -(-count // FOLDS) <= components:
+            raise DataError(
+                f"{count} normal images are too few for {components} components, of which a fifth is held out; use "
+                "fewer, or add images"
+            )
+
     def fit(self, normals: Images, anomalies: Images, ask: Ask) -> tuple[nn.Module, dict[str, float]]:
         section, seed = self._section, self.config.seed
         known, labelled = self._rows(normals, ask), self._rows(anomalies, ask)
@@ -68,7 +79,7 @@ class GaussianMethod(Reference):
         push, weight = choose_weights(held, section.push, section.logistic)
         density, shrinkage = fit_gaussian(known, section.components, seed)
         along = directions(density, known, labelled, weight > 0)
-        combination = Combination.of(held, along, push, weight)
+        combination = Combination.of(moments(held.scale), along, push, weight)
         figures = {"shrinkage": shrinkage, **combination.figures}
         return GaussianScore(density, combination, self._typical(normals, ask), self._statistics), figures
 
