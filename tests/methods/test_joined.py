@@ -285,6 +285,12 @@ def test_heat_maps_add_up(trainer: Trainer, pooled: Trainer) -> None:
     if trainer is pooled:
         # 64 px: every map has a whole number of pixels a cell, so raising it changes no mean
         assert beside.mean(axis=(1, 2)) == pytest.approx(density_scores(method, images), rel=1e-3, abs=1e-2)
+    else:
+        mean, deviation = (
+            method.model_state()[f"density.fit.combination.{name}"][0] for name in ("means", "deviations")
+        )
+        away = (method.density.cells(images) - float(mean)) / float(deviation)
+        assert beside == pytest.approx(away, rel=1e-3, abs=1e-2)
     planted = images[:1].copy()
     planted[0, 8:22, 36:50] = (250, 20, 20)
     more = (method.cells(planted) - method.cells(images[:1]))[0]

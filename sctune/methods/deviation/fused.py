@@ -24,6 +24,7 @@ from sctune.methods.base import MODEL, Maps, Method, PseudoExample, Scorer, Scor
 from sctune.methods.deviation.density import WEIGHT, cell_share, density_config, density_variants
 from sctune.methods.deviation.method import DeviationMethod
 from sctune.methods.registry import method_class
+from sctune.methods.untrained.cells import CellScore
 from sctune.methods.untrained.combination import Combination
 from sctune.methods.untrained.reference import Reference
 
@@ -256,8 +257,12 @@ def _reference(config: TrialConfig) -> type[Reference]:
 
 
 def _cells(density: Density, images: np.ndarray) -> Maps:
-    maps = density.cells(images)
+    """In standard deviations, as the maps of the heads are: distances of cells as the image's own is scaled."""
+    maps, model = density.cells(images), density.fitted
     assert maps is not None
+    if isinstance(model, CellScore):
+        mean, deviation = model.combination.distance_scale
+        maps = ((maps - mean) / deviation).astype(np.float32)
     return maps
 
 

@@ -49,6 +49,11 @@ class Combination(nn.Module):
         return (scaled * self.weights).sum(dim=1)
 
     @property
+    def distance_scale(self) -> tuple[float, float]:
+        """Mean and deviation of the distance, as the score has them."""
+        return float(self.means[0]), float(self.deviations[0])
+
+    @property
     def figures(self) -> dict[str, float]:
         """What was chosen, by name."""
         return {"push_weight": float(self.weights[1]), "logistic_weight": float(self.weights[2])}
