@@ -65,7 +65,6 @@ class Trainer:
         self.epoch = 0
         apply_runtime(config.runtime)
         self.device = resolve_device(config.runtime.device)
-        keep_freed_memory(self.device)
         self.split = split or split_for(config, self.task)
         self.config = config = with_range(config, self.split)
         data = config.data
@@ -92,6 +91,8 @@ class Trainer:
 
     def run_epoch(self) -> EpochReport:
         """Train one epoch and score the selection images; raises NonFiniteError for a loss that is no number."""
+        # not where a trainer is made: some are made to score alone
+        keep_freed_memory(self.device)
         started = time.perf_counter()
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
@@ -107,6 +108,11 @@ class Trainer:
         key = self.task.key
         scores = {f"{key}:{name}" if name else key: row for name, row in raw.items()}
         return EpochReport(self.epoch, self.config.epochs, metrics, scores, self.selection.objective.name)
+
+    def time_step(self) -> tuple[float, int]:
+        """Seconds of a step of an epoch as `run_epoch` trains it, and steps of an epoch; trains a little for it."""
+        keep_freed_memory(self.device)
+        return self.method.time_step()
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, object]]:
         """Everything that a later process needs to go on: named tensors, and JSON values about them."""

@@ -283,7 +283,7 @@ def _probe(plan: Plan, point: Values) -> Probe:
     task = plan.manifest.tasks[0]
     split = plan.splits[task.key]
     trainer = Trainer(plan.space.config(point), task, split=split, objective=plan.manifest.build_objective())
-    step, steps = trainer.method.time_step()
+    step, steps = trainer.time_step()
     # the first scoring fills what is kept for later epochs
     trainer.selection.evaluate(trainer.method.scorer())
     started = time.perf_counter()
