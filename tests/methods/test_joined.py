@@ -16,7 +16,7 @@ from sctune.backbones.trunk import build_backbone
 from sctune.config import TrialConfig
 from sctune.deploy.export import generated_images
 from sctune.deploy.parity import score_parity
-from sctune.errors import CheckpointError, DataError, StoppedError
+from sctune.errors import CheckpointError, DataError, NonFiniteError, StoppedError
 from sctune.methods.base import Method, TaskImages
 from sctune.methods.deviation import trunk_maps
 from sctune.methods.deviation.density import trunk_ends
@@ -393,6 +393,20 @@ def test_held_out_normals_that_lie_close_together_blow_no_score_up() -> None:
     assert means.tolist() == [9, 2, 0]
     # the floor, four values by hand, and what is not there
     assert deviations == pytest.approx([2, np.sqrt(4 / 3), 1], rel=0.1)
+
+
+@pytest.mark.parametrize(("value", "message"), [(float("nan"), "no finite numbers"), (0.0, "the same features")])
+def test_a_trunk_that_has_gone_astray_is_no_fault_of_the_images(
+    value: float, message: str, pooled: Trainer, cells: Trainer
+) -> None:
+    for config in (pooled.config, cells.config):
+        trainer = Trainer(config)
+        with torch.no_grad():
+            for weight in trainer.method.trained_part.scored.backbone.blocks.parameters():
+                weight.fill_(value)
+        with pytest.raises(NonFiniteError, match=message) as caught:
+            trainer.method.density.fit(lambda: None)
+        assert "\n" not in str(caught.value) and "optim.lr" in str(caught.value)
 
 
 def test_other_states_are_refused(pooled: Trainer, cells: Trainer, frozen: Trainer) -> None:

@@ -80,11 +80,21 @@ class TrunkDensity:
         self._training = Training(drawn, training.anomalies, training.held)
 
     def fit(self, ask: Ask) -> dict[str, float]:
-        """Fit to the trunk as it is; gives figures. Raises NonFiniteError for one that is of no numbers."""
+        """Fit to the trunk as it is; gives figures.
+
+        Raises NonFiniteError for a trunk that gives no numbers, or the same for all images.
+        """
         if self._training is None:
             raise ValueError("the density has no images to fit; call prepare first")
         fit = self._fit_cells if self.kind is CellGrid else self._fit_pooled
-        model, shrinkage, combination = fit(self._training, ask)
+        try:
+            model, shrinkage, combination = fit(self._training, ask)
+        except DataError:
+            # of too few images `prepare` has said so: all features are equal
+            raise NonFiniteError(
+                f"the trained trunk gives all {len(self._training.normals)} normal images the same features, so that a "
+                "density of them tells nothing; its training has failed, try a smaller optim.lr"
+            ) from None
         wrong = [name for name, value in model.state_dict().items() if not bool(torch.isfinite(value).all())]
         if wrong:
             raise NonFiniteError(f"the density of the trained trunk has values that are no numbers ({wrong[0]})")
@@ -170,7 +180,7 @@ class TrunkDensity:
     def _fit_pooled(self, training: Training, ask: Ask) -> tuple[nn.Module, float, Combination]:
         seed = self.config.seed
         known, labelled, held = (
-            _rows(self._trunk.walk(getattr(training, name), ask, name), sum(self.ends.values()))
+            _rows(self._walk(getattr(training, name), ask, name), sum(self.ends.values()))
             for name in ("normals", "anomalies", "held")
         )
         density, shrinkage = fit_gaussian(known, self._section.components, seed)
@@ -182,9 +192,7 @@ class TrunkDensity:
     def _fit_cells(self, training: Training, ask: Ask) -> tuple[nn.Module, float, Combination]:
         section, seed = self._section, self.config.seed
         known, labelled = (
-            look(
-                _arrays(self._trunk.walk(images, ask, name)), np.zeros(len(images), np.intp), count, NEIGHBOURHOOD, seed
-            )
+            look(_arrays(self._walk(images, ask, name)), np.zeros(len(images), np.intp), count, NEIGHBOURHOOD, seed)
             for name, images, count in (("normals", training.normals, CANDIDATES), ("anomalies", training.anomalies, 0))
         )
         assert known is not None
@@ -198,7 +206,17 @@ class TrunkDensity:
 
     def _each(self, images: Picked, ask: Ask, name: str) -> Iterator[Tensor]:
         """Maps [1, C, S, S] of each training image, on the CPU."""
-        return (one[None] for part in self._trunk.walk(images, ask, name) for one in part.cpu())
+        return (one[None] for part in self._walk(images, ask, name) for one in part.cpu())
+
+    def _walk(self, images: Picked, ask: Ask, name: str) -> Iterator[Tensor]:
+        """Features of a few training images at a time."""
+        for features in self._trunk.walk(images, ask, name):
+            if not bool(torch.isfinite(features).all()):
+                raise NonFiniteError(
+                    "the trained trunk gives features that are no finite numbers, which no density can be of; try a "
+                    "smaller optim.lr"
+                )
+            yield features
 
     def _lengths(self, bank: nn.Module, features: Iterable[Tensor]) -> tuple[Rows, Rows]:
         """Pooled features [N, C] of maps [1, C, S, S], and the distances [N] of the highest cells."""
