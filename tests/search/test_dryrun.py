@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from sctune.config import load_profile
 from sctune.search.cluster.connection import Resources
 from sctune.search.plan.options import SearchOptions
 from sctune.search.plan.plan import Plan, make_plan
+from sctune.search.run import dryrun
 from sctune.search.run.dryrun import Probe, _probe, costed, dearest_point, reference_seconds
 from sctune.search.space.definition import Space, load_space
 
@@ -57,6 +59,14 @@ def test_shipped_spaces_are_timed_at_their_dearest_point(name: str, expected: di
                 "model.normal_head": {"values": ["mlp", "gaussian"]},
             },
             {"model.normal_head": "gaussian", "model.density_trunk": "trained"},
+        ),
+        (
+            {
+                "model.density_features": {"values": ["cells", "pooled"]},
+                "model.density_components": {"values": [2, 5, 3]},
+                "model.normal_head": {"values": ["mixture", "mlp", "gaussian"]},
+            },
+            {"model.normal_head": "mixture", "model.density_features": "cells", "model.density_components": 5},
         ),
         (
             {"data.image_size": {"values": [96, 160, 128]}, "model.heads": HEADS},
@@ -111,6 +121,26 @@ def plan(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         patch.setenv("SCTUNE_HOME", str(tmp_path_factory.mktemp("home")))
         options = SearchOptions(name="s", profile="smoke", data=str(image_folder), selection="extra", trials=4)
         yield make_plan(options, has_gpu=False)
+
+
+def test_references_are_timed_before_the_probe(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A density of the probe would leave the features on disk that a reference looks for."""
+    asked = replace(plan, manifest=plan.manifest.model_copy(update={"references": ("one", "two")}))
+    order: list[str] = []
+
+    def timed(_: Plan, name: str) -> float:
+        order.append(name)
+        return 1.0
+
+    def probed(*_: Any) -> Probe:
+        order.append("probe")
+        return Probe(1.0, 1.0, 1.0, 1, 1)
+
+    monkeypatch.setattr(dryrun, "planned", lambda _: nullcontext((asked, Resources(2, 0, 1, 0, 2, 1))))
+    monkeypatch.setattr(dryrun, "reference_seconds", timed)
+    monkeypatch.setattr(dryrun, "_probe", probed)
+    dryrun.dry_run(SearchOptions(name="s"))
+    assert order == ["one", "two", "probe"]
 
 
 def test_the_time_has_start_and_end(plan: Plan) -> None:

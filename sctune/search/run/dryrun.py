@@ -121,8 +121,9 @@ def dry_run(options: SearchOptions) -> DryRun:
     torch.set_num_threads(max(1, round(resources.cpus)))
     try:
         timed = dearest_point(plan.space)
-        probe = _probe(plan, timed)
+        # before the probe, whose density would leave features on disk that they need
         references = [reference_seconds(plan, name) for name in plan.manifest.references]
+        probe = _probe(plan, timed)
     finally:
         torch.set_num_threads(threads)
     return costed(plan, resources, timed, probe, start, end, references)
@@ -204,9 +205,9 @@ def dearest_point(space: Space) -> Values:
 def _cost(config: Mapping[str, Any]) -> tuple[Any, ...]:
     """What makes an epoch long, the heaviest first: an order, not a number of seconds.
 
-    Pixels of an epoch; the larger backbone, and how far it is run and trained; turns of what is scored; SaliencyCut,
-    which adds a forward and a backward pass; heads, those with references first; then how many references and patches
-    they take.
+    Pixels of an epoch; the larger backbone, and how far it is run and trained; turns of what is scored; the density
+    beside the heads; SaliencyCut, which adds a forward and a backward pass; heads, those with references first; then
+    how many references and patches they take.
     """
     pixels = config["budget.iterations"] * config["budget.batch_size"] * config["data.image_size"] ** 2
     return (
@@ -216,12 +217,23 @@ def _cost(config: Mapping[str, Any]) -> tuple[Any, ...]:
         config["model.tap"] == "deep",
         -config["model.freeze"],
         config["score.turns"],
-        # a frozen copy is fitted once, the trained trunk after every epoch
-        (config["model.normal_head"] != "mlp") * {"frozen": 1, "trained": 2}[config["model.density_trunk"]],
+        *_density_cost(config),
         {"none": 0, "saliencycut": 2}.get(config["augment.kind"], 1),
         _HEADS.index(config["model.heads"]),
         config["model.reference_count"],
         config["model.patch_count"],
+    )
+
+
+def _density_cost(config: Mapping[str, Any]) -> tuple[int, ...]:
+    """A frozen copy is fitted once, the trained trunk after every epoch; cells, and each kind of normal, cost more."""
+    head = config["model.normal_head"]
+    if head == "mlp":
+        return 0, 0, 0
+    return (
+        {"frozen": 1, "trained": 2}[config["model.density_trunk"]],
+        {"pooled": 0, "cells": 1}[config["model.density_features"]],
+        config["model.density_components"] if head == "mixture" else 1,
     )
 
 
