@@ -14,7 +14,7 @@ from sctune.backbones.trunk import Backbone, build_backbone
 from sctune.config import TrialConfig, load_profile
 from sctune.methods.pixels import normalise
 from sctune.methods.untrained import coreset
-from sctune.methods.untrained.cells import highest
+from sctune.methods.untrained.cells import Looking, highest, look
 from sctune.methods.untrained.coreset import greedy_centres
 from sctune.methods.untrained.crossfit import (
     FOLDS,
@@ -184,6 +184,25 @@ def test_shares_of_cells() -> None:
     cells = torch.arange(16.0).reshape(1, 4, 4)
     assert float(highest(cells, 1e-6)) == 15 and float(highest(cells, 1.0)) == 7.5
     assert float(highest(cells, 0.25)) == (15 + 14 + 13 + 12) / 4
+
+
+def test_more_images_than_cells_that_are_fitted_are_drawn_from() -> None:
+    """One cell of each image at least is looked at: the bound is held by a second draw."""
+    maps = np.random.default_rng(0).normal(size=(30, 3, 2, 2)).astype(np.float32)
+    folds = np.arange(30) % FOLDS
+    known = look(iter(maps[:, None]), folds, Looking(20, 1, 7, FOLDS))
+    assert known is not None and known.patches.shape == (30, 3)
+    few = known.first(20, 7)
+    assert few.patches.shape == (20, 3) and few.image.shape == few.place.shape == (20,) and len(set(few.image)) == 20
+    for patch, image, place in zip(few.patches, few.image, few.place, strict=True):
+        assert torch.equal(patch, torch.from_numpy(maps[image]).flatten(1)[:, place])
+    assert torch.equal(few.patches, known.first(20, 7).patches)
+    assert not np.array_equal(few.image, known.first(20, 8).image)
+    assert known.first(30, 7) is known
+    sums = [maps[folds == fold].sum(axis=0).reshape(3, 4).T for fold in range(FOLDS)]
+    np.testing.assert_allclose(few.totals.numpy(), np.stack(sums), rtol=1e-5, atol=1e-6)
+    without = look(iter(maps[:, None]), folds, Looking(20, 1, 7))
+    assert without is not None and len(without.totals) == 0 and torch.equal(without.patches, known.patches)
 
 
 def test_a_small_bank_has_no_more_neighbours_than_patches() -> None:

@@ -19,7 +19,7 @@ from sctune.methods.deviation.density import cell_share, density_config, trunk_e
 from sctune.methods.deviation.method import DeviationMethod
 from sctune.methods.deviation.trunk_maps import TrunkMaps
 from sctune.methods.untrained.cell_gaussian import CANDIDATES, NEIGHBOURHOOD, blank_cells, fit_cell_gaussian
-from sctune.methods.untrained.cells import CellScore, highest, look
+from sctune.methods.untrained.cells import CellScore, Looking, highest, look
 from sctune.methods.untrained.combination import Combination
 from sctune.methods.untrained.crossfit import HeldOut, choose_weights, few_moments
 from sctune.methods.untrained.entry import GaussianSection
@@ -192,8 +192,11 @@ class TrunkDensity:
     def _fit_cells(self, training: Training, ask: Ask) -> tuple[nn.Module, float, Combination]:
         section, seed = self._section, self.config.seed
         known, labelled = (
-            look(_arrays(self._walk(images, ask, name)), np.zeros(len(images), np.intp), count, NEIGHBOURHOOD, seed)
-            for name, images, count in (("normals", training.normals, CANDIDATES), ("anomalies", training.anomalies, 0))
+            look(_arrays(self._walk(images, ask, name)), np.zeros(len(images), np.intp), how)
+            for name, images, how in (
+                ("normals", training.normals, Looking(CANDIDATES, NEIGHBOURHOOD, seed, 1)),
+                ("anomalies", training.anomalies, Looking(0, NEIGHBOURHOOD, seed)),
+            )
         )
         assert known is not None
         pooled = np.zeros((0, known.pooled.shape[1])) if labelled is None else labelled.pooled

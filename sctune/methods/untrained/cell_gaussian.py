@@ -50,6 +50,8 @@ def fit_cell_gaussian(
 
     folds [N]: of each image. components: kinds of normal cells. Raises DataError as `fit_gaussian` does.
     """
+    # one of each image at least was looked at, and there may be many
+    known = known.first(CANDIDATES, seed)
     seen = folds != without
     totals = known.totals.sum(dim=0) if without is None else known.totals.sum(dim=0) - known.totals[without]
     means = totals / int(seen.sum())
@@ -68,6 +70,8 @@ def blank_cells(tensors: Mapping[str, Tensor], channels: int, top_k: float) -> C
 
 
 class CellGaussianMethod(CellMethod):
+    sums_maps = True
+
     def fit_cells(
         self, known: Seen, folds: NDArray[np.intp], ask: Ask
     ) -> tuple[nn.Module, Sequence[Distances], dict[str, float]]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -67,8 +68,8 @@ def highest(cells: Tensor, share: float) -> Tensor:
 class Seen:
     """What one walk over images keeps of them: pooled features [N, C], and M patches of all images.
 
-    patches [M, C], with their image [M] and their place in its map [M]; totals [FOLDS, S * S, C]: sums of the maps of
-    the images of each fold, in float64.
+    patches [M, C], with their image [M] and their place in its map [M]; totals [F, S * S, C]: sums of the maps of the
+    images of each fold, in float64, of no fold where they are not asked for.
     """
 
     pooled: Rows
@@ -77,26 +78,42 @@ class Seen:
     place: Tensor
     totals: Tensor
 
+    def first(self, count: int, seed: int) -> Seen:
+        """With so many of the patches at most, drawn by the seed."""
+        if len(self.patches) <= count:
+            return self
+        drawn = torch.randperm(len(self.patches), generator=stream(seed, "cells"))[:count].sort().values
+        return replace(self, patches=self.patches[drawn], image=self.image[drawn.numpy()], place=self.place[drawn])
 
-def look(
-    features: Iterable[NDArray[np.float32]], folds: NDArray[np.intp], candidates: int, neighbourhood: int, seed: int
-) -> Seen | None:
-    """features: maps [n, C, S, S] of a few images at a time; folds [N]: of each image; None where there are none.
 
-    candidates: patches that are drawn in all, by the seed, as many of each image.
+@dataclass(frozen=True)
+class Looking:
+    """What is kept of images: patches in all, drawn by the seed, as many of each image (one at least where there are
+    any), each the mean of a neighbourhood; sums of the maps of so many folds.
     """
+
+    candidates: int
+    neighbourhood: int
+    seed: int
+    folds: int = 0
+
+
+def look(features: Iterable[NDArray[np.float32]], folds: NDArray[np.intp], how: Looking) -> Seen | None:
+    """features: maps [n, C, S, S] of a few images at a time; folds [N]: of each image; None where there are none."""
     pooled, patches, image, place = [], [], [], []
-    each, totals = -(-candidates // max(1, len(folds))), torch.zeros(0)
+    each, totals = -(-how.candidates // max(1, len(folds))), torch.zeros(0)
     for number, one in enumerate(one for part in features for one in part):
         maps = torch.from_numpy(one[None])
         pooled.append(CellGrid.pooled(maps).double().numpy())
-        cells = patch_cells(maps, neighbourhood)[0]
-        drawn = torch.randperm(len(cells), generator=stream(seed, "patches", number))[:each]
+        cells = patch_cells(maps, how.neighbourhood)[0]
+        drawn = torch.randperm(len(cells), generator=stream(how.seed, "patches", number))[:each]
         patches.append(cells[drawn])
         place.append(drawn)
         image += [number] * len(drawn)
-        totals = totals if number else torch.zeros(FOLDS, *cells.shape, dtype=torch.float64)
-        totals[folds[number]] += cells
+        if not number:
+            totals = torch.zeros(how.folds, *cells.shape, dtype=torch.float64)
+        if how.folds:
+            totals[folds[number]] += cells
     if not patches:
         return None
     return Seen(np.concatenate(pooled), torch.cat(patches), np.array(image, np.intp), torch.cat(place), totals)
@@ -108,13 +125,16 @@ class CellMethod(Reference):
     extractor_kind = CellGrid
     # maps of a set of images are hundreds of megabytes
     keeps_on_disk = False
+    sums_maps: ClassVar[bool]
+    """Whether `fit_cells` asks for sums of maps: of five folds, at 20 x 20 cells of 1000 channels 16 MB."""
 
     def fit(self, normals: Images, anomalies: Images, ask: Ask) -> tuple[nn.Module, dict[str, float]]:
         seed = self.config.seed
         folds = folds_of(len(normals), seed, "normal"), folds_of(len(anomalies), seed, "anomalous")
-        known = look(self.walk(normals, ask), folds[0], self.candidates, self.neighbourhood, seed)
+        how = Looking(self.candidates, self.neighbourhood, seed, FOLDS * self.sums_maps)
+        known = look(self.walk(normals, ask), folds[0], how)
         assert known is not None
-        labelled = look(self.walk(anomalies, ask), folds[1], 0, self.neighbourhood, seed)
+        labelled = look(self.walk(anomalies, ask), folds[1], Looking(0, self.neighbourhood, seed))
         pooled = np.zeros((0, known.pooled.shape[1])) if labelled is None else labelled.pooled
         held = cross_fit(known.pooled, pooled, 1, bool(len(pooled)) and self.weights[1] != 0, seed, ask)
         bank, others, figures = self.fit_cells(known, folds[0], ask)

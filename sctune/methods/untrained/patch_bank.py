@@ -75,6 +75,8 @@ class Coreset:
 
 
 class PatchBankMethod(CellMethod):
+    sums_maps = False
+
     def fit_cells(
         self, known: Seen, folds: NDArray[np.intp], ask: Ask
     ) -> tuple[nn.Module, Sequence[Distances], dict[str, float]]:
