@@ -16,6 +16,9 @@ from numpy.typing import NDArray
 from sklearn.cluster import KMeans
 from sklearn.covariance import ledoit_wolf_shrinkage
 from sklearn.exceptions import ConvergenceWarning
+
+# threadpoolctl's, which scikit-learn needs and looks for here itself
+from sklearn.utils.parallel import ThreadpoolController
 from torch import Tensor, nn
 
 from sctune.errors import DataError
@@ -149,7 +152,9 @@ def _clusters(rows: Rows, components: int, seed: int) -> tuple[Rows, NDArray[np.
     with warnings.catch_warnings():
         # fewer distinct rows than components: centres that coincide do no harm
         warnings.simplefilter("ignore", ConvergenceWarning)
-        found = KMeans(components, n_init=STARTS, random_state=seed).fit(rows)
+        # threads add up in the order in which they end: other last bits, and now and then other clusters
+        with ThreadpoolController().limit(limits=1, user_api="openmp"):
+            found = KMeans(components, n_init=STARTS, random_state=seed).fit(rows)
     return np.asarray(found.cluster_centers_), found.labels_.astype(np.intp)
 
 

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 from sklearn.covariance import LedoitWolf
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from sctune.errors import DataError
+from sctune.methods import density as density_module
 from sctune.methods.density import POOLED_SHARE, Gaussian, distances, fit_gaussian
 
 
@@ -82,6 +84,23 @@ def test_equal_rows_make_no_number_that_is_none() -> None:
     # more components than distinct rows: all lie on a centre
     density, _ = fit_gaussian(rows, components=8)
     assert np.isfinite(lengths(density, drawn(3, 4, seed=1))).all()
+
+
+def test_kinds_are_found_by_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sums of several threads are no two times the same to the last bit."""
+    seen = []
+
+    class Watched(density_module.KMeans):
+        def fit(self, *given: object) -> Watched:
+            seen.append({pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "openmp"})
+            found: Watched = super().fit(*given)
+            return found
+
+    monkeypatch.setattr(density_module, "KMeans", Watched)
+    with threadpool_limits(2, "openmp"):
+        fit_gaussian(drawn(60, 5), components=3)
+        after = {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "openmp"}
+    assert seen == [{1}] and after == {2}
 
 
 @pytest.mark.parametrize(
