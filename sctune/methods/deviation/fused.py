@@ -33,7 +33,7 @@ HELD_SHARE, LEAST_HELD, MOST_HELD = 0.1, 4, 64
 LEAST_SPREAD = 0.05
 """Of held-out scores, in standard deviations of the loss's prior: heads that say less are not blown up, nor is their
 rounding."""
-LEAST_OF_TURNS = 0.25
+LEAST_OF_TURNS = 0.1
 """Of held-out scores of the density over four turns, in deviations of one: turns that are independent leave a half."""
 DENSITY, SCALE = "density.", "fused.scale"
 """Begin the names of the density's tensors; name of mean and standard deviation [2] of held-out detector scores."""
