@@ -21,17 +21,17 @@ from measure_common import (
     RESULTS,
     Row,
     Unscored,
+    add_run_options,
     check_partitions,
     images_of,
     load_average,
     paired,
     print_table,
-    read_rows,
-    run_jobs,
+    run_resumable,
 )
 
 from sctune.config import TrialConfig, load_profile, parse_assignments, read_yaml
-from sctune.errors import ConfigError, DataError, SctuneError, nearest
+from sctune.errors import ConfigError, DataError, nearest
 from sctune.metrics.image_level import auroc
 
 DEFAULT, GAUSSIAN = "default", "gaussian"
@@ -226,28 +226,14 @@ def parser() -> argparse.ArgumentParser:
     found = argparse.ArgumentParser(description=__doc__)
     found.add_argument("--sets", type=Path, help="YAML: name of each data set -> its fields; without: elpv alone")
     found.add_argument("--variants", nargs="+", default=list(VARIANTS), help="names of the table; default: all")
-    found.add_argument("--partitions", type=int, nargs="+", default=[0], help="partition seeds")
-    found.add_argument("--seeds", type=int, nargs="+", default=[101, 102, 103, 104, 105], help="training seeds")
-    found.add_argument("--final", action="store_true", help="allow partitions 11 to 15")
     found.add_argument("--profile", default="cpu")
     found.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="for all variants")
-    found.add_argument("--workers", type=int, default=1, help="worker processes, one torch thread each")
-    found.add_argument("--out", type=Path, default=RESULTS / "ablation_rows.jsonl", help="a line for each training")
+    add_run_options(found, (101, 102, 103, 104, 105), RESULTS / "ablation_rows.jsonl")
     return found
 
 
 def main() -> None:
-    options = parser().parse_args()
-    try:
-        jobs = jobs_of(options)
-    except SctuneError as problem:
-        raise SystemExit(str(problem)) from None
-    done = {row["key"] for row in read_rows(options.out)}
-    left = [job for job in jobs if job.key not in done]
-    print(f"{len(jobs)} trainings, {len(jobs) - len(left)} there already", flush=True)
-    if left:
-        run_jobs(train, left, options.workers, options.out)
-    show(jobs, read_rows(options.out))
+    run_resumable(parser().parse_args(), jobs_of, train, show)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from sctune.data.decode import Decoding
 from sctune.data.images import ImageCache
 from sctune.data.split import Files
-from sctune.errors import ConfigError
+from sctune.errors import ConfigError, SctuneError
 from sctune.paths import cache_folder
 from sctune.report import OBJECTIVE
 from sctune.train.trainer import Trainer
@@ -125,6 +125,35 @@ def run_jobs(work: Callable[[Any], Row], jobs: Sequence[Any], workers: int, path
             append_row(path, row)
             minutes = (time.perf_counter() - started) / 60
             print(f"{done}/{len(jobs)} after {minutes:.1f} min: {row['key']} {row['value']:.4f}", flush=True)
+
+
+def add_run_options(found: argparse.ArgumentParser, seeds: Sequence[int], out: Path) -> None:
+    """--partitions, --seeds, --final, --workers and --out of what trains on many partitions (`run_resumable`)."""
+    found.add_argument("--partitions", type=int, nargs="+", default=[0], help="partition seeds")
+    found.add_argument("--seeds", type=int, nargs="+", default=list(seeds), help="training seeds")
+    found.add_argument("--final", action="store_true", help="allow partitions 11 to 15")
+    found.add_argument("--workers", type=int, default=1, help="worker processes, one torch thread each")
+    found.add_argument("--out", type=Path, default=out, help="a line for each training")
+
+
+def run_resumable(
+    options: argparse.Namespace,
+    jobs_of: Callable[[argparse.Namespace], Sequence[Any]],
+    work: Callable[[Any], Row],
+    show: Callable[[Sequence[Any], Sequence[Row]], None],
+) -> None:
+    """Run the jobs that `--out` lacks (a job has a `key`), then show all of them; bad input ends with one line."""
+    try:
+        jobs = jobs_of(options)
+        done = {row["key"] for row in read_rows(options.out)}
+        # a key asks for the configuration, which may be refused
+        left = [job for job in jobs if job.key not in done]
+    except SctuneError as problem:
+        raise SystemExit(str(problem)) from None
+    print(f"{len(jobs)} trainings, {len(jobs) - len(left)} there already", flush=True)
+    if left:
+        run_jobs(work, left, options.workers, options.out)
+    show(jobs, read_rows(options.out))
 
 
 def _one_thread() -> None:

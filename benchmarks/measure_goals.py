@@ -22,18 +22,18 @@ from measure_common import (
     RESULTS,
     Row,
     Unscored,
+    add_run_options,
     check_partitions,
     images_of,
     load_average,
     paired,
     print_table,
-    read_rows,
-    run_jobs,
+    run_resumable,
 )
 
 from sctune.config import TrialConfig, load_profile, read_yaml
 from sctune.data.split import Files
-from sctune.errors import ConfigError, SctuneError, nearest
+from sctune.errors import ConfigError, nearest
 from sctune.metrics.image_level import auroc
 from sctune.metrics.threshold import conformal_threshold, escape_rate, false_alarm_rate
 from sctune.train.trainer import Trainer
@@ -224,26 +224,12 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--sets", type=Path, required=True, help="YAML: fields of bottle and sdd, data.source at least")
     found.add_argument("--candidate", type=Path, required=True, help="YAML: dotted fields over profile cpu")
     found.add_argument("--goals", nargs="+", default=list(GOALS), help="names of the table; default: all")
-    found.add_argument("--partitions", type=int, nargs="+", default=[0], help="partition seeds")
-    found.add_argument("--seeds", type=int, nargs="+", default=[101, 102], help="training seeds")
-    found.add_argument("--final", action="store_true", help="open the test images of partitions 11 to 15")
-    found.add_argument("--workers", type=int, default=1, help="worker processes, one torch thread each")
-    found.add_argument("--out", type=Path, default=RESULTS / "goals_rows.jsonl", help="a line for each training")
+    add_run_options(found, (101, 102), RESULTS / "goals_rows.jsonl")
     return found
 
 
 def main() -> None:
-    options = parser().parse_args()
-    try:
-        jobs = jobs_of(options)
-    except SctuneError as problem:
-        raise SystemExit(str(problem)) from None
-    done = {row["key"] for row in read_rows(options.out)}
-    left = [job for job in jobs if job.key not in done]
-    print(f"{len(jobs)} trainings, {len(jobs) - len(left)} there already", flush=True)
-    if left:
-        run_jobs(train, left, options.workers, options.out)
-    show(jobs, read_rows(options.out))
+    run_resumable(parser().parse_args(), jobs_of, train, show)
 
 
 if __name__ == "__main__":
