@@ -1,9 +1,11 @@
 """What a candidate configuration reaches on test pools, beside today's default and the methods that train nothing.
 
 For each goal (a data set and a task of it), partition and seed: the candidate, fused with the Gaussian and by its heads
-alone, today's default alone, and both references, on the same test images. Partitions 11 to 15 are opened once, after
-all choices are written down: they are refused without --final. Resumable: a JSON line for each training, with its raw
-scores. Differences are paired by partition (the mean of its seeds), with Student's 95 % interval.
+alone, today's default, and both references, on the same test images. --heads: another configuration, whose heads are
+to be good by themselves. References train nothing and are fitted with the first seed only. Partitions 11 to 15 are
+opened once, after all choices are written down: they are refused without --final. Resumable: a JSON line for each
+training, with its raw scores. Differences are paired by partition (the mean of its seeds), with Student's 95 %
+interval.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import argparse
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,7 +41,7 @@ from sctune.metrics.threshold import conformal_threshold, escape_rate, false_ala
 from sctune.train.trainer import Trainer
 
 RATE = 0.01
-CANDIDATE, DEFAULT = "candidate", "default"
+CANDIDATE, BY_HEADS, DEFAULT = "candidate", "for its heads", "default"
 REFERENCES = ("gaussian", "patch_bank")
 FUSED, HEADS = "fused", "heads"
 MIDDLE = re.compile(r"_1\.\w+$")
@@ -57,7 +59,9 @@ GOALS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 """Name -> data set and what its task differs by."""
 DEFAULT_ON = ("elpv", "bottle", "sdd")
-"""Goals on which the default is trained too."""
+"""Goals on which the default is trained too, and what --heads gives."""
+TODAY = {"model.normal_head": "mlp"}
+"""The default of profile cpu that the goals were set against."""
 
 
 @dataclass(frozen=True)
@@ -86,20 +90,27 @@ def jobs_of(options: argparse.Namespace) -> list[Job]:
     for name in options.goals:
         if name not in GOALS:
             raise ConfigError(f"--goals {name!r}: no such goal; {nearest(name, GOALS)}")
-    sets, candidate = {"elpv": {"data.source": "elpv"}} | read_yaml(options.sets), read_yaml(options.candidate)
+    sets = {"elpv": {"data.source": "elpv"}} | read_yaml(options.sets)
+    trained = {CANDIDATE: read_yaml(options.candidate)}
+    if options.heads is not None:
+        trained[BY_HEADS] = read_yaml(options.heads)
     return [
         Job(goal, role, partition, seed, {**shared, **fields, "data.partition_seed": partition, "seed": seed})
         for goal in options.goals
         for shared in [{"runtime.device": "cpu", **sets[GOALS[goal][0]], **GOALS[goal][1]}]
         for partition in options.partitions
         for seed in options.seeds
-        for role, fields in _roles(goal, candidate)
+        for role, fields in _roles(goal, trained, seed == options.seeds[0])
     ]
 
 
-def _roles(goal: str, candidate: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
-    references = [(name, {"method.name": name}) for name in REFERENCES]
-    return [*references, (CANDIDATE, candidate), *([(DEFAULT, {})] if goal in DEFAULT_ON else [])]
+def _roles(goal: str, trained: Mapping[str, Mapping[str, Any]], first: bool) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    if first:
+        yield from ((name, {"method.name": name}) for name in REFERENCES)
+    everywhere = goal in DEFAULT_ON
+    yield from ((role, fields) for role, fields in trained.items() if role == CANDIDATE or everywhere)
+    if everywhere:
+        yield DEFAULT, TODAY
 
 
 def train(job: Job) -> Row:
@@ -165,24 +176,30 @@ def of_alarms(row: Row, way: str) -> float:
     return false_alarm_rate(row["labels"], row["scores"][way], threshold).value
 
 
+LINES = (
+    *((name, HEADS) for name in REFERENCES),
+    *((role, way) for role in (CANDIDATE, BY_HEADS) for way in (FUSED, HEADS)),
+    (DEFAULT, HEADS),
+)
+"""Role and way of each line of a table."""
+
+
 def show(jobs: Sequence[Job], rows: Sequence[Row]) -> None:
-    """A table for each goal: AUROC, difference to the better reference or to the default, escapes and false alarms."""
+    """A table for each goal: AUROC, differences to the better reference and the default, escapes and false alarms."""
     wanted = {job.key for job in jobs}
     for goal in dict.fromkeys(job.goal for job in jobs):
         mine = [row for row in rows if row["key"] in wanted and row["goal"] == goal]
-        if not mine:
-            continue
         references = {name: values_of(mine, name, HEADS, of_test) for name in REFERENCES}
+        if not any(references.values()):
+            continue
         best = max((name for name in REFERENCES if references[name]), key=lambda name: _mean(references[name]))
-        default = values_of(mine, DEFAULT, HEADS, of_test)
-        lines = [(name, HEADS, {}) for name in REFERENCES]
-        lines += [(CANDIDATE, FUSED, references[best]), (CANDIDATE, HEADS, default), (DEFAULT, HEADS, {})]
-        print(f"\n{goal}: test images; the better reference is {best}\n")
-        head = ["row", "partitions", "AUROC", "paired difference", "escapes at 1 %", "false alarms"]
+        against = references[best], values_of(mine, DEFAULT, HEADS, of_test)
+        print(f"\n{goal}: test images\n")
+        head = ["row", "partitions", "AUROC", f"- {best}", "- default", "escapes at 1 %", "false alarms"]
         middle = goal == "sdd"
         print_table(
             [*head, *(["AUROC, middle crops"] if middle else [])],
-            [_line(mine, role, way, against, middle) for role, way, against in lines if _has(mine, role, way)],
+            [_line(mine, role, way, against, middle) for role, way in LINES if _has(mine, role, way)],
         )
 
 
@@ -190,15 +207,14 @@ def _has(rows: Sequence[Row], role: str, way: str) -> bool:
     return bool(values_of(rows, role, way, of_test))
 
 
-def _line(rows: Sequence[Row], role: str, way: str, against: Values, middle: bool) -> list[str]:
+def _line(rows: Sequence[Row], role: str, way: str, against: Sequence[Values], middle: bool) -> list[str]:
     values = values_of(rows, role, way, of_test)
-    figures = [values_of(rows, role, way, figure) for figure in (of_escapes, of_alarms)]
-    cells = [
-        f"{100 * _mean(one):.1f} % ({100 * min(one.values()):.0f} to {100 * max(one.values()):.0f})" for one in figures
-    ]
-    crops = [f"{_mean(values_of(rows, role, way, of_middle)):.4f}"] if middle else []
-    name = f"{role}, {way}" if role == CANDIDATE else role
-    return [name, str(len(values)), f"{_mean(values):.4f}", _difference(values, against), *cells, *crops]
+    cells = [_difference(values, other) for other in against]
+    cells += [_share(values_of(rows, role, way, figure)) for figure in (of_escapes, of_alarms)]
+    if middle:
+        cells.append(f"{_mean(values_of(rows, role, way, of_middle)):.4f}")
+    name = f"{role}, {way}" if role in (CANDIDATE, BY_HEADS) else role
+    return [name, str(len(values)), f"{_mean(values):.4f}", *cells]
 
 
 def _share(values: Values) -> str:
@@ -208,7 +224,7 @@ def _share(values: Values) -> str:
 
 def _difference(values: Values, against: Values) -> str:
     shared = {partition: value for partition, value in values.items() if partition in against}
-    if len(shared) < 2:
+    if len(shared) < 2 or shared == against:
         return "-"
     found = paired(shared, against, False)
     low, high = found["interval"]
@@ -223,6 +239,7 @@ def parser() -> argparse.ArgumentParser:
     found = argparse.ArgumentParser(description=__doc__)
     found.add_argument("--sets", type=Path, required=True, help="YAML: fields of bottle and sdd, data.source at least")
     found.add_argument("--candidate", type=Path, required=True, help="YAML: dotted fields over profile cpu")
+    found.add_argument("--heads", type=Path, help="YAML: the same, of a configuration whose heads are to be good alone")
     found.add_argument("--goals", nargs="+", default=list(GOALS), help="names of the table; default: all")
     add_run_options(found, (101, 102), RESULTS / "goals_rows.jsonl")
     return found
