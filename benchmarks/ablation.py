@@ -119,7 +119,9 @@ def jobs_of(options: argparse.Namespace) -> list[Job]:
         if name not in VARIANTS:
             raise ConfigError(f"--variants {name!r}: no such variant; {nearest(name, VARIANTS)}")
     sets = {"elpv": {"data.source": "elpv"}} if options.sets is None else read_yaml(options.sets)
-    common = {"data.selection_limit": None, "runtime.device": "cpu"} | parse_assignments(options.set)
+    common = {"data.selection_limit": None, "runtime.device": "cpu", "model.normal_head": "mlp"} | parse_assignments(
+        options.set
+    )
     return [
         Job(
             data,

@@ -40,6 +40,7 @@ def config_of(size: int, steps: int) -> TrialConfig:
             "data.image_size": size,
             "data.selection_limit": 20,
             "runtime.device": "cpu",
+            "model.normal_head": "mlp",
             "budget.epochs": 1,
             "budget.iterations": steps,
             "seed": 101,

@@ -43,6 +43,7 @@ COMMON = {
     "data.image_size": SIZE,
     "budget.batch_size": BATCH,
     "runtime.device": "cpu",
+    "model.normal_head": "mlp",
     # 112 px, the second scale, gives a map of 4 cells: too few for four diagonal patches
     "model.patch_place": "grid2d",
     # the recipe to the letter, where sctune's defaults differ from it; the cost is the same

@@ -60,6 +60,7 @@ def base_config(name: str) -> TrialConfig:
         "data.n_anomalies": count,
         "data.selection": "proxy",
         "runtime.device": "cpu",
+        "model.normal_head": "mlp",
         "augment.kernel": "official",
     }
     return load_profile("cpu").override(fixed)

@@ -82,7 +82,7 @@ class Job:
 def configuration(arm: str) -> TrialConfig:
     random = {"model.patch_evaluation": "random"} if arm in RANDOM_SCORES else {}
     values = ARMS[RANDOM_SCORES.get(arm, arm)] | random
-    fixed = {"data.selection": "extra", "data.n_anomalies": 10, "runtime.device": "cpu"}
+    fixed = {"data.selection": "extra", "data.n_anomalies": 10, "runtime.device": "cpu", "model.normal_head": "mlp"}
     return load_profile("cpu").override(fixed | OWN | values)
 
 

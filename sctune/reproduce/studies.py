@@ -27,6 +27,8 @@ SELECTION_LIMIT = 16
 """Test images per class scored after each epoch: curves for the tracking only, nothing is chosen by them."""
 
 SHUFFLE = "data.shuffle_labels"
+PAPER = {"model.normal_head": "mlp"}
+"""The paper's methods have no density of the normal images, whatever the profile has."""
 _OPTIONS = {"data.n_anomalies": "--n-anomalies", "data.selection": "", SHUFFLE: "--shuffle-labels"}
 
 
@@ -49,11 +51,11 @@ class Setup:
         return load_profile(self.profile).override(fixed | dict(column.values or {}) | dict(self.overrides))
 
     def _fixed(self) -> dict[str, Any]:
-        return {"data.selection_limit": SELECTION_LIMIT} | ({SHUFFLE: True} if self.shuffled else {})
+        return PAPER | {"data.selection_limit": SELECTION_LIMIT} | ({SHUFFLE: True} if self.shuffled else {})
 
     def space(self, columns: Sequence[Column], epochs: int) -> dict[str, Any]:
         """The space file that varies these columns, all trained for the same number of epochs."""
-        varied = {column.name: _without_epochs(column) for column in columns}
+        varied = {column.name: _varied(column) for column in columns}
         fields = [tuple(values) for values in varied.values()]
         tree: dict[str, Any] = {"format_version": 1, "name": f"reproduce-{self.table.name}"}
         tree["description"] = f"{self.table.title} (paper, {self.table.name})"
@@ -98,7 +100,7 @@ class StudyPlan:
     def column_of(self, params: Mapping[str, Any]) -> Column | None:
         """The column that a trial of the study was run for, by its parameters."""
         for column in self.columns:
-            if params.get("variant") == column.name or dict(params) == _without_epochs(column):
+            if params.get("variant") == column.name or dict(params) == _varied(column):
                 return column
         return None
 
@@ -136,7 +138,7 @@ def check_setup(setup: Setup) -> tuple[Setup, dict[str, str]]:
     Raises ConfigError for --set of what the table varies or an option sets or what takes the effect from it, and for
     a column of a table that cannot be trained with these values.
     """
-    varied = {name for column in setup.columns for name in _without_epochs(column)}
+    varied = {name for column in setup.columns for name in _varied(column)}
     for name in setup.overrides:
         if not is_field(name):
             raise ConfigError(f"--set {name}: unknown configuration key; {nearest(name, field_names())}")
@@ -161,7 +163,7 @@ def check_setup(setup: Setup) -> tuple[Setup, dict[str, str]]:
 def _check_effect(setup: Setup) -> None:
     """Raises ConfigError for --set of a value under which what a figure varies is without effect."""
     # a method's lesser settings may well be; the axis of a figure may not
-    varied = {name: None for column in setup.columns if column.point is not None for name in _without_epochs(column)}
+    varied = {name: None for column in setup.columns if column.point is not None for name in _varied(column)}
     for name in varied:
         for other, wanted in activation_conditions().get(name, ()):
             if other in setup.overrides and setup.overrides[other] not in wanted:
@@ -225,5 +227,5 @@ def _name(setup: Setup, plan: StudyPlan) -> str:
     return f"{readable[:71]}-{digest}"
 
 
-def _without_epochs(column: Column) -> dict[str, Any]:
-    return {name: value for name, value in (column.values or {}).items() if name != EPOCHS}
+def _varied(column: Column) -> dict[str, Any]:
+    return {name: value for name, value in (column.values or {}).items() if name not in (EPOCHS, *PAPER)}

@@ -194,7 +194,8 @@ def test_columns_of_the_method_tables() -> None:
     assert [column.name for column in columns] == ["devnet", "mlep", "dra", "saoe", "saliencycut"]
     assert {column.name for column in columns if column.values is not None} == set(method_entry("deviation").published)
     devnet = columns[0]
-    assert devnet.values == {"data.balance": 0.5, "model.heads": "single_head", "augment.kind": "none"}
+    plain = {"model.heads": "single_head", "model.normal_head": "mlp", "augment.kind": "none"}
+    assert devnet.values == {"data.balance": 0.5, **plain}
     published = {"budget.epochs": 50, "optim.step_fraction": 0.2}
     assert table_columns(paper_table("table1"), "paper")[0].values == devnet.values | published
     assert [c.name for c in table_columns(paper_table("table3"), "cpu") if c.values is not None] == ["saliencycut"]

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from sctune.config import load_profile
 from sctune.errors import ConfigError, DataError
 from sctune.reproduce.cells import Asked
 from sctune.reproduce.plan import ReproduceOptions, TablePlan, _default_name, make_plan, prepare_elpv
@@ -76,6 +77,15 @@ def test_spaces_are_those_that_the_search_reads(carpet: Path, tmp_path: Path) ->
     found = [study.column_of(point) for point in space.points()]
     assert found == list(study.columns) and len(found) == 11
     assert study.column_of({"variant": "other"}) is None
+
+
+@pytest.mark.parametrize("table", ["table1", "table4", "fig7a"])
+def test_tables_of_the_paper_have_no_density(table: str, carpet: Path, tmp_path: Path) -> None:
+    """Though the profile has one."""
+    plan = plan_of(table, carpet, categories=("carpet",), anomalies=(1,))
+    space = load_space(write_space(plan.studies[0], tmp_path / "spaces"), load_profile("cpu"), {})
+    found = {space.config(point).model.normal_head for point in space.points()}
+    assert found == {"mlp"} == {plan.setup.config(column).model.normal_head for column in plan.setup.columns}
 
 
 def test_names_follow_the_work(carpet: Path) -> None:

@@ -83,6 +83,15 @@ def test_fig7a_is_a_grid_of_seven_thresholds() -> None:
     assert [point["augment.threshold"] for point in space.points()] == [0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8]
 
 
+@pytest.mark.parametrize("name", ["fig7a", "heads"])
+def test_what_repeats_the_paper_has_no_density(name: str) -> None:
+    for profile in ("cpu", "gpu"):
+        base = load_profile(profile)
+        assert base.model.normal_head == "gaussian"
+        assert load_space(name, base).base.model.normal_head == "mlp"
+        assert load_space(name, base, {"model.normal_head": "mixture"}).base.model.normal_head == "mixture"
+
+
 def test_command_line_wins_over_the_fixed_values() -> None:
     space = load_space("fig7a", load_profile("cpu"), {"augment.threshold_mode": "area", "optim.lr": 1e-3})
     assert space.base.augment.threshold_mode == "area"
