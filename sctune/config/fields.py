@@ -262,12 +262,10 @@ class ScoreConfig(Section):
     normal: float = Field(1.0, ge=0, le=10, description="weight of the normal head, beside 1 for the anomaly head")
     seen: float = Field(1.0, ge=0, le=10, description="weight of the seen head (DRA), beside 1 for the latent head")
     pseudo: float = Field(1.0, ge=0, le=10, description="weight of the pseudo head (DRA), beside 1 for the latent head")
-    density: float = Field(
-        1.0,
-        ge=0,
-        le=10,
+    density: Annotated[float, Field(ge=0, le=10)] | Literal["auto"] = Field(
+        "auto",
         description="weight of the density of the normal images (model.normal_head), beside 1 for the heads; both in "
-        "standard deviations of held-out normal images",
+        "standard deviations of held-out normal images; `auto`: by how much the heads can have learned of the defects",
     )
     full_scale: float = Field(
         0.5, ge=0, le=1, description="share of the full-size scale; the half-size one has the rest"

@@ -107,10 +107,38 @@ def test_heat_maps_add_up(trainer):
     assert maps.shape == images.shape[:3] and np.ptp(maps, axis=(1, 2)).min() > 0
 
 
+@pytest.mark.parametrize(
+    ("values", "weight"),
+    [
+        ({"data.n_anomalies": 10}, 2.0),
+        ({"data.n_anomalies": "all"}, 2.0),
+        ({"data.n_anomalies": 1, "data.anomalies": "all"}, 2.0),
+        ({"data.n_anomalies": 9}, 10.0),
+        ({"data.setting": "hard", "data.known_class": "cut", "data.n_anomalies": 10}, 10.0),
+        ({"data.setting": "anomaly-free"}, 10.0),
+        ({"data.n_anomalies": 1, "score.density": 0.5}, 0.5),
+    ],
+)
+def test_weight_goes_by_what_the_heads_were_shown(trainer, values, weight):
+    """Heads that know few of the defects to come, or none, are not to drown the density."""
+    config = trainer.config.override({"score.density": "auto"} | values)
+    assert score_variants(config)[0]["score.density"] == weight
+    state, images = trainer.method.model_state(), trainer.selection.images[:3]
+    scores = [
+        trained_method(trainer.config.override(change), torch.device("cpu"), state).score(images)
+        for change in ({"score.density": weight}, {"score.density": 0.0})
+    ]
+    method = trained_method(config, torch.device("cpu"), state)
+    assert method.score(images) == pytest.approx(scores[0], rel=1e-5)
+    assert method.score(images) - scores[1] == pytest.approx(
+        weight * method.density.by_share(images, [0.1])[0], rel=1e-4
+    )
+
+
 def test_rescoring_tries_weights_of_the_density(trainer, config):
     variants = score_variants(trainer.config)
     assert variants[0]["score.density"] == 2.0
-    assert {variant["score.density"] for variant in variants} == {0.0, 0.25, 0.5, 1.0, 2.0, 4.0}
+    assert {variant["score.density"] for variant in variants} == {0.0, 0.5, 1.0, 2.0, 4.0, 10.0}
     changes = ({}, {"score.density": 0.0}, {"score.top_k": 0.5}, {"score.turns": 4})
     chosen = [variants[0] | change for change in changes]
     raw = [scores[""] for _, scores in rescored(trainer, chosen)]

@@ -17,11 +17,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from sctune.config import ScoreConfig, TrialConfig
+from sctune.config import TrialConfig
 from sctune.data.batches import stream
 from sctune.errors import CheckpointError, DataError
 from sctune.methods.base import MODEL, Maps, Method, PseudoExample, Scorer, Scores, TaskImages, Variant, model_tensors
-from sctune.methods.deviation.density import WEIGHT, cell_share, density_config, density_variants
+from sctune.methods.deviation.density import WEIGHT, cell_share, density_config, density_variants, density_weight
 from sctune.methods.deviation.method import DeviationMethod
 from sctune.methods.registry import method_class
 from sctune.methods.untrained.cells import CellScore
@@ -62,11 +62,11 @@ class FusedScore(nn.Module):
 
     scale: Tensor
 
-    def __init__(self, detector: nn.Module, density: nn.Module, scale: Tensor, score: ScoreConfig) -> None:
+    def __init__(self, detector: nn.Module, density: nn.Module, scale: Tensor, config: TrialConfig) -> None:
         super().__init__()
         self.detector = detector
         self.density = density
-        self.weight, self.turns = score.density, score.turns
+        self.weight, self.turns = density_weight(config), config.score.turns
         self.register_buffer("scale", scale.float())
 
     def forward(self, pixels: Tensor) -> Tensor:
@@ -140,7 +140,7 @@ class BesideMethod(Method):
             np.rot90(_cells(self.density, np.rot90(images, turn, (1, 2))), -turn, (1, 2))
             for turn in range(self.config.score.turns)
         ]
-        beside = self.config.score.density * np.mean(turned, axis=0)
+        beside = density_weight(self.config) * np.mean(turned, axis=0)
         found: Maps = (own / float(self.scale[1]) + beside).astype(np.float32)
         return found
 
@@ -167,7 +167,7 @@ class BesideMethod(Method):
         beside = {turns: self._beside(images, turns, shares) for turns in {one.score.turns for one in chosen}}
         return [
             self._scaled(scores[several.index(part)])
-            + one.score.density * beside[one.score.turns][shares.index(cell_share(one))]
+            + density_weight(one) * beside[one.score.turns][shares.index(cell_share(one))]
             for one, part in zip(chosen, own, strict=True)
         ]
 
@@ -236,7 +236,7 @@ class FusedMethod(BesideMethod):
 
     def module(self) -> nn.Module:
         parts = self.trained_part.module(), self.density.module()
-        return FusedScore(*parts, self.scale.clone(), self.config.score).requires_grad_(False).eval()
+        return FusedScore(*parts, self.scale.clone(), self.config).requires_grad_(False).eval()
 
     def time_step(self) -> tuple[float, int]:
         seconds, steps = self.trained_part.time_step()
@@ -246,8 +246,8 @@ class FusedMethod(BesideMethod):
         return seconds + (time.perf_counter() - started) / (steps * self.config.epochs), steps
 
     def _fused(self, scores: np.ndarray, images: np.ndarray) -> Scores:
-        score = self.config.score
-        return self._scaled(scores) + score.density * self._beside(images, score.turns, [cell_share(self.config)])[0]
+        beside = self._beside(images, self.config.score.turns, [cell_share(self.config)])[0]
+        return self._scaled(scores) + density_weight(self.config) * beside
 
 
 def _reference(config: TrialConfig) -> type[Reference]:

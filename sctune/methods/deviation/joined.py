@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from sctune.config import TrialConfig
 from sctune.errors import StoppedError
 from sctune.methods.base import Scorer, Scores, TaskImages
+from sctune.methods.deviation.density import density_weight
 from sctune.methods.deviation.detector import Detector, over_turns
 from sctune.methods.deviation.fused import BesideMethod, held_out, parted
 from sctune.methods.deviation.method import DeviationMethod
@@ -55,7 +56,7 @@ class JoinedScore(nn.Module):
         super().__init__()
         self.pixels = PixelScore(density.detector.scored)
         self.density = copy.deepcopy(density.fitted).cpu()
-        self.weight = density.config.score.density
+        self.weight = density_weight(density.config)
         self._both = OnePass(self.pixels.detector, density)
         self.register_buffer("scale", scale.float())
 
@@ -132,5 +133,5 @@ class JoinedMethod(BesideMethod):
             for start in range(0, len(images), batch_size):
                 pixels = to_pixels(images[start : start + batch_size], self.device, self.config.runtime.channels_last)
                 own, beside = (one.double().cpu().numpy() for one in both(normalise(pixels), references, model))
-                parts.append(self._scaled(own) + self.config.score.density * beside)
+                parts.append(self._scaled(own) + density_weight(self.config) * beside)
         return np.concatenate(parts)
