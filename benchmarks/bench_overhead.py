@@ -103,7 +103,7 @@ def search(kind: str, sampler: str, trials: int, calls: Calls) -> Outcome:
         trials=trials,
         sampler=sampler,
         scheduler="none",
-        overrides={"budget.epochs": EPOCHS},
+        overrides={"budget.epochs": EPOCHS, "model.normal_head": "mlp"},
         max_concurrent=SLOTS,
     )
     driver.run_search(options, Console(file=io.StringIO()))

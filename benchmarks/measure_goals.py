@@ -1,11 +1,11 @@
-"""What a candidate configuration reaches on test pools, beside today's default and the methods that train nothing.
+"""What a candidate configuration reaches on test pools, beside the heads alone and the methods that train nothing.
 
 For each goal (a data set and a task of it), partition and seed: the candidate, fused with the Gaussian and by its heads
-alone, today's default, and both references, on the same test images. --heads: another configuration, whose heads are
-to be good by themselves. References train nothing and are fitted with the first seed only. Partitions 11 to 15 are
-opened once, after all choices are written down: they are refused without --final. Resumable: a JSON line for each
-training, with its raw scores. Differences are paired by partition (the mean of its seeds), with Student's 95 %
-interval.
+alone, profile cpu without a density (its default when the goals were set), and both references, on the same test images
+and with the same labelled anomalies. --heads: another configuration, whose heads are to be good by themselves.
+Partitions 11 to 15 are opened once, after all choices are written down: they are refused without --final. Resumable: a
+JSON line for each training, with its raw scores. Differences are paired by partition (the mean of its seeds), with
+Student's 95 % interval.
 """
 
 from __future__ import annotations
@@ -100,13 +100,12 @@ def jobs_of(options: argparse.Namespace) -> list[Job]:
         for shared in [{"runtime.device": "cpu", **sets[GOALS[goal][0]], **GOALS[goal][1]}]
         for partition in options.partitions
         for seed in options.seeds
-        for role, fields in _roles(goal, trained, seed == options.seeds[0])
+        for role, fields in _roles(goal, trained)
     ]
 
 
-def _roles(goal: str, trained: Mapping[str, Mapping[str, Any]], first: bool) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    if first:
-        yield from ((name, {"method.name": name}) for name in REFERENCES)
+def _roles(goal: str, trained: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    yield from ((name, {"method.name": name}) for name in REFERENCES)
     everywhere = goal in DEFAULT_ON
     yield from ((role, fields) for role, fields in trained.items() if role == CANDIDATE or everywhere)
     if everywhere:
@@ -193,7 +192,7 @@ def show(jobs: Sequence[Job], rows: Sequence[Row]) -> None:
         if not any(references.values()):
             continue
         best = max((name for name in REFERENCES if references[name]), key=lambda name: _mean(references[name]))
-        against = references[best], values_of(mine, DEFAULT, HEADS, of_test)
+        against = {best: references[best], DEFAULT: values_of(mine, DEFAULT, HEADS, of_test)}
         print(f"\n{goal}: test images\n")
         head = ["row", "partitions", "AUROC", f"- {best}", "- default", "escapes at 1 %", "false alarms"]
         middle = goal == "sdd"
@@ -207,9 +206,9 @@ def _has(rows: Sequence[Row], role: str, way: str) -> bool:
     return bool(values_of(rows, role, way, of_test))
 
 
-def _line(rows: Sequence[Row], role: str, way: str, against: Sequence[Values], middle: bool) -> list[str]:
+def _line(rows: Sequence[Row], role: str, way: str, against: Mapping[str, Values], middle: bool) -> list[str]:
     values = values_of(rows, role, way, of_test)
-    cells = [_difference(values, other) for other in against]
+    cells = ["-" if name == role else _difference(values, other) for name, other in against.items()]
     cells += [_share(values_of(rows, role, way, figure)) for figure in (of_escapes, of_alarms)]
     if middle:
         cells.append(f"{_mean(values_of(rows, role, way, of_middle)):.4f}")
@@ -224,8 +223,12 @@ def _share(values: Values) -> str:
 
 def _difference(values: Values, against: Values) -> str:
     shared = {partition: value for partition, value in values.items() if partition in against}
-    if len(shared) < 2 or shared == against:
+    if len(shared) < 2:
         return "-"
+    gaps = {round(value - against[partition], 12) for partition, value in shared.items()}
+    if len(gaps) == 1:
+        # no interval: they do not vary
+        return f"{gaps.pop():+.4f}"
     found = paired(shared, against, False)
     low, high = found["interval"]
     return f"{found['difference']:+.4f} ({low:+.4f} to {high:+.4f})"

@@ -100,3 +100,21 @@ def test_batches_of_the_paper():
 def test_task_keys_are_short_and_distinct():
     tasks = [Task(seed=1), Task(seed=2), Task(seed=1, known_class="a b"), Task(seed=1, fold=0, folds=2)]
     assert [task.key for task in tasks] == ["seed1", "seed2", "a_b-seed1", "seed1-fold1of2"]
+
+
+def test_the_weight_of_a_density_that_does_not_count_is_read_as_it_was_stored() -> None:
+    """1 was the default of the field, which configurations of every method were stored with."""
+    stored = load_profile("cpu").override({"method.name": "gaussian"}).document()
+    earlier = stored | {"score": stored["score"] | {"density": 1.0}}
+    assert TrialConfig.load(earlier) == TrialConfig.load(stored)
+    with pytest.raises(ConfigError, match=r"score\.density=3\.0: method gaussian has no use for it"):
+        TrialConfig.load(stored | {"score": stored["score"] | {"density": 3.0}})
+    fused = load_profile("cpu").override({"score.density": 1.0})
+    assert TrialConfig.load(fused.document()).score.density == 1.0
+
+
+def test_labels_are_not_shuffled_beside_a_density() -> None:
+    with pytest.raises(ConfigError, match=r"data\.shuffle_labels=true: the density.*use model\.normal_head=mlp"):
+        load_profile("cpu").override({"data.shuffle_labels": True})
+    out = load_profile("cpu").override({"data.shuffle_labels": True, "model.normal_head": "mlp"})
+    assert out.data.shuffle_labels

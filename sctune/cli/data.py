@@ -129,7 +129,11 @@ def check(
 
     values = {"data.allow_duplicates": allow_duplicates} | parse_assignments(assignments or [])
     # one image size is as good as another here: what heads and patches need of it is a matter of training
-    settings = load_profile("cpu").override({"model.heads": "single_head", "augment.kind": "none"} | values).data
+    settings = (
+        load_profile("cpu")
+        .override({"model.heads": "single_head", "model.normal_head": "mlp", "augment.kind": "none"} | values)
+        .data
+    )
     data = open_dataset(source, category, settings.group)
     if settings.allow_duplicates:
         data = kept_together(data)

@@ -67,7 +67,9 @@ def augmentations(
 
     values = parse_assignments(assignments or [])
     source = data if data == "elpv" or "=" in data else str(Path(data).expanduser().absolute())
-    config = load_profile(profile).override({"data.source": source, "data.category": category})
+    # what is drawn is of the heads' training
+    drawn = {"data.source": source, "data.category": category, "model.normal_head": "mlp"}
+    config = load_profile(profile).override(drawn)
     found, attribution = augmentation_examples(config, kind or [], values, count)
     title = "What each augmentation makes of the same normal images"
     caption = [

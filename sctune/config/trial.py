@@ -28,6 +28,7 @@ from sctune.config.fields import (
     Task,
 )
 from sctune.config.methods import (
+    DEFAULT,
     METHOD_SECTIONS,
     DeviationSection,
     MethodEntry,
@@ -161,7 +162,7 @@ class TrialConfig(Section):
             raise ConfigError(
                 f"the configuration has format_version {version!r}, this sctune reads {FORMAT_VERSION}; update sctune"
             )
-        return _validate(_with_earlier_decoding(content))
+        return _validate(_without_earlier_weight(_with_earlier_decoding(content)))
 
     def document(self) -> dict[str, Any]:
         """The nested dictionary for a file that is read back, with its format_version."""
@@ -333,6 +334,15 @@ def _with_earlier_decoding(content: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(data, Mapping) or "range" in data or not {"source", "resize", "skip_corrupt"} <= data.keys():
         return content
     return content | {"data": {"range": "container", "page": 1, "alpha": "drop", "reduce": False, **data}}
+
+
+def _without_earlier_weight(content: dict[str, Any]) -> dict[str, Any]:
+    """1 was the default of `score.density`, which methods without heads were stored with too."""
+    method, score = content.get("method"), content.get("score")
+    if not isinstance(method, Mapping) or not isinstance(score, Mapping) or method.get("name") == DEFAULT:
+        return content
+    kept = {name: value for name, value in score.items() if (name, value) != ("density", 1.0)}
+    return content | {"score": kept}
 
 
 def _validate(tree: Mapping[str, Any]) -> TrialConfig:

@@ -16,6 +16,8 @@ from sctune.search.study.references import Reference, reference_fields
 
 REFERENCE = "reference"
 """Candidate of the paper's default; those that train nothing have the names of their methods."""
+DENSITY = "model.normal_head"
+"""Which profiles set, and the paper does not have."""
 
 
 @dataclass(frozen=True)
@@ -59,11 +61,13 @@ def best_candidates(manifest: StudyManifest, rows: Sequence[TrialRow], top: int)
 def reference(manifest: StudyManifest, candidates: Sequence[Candidate]) -> tuple[Candidate | None, list[str]]:
     """The paper's default: its values for all that the space decides, in the study's own budget; and notes for people.
 
+    It has no density of the normal images, which is no matter of budget.
     Where these do not go together on the study's images, what the space fixes stays as it is. None where one of the
     candidates is that configuration already.
     """
     space = manifest.build_space()
-    varied = {*space.by_name, *space.variant_fields} - {"variant"}
+    density = {DENSITY} if space.base.model.normal_head != "mlp" else set()
+    varied = {*space.by_name, *space.variant_fields, *density} - {"variant"}
     decided = [name for name in space.base.flat() if name in varied | set(space.fixed) and name not in FIXED_FIELDS]
     paper = TrialConfig().flat()
     notes = []

@@ -51,7 +51,10 @@ class Setup:
         return load_profile(self.profile).override(fixed | dict(column.values or {}) | dict(self.overrides))
 
     def _fixed(self) -> dict[str, Any]:
-        return PAPER | {"data.selection_limit": SELECTION_LIMIT} | ({SHUFFLE: True} if self.shuffled else {})
+        # only where it changes something: what is fixed is in the name of a study
+        own = load_profile(self.profile).flat()
+        paper = {name: value for name, value in PAPER.items() if own[name] != value}
+        return paper | {"data.selection_limit": SELECTION_LIMIT} | ({SHUFFLE: True} if self.shuffled else {})
 
     def space(self, columns: Sequence[Column], epochs: int) -> dict[str, Any]:
         """The space file that varies these columns, all trained for the same number of epochs."""

@@ -59,6 +59,8 @@ def test_the_reference_is_the_papers_where_it_can_be(manifest: StudyManifest) ->
         "augment.threshold": paper.augment.threshold,
         "model.patch_count": paper.model.patch_count,
         "model.patch_place": "diag",
+        # the profile has a density, the paper has none
+        "model.normal_head": "mlp",
     }
     assert notes == []
 
@@ -73,10 +75,14 @@ def test_what_the_space_fixes_stays_where_the_papers_does_not_fit(tmp_path: Path
 
 
 def test_a_candidate_that_is_the_papers_needs_no_reference(tmp_path: Path) -> None:
-    manifest = make_manifest(make_space(tmp_path, parameters={"augment.threshold": FLAT["augment.threshold"]}))
-    chosen = best_candidates(manifest, [row(7, 0.8, augment__threshold=0.4)], 1)
-    default, notes = reference(manifest, chosen)
+    parameters, cpu = {"augment.threshold": FLAT["augment.threshold"]}, load_profile("cpu")
+    paper = make_space(tmp_path, cpu.override({"model.normal_head": "mlp"}), parameters=parameters)
+    chosen = best_candidates(make_manifest(paper), [row(7, 0.8, augment__threshold=0.4)], 1)
+    default, notes = reference(make_manifest(paper), chosen)
     assert default is None and "among the candidates: trial-7" in notes[0]
+    # beside a density the same threshold is another candidate
+    default, notes = reference(make_manifest(make_space(tmp_path, cpu, parameters=parameters)), chosen)
+    assert default is not None and default.fields == {"augment.threshold": 0.4, "model.normal_head": "mlp"}
 
 
 def test_each_variant_is_the_trials_configuration(manifest: StudyManifest) -> None:

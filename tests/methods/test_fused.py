@@ -108,31 +108,45 @@ def test_heat_maps_add_up(trainer):
 
 
 @pytest.mark.parametrize(
-    ("values", "weight"),
+    ("shown", "values", "weight"),
     [
-        ({"data.n_anomalies": 10}, 2.0),
-        ({"data.n_anomalies": "all"}, 2.0),
-        ({"data.n_anomalies": 1, "data.anomalies": "all"}, 2.0),
-        ({"data.n_anomalies": 9}, 10.0),
-        ({"data.setting": "hard", "data.known_class": "cut", "data.n_anomalies": 10}, 10.0),
-        ({"data.setting": "anomaly-free"}, 10.0),
-        ({"data.n_anomalies": 1, "score.density": 0.5}, 0.5),
+        (10, {}, 2.0),
+        (9, {"data.n_anomalies": 10}, 10.0),
+        (12, {"data.n_anomalies": 1, "data.anomalies": "all"}, 2.0),
+        (10, {"data.setting": "hard", "data.known_class": "cut"}, 10.0),
+        (0, {"data.setting": "anomaly-free"}, 10.0),
+        (1, {"score.density": 0.5}, 0.5),
     ],
 )
-def test_weight_goes_by_what_the_heads_were_shown(trainer, values, weight):
+@pytest.mark.parametrize("trunk", ["frozen", "trained"])
+def test_weight_goes_by_what_the_heads_were_shown(trainer, trunk, shown, values, weight):
     """Heads that know few of the defects to come, or none, are not to drown the density."""
-    config = trainer.config.override({"score.density": "auto"} | values)
-    assert score_variants(config)[0]["score.density"] == weight
-    state, images = trainer.method.model_state(), trainer.selection.images[:3]
-    scores = [
-        trained_method(trainer.config.override(change), torch.device("cpu"), state).score(images)
-        for change in ({"score.density": weight}, {"score.density": 0.0})
+    config = trainer.config.override({"score.density": "auto", "model.density_trunk": trunk} | values)
+    everything = trainer.method.trained_part.step.images
+    method = fresh_method(config, torch.device("cpu"))
+    method.prepare(TaskImages(everything.array, everything.normals, np.resize(everything.anomalies, shown)))
+    assert method.weight(config) == weight
+
+
+def test_the_weight_stays_with_the_model(trainer):
+    """A model that is loaded under another number of anomalies scores as it did."""
+    config, images = trainer.config.override({"score.density": "auto"}), trainer.selection.images[:3]
+    state = trainer.method.model_state()
+    assert trainer.method.weight(config) == 10.0
+    parts = [
+        trained_method(config.override(change), torch.device("cpu"), state).score(images)
+        for change in ({}, {"data.n_anomalies": 10, "data.anomalies": "all"}, {"score.density": 10.0})
     ]
-    method = trained_method(config, torch.device("cpu"), state)
-    assert method.score(images) == pytest.approx(scores[0], rel=1e-5)
-    assert method.score(images) - scores[1] == pytest.approx(
-        weight * method.density.by_share(images, [0.1])[0], rel=1e-4
-    )
+    assert parts[0] == pytest.approx(parts[1], rel=1e-6) and parts[0] == pytest.approx(parts[2], rel=1e-6)
+    with torch.inference_mode():
+        pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
+        module = trained_method(config, torch.device("cpu"), state).module()
+        assert module(pixels).numpy() == pytest.approx(parts[0], rel=1e-3, abs=1e-3)
+    # the weight was 1 where a state names none
+    earlier = state | {"fused.scale": state["fused.scale"][:2]}
+    found = trained_method(config, torch.device("cpu"), earlier).score(images)
+    plain = trained_method(config.override({"score.density": 1.0}), torch.device("cpu"), state).score(images)
+    assert found == pytest.approx(plain, rel=1e-6) and np.abs(found - parts[0]).max() > 0.1
 
 
 def test_rescoring_tries_weights_of_the_density(trainer, config):

@@ -29,14 +29,12 @@ def density_config(config: TrialConfig) -> TrialConfig:
     return config.override({f"method.{name}": value for name, value in section.items()})
 
 
-def density_weight(config: TrialConfig) -> float:
-    """Weight of the density beside 1 for the heads; `auto` by what the heads were shown of the defects to come."""
-    chosen = config.score.density
-    if chosen != "auto":
-        return chosen
-    many = config.data.anomalies == "all" or config.n_anomalies == "all" or config.n_anomalies >= ENOUGH
-    well_shown = config.data.setting == "general" and many
-    return WELL_SHOWN if well_shown else BADLY_SHOWN
+def auto_weight(config: TrialConfig, shown: int) -> float:
+    """Weight of the density beside 1 for the heads, by what these were shown of the defects to come.
+
+    shown: labelled anomalies that were trained on.
+    """
+    return WELL_SHOWN if config.data.setting == "general" and shown >= ENOUGH else BADLY_SHOWN
 
 
 def cell_share(config: TrialConfig) -> float:
@@ -65,7 +63,7 @@ def trunk_ends(config: TrialConfig) -> dict[int, int]:
 
 def density_variants(config: TrialConfig, variants: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Ways to score, each with all weights of the density; the first is the configuration's own."""
-    own = density_weight(config)
-    weights = [own, *(weight for weight in WEIGHTS if weight != own)]
+    own = config.score.density
+    weights: list[Any] = [own, *(weight for weight in WEIGHTS if weight != own)]
     found = [{**variant, WEIGHT: weight} for variant in variants for weight in weights]
     return sorted(found, key=lambda variant: variant != found[0])

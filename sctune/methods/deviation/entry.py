@@ -125,6 +125,11 @@ def _check_patches(config: TrialConfig) -> None:
 def _check_density(config: TrialConfig) -> None:
     if config.model.normal_head == "mlp":
         return
+    if config.data.shuffle_labels:
+        raise ValueError(
+            f"data.shuffle_labels=true: the density of model.normal_head={config.model.normal_head} draws no batches "
+            "to shuffle labels in; use model.normal_head=mlp"
+        )
     try:
         density_config(config)
     except ConfigError as problem:

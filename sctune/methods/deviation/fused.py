@@ -21,7 +21,7 @@ from sctune.config import TrialConfig
 from sctune.data.batches import stream
 from sctune.errors import CheckpointError, DataError
 from sctune.methods.base import MODEL, Maps, Method, PseudoExample, Scorer, Scores, TaskImages, Variant, model_tensors
-from sctune.methods.deviation.density import WEIGHT, cell_share, density_config, density_variants, density_weight
+from sctune.methods.deviation.density import WEIGHT, auto_weight, cell_share, density_config, density_variants
 from sctune.methods.deviation.method import DeviationMethod
 from sctune.methods.registry import method_class
 from sctune.methods.untrained.cells import CellScore
@@ -36,7 +36,10 @@ rounding."""
 LEAST_OF_TURNS = 0.1
 """Of held-out scores of the density over four turns, in deviations of one: turns that are independent leave a half."""
 DENSITY, SCALE = "density.", "fused.scale"
-"""Begin the names of the density's tensors; name of mean and standard deviation [2] of held-out detector scores."""
+"""Begin the names of the density's tensors; name of mean and standard deviation of held-out detector scores and the
+density's weight of `score.density=auto` [3]."""
+EARLIER_WEIGHT = 1.0
+"""Of a state without one, when it was the default."""
 
 
 class Density(Protocol):
@@ -62,11 +65,11 @@ class FusedScore(nn.Module):
 
     scale: Tensor
 
-    def __init__(self, detector: nn.Module, density: nn.Module, scale: Tensor, config: TrialConfig) -> None:
+    def __init__(self, detector: nn.Module, density: nn.Module, scale: Tensor, weight: float, turns: int) -> None:
         super().__init__()
         self.detector = detector
         self.density = density
-        self.weight, self.turns = density_weight(config), config.score.turns
+        self.weight, self.turns = weight, turns
         self.register_buffer("scale", scale.float())
 
     def forward(self, pixels: Tensor) -> Tensor:
@@ -79,16 +82,17 @@ class BesideMethod(Method):
     """Score: that of the detector in standard deviations of held-out normals, plus `score.density` times the density.
 
     Both parts have mean 0 and deviation 1 on normal images that neither has learned from: a tenth of the training
-    normals is kept from the detector for it. trained_part: the detector; scale [2]: mean and deviation of its held-out
-    scores.
+    normals is kept from the detector for it. trained_part: the detector; scale [3]: mean and deviation of its held-out
+    scores, and the weight that `score.density=auto` has.
     """
 
     density: Density
+    scale: Tensor
 
     def __init__(self, config: TrialConfig, device: torch.device, detector: DeviationMethod) -> None:
         super().__init__(config, device)
         self.trained_part = detector
-        self.scale = torch.tensor([0.0, 1.0], dtype=torch.float64)
+        self._set_scale(0.0, 1.0, EARLIER_WEIGHT)
         self._held = np.zeros((0, 0, 0, 3), np.uint8)
 
     def _scale_over_turns(self) -> None:
@@ -101,10 +105,23 @@ class BesideMethod(Method):
         assert isinstance(combination, Combination)
         combination.rescale(float(scores.mean()), max(float(scores.std(ddof=1)), LEAST_OF_TURNS))
 
+    def _keep(self, images: TaskImages, held: np.ndarray) -> None:
+        """What the scales are taken from; held: rows of the held-out normals."""
+        self._held = images.take(held)
+        self._set_scale(0.0, 1.0, auto_weight(self.config, len(images.anomalies)))
+
+    def weight(self, config: TrialConfig) -> float:
+        """Of the density, beside 1 for the detector."""
+        chosen = config.score.density
+        return float(self.scale[2]) if chosen == "auto" else chosen
+
     def _rescale(self) -> dict[str, float]:
         scores = self.trained_part.scorer()(self._held)
-        self.scale = torch.tensor([scores.mean(), max(scores.std(ddof=1), LEAST_SPREAD)], dtype=torch.float64)
+        self._set_scale(float(scores.mean()), max(float(scores.std(ddof=1)), LEAST_SPREAD), float(self.scale[2]))
         return {"held_out_score_sd": float(self.scale[1])}
+
+    def _set_scale(self, mean: float, deviation: float, weight: float) -> None:
+        self.scale = torch.tensor([mean, deviation, weight], dtype=torch.float64)
 
     def model_state(self) -> dict[str, Tensor]:
         density = {f"{DENSITY}{name}": value for name, value in self.density.model_state().items()}
@@ -140,7 +157,7 @@ class BesideMethod(Method):
             np.rot90(_cells(self.density, np.rot90(images, turn, (1, 2))), -turn, (1, 2))
             for turn in range(self.config.score.turns)
         ]
-        beside = density_weight(self.config) * np.mean(turned, axis=0)
+        beside = self.weight(self.config) * np.mean(turned, axis=0)
         found: Maps = (own / float(self.scale[1]) + beside).astype(np.float32)
         return found
 
@@ -167,7 +184,7 @@ class BesideMethod(Method):
         beside = {turns: self._beside(images, turns, shares) for turns in {one.score.turns for one in chosen}}
         return [
             self._scaled(scores[several.index(part)])
-            + density_weight(one) * beside[one.score.turns][shares.index(cell_share(one))]
+            + self.weight(one) * beside[one.score.turns][shares.index(cell_share(one))]
             for one, part in zip(chosen, own, strict=True)
         ]
 
@@ -217,7 +234,7 @@ class FusedMethod(BesideMethod):
         # cross-fits never score an image by a fit that has it, so that the density takes all
         self.density.prepare(images if self.config.score.turns == 1 else trained)
         self.trained_part.prepare(trained)
-        self._held = images.take(held)
+        self._keep(images, held)
 
     def run_epoch(self, epoch: int, should_stop: Callable[[], bool]) -> dict[str, float]:
         metrics = dict(self.trained_part.run_epoch(epoch, should_stop))
@@ -236,7 +253,8 @@ class FusedMethod(BesideMethod):
 
     def module(self) -> nn.Module:
         parts = self.trained_part.module(), self.density.module()
-        return FusedScore(*parts, self.scale.clone(), self.config).requires_grad_(False).eval()
+        found = FusedScore(*parts, self.scale.clone(), self.weight(self.config), self.config.score.turns)
+        return found.requires_grad_(False).eval()
 
     def time_step(self) -> tuple[float, int]:
         seconds, steps = self.trained_part.time_step()
@@ -247,7 +265,7 @@ class FusedMethod(BesideMethod):
 
     def _fused(self, scores: np.ndarray, images: np.ndarray) -> Scores:
         beside = self._beside(images, self.config.score.turns, [cell_share(self.config)])[0]
-        return self._scaled(scores) + density_weight(self.config) * beside
+        return self._scaled(scores) + self.weight(self.config) * beside
 
 
 def _reference(config: TrialConfig) -> type[Reference]:
@@ -284,8 +302,14 @@ def held_out(normals: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
 def parted(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
     """Detector, density and scale from a model state; raises CheckpointError where a part is missing."""
     scale = tensors.get(SCALE)
-    if scale is None or scale.shape != (2,) or not bool(torch.isfinite(scale).all()) or float(scale[1]) <= 0:
+    if (
+        scale is None
+        or scale.shape not in ((2,), (3,))
+        or not bool(torch.isfinite(scale).all())
+        or float(scale[1]) <= 0
+    ):
         raise CheckpointError("the model has no density beside its detector; it is of another model.normal_head")
     held = {name.removeprefix(DENSITY): value for name, value in tensors.items() if name.startswith(DENSITY)}
     own = {name: value for name, value in tensors.items() if not name.startswith(DENSITY) and name != SCALE}
-    return own, held, scale.cpu().double()
+    known = [*scale.tolist(), EARLIER_WEIGHT][:3]
+    return own, held, torch.tensor(known, dtype=torch.float64)

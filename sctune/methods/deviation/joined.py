@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from sctune.config import TrialConfig
 from sctune.errors import StoppedError
 from sctune.methods.base import Scorer, Scores, TaskImages
-from sctune.methods.deviation.density import density_weight
 from sctune.methods.deviation.detector import Detector, over_turns
 from sctune.methods.deviation.fused import BesideMethod, held_out, parted
 from sctune.methods.deviation.method import DeviationMethod
@@ -52,11 +51,11 @@ class JoinedScore(nn.Module):
 
     scale: Tensor
 
-    def __init__(self, density: TrunkDensity, scale: Tensor) -> None:
+    def __init__(self, density: TrunkDensity, scale: Tensor, weight: float) -> None:
         super().__init__()
         self.pixels = PixelScore(density.detector.scored)
         self.density = copy.deepcopy(density.fitted).cpu()
-        self.weight = density_weight(density.config)
+        self.weight = weight
         self._both = OnePass(self.pixels.detector, density)
         self.register_buffer("scale", scale.float())
 
@@ -94,7 +93,7 @@ class JoinedMethod(BesideMethod):
         self.trained_part.prepare(TaskImages(images.array, rest, images.anomalies))
         parts = (Picked(images.array, rows) for rows in (rest, images.anomalies, held))
         self.density.prepare(Training(*parts))
-        self._held = images.take(held)
+        self._keep(images, held)
 
     def run_epoch(self, epoch: int, should_stop: Callable[[], bool]) -> dict[str, float]:
         def ask() -> None:
@@ -113,7 +112,7 @@ class JoinedMethod(BesideMethod):
         return lambda images: self._together(images, BATCH)
 
     def module(self) -> nn.Module:
-        return JoinedScore(self.density, self.scale.clone()).requires_grad_(False).eval()
+        return JoinedScore(self.density, self.scale.clone(), self.weight(self.config)).requires_grad_(False).eval()
 
     def time_step(self) -> tuple[float, int]:
         seconds, steps = self.trained_part.time_step()
@@ -133,5 +132,5 @@ class JoinedMethod(BesideMethod):
             for start in range(0, len(images), batch_size):
                 pixels = to_pixels(images[start : start + batch_size], self.device, self.config.runtime.channels_last)
                 own, beside = (one.double().cpu().numpy() for one in both(normalise(pixels), references, model))
-                parts.append(self._scaled(own) + density_weight(self.config) * beside)
+                parts.append(self._scaled(own) + self.weight(self.config) * beside)
         return np.concatenate(parts)

@@ -35,7 +35,9 @@ class SearchOptions(StudyOptions):
     name: str | None = asked(PLACES, None, "Study name; default: space, date and time.")
     profile: str | None = asked(SPACE, None, "smoke, cpu, gpu or paper; default: what the machine has.")
     method: str | None = asked(
-        SPACE, None, "Start from saliencycut, dra, devnet, gaussian or patch_bank; default: the profile's, saliencycut."
+        SPACE,
+        None,
+        "Start from saliencycut, dra, devnet, gaussian or patch_bank; default: SaliencyCut as the profile has it.",
     )
     data: str | None = asked(DATA, None, "elpv, a folder (MVTec layout or ok/ + nok/) or a CSV file.")
     normal: str | None = asked(DATA, None, "Folder of normal images, with --anomalous.")
