@@ -46,7 +46,7 @@ def test_from_the_limit_on_the_line_says_what_was_seen_and_where(values: Path) -
     line = proxy_warning("general", 1, path=values)
     assert NOT_SHOWN not in line
     assert (
-        "to Kendall tau 0.30 [0.05, 0.55], measured over 20 configurations on elpv (profile cpu, benchmarks/)" in line
+        "to Kendall tau 0.30 [0.05, 0.55], measured over 20 configurations on elpv (heads alone, profile cpu, benchmarks/)" in line
     )
     assert line.endswith("other data may differ")
     # not by rounding

@@ -53,7 +53,7 @@ def proxy_warning(
         )
     return (
         f"{share} a proxy (pseudo anomalies); its order of configurations agrees with that by real anomalies to "
-        f"{tau}, measured {where} (profile {evidence['profile']}, benchmarks/); other data may differ"
+        f"{tau}, measured {where} (heads alone, profile {evidence['profile']}, benchmarks/); other data may differ"
     )
 
 
