@@ -45,9 +45,8 @@ def test_a_low_tau_is_not_enough(values: Path) -> None:
 def test_from_the_limit_on_the_line_says_what_was_seen_and_where(values: Path) -> None:
     line = proxy_warning("general", 1, path=values)
     assert NOT_SHOWN not in line
-    assert (
-        "to Kendall tau 0.30 [0.05, 0.55], measured over 20 configurations on elpv (heads alone, profile cpu, benchmarks/)" in line
-    )
+    assert "to Kendall tau 0.30 [0.05, 0.55], measured over 20 configurations on elpv" in line
+    assert "(heads alone, profile cpu, benchmarks/)" in line
     assert line.endswith("other data may differ")
     # not by rounding
     assert NOT_SHOWN in proxy_warning("general", 2, path=values)
