@@ -30,6 +30,7 @@ BUILT_IN = {
     "gaussian": "sctune.methods.untrained.entry:GAUSSIAN",
     "patch_bank": "sctune.methods.untrained.entry:PATCH_BANK",
     "mlep": "sctune.methods.mlep.entry:ENTRY",
+    "saoe": "sctune.methods.saoe.entry:ENTRY",
 }
 
 METHOD_SECTIONS = ("augment", "model", "score", "loss", "optim")

@@ -217,7 +217,9 @@ def trunk_maps(backbone: Backbone, pixels: Tensor, runtime: RuntimeConfig) -> Te
 
 
 def _means(rows: Sequence[Mapping[str, Tensor]]) -> dict[str, float]:
-    return {name: float(torch.stack([row[name] for row in rows]).double().mean()) for name in rows[0]}
+    """Mean of each figure over the steps that have it."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {name: float(torch.stack([row[name] for row in rows if name in row]).double().mean()) for name in names}
 
 
 def _moments(optimiser: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> dict[int, dict[str, Tensor]]:

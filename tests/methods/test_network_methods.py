@@ -21,16 +21,17 @@ from sctune.train.heatmap import heat_maps
 from sctune.train.rescore import rescored, score_variants
 from sctune.train.trainer import Trainer
 
-PUBLISHED = {"mlep": "mlep_image"}
+PUBLISHED = {"mlep": "mlep_image", "saoe": "saoe_no_outliers"}
 """Method -> its name for `--method`."""
-HEAT_MAPS = {"mlep": True}
+HEAT_MAPS = {"mlep": True, "saoe": True}
 CPU = torch.device("cpu")
 
 
 def small(tiny: TrialConfig, name: str) -> TrialConfig:
     """Trained for two epochs, from ImageNet's weights, so that different images have different scores."""
-    more = {"model.weights": "imagenet", "augment.rotation": "quarter", "optim.lr": 2e-3}
-    return tiny.override({"method.name": name, **more})
+    more: dict[str, object] = {"model.weights": "imagenet", "augment.rotation": "quarter", "optim.lr": 2e-3}
+    own = {"method.turned": "always", "budget.iterations": 3} if name == "saoe" else {}
+    return tiny.override({"method.name": name, **more, **own})
 
 
 @pytest.fixture(scope="module", params=list(PUBLISHED))
