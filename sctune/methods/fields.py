@@ -8,6 +8,7 @@ TRUNK = (
     "model.backbone",
     "model.weights",
     "model.tap",
+    "model.taps",
     "model.freeze",
     "model.batch_norm",
     "model.batch_norm_momentum",

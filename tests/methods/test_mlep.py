@@ -109,7 +109,7 @@ def test_a_step_lowers_the_loss_that_is_written_down(trainer: Trainer, config: T
     method = method_of(Trainer(config.override({"method.hinge_weight": 3.0})))
     triples, net = method.triples(0), method.network.train()
     z = unit_rms(net.backbone(normalise(triples.images))).detach()
-    pictures = net.decoder(z[:6])
+    pictures = net.decoder(z[:6]).detach()
     error = sum((triples.images[part] - pictures[part]).abs().mean() for part in (slice(0, 3), slice(3, 6)))
     hinge = max(0.0, 1 + float((z[:3] - z[3:6]).square().mean()) - float((z[:3] - z[6:]).square().mean()))
     # as trained: batch norm of the frozen blocks stays, that of the others is the batch's

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from sctune.config import TrialConfig, load_profile, method_entry
+from sctune.deploy.build import model_parts
 from sctune.deploy.export import generated_images
 from sctune.deploy.parity import score_parity
 from sctune.errors import CheckpointError, ConfigError, DataError, NonFiniteError, StoppedError
@@ -30,7 +31,8 @@ CPU = torch.device("cpu")
 def small(tiny: TrialConfig, name: str) -> TrialConfig:
     """Trained for two epochs, from ImageNet's weights, so that different images have different scores."""
     more: dict[str, object] = {"model.weights": "imagenet", "augment.rotation": "quarter", "optim.lr": 2e-3}
-    own = {"method.turned": "always", "budget.iterations": 3} if name == "saoe" else {}
+    # two members stand for three
+    own = {"method.turned": "always", "method.members": "confetti,turned"} if name == "saoe" else {}
     return tiny.override({"method.name": name, **more, **own})
 
 
@@ -81,6 +83,7 @@ def test_a_model_of_its_tensors_scores_the_same(trainer: Trainer, images: np.nda
     stored = {name: value.clone() for name, value in trainer.method.model_state().items()}
     model = trained_method(trainer.config, CPU, stored)
     np.testing.assert_array_equal(model.score(images), trainer.method.score(images))
+    assert model_parts(trainer, {}).threshold is not None
     embedded = trainer.method.embed(images)
     assert embedded is not None and len(embedded) == len(images) and embedded.ndim == 2
     for wrong in (
@@ -117,6 +120,7 @@ def test_it_goes_on_from_a_checkpoint_bit_by_bit(trainer: Trainer) -> None:
             Trainer(trainer.config).load_state(wrong, json.loads(json.dumps(meta)))
 
 
+@pytest.mark.timeout(400)
 def test_an_exported_module_scores_alike(trainer: Trainer, tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
@@ -189,14 +193,24 @@ def test_the_dry_run_times_a_step(trainer: Trainer) -> None:
     assert seconds > 0 and steps == trainer.config.budget.iterations
 
 
+def test_several_maps_are_looked_at_on_one_grid(trainer: Trainer, images: np.ndarray) -> None:
+    several = trainer.config.override({"model.taps": "stride8,middle", "budget.epochs": 1})
+    other = Trainer(several)
+    other.run_epoch()
+    scores = other.method.score(images)
+    assert len(np.unique(scores)) == len(images)
+    maps = heat_maps(other.method, images[:2], "score")
+    assert maps is not None and maps.mean(axis=(1, 2)) == pytest.approx(scores[:2], rel=1e-3, abs=1e-3)
+
+
 def test_shuffled_labels_train_otherwise(trainer: Trainer) -> None:
     reports = trainer.reports  # type: ignore[attr-defined]
     assert Trainer(trainer.config.override({"data.shuffle_labels": True})).run_epoch().scores != reports[0].scores
 
 
-@pytest.mark.parametrize("field", ["model.taps", "augment.kind", "loss.margin", "score.turns"])
+@pytest.mark.parametrize("field", ["model.top_k", "augment.kind", "loss.margin", "score.turns"])
 def test_what_they_have_no_use_for_is_refused(field: str, tiny: TrialConfig) -> None:
-    values = {"model.taps": "middle,deep", "augment.kind": "cutmix", "loss.margin": 2.0, "score.turns": 4}
+    values = {"model.top_k": 0.2, "augment.kind": "cutmix", "loss.margin": 2.0, "score.turns": 4}
     for name in PUBLISHED:
         with pytest.raises(ConfigError, match=f"method {name} has no use for it"):
             small(tiny, name).override({field: values[field]})

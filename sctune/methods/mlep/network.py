@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from sctune.backbones.registry import backbone_entry
+from sctune.backbones.registry import feature_side, tap_list
 from sctune.backbones.trunk import Backbone
 from sctune.config import TrialConfig
 from sctune.methods.mlep.entry import MlepSection
@@ -63,13 +63,13 @@ class MlepNetwork(nn.Module):
         self.section = config.method
         self.runtime = config.runtime
         size = config.data.image_size
-        entry = backbone_entry(config.model.backbone)
-        tap = entry.tap(config.model.tap)
+        name, names = config.model.backbone, config.model.tap_names
+        # several maps stand on the grid of the largest one
+        stride, side = min(tap.stride for tap in tap_list(name, names)), feature_side(size, name, names)
         width = self.section.decoder_width or max(LEAST_WIDTH, backbone.channels // 2)
         self.backbone = backbone
-        self.decoder = Decoder(backbone.channels, max(1, (tap.stride - 1).bit_length()), size, width)
+        self.decoder = Decoder(backbone.channels, max(1, (stride - 1).bit_length()), size, width)
         self.highest = max(1, int(self.section.error_share * size * size + 1e-9))
-        side = entry.rounding(size, tap)
         self.register_buffer("typical", torch.zeros(backbone.channels, side, side))
         self.register_buffer("moments", torch.tensor([[0.0] * 3, [1.0] * 3]))
 
