@@ -15,14 +15,14 @@ def method_names() -> tuple[str, ...]:
 
 
 def method_values(name: str, profile: str) -> dict[str, Any]:
-    """Dotted configuration values of a method; profile `paper` adds what its published code has besides.
+    """Dotted configuration values of a method, with what it has for the profile besides: `paper`, its published code's.
 
     Raises ConfigError for an unknown method.
     """
     methods = _published()
     if name not in methods:
         raise ConfigError(f"unknown method {name!r}; {nearest(name, methods)}")
-    parts = [methods[name]["config"], methods[name].get("paper", {}) if profile == "paper" else {}]
+    parts = [methods[name]["config"], methods[name].get(profile, {})]
     values = {
         f"{section}.{field}": value
         for part in parts
