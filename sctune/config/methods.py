@@ -29,6 +29,7 @@ BUILT_IN = {
     "deviation": "sctune.methods.deviation.entry:ENTRY",
     "gaussian": "sctune.methods.untrained.entry:GAUSSIAN",
     "patch_bank": "sctune.methods.untrained.entry:PATCH_BANK",
+    "mlep": "sctune.methods.mlep.entry:ENTRY",
     "ssm": "sctune.methods.ssm.entry:ENTRY",
 }
 

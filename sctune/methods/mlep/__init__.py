@@ -1,0 +1,1 @@
+"""MLEP, margin learning embedded prediction, in an image form of our own (`mlep`)."""

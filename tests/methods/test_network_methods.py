@@ -1,0 +1,201 @@
+"""Methods that train a network of their own: what every score, state, picture and export of theirs must hold."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from sctune.config import TrialConfig, load_profile, method_entry
+from sctune.deploy.export import generated_images
+from sctune.deploy.parity import score_parity
+from sctune.errors import CheckpointError, ConfigError, DataError, NonFiniteError, StoppedError
+from sctune.methods.base import TaskImages
+from sctune.methods.named import method_values
+from sctune.methods.registry import fresh_method, trained_method
+from sctune.search.space.definition import load_space
+from sctune.train.heatmap import heat_maps
+from sctune.train.rescore import rescored, score_variants
+from sctune.train.trainer import Trainer
+
+PUBLISHED = {"mlep": "mlep_image"}
+"""Method -> its name for `--method`."""
+HEAT_MAPS = {"mlep": True}
+CPU = torch.device("cpu")
+
+
+def small(tiny: TrialConfig, name: str) -> TrialConfig:
+    """Trained for two epochs, from ImageNet's weights, so that different images have different scores."""
+    more = {"model.weights": "imagenet", "augment.rotation": "quarter", "optim.lr": 2e-3}
+    return tiny.override({"method.name": name, **more})
+
+
+@pytest.fixture(scope="module", params=list(PUBLISHED))
+def trainer(request: pytest.FixtureRequest, tiny: TrialConfig) -> Trainer:
+    trainer = Trainer(small(tiny, request.param))
+    trainer.reports = list(trainer.fit())  # type: ignore[attr-defined]
+    return trainer
+
+
+@pytest.fixture(scope="module")
+def images(trainer: Trainer) -> np.ndarray:
+    """Some of both classes."""
+    return np.array(trainer.selection.images[:: max(1, len(trainer.selection.images) // 7)])
+
+
+def task_images(trainer: Trainer) -> TaskImages:
+    found: TaskImages = trainer.method.images  # type: ignore[attr-defined]
+    return found
+
+
+def test_profiles_and_spaces_know_them(tiny: TrialConfig) -> None:
+    for name, published in PUBLISHED.items():
+        entry = method_entry(name)
+        assert entry.trains and entry.settings == ("general", "hard", "anomaly-free")
+        searched = load_space(name, tiny).by_name
+        assert set(searched) == set(entry.hyperparameters)
+        paper = load_profile("paper").override(method_values(published, "paper"))
+        assert (paper.data.image_size, paper.model.backbone, paper.normal_slots) == (448, "resnet18", 32)
+        assert (paper.optim.lr, paper.optim.weight_decay) == (2e-4, 1e-5)
+        assert (paper.budget.epochs, paper.budget.iterations, paper.budget.batch_size) == (30, 20, 48)
+        rates = [paper.learning_rate(epoch) for epoch in range(30)]
+        assert rates == pytest.approx([2e-4] * 10 + [2e-5] * 10 + [2e-6] * 10)
+        cpu = load_profile("cpu").override(method_values(published, "cpu"))
+        assert (cpu.data.image_size, cpu.model.backbone) == (160, "efficientnet_lite0")
+        assert "our" in entry.describe(cpu)
+
+
+def test_the_same_image_has_the_same_score_whatever_it_is_scored_with(trainer: Trainer, images: np.ndarray) -> None:
+    scores = trainer.method.score(images)
+    assert scores.dtype == np.float64 and len(np.unique(scores)) == len(images)
+    np.testing.assert_array_equal(scores, [trainer.method.score(image[None])[0] for image in images])
+    np.testing.assert_array_equal(scores, trainer.method.score(images[::-1])[::-1])
+    assert trainer.method.score(images[:0]).shape == (0,)
+
+
+def test_a_model_of_its_tensors_scores_the_same(trainer: Trainer, images: np.ndarray) -> None:
+    stored = {name: value.clone() for name, value in trainer.method.model_state().items()}
+    model = trained_method(trainer.config, CPU, stored)
+    np.testing.assert_array_equal(model.score(images), trainer.method.score(images))
+    embedded = trainer.method.embed(images)
+    assert embedded is not None and len(embedded) == len(images) and embedded.ndim == 2
+    for wrong in (
+        {},
+        {name: value for name, value in stored.items() if name != min(stored)},
+        stored | {"more": torch.zeros(1)},
+        stored | {min(stored): stored[min(stored)].double()},
+    ):
+        with pytest.raises(CheckpointError, match=f"none of method {trainer.config.method.name}") as caught:
+            trained_method(trainer.config, CPU, wrong)
+        assert "\n" not in str(caught.value)
+
+
+def test_it_goes_on_from_a_checkpoint_bit_by_bit(trainer: Trainer) -> None:
+    first = Trainer(trainer.config)
+    report = first.run_epoch()
+    reports = trainer.reports  # type: ignore[attr-defined]
+    assert report.scores == reports[0].scores and reports[0].scores != reports[1].scores
+    tensors, meta = first.state()
+    later = Trainer(trainer.config)
+    later.load_state(tensors, json.loads(json.dumps(meta)))
+    (last,) = later.fit()
+    assert last.scores == reports[1].scores
+    whole = trainer.state()[0]
+    assert whole.keys() == later.state()[0].keys()
+    assert all(torch.equal(value, whole[name]) for name, value in later.state()[0].items())
+    moments = [name for name in tensors if name.startswith("optim/")]
+    for wrong in (
+        {name: value for name, value in tensors.items() if name != moments[0]},
+        tensors | {"optim/9999/step": torch.zeros(())},
+        tensors | {"odd": torch.zeros(())},
+    ):
+        with pytest.raises(CheckpointError, match="does not fit the optimiser"):
+            Trainer(trainer.config).load_state(wrong, json.loads(json.dumps(meta)))
+
+
+def test_an_exported_module_scores_alike(trainer: Trainer, tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    images = np.concatenate([generated_images(trainer.config.data.image_size, 6), trainer.selection.images[:4]])
+    pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
+    shapes = ({0: torch.export.Dim("images")},)
+    program = torch.export.export(trainer.method.module(), (pixels[:2],), dynamic_shapes=shapes, strict=False)
+    made = torch.onnx.export(program, input_names=["pixels"], dynamo=True, external_data=False, verbose=False)
+    assert made is not None
+    made.save(tmp_path / "model.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    for some in (pixels, pixels[:1]):
+        (scores,) = session.run(None, {"pixels": some.numpy()})
+        own = trainer.method.score(images)[: len(some)]
+        assert score_parity(own, scores.astype(np.float64), None).holds
+
+
+def test_it_stops_when_it_is_told(trainer: Trainer) -> None:
+    asked = 0
+
+    def should_stop() -> bool:
+        nonlocal asked
+        asked += 1
+        return asked > count
+
+    for count in (0, 1, trainer.config.budget.iterations):
+        asked, method = 0, fresh_method(trainer.config, CPU)
+        method.prepare(task_images(trainer))
+        with pytest.raises(StoppedError, match="stopped in epoch 1"):
+            method.run_epoch(0, should_stop)
+        assert asked == count + 1
+
+
+def test_heat_maps(trainer: Trainer, images: np.ndarray) -> None:
+    maps = heat_maps(trainer.method, images[:2], "score")
+    assert (maps is not None) == HEAT_MAPS[trainer.config.method.name]
+    if maps is not None:
+        assert maps.shape == images[:2].shape[:3] and maps.dtype == np.float32 and np.isfinite(maps).all()
+    gradients = heat_maps(trainer.method, images[:2], "gradient")
+    assert gradients is not None and np.isfinite(gradients).all() and (gradients.max(axis=(1, 2)) > 0).all()
+
+
+def test_rescoring_begins_with_the_score_itself(trainer: Trainer) -> None:
+    variants = score_variants(trainer.config)
+    assert len(variants) > 1 and len({json.dumps(one, sort_keys=True) for one in variants}) == len(variants)
+    values = [raw for _, raw in rescored(trainer, variants)]
+    np.testing.assert_allclose(values[0][""], trainer.method.score(trainer.selection.images), rtol=1e-4, atol=1e-4)
+    assert any(not np.allclose(values[0][""], other[""]) for other in values[1:])
+
+
+def test_a_training_of_no_numbers_fails_as_one(trainer: Trainer) -> None:
+    method = fresh_method(trainer.config, CPU)
+    method.prepare(task_images(trainer))
+    with torch.no_grad():
+        next(iter(method.network.parameters())).fill_(float("nan"))  # type: ignore[attr-defined]
+    with pytest.raises(NonFiniteError, match=r"in epoch 1; a smaller optim\.lr may help"):
+        method.run_epoch(0, lambda: False)
+
+
+def test_too_few_normals_are_one_line(trainer: Trainer) -> None:
+    held = task_images(trainer)
+    with pytest.raises(DataError, match="needs 2 normal training images at least, and 1 are there"):
+        fresh_method(trainer.config, CPU).prepare(TaskImages(held.array, held.normals[:1], held.anomalies))
+
+
+def test_the_dry_run_times_a_step(trainer: Trainer) -> None:
+    method = fresh_method(trainer.config, CPU)
+    method.prepare(task_images(trainer))
+    seconds, steps = method.time_step()
+    assert seconds > 0 and steps == trainer.config.budget.iterations
+
+
+def test_shuffled_labels_train_otherwise(trainer: Trainer) -> None:
+    reports = trainer.reports  # type: ignore[attr-defined]
+    assert Trainer(trainer.config.override({"data.shuffle_labels": True})).run_epoch().scores != reports[0].scores
+
+
+@pytest.mark.parametrize("field", ["model.taps", "augment.kind", "loss.margin", "score.turns"])
+def test_what_they_have_no_use_for_is_refused(field: str, tiny: TrialConfig) -> None:
+    values = {"model.taps": "middle,deep", "augment.kind": "cutmix", "loss.margin": 2.0, "score.turns": 4}
+    for name in PUBLISHED:
+        with pytest.raises(ConfigError, match=f"method {name} has no use for it"):
+            small(tiny, name).override({field: values[field]})
