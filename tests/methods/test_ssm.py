@@ -77,12 +77,14 @@ def test_hide_sets_are_disjoint_and_cover_the_image(cell: int, hidden: list[int]
 
 
 def test_rounds_hide_by_seeds_of_their_own_whatever_the_trial_s() -> None:
-    assert not torch.equal(scoring_masks(0, 8), scoring_masks(1, 8))
+    assert not torch.equal(scoring_masks(0, (8,)), scoring_masks(1, (8,)))
     one, two = (ErrorScore(ssm(refine=True).override({"seed": seed})) for seed in (1, 2))
     for number in (0, 1):
-        held = f"masks_{number}_8"
+        held = f"masks_{number}"
         assert torch.equal(one.get_buffer(held), two.get_buffer(held))
-        assert torch.equal(one.get_buffer(held), scoring_masks(number, 8))
+        assert torch.equal(one.get_buffer(held), scoring_masks(number, (8,)))
+    three = scoring_masks(0, (2, 4, 8))
+    assert torch.equal(three[6:], scoring_masks(0, (8,))) and torch.equal(three[3:6], scoring_masks(0, (4,)))
 
 
 def test_a_block_is_surely_normal_where_more_than_four_fifths_of_it_are() -> None:
@@ -259,8 +261,8 @@ def test_parts_of_the_loss_and_their_weights() -> None:
 
 
 def test_shares_of_the_cells() -> None:
-    assert cell_shares((2, 4, 8), "cell") == pytest.approx({2: 4 / 84, 4: 16 / 84, 8: 64 / 84})
-    assert cell_shares((2, 4, 8), "equal") == pytest.approx({2: 1 / 3, 4: 1 / 3, 8: 1 / 3})
+    assert cell_shares((2, 4, 8), "cell") == pytest.approx([4 / 84, 16 / 84, 64 / 84])
+    assert cell_shares((2, 4, 8), "equal") == pytest.approx([1 / 3] * 3)
 
 
 def with_unet(config: TrialConfig, unet: nn.Module | None = None) -> ErrorScore:
@@ -290,7 +292,7 @@ def test_the_order_of_scores_is_that_of_the_public_code() -> None:
     levels, theirs = gradients(images), torch.zeros(2, SIDE, SIDE)
     with torch.no_grad():
         for cell in (2, 4, 8):
-            parts = dissimilarities(levels, gradients(score.reconstructed(images, cell)))
+            parts = dissimilarities(levels, gradients(score.reconstructed(images, scoring_masks(0, (cell,)))[:, 0]))
             maps = [functional.interpolate(1 - part, size=SIDE, mode="bilinear")[:, 0] for part in parts]
             theirs += (1 - torch.stack(maps).sum(0)) / 4 / (SIDE // cell) ** 2
         theirs = torch.stack([torch.from_numpy(ndimage.gaussian_filter(one.numpy(), 7.0)) for one in theirs])
@@ -315,8 +317,8 @@ def test_a_second_round_hides_only_what_was_not_surely_normal() -> None:
     second = score.error_maps(images)
     shown_before, shown = unet.shown[0].unflatten(0, (2, 3)), unet.shown[1].unflatten(0, (2, 3))
     visible = surely_normal(first, torch.tensor(threshold))
-    assert torch.equal(shown_before, scoring_masks(0, 8).expand(2, -1, -1, -1, -1))
-    assert torch.equal(shown, torch.maximum(scoring_masks(1, 8).expand(2, -1, -1, -1, -1), visible[:, None]))
+    assert torch.equal(shown_before, scoring_masks(0, (8,)).expand(2, -1, -1, -1, -1))
+    assert torch.equal(shown, torch.maximum(scoring_masks(1, (8,)).expand(2, -1, -1, -1, -1), visible[:, None]))
     assert 0.2 < visible[0].mean() < 0.8
     assert second[0].sum() < first[0].sum()
 
@@ -331,8 +333,7 @@ def test_ends_of_the_second_round() -> None:
         # nothing is, as before a threshold is known: the second round's masks as they were drawn
         for threshold in (0.0, float("nan")):
             score.threshold.fill_(threshold)
-            levels = gradients(images)
-            wanted = score.combined({8: score.side_errors(images, levels, 8, 1)})
+            wanted = score.combined(score.errors(images, scoring_masks(1, (8,))))
             assert torch.equal(score.error_maps(images), wanted)
 
 

@@ -17,7 +17,6 @@ from sctune.methods.base import TaskImages
 from sctune.methods.registry import fresh_method, trained_method
 from sctune.methods.ssm.entry import SIDE
 from sctune.methods.ssm.method import CALIBRATION_NORMALS, SsmMethod
-from sctune.methods.ssm.similarity import gradients
 from sctune.train.heatmap import heat_maps
 from sctune.train.rescore import rescored
 from sctune.train.trainer import Trainer
@@ -170,7 +169,7 @@ def test_the_threshold_is_the_quantile_of_errors_of_normal_training_images(train
     with torch.no_grad():
         for image in method.images.take(method.some_normals(CALIBRATION_NORMALS)):
             shrunk = method.network.shrunk(torch.from_numpy(image[None]).permute(0, 3, 1, 2).float() / 255)
-            errors.append(method.network.first_round(shrunk, gradients(shrunk)))
+            errors.append(method.network.first_round(shrunk))
     threshold = float(method.network.threshold)
     assert threshold == pytest.approx(trainer.reports[-1].metrics["sure_below"])  # type: ignore[attr-defined]
     assert float((torch.cat(errors) < threshold).float().mean()) == pytest.approx(0.6, abs=1e-3)
@@ -218,12 +217,13 @@ def test_other_ways_to_score(trainer: Trainer, images: np.ndarray) -> None:
     assert len(variants) == (3 + 4 * 2) * 4 + own["method.refine"]
     chosen = [variants[0], variants[5], variants[-1]]
     found = method.variant_scores(images, chosen)
-    np.testing.assert_array_equal(found[0], method.score(images))
+    # but for rounding, which hangs on how many sides are hidden at once
+    np.testing.assert_allclose(found[0], method.score(images), rtol=1e-5)
     for variant, scores in zip(chosen[1:], found[1:], strict=True):
         other = trained_method(config.override(variant), CPU, method.model_state())
-        np.testing.assert_array_equal(scores, other.score(images))
+        np.testing.assert_allclose(scores, other.score(images), rtol=1e-5)
     (value, raw), *_ = rescored(trainer, variants[:1])
-    assert raw == {"": trainer.method.score(trainer.selection.images).tolist()} and 0 <= value <= 1
+    assert raw[""] == pytest.approx(trainer.method.score(trainer.selection.images), rel=1e-5) and 0 <= value <= 1
 
 
 def test_a_checkpoint_fits_other_ways_to_score(trainer: Trainer) -> None:

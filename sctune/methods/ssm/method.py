@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import torch
@@ -22,8 +22,7 @@ from sctune.methods.ssm.entry import CELLS, SIDE, section_of, sides_of
 from sctune.methods.ssm.loss import masking_losses, weighted
 from sctune.methods.ssm.masks import SETS, hide_sets
 from sctune.methods.ssm.network import reconstruct
-from sctune.methods.ssm.scoring import ErrorScore
-from sctune.methods.ssm.similarity import gradients
+from sctune.methods.ssm.scoring import ErrorScore, scoring_masks
 
 CALIBRATION_NORMALS = 32
 """Most training normals whose errors say which error is surely normal."""
@@ -82,13 +81,13 @@ class SsmMethod(NetworkMethod):
 
     def settle(self, ask: Ask) -> dict[str, float]:
         """The error below which a pixel is surely normal, where a second round asks for it."""
-        section = section_of(self.config)
+        section, network = section_of(self.config), self.network
         if not section.refine or section.refine_quantile == "published":
             return {}
         normals = self.images.take(self.some_normals(CALIBRATION_NORMALS))
-        errors = self.over(normals, self._first_errors, batch_size=1, ask=ask)
+        errors = self.over(normals, lambda pixels: network.first_round(network.shrunk(pixels)), batch_size=1, ask=ask)
         threshold = float(np.quantile(errors, section.refine_quantile))
-        self.network.threshold.fill_(threshold)
+        network.threshold.fill_(threshold)
         return {"sure_below": threshold}
 
     def cells(self, images: np.ndarray) -> Maps | None:
@@ -124,26 +123,23 @@ class SsmMethod(NetworkMethod):
 
     def variant_scores(self, images: np.ndarray, variants: Sequence[Variant]) -> list[Scores]:
         scorers = [self._scorer_of(variant) for variant in variants]
-        sides = [side for side in CELLS if any(side in scorer.sides for scorer in scorers)]
+        sides = tuple(side for side in CELLS if any(side in scorer.sides for scorer in scorers))
+        masks = scoring_masks(0, sides).to(self.device)
+        places = [[sides.index(side) for side in scorer.sides] for scorer in scorers]
 
         def scores(pixels: Tensor) -> Tensor:
-            shrunk = self.network.shrunk(pixels)
-            levels = gradients(shrunk)
             # one reconstruction for all that only weigh and smooth its errors
-            known = {side: self.network.side_errors(shrunk, levels, side) for side in sides}
+            errors = self.network.errors(self.network.shrunk(pixels), masks)
             maps = [
-                scorer.error_maps(pixels) if scorer.section.refine else scorer.combined(known) for scorer in scorers
+                scorer.error_maps(pixels) if scorer.section.refine else scorer.combined(errors[:, chosen])
+                for scorer, chosen in zip(scorers, places, strict=True)
             ]
             return torch.stack([each.flatten(1).amax(1) for each in maps], dim=1)
 
         found = self.over(images, scores, batch_size=1).astype(np.float64)
         return list(found.T)
 
-    def _first_errors(self, pixels: Tensor) -> Tensor:
-        shrunk = self.network.shrunk(pixels)
-        return self.network.first_round(shrunk, gradients(shrunk))
-
-    def _scorer_of(self, variant: dict[str, Any]) -> ErrorScore:
+    def _scorer_of(self, variant: Variant) -> ErrorScore:
         scorer = ErrorScore(self.config.override(variant), self.network.unet).to(self.device).eval()
         scorer.threshold.copy_(self.network.threshold)
         return scorer

@@ -11,7 +11,7 @@ from sctune.config import TrialConfig
 from sctune.data.batches import stream
 from sctune.methods.pixels import autocast
 from sctune.methods.ssm.entry import SIDE, SsmSection, section_of, sides_of
-from sctune.methods.ssm.masks import hide_sets, surely_normal
+from sctune.methods.ssm.masks import SETS, hide_sets, surely_normal
 from sctune.methods.ssm.network import MaskedUNet, reconstruct
 from sctune.methods.ssm.similarity import error_map, gradients
 
@@ -25,22 +25,24 @@ the weighted mean of 1 - GMS.
 """
 
 
-def cell_shares(sides: tuple[int, ...], weight: str) -> dict[int, float]:
+def cell_shares(sides: tuple[int, ...], weight: str) -> list[float]:
     """Share of the error map of each side of a cell: as the area of a cell, or equal; they sum to 1."""
-    weights = {side: side**2 if weight == "cell" else 1 for side in sides}
-    return {side: value / sum(weights.values()) for side, value in weights.items()}
+    weights = [side**2 if weight == "cell" else 1 for side in sides]
+    return [value / sum(weights) for value in weights]
 
 
 class ErrorScore(nn.Module):
     """Pixels [N, 3, S, S] in [0, 1] -> scores [N] in [0, 1]: the highest value of the smoothed error map.
 
     The error of a pixel is the mean over four scales of 1 - GMS between the image and its reconstruction, and over the
-    sides of the cells that were hidden. S is data.image_size; the network sees 128 px. threshold: error below which a
-    second round takes a pixel for surely normal; no number before it was set.
+    K sides of the cells that were hidden. S is data.image_size; the network sees 128 px. unet: None for one that has
+    learned nothing. threshold: error below which a second round takes a pixel for surely normal; no number before it
+    was set.
     """
 
     shrink: Tensor
     blur: Tensor
+    shares: Tensor
     threshold: Tensor
 
     def __init__(self, config: TrialConfig, unet: MaskedUNet | None = None) -> None:
@@ -48,15 +50,14 @@ class ErrorScore(nn.Module):
         self.section: SsmSection = section_of(config)
         self.runtime = config.runtime
         self.sides = sides_of(self.section.score_cells)
-        self.shares = cell_shares(self.sides, self.section.weight)
         self.unet = MaskedUNet(self.section.width) if unet is None else unet
         known = self.section.refine_quantile == "published"
         self.register_buffer("threshold", torch.tensor(PUBLISHED_THRESHOLD if known else torch.nan))
+        self.register_buffer("shares", torch.tensor(cell_shares(self.sides, self.section.weight)), persistent=False)
         self.register_buffer("shrink", shrinking(config.data.image_size), persistent=False)
         self.register_buffer("blur", blurring(self.section.sigma), persistent=False)
         for number in range(2 if self.section.refine else 1):
-            for side in self.sides:
-                self.register_buffer(f"masks_{number}_{side}", scoring_masks(number, side), persistent=False)
+            self.register_buffer(f"masks_{number}", scoring_masks(number, self.sides), persistent=False)
 
     def forward(self, pixels: Tensor) -> Tensor:
         return self.error_maps(pixels).flatten(1).amax(1)
@@ -64,52 +65,51 @@ class ErrorScore(nn.Module):
     def error_maps(self, pixels: Tensor) -> Tensor:
         """Smoothed error maps [N, 128, 128] in [0, 1], of the last round."""
         images = self.shrunk(pixels)
-        levels = gradients(images)
-        first = self.first_round(images, levels)
+        first = self.first_round(images)
         if not self.section.refine:
             return first
         visible = surely_normal(first, self.threshold)
-        return self.combined({side: self.side_errors(images, levels, side, 1, visible) for side in self.sides})
+        return self.combined(self.errors(images, self.get_buffer("masks_1"), visible))
 
-    def first_round(self, images: Tensor, levels: list[Tensor]) -> Tensor:
-        """Smoothed error maps [N, 128, 128] of images [N, 3, 128, 128], all of which is hidden once.
-
-        levels: their gradients.
-        """
-        return self.combined({side: self.side_errors(images, levels, side) for side in self.sides})
+    def first_round(self, images: Tensor) -> Tensor:
+        """Smoothed error maps [N, 128, 128] of images [N, 3, 128, 128], all of which is hidden once."""
+        return self.combined(self.errors(images, self.get_buffer("masks_0")))
 
     def shrunk(self, pixels: Tensor) -> Tensor:
         """Pixels [N, 3, S, S] at the side that the network sees."""
         return self.shrink @ pixels @ self.shrink.mT
 
-    def side_errors(
-        self, images: Tensor, levels: list[Tensor], side: int, number: int = 0, visible: Tensor | None = None
-    ) -> Tensor:
-        """Errors [N, 128, 128] where cells of one side are hidden in round `number`, 0 or 1.
+    def errors(self, images: Tensor, masks: Tensor, visible: Tensor | None = None) -> Tensor:
+        """Errors [N, K, 128, 128] of images [N, 3, 128, 128] by each of K times three masks; as `reconstructed`."""
+        made = self.reconstructed(images, masks, visible)
+        pairs = torch.stack([images[:, None].expand_as(made), made]).flatten(0, 2)
+        levels = [level.unflatten(0, (2, -1)) for level in gradients(pairs)]
+        found = error_map([level[0] for level in levels], [level[1] for level in levels])
+        return found.unflatten(0, (-1, made.shape[1]))
 
-        levels: gradients of the images; visible: what no pass hides [N, 1, 128, 128].
+    def reconstructed(self, images: Tensor, masks: Tensor, visible: Tensor | None = None) -> Tensor:
+        """Images [N, 3, 128, 128] made anew from each of K times three masks [3K, 1, 128, 128]: [N, K, 3, 128, 128].
+
+        visible: what none of the masks hides [N, 1, 128, 128].
         """
-        return error_map(levels, gradients(self.reconstructed(images, side, number, visible)))
-
-    def reconstructed(self, images: Tensor, side: int, number: int = 0, visible: Tensor | None = None) -> Tensor:
-        """Images [N, 3, 128, 128] made anew from masks that hide cells of one side; arguments of `side_errors`."""
-        held: Tensor | None = getattr(self, f"masks_{number}_{side}", None)
-        masks = (scoring_masks(number, side).to(images) if held is None else held)[None]
+        held = masks.unflatten(0, (-1, SETS)).expand(images.shape[0], -1, -1, -1, -1, -1)
         if visible is not None:
-            masks = torch.maximum(masks, visible[:, None])
+            held = torch.maximum(held, visible[:, None, None])
+        sides = held.shape[1]
         with autocast(self.runtime, images.device):
-            made, _ = reconstruct(self.unet, images, masks)
-        return made.float()
+            repeated = images[:, None].expand(-1, sides, -1, -1, -1).flatten(0, 1)
+            made, _ = reconstruct(self.unet, repeated, held.flatten(0, 1))
+        return made.float().unflatten(0, (-1, sides))
 
-    def combined(self, errors: dict[int, Tensor]) -> Tensor:
-        """The smoothed weighted mean [N, 128, 128] of errors by the side of their cells."""
-        parts = [share * errors[side] for side, share in self.shares.items()]
-        return self.blur @ torch.stack(parts).sum(0) @ self.blur.mT
+    def combined(self, errors: Tensor) -> Tensor:
+        """The smoothed weighted mean [N, 128, 128] of errors [N, K, 128, 128] over the sides of the cells."""
+        return self.blur @ (errors * self.shares[:, None, None]).sum(1) @ self.blur.mT
 
 
-def scoring_masks(number: int, side: int) -> Tensor:
-    """The masks [3, 1, 128, 128] of cells of one side in round `number`, 0 or 1."""
-    return hide_sets(SIDE, side, stream(ROUND_SEEDS[number], "hidden cells", side))
+def scoring_masks(number: int, sides: tuple[int, ...]) -> Tensor:
+    """Three masks for each of K sides of cells in round `number`, 0 or 1: [3K, 1, 128, 128]."""
+    seed = ROUND_SEEDS[number]
+    return torch.cat([hide_sets(SIDE, side, stream(seed, "hidden cells", side)) for side in sides])
 
 
 def shrinking(size: int) -> Tensor:
