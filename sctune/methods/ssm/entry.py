@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from sctune.config import Conditions, MethodEntry, MethodSection, TrialConfig
+from sctune.methods.fields import ADAM
 
 SIDE = 128
 """Pixels a side that the network sees, whatever data.image_size is: sizes of cells and weights hang on it."""
@@ -138,14 +139,7 @@ ENTRY = MethodEntry(
     "reading of SSM",
     section=SsmSection,
     implementation="sctune.methods.ssm.method:SsmMethod",
-    uses=(
-        "optim.lr",
-        "optim.weight_decay",
-        "optim.step_fraction",
-        "optim.step_when",
-        "optim.gamma",
-        "optim.clip_norm",
-    ),
+    uses=ADAM,
     conditions={"method.weight": _SEVERAL, "method.refine_quantile": (("method.refine", (True,)),)},
     hyperparameters={
         "optim.lr": {"type": "float", "low": 3.0e-4, "high": 1.0e-2, "log": True},
