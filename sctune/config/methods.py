@@ -31,6 +31,7 @@ BUILT_IN = {
     "patch_bank": "sctune.methods.untrained.entry:PATCH_BANK",
     "mlep": "sctune.methods.mlep.entry:ENTRY",
     "saoe": "sctune.methods.saoe.entry:ENTRY",
+    "ssm": "sctune.methods.ssm.entry:ENTRY",
 }
 
 METHOD_SECTIONS = ("augment", "model", "score", "loss", "optim")
