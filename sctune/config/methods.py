@@ -29,6 +29,7 @@ BUILT_IN = {
     "deviation": "sctune.methods.deviation.entry:ENTRY",
     "gaussian": "sctune.methods.untrained.entry:GAUSSIAN",
     "patch_bank": "sctune.methods.untrained.entry:PATCH_BANK",
+    "cutpaste": "sctune.methods.cutpaste.entry:ENTRY",
 }
 
 METHOD_SECTIONS = ("augment", "model", "score", "loss", "optim")
@@ -69,7 +70,7 @@ class MethodEntry:
     it with its defaults on their tasks, to compare their winner with.
     conditions: field -> conditions under which it matters; in a space it is drawn only there.
     hyperparameters: field -> what is searched of it, written as under `parameters:` of a space file.
-    published: name for `--method` -> {"config": tree, "paper": tree of profile `paper` besides}.
+    published: name for `--method` -> {"config": tree, PROFILE: tree of that profile besides}, as of profile `paper`.
     scoring: sections or fields that change how a trained model scores, and not its training.
     check: raises ValueError, one line, for values that do not go together. unrepeatable: why scores of a configuration
     differ from call to call, with the way out; None where they do not.

@@ -17,12 +17,14 @@ def method_names() -> tuple[str, ...]:
 def method_values(name: str, profile: str) -> dict[str, Any]:
     """Dotted configuration values of a method; profile `paper` adds what its published code has besides.
 
+    Another profile may have values of its own too, such as a budget that a CPU can train.
+
     Raises ConfigError for an unknown method.
     """
     methods = _published()
     if name not in methods:
         raise ConfigError(f"unknown method {name!r}; {nearest(name, methods)}")
-    parts = [methods[name]["config"], methods[name].get("paper", {}) if profile == "paper" else {}]
+    parts = [methods[name]["config"], methods[name].get(profile, {})]
     values = {
         f"{section}.{field}": value
         for part in parts
