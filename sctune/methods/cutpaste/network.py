@@ -120,6 +120,6 @@ def load_part(part: nn.Module, tensors: Mapping[str, Tensor], what: str) -> None
     ]
     if wrong:
         raise CheckpointError(
-            f"the model is none of method cutpaste as it is configured: its {what} has another {wrong[0]!r}, or lacks it"
+            f"the model is none of method cutpaste as it is configured: its {what} lacks {wrong[0]!r} or has another"
         )
     part.load_state_dict(dict(tensors))
