@@ -20,6 +20,7 @@ from sctune.deploy.parity import score_parity
 from sctune.errors import CheckpointError, ConfigError, DataError, NonFiniteError, StoppedError
 from sctune.methods.base import TaskImages
 from sctune.methods.cutpaste import features as kept_features
+from sctune.methods.cutpaste.entry import batch_parts
 from sctune.methods.cutpaste.method import CutPasteMethod
 from sctune.methods.cutpaste.pretext import Pretext
 from sctune.methods.named import method_values
@@ -95,6 +96,7 @@ def test_published_settings() -> None:
     cpu = load_profile("cpu").override(method_values("cutpaste", "cpu"))
     assert (cpu.model.backbone, cpu.model.weights, cpu.model.tap) == ("efficientnet_lite0", "imagenet", "middle")
     assert (cpu.model.freeze, cpu.model.batch_norm, cpu.budget.epochs * cpu.budget.iterations) == (6, "eval", 300)
+    assert batch_parts(cpu) == (6, 0)
     assert "3way" in cpu.entry.describe(cpu) and "6 blocks kept" in cpu.entry.describe(cpu)
     # of profile paper alone
     assert load_profile("gpu").override(method_values("cutpaste", "gpu")).model.weights == "imagenet"
@@ -332,7 +334,8 @@ def test_frozen_blocks_see_each_image_once(config: TrialConfig) -> None:
 
 
 def test_it_stops_when_it_is_told(config: TrialConfig, trainer: Trainer) -> None:
-    for count in (0, 1, 4):
+    # two updates, and what is fitted a few images at a time
+    for count in (0, 1, 3):
         method, asked = fresh_method(config, CPU), iter(range(100))
         method.prepare(images_of(trainer))
         with pytest.raises(StoppedError, match="stopped in epoch 1"):

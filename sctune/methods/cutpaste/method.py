@@ -24,13 +24,13 @@ from sctune.methods.cutpaste.network import Classifier, PixelScore, build_classi
 from sctune.methods.cutpaste.pretext import means
 from sctune.methods.cutpaste.training import Training
 from sctune.methods.density import Gaussian, distances, fit_gaussian
-from sctune.methods.pixels import ALIKE_BATCH, score_alike
+from sctune.methods.pixels import score_alike
 from sctune.methods.untrained.reference import LEAST_NORMALS, Ask, Picked
 
 TRUNK, DENSITY = "trunk.", "density."
 """Begin the names of the trunk's tensors, and of the Gaussian's, in a model's state."""
-BATCH = 32
-"""Images of a pass where scores may differ by rounding."""
+BATCH = 16
+"""Images of a pass where what stands beside an image may change its last bits; on a CPU twice as fast as one by one."""
 
 
 class CutPasteMethod(Method):
@@ -180,8 +180,7 @@ class CutPasteMethod(Method):
 
     def _fit(self, ask: Ask) -> dict[str, float]:
         assert self._normals is not None
-        size = ALIKE_BATCH["cuda" if self.device.type == "cuda" else "cpu"]
-        features = torch.cat(list(self._features.walk(self._normals, size, keep=True, ask=ask)))
+        features = torch.cat(list(self._features.walk(self._normals, BATCH, keep=True, ask=ask)))
         if not bool(torch.isfinite(features).all()):
             raise NonFiniteError("the trunk gives features that are no finite numbers; try a smaller method.sgd_lr")
         try:
