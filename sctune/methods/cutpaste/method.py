@@ -21,8 +21,7 @@ from sctune.methods.base import Method, PseudoExample, Scorer, Scores, TaskImage
 from sctune.methods.cutpaste.entry import section_of
 from sctune.methods.cutpaste.features import Features
 from sctune.methods.cutpaste.network import Classifier, PixelScore, build_classifier, load_part
-from sctune.methods.cutpaste.pretext import means
-from sctune.methods.cutpaste.training import Training
+from sctune.methods.cutpaste.training import Training, means
 from sctune.methods.density import Gaussian, distances, fit_gaussian
 from sctune.methods.pixels import score_alike
 from sctune.methods.untrained.reference import LEAST_NORMALS, Ask, Picked

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -83,8 +81,3 @@ class Pretext:
             return moved
         everywhere = torch.ones_like(moved[:, :1], dtype=torch.bool)
         return jitter_colours(moved, everywhere, draw_jitter(len(moved), self._jitter, stream(seed, "jitter", number)))
-
-
-def means(rows: list[Mapping[str, Tensor]]) -> dict[str, float]:
-    """Mean of each figure over the steps of an epoch."""
-    return {name: float(torch.stack([row[name] for row in rows]).double().mean()) for name in rows[0]}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -79,3 +79,8 @@ class Training:
         load_part(self.net.head, head, "head")
         groups = self.optimiser.state_dict()["param_groups"]
         self.optimiser.load_state_dict({"state": moments, "param_groups": groups})
+
+
+def means(rows: Sequence[Mapping[str, Tensor]]) -> dict[str, float]:
+    """Mean of each figure over the steps of an epoch."""
+    return {name: float(torch.stack([row[name] for row in rows]).double().mean()) for name in rows[0]}
