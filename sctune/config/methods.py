@@ -32,6 +32,7 @@ BUILT_IN = {
     "mlep": "sctune.methods.mlep.entry:ENTRY",
     "saoe": "sctune.methods.saoe.entry:ENTRY",
     "ssm": "sctune.methods.ssm.entry:ENTRY",
+    "cutpaste": "sctune.methods.cutpaste.entry:ENTRY",
 }
 
 METHOD_SECTIONS = ("augment", "model", "score", "loss", "optim")

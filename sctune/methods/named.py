@@ -17,6 +17,8 @@ def method_names() -> tuple[str, ...]:
 def method_values(name: str, profile: str) -> dict[str, Any]:
     """Dotted configuration values of a method, with what it has for the profile besides: `paper`, its published code's.
 
+    Another profile may have values of its own too, such as a budget that a CPU can train.
+
     Raises ConfigError for an unknown method.
     """
     methods = _published()

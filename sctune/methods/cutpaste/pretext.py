@@ -1,0 +1,83 @@
+"""The batches of the pretext task: each normal image as it is and with what is pasted (paper section 2)."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sctune.augment.changes import changed
+from sctune.augment.cut import Cut
+from sctune.augment.cutpaste import cutpaste
+from sctune.augment.jitter import draw_jitter, jitter_colours
+from sctune.config import AugmentConfig, TrialConfig
+from sctune.data.batches import endless, stream
+from sctune.methods.base import PseudoExample, TaskImages
+from sctune.methods.cutpaste.entry import RULES, Rule, batch_parts, section_of
+from sctune.methods.pixels import normalise, to_pixels
+
+
+class Pretext:
+    """Makes batch number 0, 1, ... of a training; the number alone decides what is drawn.
+
+    Class 0 are normal images, classes 1 and 2 the same ones with what the variant pastes, the last one labelled
+    anomalies where they are asked for. What is pasted is drawn first; each image then moves and changes its colours by
+    draws of its own, so that two copies of one image are not alike beside what was pasted.
+    """
+
+    def __init__(self, config: TrialConfig, images: TaskImages, device: torch.device) -> None:
+        section = section_of(config)
+        self.config = config
+        self.images = images
+        self.device = device
+        self.rules = RULES[section.variant]
+        self.normal, self.seen = batch_parts(config)
+        # upright: of all that images may go through, they move alone
+        self._moves = AugmentConfig(rotation="none", shift=section.shift)
+        self._jitter = section.jitter
+
+    @property
+    def size(self) -> int:
+        """Images of a batch."""
+        return self.normal * (1 + len(self.rules)) + self.seen
+
+    def batch(self, number: int) -> tuple[Tensor, Tensor]:
+        """Normalised images [B, 3, S, S], class after class, and their labels [B] on the device."""
+        seed = self.config.seed
+        pixels = self._drawn(self.images.normals, self.normal, number, "normal")
+        parts = [pixels, *(self.pasted(pixels, rule, number).images for rule in self.rules)]
+        if self.seen:
+            parts.append(self._drawn(self.images.anomalies, self.seen, number, "seen"))
+        labels = torch.cat([torch.full((len(part),), label) for label, part in enumerate(parts)])
+        if self.config.data.shuffle_labels:
+            labels = labels[torch.randperm(len(labels), generator=stream(seed, "shuffle", number))]
+        return normalise(self._changed(torch.cat(parts), number)), labels.to(self.device)
+
+    def pasted(self, pixels: Tensor, rule: Rule, number: int) -> Cut:
+        """Pixels [N, 3, S, S] in [0, 1] with a patch or a scar of themselves, as batch `number` draws it."""
+        generator = stream(self.config.seed, "cut", rule, number)
+        return cutpaste(pixels, pixels, AugmentConfig(kind="cutpaste", cutpaste=rule), generator)
+
+    def examples(self, normals: np.ndarray) -> list[PseudoExample]:
+        """What is pasted into uint8 images [N, S, S, 3]: a patch into the first, a scar into the second, and so on."""
+        pixels = to_pixels(normals, self.device)
+        cuts = [self.pasted(pixels, rule, 0) for rule in self.rules]
+        examples = []
+        for row, normal in enumerate(normals):
+            cut = cuts[row % len(cuts)]
+            result = (cut.images[row] * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
+            examples.append(PseudoExample(normal, normal, None, cut.pasted[row, 0].cpu().numpy(), result))
+        return examples
+
+    def _drawn(self, rows: np.ndarray, count: int, number: int, name: str) -> Tensor:
+        """`count` of these rows, all in turn before one comes again: [count, 3, S, S] in [0, 1]."""
+        chosen = rows[endless(len(rows), count, number, self.config.seed, name)]
+        return to_pixels(self.images.take(chosen), self.device, self.config.runtime.channels_last)
+
+    def _changed(self, pixels: Tensor, number: int) -> Tensor:
+        seed = self.config.seed
+        moved, _ = changed(pixels, self._moves, seed, "moves", number)
+        if not self._jitter:
+            return moved
+        everywhere = torch.ones_like(moved[:, :1], dtype=torch.bool)
+        return jitter_colours(moved, everywhere, draw_jitter(len(moved), self._jitter, stream(seed, "jitter", number)))
