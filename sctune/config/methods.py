@@ -29,6 +29,7 @@ BUILT_IN = {
     "deviation": "sctune.methods.deviation.entry:ENTRY",
     "gaussian": "sctune.methods.untrained.entry:GAUSSIAN",
     "patch_bank": "sctune.methods.untrained.entry:PATCH_BANK",
+    "kdad": "sctune.methods.kdad.entry:ENTRY",
 }
 
 METHOD_SECTIONS = ("augment", "model", "score", "loss", "optim")
