@@ -73,12 +73,11 @@ class Cloner(nn.Module):
 def _layers(stage: Stage, channels: int, rectified: bool) -> nn.Sequential:
     layers: list[nn.Module] = []
     for _ in range(stage.count - 1):
-        layers += [_convolution(channels, stage.inner), nn.BatchNorm2d(stage.inner), nn.ReLU()]
+        layers += [_convolution(channels, stage.inner), nn.BatchNorm2d(stage.inner), nn.ReLU(inplace=True)]
         channels = stage.inner
-    layers.append(_convolution(channels, stage.outer))
-    if rectified:
-        layers.append(nn.ReLU())
-    return nn.Sequential(*layers, nn.MaxPool2d(2))
+    # a pool and a ReLU give the same in either order, and behind the pool there is a quarter of the cells
+    layers += [_convolution(channels, stage.outer), nn.MaxPool2d(2)]
+    return nn.Sequential(*layers, *([nn.ReLU()] if rectified else []))
 
 
 def _convolution(channels: int, outer: int) -> nn.Conv2d:

@@ -61,7 +61,7 @@ class KdadSection(MethodSection):
     )
     cloner_lr: float = Field(1e-3, gt=0, le=1, description="Adam's learning rate, without decay (public code 1e-3)")
     updates: Annotated[int, Field(ge=1, le=1_000_000)] | Literal["iterations", "pass"] = Field(
-        400,
+        300,
         description="updates of a whole training, shared out among budget.epochs; `iterations`: budget.iterations in "
         "each epoch; `pass`: an epoch goes once over the normal images (public code)",
     )
