@@ -81,7 +81,9 @@ def copies(method: KdadMethod, images: np.ndarray, rectified: bool, batch: bool)
     return found
 
 
-def parts(maps: list[NDArray[np.float64]], others: list[NDArray[np.float64]], scale: NDArray[np.float64]) -> NDArray[Any]:
+def parts(
+    maps: list[NDArray[np.float64]], others: list[NDArray[np.float64]], scale: NDArray[np.float64]
+) -> NDArray[Any]:
     """[N, L, 2]: 1 - cosine, and mean square over scale, of each layer."""
     rows = []
     for one, other, by in zip(maps, others, scale, strict=True):

@@ -47,7 +47,7 @@ class KdadSection(MethodSection):
         "public code: no",
     )
     value_weight: float = Field(
-        1.0,
+        0.5,
         ge=0,
         le=100,
         description="weight of the value part (MSE) beside 1 for the direction part; 0: direction alone (public code "

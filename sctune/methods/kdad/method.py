@@ -90,7 +90,7 @@ class KdadMethod(Method):
         return _means(rows, epoch) | {"kept_images": float(training.kept.held)}
 
     def score(self, images: np.ndarray) -> Scores:
-        return self._scores(self._differences(images, self._rows(images)))
+        return self._scores(self._differences(images))
 
     def scorer(self) -> Scorer:
         return lambda images: self._scores(self._differences(images, self._repeated.of(images)))
@@ -154,8 +154,9 @@ class KdadMethod(Method):
         return opened(gradient)
 
     def embed(self, images: np.ndarray) -> NDArray[np.float32] | None:
-        maps = self.pair.unrolled(torch.from_numpy(self._rows(images)))
-        return torch.cat([one.mean(dim=(2, 3)) for one in maps], dim=1).numpy()
+        return self._each(
+            images, lambda pixels, start: torch.cat([one.mean(dim=(2, 3)) for one in self._maps(pixels)], dim=1)
+        )
 
     @staticmethod
     def variants(config: TrialConfig) -> list[Variant]:
@@ -165,42 +166,48 @@ class KdadMethod(Method):
         return [first, *(one for one in others if one != first)]
 
     def variant_scores(self, images: np.ndarray, variants: Sequence[Variant]) -> list[Scores]:
-        differences = self._differences(images, self._rows(images))
+        differences = self._differences(images)
         return [self._scores(differences, _weights(self.config.override(one))) for one in variants]
 
     def _rows(self, images: np.ndarray) -> NDArray[np.float32]:
         """The source's maps of uint8 images [N, S, S, 3], [N, D]."""
-        if not len(images):
-            return np.zeros((0, sum(int(np.prod(shape)) for shape in self.pair.shapes)), np.float32)
+        return self._each(images, lambda pixels, start: self.pair.rows(self._maps(pixels)))
 
-        def look(some: np.ndarray, size: int) -> NDArray[np.float32]:
-            parts = [self.pair.rows(pixels).cpu().numpy() for pixels in self._pixels(some, size)]
-            return np.concatenate(parts)
+    def _differences(self, images: np.ndarray, rows: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
+        """[N, L, 2] of uint8 images [N, S, S, 3]; rows [N, D]: the source's maps of them, where these are known."""
 
-        with torch.inference_mode(), autocast(self.config.runtime, self.device):
-            return score_alike(look, images, self.device)
+        def look(pixels: Tensor, start: int) -> Tensor:
+            maps = self._maps(pixels) if rows is None else self._known(rows[start : start + len(pixels)], len(pixels))
+            with autocast(self.config.runtime, self.device):
+                copies = self.pair.copies(pixels)
+            return self.pair.differences(maps, copies)
 
-    def _differences(self, images: np.ndarray, rows: NDArray[np.float32]) -> NDArray[np.float32]:
-        """[N, L, 2] of images and the source's maps of them."""
-        if not len(images):
-            return np.zeros((0, len(self.pair.shapes), 2), np.float32)
+        return self._each(images, look)
 
-        def look(some: np.ndarray, size: int) -> NDArray[np.float32]:
-            parts = []
-            filled = np.concatenate([rows, np.zeros((len(some) - len(rows), rows.shape[1]), np.float32)])
-            for number, pixels in enumerate(self._pixels(some, size)):
-                maps = self.pair.unrolled(torch.from_numpy(filled[number * size :][:size]).to(self.device))
-                with autocast(self.config.runtime, self.device):
-                    copies = self.pair.copies(pixels)
-                parts.append(self.pair.differences(maps, copies).cpu().numpy())
-            return np.concatenate(parts)
+    def _maps(self, pixels: Tensor) -> list[Tensor]:
+        with autocast(self.config.runtime, self.device):
+            return self.pair.source_maps(pixels)
+
+    def _known(self, rows: NDArray[np.float32], count: int) -> list[Tensor]:
+        """The maps in rows [N, D], filled up to `count` images."""
+        filled = np.concatenate([rows, np.zeros((count - len(rows), rows.shape[1]), np.float32)])
+        return self.pair.unrolled(torch.from_numpy(filled).to(self.device))
+
+    def _each(self, images: np.ndarray, look: Callable[[Tensor, int], Tensor]) -> NDArray[np.float32]:
+        """What `look` makes of the pixels of some images, and the place of the first of them; for all, [N, ...]."""
+
+        def parts(some: np.ndarray, size: int) -> NDArray[np.float32]:
+            found = []
+            for start in range(0, len(some), size):
+                pixels = to_pixels(some[start : start + size], self.device, self.config.runtime.channels_last)
+                found.append(look(pixels, start).cpu().numpy())
+            return np.concatenate(found)
 
         with torch.inference_mode():
-            return score_alike(look, images, self.device)
-
-    def _pixels(self, images: np.ndarray, size: int) -> list[Tensor]:
-        channels_last = self.config.runtime.channels_last
-        return [to_pixels(images[start : start + size], self.device, channels_last) for start in range(0, len(images), size)]
+            if len(images):
+                return score_alike(parts, images, self.device)
+            side = images.shape[1]
+            return look(torch.zeros(1, 3, side, side, device=self.device), 0).cpu().numpy()[:0]
 
     def _scores(self, differences: NDArray[np.float32], weights: Tensor | None = None) -> Scores:
         held = self.pair.weights.cpu() if weights is None else weights

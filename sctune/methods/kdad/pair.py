@@ -67,9 +67,10 @@ class Pair(nn.Module):
         """Scores [N] of differences [N, L, 2]."""
         return (differences * self.weights).sum(dim=(1, 2))
 
-    def rows(self, pixels: Tensor) -> Tensor:
-        """The source's maps as one row an image, [N, D]: how they are kept."""
-        return torch.cat([one.flatten(1) for one in self.source_maps(pixels)], dim=1)
+    @staticmethod
+    def rows(maps: Sequence[Tensor]) -> Tensor:
+        """Maps as one row an image, [N, D]: how they are kept."""
+        return torch.cat([one.flatten(1) for one in maps], dim=1)
 
     def unrolled(self, rows: Tensor) -> list[Tensor]:
         """The maps in rows [N, D]."""
