@@ -198,7 +198,8 @@ def test_columns_of_the_method_tables() -> None:
     assert devnet.values == {"data.balance": 0.5, **plain}
     published = {"budget.epochs": 50, "optim.step_fraction": 0.2}
     assert table_columns(paper_table("table1"), "paper")[0].values == devnet.values | published
-    assert [c.name for c in table_columns(paper_table("table3"), "cpu") if c.values is not None] == ["saliencycut"]
+    runnable = {c.name for c in table_columns(paper_table("table3"), "cpu") if c.values is not None}
+    assert {"kdad", "saliencycut"} <= runnable
     # a method that the paper's table does not have can be asked for
     assert [c.name for c in table_columns(paper_table("table3"), "cpu", ["dra"])] == ["dra"]
 

@@ -97,12 +97,14 @@ def test_names_follow_the_work(carpet: Path) -> None:
     assert name() == first
     others = {
         name(seeds=(42,)),
-        name(overrides={"optim.lr": 1e-3}),
+        name(methods=("saliencycut",)),
+        # KDAD has a learning rate of its own
+        name(overrides={"optim.lr": 1e-3}, methods=("saliencycut",)),
         name(methods=("dra",)),
         name(shuffled=True),
         name(profile="smoke"),
     }
-    assert len(others | {first}) == 6
+    assert len(others | {first}) == 7
     assert "-shuffled-" in name(shuffled=True) and "-shuffled-" not in first
 
 
@@ -126,7 +128,7 @@ def test_names_follow_the_data(carpet: Path) -> None:
 
 
 def test_control_run_is_set_and_marked(carpet: Path) -> None:
-    plan = plan_of("table3", carpet, categories=("carpet",), shuffled=True, out=None)
+    plan = plan_of("table3", carpet, categories=("carpet",), methods=("saliencycut",), shuffled=True, out=None)
     assert plan.studies[0].space["set"]["data.shuffle_labels"] is True
     assert plan.setup.config(plan.setup.columns[-1]).data.shuffle_labels
     assert any("SHUFFLED LABELS" in line for line in plan.header.lines)
