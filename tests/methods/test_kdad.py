@@ -242,12 +242,13 @@ def test_rows_of_whole_arrays_are_kept_as_long_as_there_is_room() -> None:
         asked.append(len(images))
         return images.reshape(len(images), -1).astype(np.float32)
 
-    kept = KeptRows(look, limit=4 * 12 * 5)
+    kept = KeptRows(look, 12, limit=4 * 12 * 5)
     first, second = np.ones((4, 2, 2, 3), np.uint8), np.full((3, 2, 2, 3), 2, np.uint8)
     for _ in range(2):
-        np.testing.assert_array_equal(kept.of(first), np.ones((4, 12)))
-        np.testing.assert_array_equal(kept.of(second), np.full((3, 12), 2))
-    assert asked == [4, 3, 3]
+        np.testing.assert_array_equal(kept.of(first), np.ones((4, 12)))  # type: ignore[arg-type]
+        assert kept.of(second) is None
+    np.testing.assert_array_equal(kept.of(second[:1]), np.full((1, 12), 2))  # type: ignore[arg-type]
+    assert asked == [4, 1]
 
 
 def test_room_for_maps_changes_no_bit(trainer: Trainer, tiny: TrialConfig) -> None:

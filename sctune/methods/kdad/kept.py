@@ -53,20 +53,24 @@ class KeptMaps:
 class KeptRows:
     """Rows [N, D] of whole arrays of images that are asked for again and again; an array must not change.
 
-    limit: bytes of all together; an array that finds no room is looked at anew each time.
+    dimension: of a row; limit: bytes of all together.
     """
 
-    def __init__(self, look: Look, limit: int) -> None:
+    def __init__(self, look: Look, dimension: int, limit: int) -> None:
         self._look = look
+        self._dimension = dimension
         self._left = limit
         self._kept: dict[int, tuple[np.ndarray, NDArray[np.float32]]] = {}
 
-    def of(self, images: np.ndarray) -> NDArray[np.float32]:
+    def of(self, images: np.ndarray) -> NDArray[np.float32] | None:
+        """Their rows; None, and nothing is looked at, where these find no room."""
         known = self._kept.get(id(images))
         if known is not None and known[0] is images:
             return known[1]
+        size = len(images) * self._dimension * 4
+        if size > self._left:
+            return None
+        self._left -= size
         rows = self._look(images)
-        if rows.nbytes <= self._left:
-            self._left -= rows.nbytes
-            self._kept[id(images)] = images, rows
+        self._kept[id(images)] = images, rows
         return rows

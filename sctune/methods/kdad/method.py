@@ -46,7 +46,7 @@ class KdadMethod(Method):
         super().__init__(config, device)
         self.pair = pair.to(device).to(memory_format=memory_format(config.runtime)).eval()
         self._training: Training | None = None
-        self._repeated = KeptRows(self._rows, REPEATED_BYTES)
+        self._repeated = self._nothing_kept()
 
     @classmethod
     def fresh(cls, config: TrialConfig, device: torch.device, weights: Path | None = None) -> Self:
@@ -61,8 +61,7 @@ class KdadMethod(Method):
         return method
 
     def prepare(self, images: TaskImages) -> None:
-        dimension = sum(int(np.prod(shape)) for shape in self.pair.shapes)
-        kept = KeptMaps(self._rows, images, dimension, kdad_section(self.config).cache_mb * 2**20)
+        kept = KeptMaps(self._rows, images, self.pair.dimension, kdad_section(self.config).cache_mb * 2**20)
         self._training = Training(self.config, self.pair, images, kept)
 
     @property
@@ -111,8 +110,8 @@ class KdadMethod(Method):
                 f"of another shape or type, the first is {wrong[0]!r}"
             )
         self.pair.load_state_dict(tensors)
-        # of the source that was there before
-        self._repeated = KeptRows(self._rows, REPEATED_BYTES)
+        # what is kept is of the source that was there before
+        self._repeated = self._nothing_kept()
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors, values = super().state()
@@ -168,6 +167,9 @@ class KdadMethod(Method):
     def variant_scores(self, images: np.ndarray, variants: Sequence[Variant]) -> list[Scores]:
         differences = self._differences(images)
         return [self._scores(differences, _weights(self.config.override(one))) for one in variants]
+
+    def _nothing_kept(self) -> KeptRows:
+        return KeptRows(self._rows, self.pair.dimension, REPEATED_BYTES)
 
     def _rows(self, images: np.ndarray) -> NDArray[np.float32]:
         """The source's maps of uint8 images [N, S, S, 3], [N, D]."""

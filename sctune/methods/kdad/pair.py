@@ -6,6 +6,7 @@ Salehi et al. (CVPR 2021) section 3, as the public code weighs it: 1 for the dir
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 
 import torch
 from torch import Tensor, nn
@@ -72,9 +73,14 @@ class Pair(nn.Module):
         """Maps as one row an image, [N, D]: how they are kept."""
         return torch.cat([one.flatten(1) for one in maps], dim=1)
 
+    @property
+    def dimension(self) -> int:
+        """D, numbers of an image's maps."""
+        return sum(map(prod, self.shapes))
+
     def unrolled(self, rows: Tensor) -> list[Tensor]:
         """The maps in rows [N, D]."""
-        parts = rows.split([channels * height * width for channels, height, width in self.shapes], dim=1)
+        parts = rows.split([prod(shape) for shape in self.shapes], dim=1)
         return [part.unflatten(1, shape) for part, shape in zip(parts, self.shapes, strict=True)]
 
     def _seen(self, pixels: Tensor) -> Tensor:
