@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import lru_cache
 
-from sctune.backbones import features, lite, resnet
+from sctune.backbones import features, lite, resnet, vgg
 from sctune.backbones.entry import BackboneEntry, Tap
 from sctune.backbones.timm_nets import PREFIX, timm_entry
 from sctune.errors import WeightsError, nearest
 from sctune.plugins import load_entry, plugin_names
 
 GROUP = "sctune.backbones"
-SHIPPED = {entry.name: entry for entry in (*resnet.ENTRIES, *features.ENTRIES, *lite.ENTRIES)}
+SHIPPED = {entry.name: entry for entry in (*resnet.ENTRIES, *vgg.ENTRIES, *features.ENTRIES, *lite.ENTRIES)}
 _registered: dict[str, BackboneEntry] = {}
 
 

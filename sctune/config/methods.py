@@ -33,6 +33,7 @@ BUILT_IN = {
     "saoe": "sctune.methods.saoe.entry:ENTRY",
     "ssm": "sctune.methods.ssm.entry:ENTRY",
     "cutpaste": "sctune.methods.cutpaste.entry:ENTRY",
+    "kdad": "sctune.methods.kdad.entry:ENTRY",
 }
 
 METHOD_SECTIONS = ("augment", "model", "score", "loss", "optim")

@@ -199,7 +199,7 @@ def test_columns_of_the_method_tables() -> None:
     published = {"budget.epochs": 50, "optim.step_fraction": 0.2}
     assert table_columns(paper_table("table1"), "paper")[0].values == devnet.values | published
     runnable = {c.name for c in table_columns(paper_table("table3"), "cpu") if c.values is not None}
-    assert {"cutpaste", "saliencycut"} <= runnable
+    assert {"cutpaste", "kdad", "saliencycut"} <= runnable
     # a method that the paper's table does not have can be asked for
     assert [c.name for c in table_columns(paper_table("table3"), "cpu", ["dra"])] == ["dra"]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,6 +26,7 @@ from sctune.methods.deviation.rescore import score_variants, variant_scores
 from sctune.methods.deviation.scorer import PixelScore, RepeatedScorer
 from sctune.methods.deviation.statistics import refit_statistics
 from sctune.methods.deviation.step import TrainingStep
+from sctune.methods.moments import load_moments, moment_tensors
 from sctune.methods.pixels import memory_format, normalise, to_pixels
 
 RAW = "raw/"
@@ -147,21 +147,18 @@ class DeviationMethod(Method):
         if average is not None:
             tensors |= {f"{RAW}{name}": value for name, value in self.detector.state_dict().items()}
             values[AVERAGED] = average.count
-        for index, moments in self.optimiser.state_dict()["state"].items():
-            tensors |= {f"optim/{index}/{name}": torch.as_tensor(value) for name, value in moments.items()}
-        return tensors, values
+        return tensors | moment_tensors(self.optimiser), values
 
     def load_state(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         average, count = self._prepared.average, values.get(AVERAGED)
         if average is not None and (type(count) is not int or count < 0):
             raise CheckpointError(f"the checkpoint does not fit the model: {AVERAGED} is {count!r}, no number of steps")
-        moments = self._moments(tensors)
+        load_moments(self.optimiser, tensors, (MODEL,) if average is None else (MODEL, RAW))
         self.load_model_state(model_tensors(tensors))
         if average is not None:
             raw = {name.removeprefix(RAW): value for name, value in tensors.items() if name.startswith(RAW)}
             _load(self.detector, raw)
             average.count = values[AVERAGED]
-        self.optimiser.load_state_dict({"state": moments, "param_groups": self.optimiser.state_dict()["param_groups"]})
 
     def module(self) -> nn.Module:
         return PixelScore(self.scored).eval()
@@ -224,23 +221,6 @@ class DeviationMethod(Method):
             images = references.for_scoring(epoch)
             for detector in (self.detector, self.scored):
                 detector.set_references(images)
-
-    def _moments(self, tensors: Mapping[str, Tensor]) -> dict[int, dict[str, Tensor]]:
-        """Adam's state by the index of its parameter; CheckpointError where it is of other parameters."""
-        trained = self.optimiser.param_groups[0]["params"]
-        kept = (MODEL,) if self._prepared.average is None else (MODEL, RAW)
-        moments: dict[int, dict[str, Tensor]] = {}
-        for name, value in tensors.items():
-            match = re.fullmatch(r"optim/([0-9]{1,6})/(step|exp_avg|exp_avg_sq)", name)
-            if match is None and name.startswith(kept):
-                continue
-            weight = trained[int(match[1])] if match and int(match[1]) < len(trained) else None
-            if match is None or weight is None or value.shape != (() if match[2] == "step" else weight.shape):
-                raise CheckpointError(f"the checkpoint does not fit the optimiser: {name!r}")
-            moments.setdefault(int(match[1]), {})[match[2]] = value
-        if any(len(state) != 3 for state in moments.values()):
-            raise CheckpointError("the checkpoint does not fit the optimiser: a part of its state is missing")
-        return moments
 
 
 def _load(detector: Detector, tensors: Mapping[str, Tensor]) -> None:
