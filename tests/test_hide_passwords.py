@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import pytest
@@ -30,5 +31,13 @@ def test_a_password_that_would_be_cut_is_refused() -> None:
 
 def test_a_process_that_was_started_otherwise_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     """A program that calls main() with words of its own must not be replaced."""
-    monkeypatch.setattr(sys, "argv", ["sctune", "search", "--storage", "postgresql://u:p@h/d"])
+    replaced: list[object] = []
+    monkeypatch.setattr(os, "execve", lambda *words: replaced.append(words))
+    words = ["search", "--storage", "postgresql://u:p@h/d"]
+    monkeypatch.setattr(sys, "argv", ["sctune", *words])
     hide_passwords()
+    assert replaced == []
+    # the test could fail: started so, it is
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "sctune", *words])
+    hide_passwords()
+    assert len(replaced) == 1
