@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from sctune.backbones.registry import backbone_entry
+from sctune.config import TrialConfig
 from sctune.search.cluster.connection import Resources
 from sctune.search.plan import costs
 from sctune.search.plan.options import SearchOptions
@@ -198,20 +199,20 @@ def reference_seconds(plan: Plan, name: str) -> float:
 
 def dearest_point(space: Space) -> Values:
     """The extreme point to time: the one whose epoch takes longest by its configuration, the first of equal ones."""
-    base = space.base.flat()
-    return max(space.probe_points(), key=lambda point: _cost(base | space.assignments(point)))
+    return max(space.probe_points(), key=lambda point: _cost(space.config(point)))
 
 
-def _cost(config: Mapping[str, Any]) -> tuple[Any, ...]:
+def _cost(chosen: TrialConfig) -> tuple[Any, ...]:
     """What makes an epoch long, the heaviest first: an order, not a number of seconds.
 
-    Pixels of an epoch; the larger backbone, and how far it is run and trained; turns of what is scored; the density
-    beside the heads; SaliencyCut, which adds a forward and a backward pass; heads, those with references first; then
-    how many references and patches they take.
+    Pixels of an epoch, times what the method's own fields make of them; the larger backbone, and how far it is run and
+    trained; turns of what is scored; the density beside the heads; SaliencyCut, which adds a forward and a backward
+    pass; heads, those with references first; then how many references and patches they take.
     """
+    config = chosen.flat()
     pixels = config["budget.iterations"] * config["budget.batch_size"] * config["data.image_size"] ** 2
     return (
-        pixels,
+        pixels * chosen.entry.cost(chosen),
         config["model.n_scales"],
         backbone_entry(config["model.backbone"]).cost,
         config["model.tap"] == "deep",
