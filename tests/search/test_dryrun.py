@@ -34,7 +34,7 @@ def make_space(folder: Path, **content: Any) -> Space:
     [
         # SaliencyCut before the heads: no column of table 4 has it with four heads
         ("heads", {"model.heads": "two_head_latent", "augment.kind": "saliencycut"}),
-        ("method", {"model.heads": "four_head", "augment.kind": "saliencycut", "model.reference_count": 10}),
+        ("pseudo", {"model.heads": "four_head", "augment.kind": "saliencycut", "model.reference_count": 10}),
         ("threshold_patch", {"model.patch_count": 6}),
         ("top_k", {"model.top_k": 0.02}),
     ],

@@ -70,7 +70,7 @@ def test_a_task_named_twice_is_refused(image_folder):
         make_plan(options(image_folder, seeds=(1, 1), selection="extra"), has_gpu=False)
 
 
-@pytest.mark.parametrize("space", ["heads", "method"])
+@pytest.mark.parametrize("space", ["heads", "pseudo"])
 def test_a_method_and_a_space_that_varies_it_do_not_go_together(image_folder, space):
     asked = options(image_folder, method="devnet").model_copy(update={"space": space})
     with pytest.raises(ConfigError, match=rf"--method devnet sets .*, which space {space} varies"):
@@ -88,7 +88,7 @@ def test_a_method_and_a_space_that_sets_it_otherwise_do_not_go_together(image_fo
 
 
 def test_what_the_setting_leaves_out_of_the_space_is_said(image_folder):
-    asked = options(image_folder, setting="anomaly-free").model_copy(update={"space": "method"})
+    asked = options(image_folder, setting="anomaly-free").model_copy(update={"space": "pseudo"})
     plan = make_plan(asked, has_gpu=False)
     assert any("model.heads=single_head, augment.kind=none" in line for line in plan.warnings)
 

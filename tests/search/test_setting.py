@@ -39,14 +39,14 @@ def test_every_shipped_space_can_be_searched(name: str, profile: str) -> None:
     assert "single_head" not in {config.model.heads for config in configs}
 
 
-def test_the_space_method_says_what_it_leaves_out() -> None:
-    space = load_space("method", without_anomalies())
+def test_the_space_pseudo_says_what_it_leaves_out() -> None:
+    space = load_space("pseudo", without_anomalies())
     assert space.notes == (f"{LINE}model.heads=single_head, augment.kind=none, data.balance",)
     assert [point["model.heads"] for point in space.start] == ["two_head_patch", "four_head"]
     # a stored study is built again from what it stored
     again = Space.from_dict(space.to_dict(), space.base)
     assert again.distributions == space.distributions
-    general = load_space("method", load_profile("cpu"))
+    general = load_space("pseudo", load_profile("cpu"))
     assert general.notes == ()
     assert general.by_name.keys() - space.by_name.keys() == {"data.balance"}
 

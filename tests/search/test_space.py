@@ -55,7 +55,7 @@ def quiet() -> None:
 
 
 def test_all_shipped_spaces_are_found() -> None:
-    assert set(shipped_spaces()) == {"threshold_patch", "grid_size", "top_k", "full", "fig7a", "heads", "method"}
+    assert set(shipped_spaces()) == {"threshold_patch", "grid_size", "top_k", "full", "fig7a", "heads", "pseudo"}
 
 
 @pytest.mark.parametrize("profile", profile_names())
