@@ -78,6 +78,8 @@ class MethodEntry:
     scoring: sections or fields that change how a trained model scores, and not its training.
     check: raises ValueError, one line, for values that do not go together. unrepeatable: why scores of a configuration
     differ from call to call, with the way out; None where they do not.
+    cost: how many times as long an epoch takes as with other values of the method's own fields; of points that are
+    equal otherwise the dry run times the one with the largest.
     summary: a configuration in a line of a model card; None: `description`, image size and seed. packages:
     distributions, besides sctune's own, that a model needs to load.
     """
@@ -96,6 +98,7 @@ class MethodEntry:
     scoring: tuple[str, ...] = ()
     check: Callable[[TrialConfig], None] = _accept
     unrepeatable: Callable[[TrialConfig], str | None] = lambda config: None
+    cost: Callable[[TrialConfig], float] = lambda config: 1.0
     summary: Callable[[TrialConfig], str] | None = None
     packages: tuple[str, ...] = ()
 

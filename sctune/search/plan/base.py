@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from sctune.backbones.weights import IMAGENET, RANDOM
-from sctune.config import TrialConfig, load_profile
+from sctune.config import TrialConfig, load_profile, search_defaults
 from sctune.errors import ConfigError
 from sctune.methods.named import method_values
+from sctune.search.plan.method_space import ALL_METHODS, method_space
 from sctune.search.plan.options import SearchOptions
+from sctune.search.plan.references import planned_references
 from sctune.search.space.definition import Space, load_space
 from sctune.search.space.parameter import as_number
 
@@ -55,13 +57,27 @@ def search_space(options: SearchOptions, profile: str, base: TrialConfig) -> Spa
     weights = overrides.get("model.weights")
     if isinstance(weights, str) and weights not in (IMAGENET, RANDOM):
         overrides["model.weights"] = str(Path(weights).expanduser().absolute())
-    space = load_space(options.space, base, overrides)
+    if options.space == ALL_METHODS:
+        space = _over_methods(options, profile, base, overrides)
+    else:
+        space = load_space(options.space, base, overrides)
     if options.method is not None:
         _check_method(options.method, method_values(options.method, profile), space)
     fixed = space.base.model.weights
     if fixed not in (IMAGENET, RANDOM) and not Path(fixed).is_absolute():
         space = replace(space, base=space.base.override({"model.weights": str(Path(fixed).expanduser().absolute())}))
     return space
+
+
+def _over_methods(options: SearchOptions, profile: str, base: TrialConfig, overrides: dict[str, Any]) -> Space:
+    if options.method is not None:
+        raise ConfigError(
+            f"--method {options.method} is one method, and space {ALL_METHODS} searches over all; leave it out, "
+            f"or take --space {base.method.name}"
+        )
+    references, _ = planned_references(options.references, profile, base)
+    trials = options.trials or search_defaults(profile).trials
+    return method_space(profile, base, overrides, references, trials)
 
 
 def _check_method(method: str, values: dict[str, Any], space: Space) -> None:
