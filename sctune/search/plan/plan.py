@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+from optuna.distributions import CategoricalDistribution
+
 from sctune.backbones.trunk import build_backbone
 from sctune.backbones.weights import resolve_weights
 from sctune.config import Task, TrialConfig, method_entry, search_defaults
@@ -85,6 +87,7 @@ def make_plan(options: SearchOptions, has_gpu: bool) -> Plan:
     sampler = options.sampler or ("grid" if space.is_grid else search_defaults(profile).sampler)
     make_sampler(sampler, options.sampler_seed, space=space)
     _check_grid(options, sampler, space)
+    _check_numbers(sampler, space)
     scheduler, warnings = _scheduler(options, profile, sampler, space)
     warnings += space.notes
     datasets = {
@@ -284,6 +287,15 @@ def _check_grid(options: SearchOptions, sampler: str, space: Space) -> None:
         raise ConfigError(
             f"sampler grid: {points} points, a trial for each; give --trials N for the first N in declared order, a "
             "--time-budget, a coarser step, or take --sampler qmc, which spreads N trials over all of it"
+        )
+
+
+def _check_numbers(sampler: str, space: Space) -> None:
+    """CMA-ES learns of numbers that every point has; ConfigError where there are none, and it would draw at random."""
+    everywhere = [one for one in space.parameters if space.always_active(one)]
+    if sampler == "cmaes" and all(isinstance(one.distribution(), CategoricalDistribution) for one in everywhere):
+        raise ConfigError(
+            f"sampler cmaes learns of numbers that every point has, and space {space.name} has none; take --sampler tpe"
         )
 
 
