@@ -14,17 +14,17 @@ def method_names() -> tuple[str, ...]:
     return tuple(_published())
 
 
-def method_values(name: str, profile: str) -> dict[str, Any]:
+def method_values(name: str, profile: str | None) -> dict[str, Any]:
     """Dotted configuration values of a method, with what it has for the profile besides: `paper`, its published code's.
 
-    Another profile may have values of its own too, such as a budget that a CPU can train.
+    Another profile may have values of its own too, such as a budget that a CPU can train. None: only what makes it.
 
     Raises ConfigError for an unknown method.
     """
     methods = _published()
     if name not in methods:
         raise ConfigError(f"unknown method {name!r}; {nearest(name, methods)}")
-    parts = [methods[name]["config"], methods[name].get(profile, {})]
+    parts = [methods[name]["config"], {} if profile is None else methods[name].get(profile, {})]
     values = {
         f"{section}.{field}": value
         for part in parts

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import copy
-import re
-import time
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -21,7 +20,10 @@ from sctune.backbones.weights import resolve_weights
 from sctune.config import RuntimeConfig, TrialConfig
 from sctune.data.batches import stream
 from sctune.errors import CheckpointError, DataError, NonFiniteError, StoppedError
-from sctune.methods.base import MODEL, Method, Scores, TaskImages, model_tensors
+from sctune.methods.base import MODEL, Method, Scorer, Scores, TaskImages, model_tensors
+from sctune.methods.clock import now
+from sctune.methods.kept import KeptMaps
+from sctune.methods.moments import load_moments, moment_tensors
 from sctune.methods.pixels import autocast, memory_format, normalise, score_alike, to_pixels
 
 LEAST_NORMALS = 2
@@ -31,6 +33,8 @@ AT_ONCE = 16
 
 Ask = Callable[[], None]
 """Raises StoppedError where the training is to end."""
+Look = Callable[[Tensor, Tensor | None], Tensor]
+"""Of pixels [N, 3, S, S] in [0, 1], and what `NetworkMethod.frozen` makes of them where that is known."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,7 @@ class NetworkMethod(Method):
         super().__init__(config, device)
         self.network = network.to(device).to(memory_format=memory_format(config.runtime)).eval()
         self._training: Training | None = None
+        self._kept = KeptMaps()
 
     @classmethod
     @abstractmethod
@@ -72,6 +77,15 @@ class NetworkMethod(Method):
     def settle(self, ask: Ask) -> dict[str, float]:
         """Fit what scoring needs to the network as it is after an epoch; gives figures of it."""
         return {}
+
+    def frozen(self, pixels: Tensor) -> Tensor | None:
+        """What frozen blocks make of pixels, which `scores_of` can go on from; None: there are no such."""
+        return None
+
+    def scores_of(self, pixels: Tensor, frozen: Tensor | None) -> Tensor:
+        """Scores [N] of pixels; frozen: as `frozen` gives it, where that is known."""
+        scores: Tensor = self.network(pixels)
+        return scores
 
     @classmethod
     def fresh(cls, config: TrialConfig, device: torch.device, weights: Path | None = None) -> Self:
@@ -145,18 +159,27 @@ class NetworkMethod(Method):
         return {"loss": torch.stack(losses).sum(), **figures, "gradient_norm": torch.stack(norms).norm()}
 
     def time_step(self) -> tuple[float, int]:
-        count = self.config.budget.iterations
         self.step(0)
-        started = time.perf_counter()
+        marks = [now(self.device)]
         self.step(1)
-        seconds = time.perf_counter() - started
-        # once in an epoch
-        self.settle(lambda: None)
-        return seconds + (time.perf_counter() - started - seconds) / count, count
+        marks.append(now(self.device))
+        # once in an epoch; the first time frozen blocks are asked, the others not
+        for _ in range(2):
+            self.settle(lambda: None)
+            marks.append(now(self.device))
+        step, first, later = np.diff(marks)
+        epochs, count = self.config.epochs, self.config.budget.iterations
+        return float(step + (first + (epochs - 1) * later) / (epochs * count)), count
 
     def score(self, images: np.ndarray) -> Scores:
+        return self._alike(images, None)
+
+    def scorer(self) -> Scorer:
+        return lambda images: self._alike(images, images)
+
+    def _alike(self, images: np.ndarray, kept: object | None) -> Scores:
         def scores(part: np.ndarray, batch_size: int) -> np.ndarray:
-            return self.over(part, self.network, batch_size)
+            return joined(self.walk(part, self.scores_of, kept, batch_size))
 
         found: Scores = score_alike(scores, images, self.device).astype(np.float64) if len(images) else np.zeros(0)
         return found
@@ -165,13 +188,28 @@ class NetworkMethod(Method):
         self, images: np.ndarray, apply: Callable[[Tensor], Tensor], batch_size: int = AT_ONCE, ask: Ask = lambda: None
     ) -> NDArray[Any]:
         """What `apply` makes of uint8 images, some at a time, as pixels [N, 3, S, S] in [0, 1]; without gradients."""
-        parts = []
-        with torch.inference_mode():
-            for start in range(0, len(images), batch_size):
-                ask()
+        return joined(self.walk(images, lambda pixels, frozen: apply(pixels), None, batch_size, ask))
+
+    def walk(
+        self,
+        images: np.ndarray,
+        look: Look,
+        kept: object | None,
+        batch_size: int = AT_ONCE,
+        ask: Ask = lambda: None,
+    ) -> Iterator[Tensor]:
+        """What `look` makes of uint8 images, some at a time; without gradients.
+
+        kept: what stands for images that are looked at after every epoch (`KeptMaps`); what frozen blocks make of
+        them is kept.
+        """
+        for number, start in enumerate(range(0, len(images), batch_size)):
+            ask()
+            with torch.inference_mode():
                 pixels = to_pixels(images[start : start + batch_size], self.device, self.config.runtime.channels_last)
-                parts.append(apply(pixels).cpu().numpy())
-        return np.concatenate(parts)
+                frozen = None if kept is None else self._kept.of(kept, number, partial(self.frozen, pixels))
+                found = look(pixels, frozen)
+            yield found
 
     def some_normals(self, most: int) -> np.ndarray:
         """Rows of the training normals, or of `most` that the seed draws of more."""
@@ -184,6 +222,8 @@ class NetworkMethod(Method):
 
     def load_model_state(self, tensors: Mapping[str, Tensor]) -> None:
         own, name = self.network.state_dict(), self.config.method.name
+        # other frozen blocks give other maps
+        self._kept = KeptMaps()
         if any(own[key].dtype != value.dtype for key, value in tensors.items() if key in own):
             raise CheckpointError(f"the model is none of method {name}: its numbers are of other types")
         try:
@@ -194,44 +234,38 @@ class NetworkMethod(Method):
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors, values = super().state()
-        for index, moments in self._prepared.optimiser.state_dict()["state"].items():
-            tensors |= {f"optim/{index}/{name}": torch.as_tensor(value) for name, value in moments.items()}
-        return tensors, values
+        return tensors | moment_tensors(self._prepared.optimiser), values
 
     def load_state(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
-        optimiser = self._prepared.optimiser
-        moments = _moments(optimiser, {key: value for key, value in tensors.items() if not key.startswith(MODEL)})
+        load_moments(self._prepared.optimiser, tensors, (MODEL,))
         self.load_model_state(model_tensors(tensors))
-        optimiser.load_state_dict({"state": moments, "param_groups": optimiser.state_dict()["param_groups"]})
 
     def module(self) -> nn.Module:
         own = copy.deepcopy(self.network).cpu().to(memory_format=torch.contiguous_format)
         return own.requires_grad_(False).eval()
 
 
-def trunk_maps(backbone: Backbone, pixels: Tensor, runtime: RuntimeConfig) -> Tensor:
-    """The backbone's map [N, C, s, s] of pixels [N, 3, S, S] in [0, 1]."""
+def frozen_maps(backbone: Backbone, pixels: Tensor, runtime: RuntimeConfig) -> Tensor | None:
+    """What the backbone's frozen blocks make of pixels, which `trunk_maps` goes on from; None where none is frozen."""
+    if not backbone.kept:
+        return None
     with autocast(runtime, pixels.device):
-        maps: Tensor = backbone(normalise(pixels))
+        return backbone.frozen(normalise(pixels))
+
+
+def trunk_maps(backbone: Backbone, pixels: Tensor, runtime: RuntimeConfig, frozen: Tensor | None = None) -> Tensor:
+    """The backbone's map [N, C, s, s] of pixels [N, 3, S, S] in [0, 1]; frozen: `frozen_maps` of them, where known."""
+    with autocast(runtime, pixels.device):
+        maps: Tensor = backbone(normalise(pixels)) if frozen is None else backbone.after_frozen(frozen)
     return maps.float()
+
+
+def joined(parts: Iterable[Tensor]) -> NDArray[Any]:
+    """Tensors [n, ...] behind each other, one at least."""
+    return np.concatenate([part.cpu().numpy() for part in parts])
 
 
 def _means(rows: Sequence[Mapping[str, Tensor]]) -> dict[str, float]:
     """Mean of each figure over the steps that have it."""
     names = dict.fromkeys(name for row in rows for name in row)
     return {name: float(torch.stack([row[name] for row in rows if name in row]).double().mean()) for name in names}
-
-
-def _moments(optimiser: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> dict[int, dict[str, Tensor]]:
-    """Adam's state by the index of its weight; raises CheckpointError where it is of other weights."""
-    weights = optimiser.param_groups[0]["params"]
-    found: dict[int, dict[str, Tensor]] = {}
-    for key, value in tensors.items():
-        match = re.fullmatch(r"optim/([0-9]{1,6})/(step|exp_avg|exp_avg_sq)", key)
-        weight = weights[int(match[1])] if match and int(match[1]) < len(weights) else None
-        if match is None or weight is None or value.shape != (() if match[2] == "step" else weight.shape):
-            raise CheckpointError(f"the checkpoint does not fit the optimiser: {key!r}")
-        found.setdefault(int(match[1]), {})[match[2]] = value
-    if any(len(state) != 3 for state in found.values()):
-        raise CheckpointError("the checkpoint does not fit the optimiser: a part of its state is missing")
-    return found

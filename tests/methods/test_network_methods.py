@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from sctune.backbones.trunk import Backbone
 from sctune.config import TrialConfig, load_profile, method_entry
 from sctune.deploy.build import model_parts
 from sctune.deploy.export import generated_images
@@ -16,6 +17,7 @@ from sctune.deploy.parity import score_parity
 from sctune.errors import CheckpointError, ConfigError, DataError, NonFiniteError, StoppedError
 from sctune.methods.base import TaskImages
 from sctune.methods.named import method_values
+from sctune.methods.network import NetworkMethod
 from sctune.methods.registry import fresh_method, trained_method
 from sctune.search.space.definition import load_space
 from sctune.train.heatmap import heat_maps
@@ -117,7 +119,58 @@ def test_it_goes_on_from_a_checkpoint_bit_by_bit(trainer: Trainer) -> None:
         tensors | {"odd": torch.zeros(())},
     ):
         with pytest.raises(CheckpointError, match="does not fit the optimiser"):
-            Trainer(trainer.config).load_state(wrong, json.loads(json.dumps(meta)))
+            later.load_state(wrong, json.loads(json.dumps(meta)))
+
+
+def test_frozen_blocks_are_run_once_for_images_that_are_scored_again(
+    trainer: Trainer, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored = {name: value.clone() for name, value in trainer.method.model_state().items()}
+    model = trained_method(trainer.config, CPU, stored)
+    assert isinstance(model, NetworkMethod)
+    scores, some = model.score(images), images[:2].copy()
+    for _ in range(2):
+        np.testing.assert_array_equal(model.scorer()(images), scores)
+    # other weights of the frozen blocks
+    model.load_model_state(
+        {name: value * (0.9 if ".blocks.0." in name and "weight" in name else 1) for name, value in stored.items()}
+    )
+    other = model.scorer()(images)
+    assert (other != scores).all()
+    np.testing.assert_array_equal(other, model.score(images))
+
+    def refuse(self: Backbone, images: torch.Tensor) -> torch.Tensor:
+        raise AssertionError("frozen blocks are run")
+
+    monkeypatch.setattr(Backbone, "frozen", refuse)
+    np.testing.assert_array_equal(model.scorer()(images), other)
+    with pytest.raises(AssertionError, match="frozen blocks are run"):
+        model.scorer()(some)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize(
+    ("case", "anomalies"),
+    [
+        ({"data.setting": "hard", "data.known_class": "spot"}, 3),
+        ({"data.n_anomalies": 1, "runtime.precision": "bf16"}, 1),
+        ({"data.setting": "anomaly-free", "data.selection": "auto", "model.freeze": 0}, 0),
+    ],
+)
+def test_every_setting_trains(tiny: TrialConfig, name: str, case: dict[str, object], anomalies: int) -> None:
+    more = {"method.name": name, "method.scale_normals": 4, "budget.iterations": 1, "budget.batch_size": 9}
+    turned = {"method.turned": "always"} if name == "saoe" else {}
+    method = fresh_method(tiny.override({**more, **turned, **case}), CPU)
+    assert isinstance(method, NetworkMethod)
+    images = np.random.default_rng(0).integers(0, 256, (12, 64, 64, 3), np.uint8)
+    method.prepare(TaskImages(images, np.arange(6), np.arange(6, 6 + anomalies)))
+    figures = method.run_epoch(0, lambda: False)
+    assert any(key.startswith("seen_") for key in figures) == (anomalies > 0)
+    shown = images[9:]
+    scores = method.score(shown)
+    assert len(set(scores)) == 3 and np.isfinite(scores).all()
+    for _ in range(2):
+        np.testing.assert_array_equal(method.scorer()(shown), scores)
 
 
 @pytest.mark.timeout(400)
@@ -186,11 +239,14 @@ def test_too_few_normals_are_one_line(trainer: Trainer) -> None:
         fresh_method(trainer.config, CPU).prepare(TaskImages(held.array, held.normals[:1], held.anomalies))
 
 
-def test_the_dry_run_times_a_step(trainer: Trainer) -> None:
+def test_the_dry_run_times_a_step_and_its_share_of_an_epoch(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
     method = fresh_method(trainer.config, CPU)
     method.prepare(task_images(trainer))
-    seconds, steps = method.time_step()
-    assert seconds > 0 and steps == trainer.config.budget.iterations
+    # a step of a second, a first fit of the scale of three, each other one of one
+    times = iter((0.0, 1.0, 4.0, 5.0))
+    monkeypatch.setattr("sctune.methods.network.now", lambda _: next(times))
+    assert (trainer.config.epochs, trainer.config.budget.iterations) == (2, 2)
+    assert method.time_step() == (1 + (3 + 1) / 4, 2)
 
 
 def test_several_maps_are_looked_at_on_one_grid(trainer: Trainer, images: np.ndarray) -> None:

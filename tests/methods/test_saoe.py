@@ -122,7 +122,8 @@ def test_the_turned_member_turns_no_normal_image(config: TrialConfig) -> None:
     others = [
         bool(found) for number in range(4) for found in rows(held.array, method.batch("cutpaste", number).images[:4])
     ]
-    assert 0 <= sum(others) < 12
+    # of sixteen, of which a turn or a mirror leaves about one in eight as it was
+    assert sum(others) < 8
 
 
 def test_the_loss_is_the_binary_cross_entropy(trainer: Trainer, config: TrialConfig) -> None:
@@ -138,6 +139,8 @@ def test_the_loss_is_the_binary_cross_entropy(trainer: Trainer, config: TrialCon
     figures = fresh.step(0)
     assert {name: float(figures[f"loss_{name}"]) for name in expected} == pytest.approx(expected, rel=1e-4)
     assert float(figures["loss"]) == pytest.approx(sum(expected.values()), rel=1e-4)
+    # three steps, in which each of three members sees twelve images
+    assert fresh.images_per_epoch == 3 * 3 * 12
 
 
 def test_members_take_turns_where_updates_are_shared(config: TrialConfig) -> None:
@@ -228,6 +231,7 @@ def test_the_turned_member_is_there_only_for_turns_that_are_not_normal(config: T
     assert isinstance(noisy, SaoeMethod) and noisy.network.names == ["cutpaste", "confetti"]
     figures = noisy.run_epoch(0, lambda: False)
     assert figures["members"] == 2 and "loss_turned" not in figures
+    assert noisy.images_per_epoch == 3 * 12
     # and a model of its tensors has two members as well
     images = stripes(5)
     model = trained_method(own, CPU, noisy.model_state())
@@ -239,6 +243,77 @@ def test_the_turned_member_is_there_only_for_turns_that_are_not_normal(config: T
     alone = fresh_method(own.override({"method.members": "turned"}), CPU)
     with pytest.raises(DataError, match=r"no member is left; use method\.turned=always, or cutpaste or confetti"):
         alone.prepare(TaskImages(stripes(64, noise=True), rows, np.arange(60, 64)))
+
+
+@pytest.mark.parametrize("updates", ["each", "shared"])
+def test_it_goes_on_whatever_number_of_updates_members_had(config: TrialConfig, updates: str) -> None:
+    own = config.override({"method.updates": updates, "budget.iterations": 1, "method.scale_normals": 4})
+    images = TaskImages(stripes(10), np.arange(6), np.arange(6, 7))
+
+    def prepared() -> SaoeMethod:
+        method = fresh_method(own, CPU)
+        assert isinstance(method, SaoeMethod)
+        method.prepare(images)
+        return method
+
+    whole, later = prepared(), prepared()
+    whole.run_epoch(0, lambda: False)
+    tensors, values = whole.state()
+    had = {int(name.split("/")[1]) for name in tensors if name.startswith("optim/")}
+    count = len(whole._prepared.optimiser.param_groups[0]["params"])
+    assert len(had) == (count if updates == "each" else count // 3)
+    tensors = {name: value.clone() for name, value in tensors.items()}
+    later.load_state(tensors, json.loads(json.dumps(values)))
+    for method in (whole, later):
+        method.run_epoch(1, lambda: False)
+    first, second = whole.state()[0], later.state()[0]
+    assert first.keys() == second.keys() and all(torch.equal(value, second[name]) for name, value in first.items())
+
+
+@pytest.mark.parametrize(("trained", "here"), [((1, 3), ()), ((1, 3), (2,)), ((), (1, 3))])
+def test_a_checkpoint_says_which_turns_are_learned_from(
+    config: TrialConfig, monkeypatch: pytest.MonkeyPatch, trained: tuple[int, ...], here: tuple[int, ...]
+) -> None:
+    """Another device may find a turn near the limit to look otherwise."""
+    own = config.override({"method.turned": "auto", "model.weights": "random", "method.scale_normals": 4})
+    images = TaskImages(stripes(10), np.arange(6), np.arange(6, 10))
+
+    def prepared(turns: tuple[int, ...]) -> SaoeMethod:
+        monkeypatch.setattr(SaoeMethod, "_unlike_turns", lambda self, images: turns)
+        method = fresh_method(own, CPU)
+        assert isinstance(method, SaoeMethod)
+        method.prepare(images)
+        assert method.turns == turns
+        return method
+
+    first, second = prepared(trained), prepared(here)
+    # a step of the last member
+    first.step(len(first.network.names) - 1)
+    tensors, values = first.state()
+    tensors = {name: value.clone() for name, value in tensors.items()}
+    values = json.loads(json.dumps(values))
+    second.load_state(tensors, values)
+    assert second.turns == trained and second.network.names == first.network.names
+    for method in (first, second):
+        method.step(len(first.network.names) + 1)
+        method.step(len(first.network.names) + 2)
+    later, other = first.state()[0], second.state()[0]
+    assert later.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in later.items())
+    assert not all(torch.equal(value, tensors[name]) for name, value in later.items() if name in tensors)
+    for wrong in (None, [4], 1):
+        with pytest.raises(CheckpointError, match=r"does not fit method saoe: its turns are"):
+            second.load_state(tensors, values | {"turns": wrong})
+
+
+def test_the_dry_run_counts_the_look_at_turned_images(config: TrialConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SaoeMethod, "_unlike_turns", lambda self, images: (1,))
+    times = iter((2.0, 8.0))
+    monkeypatch.setattr("sctune.methods.saoe.method.now", lambda _: next(times))
+    monkeypatch.setattr("sctune.methods.network.NetworkMethod.time_step", lambda self: (1.0, 3))
+    method = fresh_method(config.override({"method.turned": "auto", "model.weights": "random"}), CPU)
+    method.prepare(TaskImages(stripes(3), np.arange(2), np.arange(2, 3)))
+    # six seconds over two epochs of three steps
+    assert method.time_step() == (2.0, 3)
 
 
 def test_outliers_take_half_of_the_synthetic_slots(config: TrialConfig, other_things: Path) -> None:
@@ -267,7 +342,8 @@ def test_a_checkpoint_knows_its_outliers(config: TrialConfig, other_things: Path
     later = Trainer(own)
     later.load_state(tensors, meta)
     assert later.run_epoch().scores == last.scores
-    (root / "0.png").unlink()
+    # another file under the same name
+    shutil.copy(root / "1.png", root / "0.png")
     with pytest.raises(CheckpointError, match=r"other files of method\.outlier_root.*start the trial anew"):
         Trainer(own).load_state(tensors, meta)
     # a model that only scores needs no outliers
@@ -285,6 +361,12 @@ def test_outliers_are_normals_of_other_categories(config: TrialConfig, two_categ
     paths = outlier_paths(two_categories, own)
     assert len(paths) == 50 and all(path.startswith("second/train/good/") for path in paths)
     assert outlier_paths(two_categories / "second", own) == [path.removeprefix("second/") for path in paths]
+    # at any depth, and once where a link leads there too
+    (tmp_path / "deep").mkdir()
+    for name in ("sets", "twice"):
+        (tmp_path / "deep" / name).symlink_to(two_categories)
+    deep = outlier_paths(tmp_path, own)
+    assert len(deep) == 50 and all("/second/train/good/" in path for path in deep)
     few = open_outliers(two_categories, 7, own)
     assert len(few.rows) == 7 and few.digest == open_outliers(two_categories, 7, own.override({"seed": 5})).digest
     # a link to the task's own data is seen through
@@ -294,15 +376,41 @@ def test_outliers_are_normals_of_other_categories(config: TrialConfig, two_categ
             outlier_paths(root, own)
 
 
+def test_nothing_of_the_tasks_own_folder_is_an_outlier(config: TrialConfig, tmp_path: Path) -> None:
+    places = ("task/ok/1", "task/ok/2", "task/nok/3", "task/masks/4", "beside/5", "beside/copy")
+    root = tmp_path / "data"
+    for number, place in enumerate(places):
+        path = root / f"{place}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (20 * number, 0, 0)).save(path)
+    shutil.copy(root / "task/nok/3.png", root / "beside/copy.png")
+    own = config.override({"data.source": str(root / "task"), "data.range": "bits:8"})
+    assert outlier_paths(root, own) == ["beside/5.png", "beside/copy.png"]
+    found = open_outliers(root, 10, own)
+    assert found.images[found.rows][:, 0, 0].tolist() == [[80, 0, 0]]
+    # what lies beside two folders is not theirs
+    folders = f"normal={root / 'task/ok'};anomalous={root / 'task/nok'}"
+    assert "task/masks/4.png" in outlier_paths(root, config.override({"data.source": folders}))
+    (root / "beside/5.png").unlink()
+    with pytest.raises(DataError, match="holds no image but those of task"):
+        open_outliers(root, 10, own)
+    # another depth is not cut to white
+    Image.fromarray(np.full((8, 8), 4000, np.uint16)).save(root / "beside/wide.png")
+    with pytest.raises(
+        DataError, match=r"beside/wide\.png: values from 4000 to 4000, and data\.range=bits:8 reads 0 to"
+    ):
+        open_outliers(root, 10, own)
+
+
 def test_spaces_draw_what_a_choice_of_members_needs(tiny: TrialConfig, tmp_path: Path) -> None:
     parameters = {
-        "method.members": {"values": [ALL, "cutpaste"]},
+        "method.members": {"values": [ALL, "cutpaste", "confetti,cutpaste"]},
         "method.confetti_count": {"values": [10.0, 20.0]},
         "method.turned": {"values": ["auto", "always"]},
     }
     base = tiny.override({"method.name": "saoe"})
     points = list(make_space(tmp_path, base, parameters=parameters, set={"method.name": "saoe"}).points())
-    assert {"method.members": "cutpaste"} in points and len(points) == 4 + 1
+    assert {"method.members": "cutpaste"} in points and len(points) == 4 + 1 + 2
     assert "method.confetti_most" in load_space("saoe", tiny).by_name
     assert (
         tiny.override({"method.name": "saoe", "method.members": ["turned", "cutpaste"]}).flat()["method.members"]

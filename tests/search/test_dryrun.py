@@ -99,6 +99,18 @@ def test_what_makes_a_step_long(tmp_path: Path, parameters: dict[str, Any], expe
     assert dearest_point(space) == expected
 
 
+@pytest.mark.parametrize(
+    ("field", "values", "dearest"),
+    [
+        ("method.updates", ["shared", "each"], "each"),
+        ("method.members", ["cutpaste", "confetti,cutpaste", "turned"], "confetti,cutpaste"),
+    ],
+)
+def test_a_methods_own_fields_make_an_epoch_long(tmp_path: Path, field: str, values: list[str], dearest: str) -> None:
+    space = make_space(tmp_path, parameters={field: {"values": values}}, set={"method.name": "saoe"})
+    assert dearest_point(space) == {field: dearest}
+
+
 def test_variants_are_ranked_by_what_they_set(tmp_path: Path) -> None:
     variants = {
         "devnet": {"model.heads": "single_head", "augment.kind": "none"},

@@ -6,7 +6,9 @@ import pytest
 from safetensors.torch import save_file
 
 from sctune.errors import ConfigError, DataError, SpaceError, StudyError, WeightsError
+from sctune.methods.named import method_values
 from sctune.search.cluster.connection import Resources
+from sctune.search.plan.base import base_config, search_space
 from sctune.search.plan.options import SearchOptions
 from sctune.search.plan.plan import make_plan
 from sctune.search.run.driver import check_versions
@@ -85,6 +87,18 @@ def test_a_method_and_a_space_that_sets_it_otherwise_do_not_go_together(image_fo
         make_plan(asked, has_gpu=False)
     path.write_text("parameters:\n  optim.gamma: {values: [0.1, 0.5]}\nset: {data.balance: 0.5}\n")
     assert make_plan(asked, has_gpu=False).space.base.model.heads == "single_head"
+
+
+@pytest.mark.parametrize(
+    ("method", "space"), [("mlep_image", "mlep"), ("saoe_no_outliers", "saoe"), ("ssm_reading", "ssm")]
+)
+def test_a_space_may_vary_what_a_method_has_for_a_profile_of_ours(method, space):
+    asked = SearchOptions(space=space, name="s", profile="cpu", data="x", method=method)
+    base = base_config(asked, "cpu")
+    assert base.optim.lr == method_values(method, "cpu")["optim.lr"]
+    assert "optim.lr" in search_space(asked, "cpu", base).by_name
+    with pytest.raises(ConfigError, match=rf"--method {method} sets .*, which space {space} varies"):
+        search_space(asked, "paper", base_config(asked, "paper"))
 
 
 def test_what_the_setting_leaves_out_of_the_space_is_said(image_folder):

@@ -7,7 +7,6 @@ images says the first well, and the density the second.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -21,6 +20,7 @@ from sctune.config import TrialConfig
 from sctune.data.batches import stream
 from sctune.errors import CheckpointError, DataError
 from sctune.methods.base import MODEL, Maps, Method, PseudoExample, Scorer, Scores, TaskImages, Variant, model_tensors
+from sctune.methods.clock import now
 from sctune.methods.deviation.density import WEIGHT, auto_weight, cell_share, density_config, density_variants
 from sctune.methods.deviation.method import DeviationMethod
 from sctune.methods.registry import method_class
@@ -258,10 +258,10 @@ class FusedMethod(BesideMethod):
 
     def time_step(self) -> tuple[float, int]:
         seconds, steps = self.trained_part.time_step()
-        started = time.perf_counter()
+        started = now(self.device)
         self.density.run_epoch(0, lambda: False)
         # once in a training
-        return seconds + (time.perf_counter() - started) / (steps * self.config.epochs), steps
+        return seconds + (now(self.device) - started) / (steps * self.config.epochs), steps
 
     def _fused(self, scores: np.ndarray, images: np.ndarray) -> Scores:
         beside = self._beside(images, self.config.score.turns, [cell_share(self.config)])[0]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from sctune.config import TrialConfig
 from sctune.errors import StoppedError
 from sctune.methods.base import Scorer, Scores, TaskImages
+from sctune.methods.clock import now
 from sctune.methods.deviation.detector import Detector, over_turns
 from sctune.methods.deviation.fused import BesideMethod, held_out, parted
 from sctune.methods.deviation.method import DeviationMethod
@@ -119,9 +119,9 @@ class JoinedMethod(BesideMethod):
         epochs, spent = self.config.epochs, []
         # the first fit asks the frozen blocks, the others do not
         for _ in range(min(2, epochs)):
-            started = time.perf_counter()
+            started = now(self.device)
             self.density.fit(lambda: None)
-            spent.append(time.perf_counter() - started)
+            spent.append(now(self.device) - started)
         return seconds + (spent[0] + (epochs - 1) * spent[-1]) / (steps * epochs), steps
 
     def _together(self, images: np.ndarray, batch_size: int) -> Scores:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from sctune.augment.saliency import smooth_saliency
 from sctune.config import TrialConfig
 from sctune.errors import CheckpointError, NonFiniteError, StoppedError
 from sctune.methods.base import MODEL, Maps, Method, PseudoExample, Scorer, Scores, TaskImages, Variant, model_tensors
+from sctune.methods.clock import now
 from sctune.methods.deviation.average import WeightAverage
 from sctune.methods.deviation.detector import Detector, build_detector, detector_of
 from sctune.methods.deviation.examples import pseudo_examples
@@ -167,13 +167,13 @@ class DeviationMethod(Method):
         self.detector.train()
         self.step.start_epoch(0)
         self._run_step(0)
-        budget, started = self.config.budget, time.perf_counter()
+        budget, started = self.config.budget, now(self.device)
         self._run_step(1)
-        seconds = time.perf_counter() - started
+        seconds = now(self.device) - started
         if self._refits:
             # once in a training, a batch for each step of an epoch
             refit_statistics(self.scored, self.step, 2, 1, lambda: False)
-            seconds += (time.perf_counter() - started - seconds) / budget.epochs
+            seconds += (now(self.device) - started - seconds) / budget.epochs
         return seconds, budget.iterations
 
     def cells(self, images: np.ndarray) -> Maps | None:

@@ -22,7 +22,8 @@ class Margin:
 
 def unit_rms(maps: Tensor) -> Tensor:
     """Maps [N, C, s, s], each image's divided by the root of its mean square: a margin of 1 means the same for all."""
-    return maps / (maps.square().mean(dim=(1, 2, 3), keepdim=True) + 1e-12).sqrt()
+    # a floor, since the exporter to ONNX takes out what is added
+    return maps / maps.square().mean(dim=(1, 2, 3), keepdim=True).clamp_min(1e-12).sqrt()
 
 
 def reconstruction(images: Tensor, pictures: Tensor, anchors: int) -> Tensor:

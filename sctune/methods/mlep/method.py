@@ -20,7 +20,7 @@ from sctune.methods.base import Maps, Scores, Variant
 from sctune.methods.mlep.entry import MlepSection
 from sctune.methods.mlep.loss import margin_loss, reconstruction
 from sctune.methods.mlep.network import DISTANCE, LEAST_DEVIATION, MlepNetwork
-from sctune.methods.network import AT_ONCE, Ask, NetworkMethod, Part, trunk_maps
+from sctune.methods.network import Ask, NetworkMethod, Part, joined, trunk_maps
 from sctune.methods.pixels import to_pixels
 
 ERROR, WEIGHT = "method.error", "method.distance"
@@ -77,23 +77,33 @@ class MlepMethod(NetworkMethod):
 
     def settle(self, ask: Ask) -> dict[str, float]:
         """Mean z of normal images as they are, and the moments of the parts of a score on them."""
-        network, images = self.network, self.images
-        rows = self.some_normals(self._section.scale_normals)
-        normals = images.take(rows)
-        z = self.over(normals, network.embed, ask=ask)
-        network.typical.copy_(torch.from_numpy(z.mean(axis=0, dtype=np.float64)))
-        known = iter(torch.from_numpy(z).to(self.device).split(AT_ONCE))
-        parts = self.over(normals, lambda pixels: network.parts(pixels, next(known)), ask=ask).astype(np.float64)
+        network, images, most = self.network, self.images, self._section.scale_normals
+        normals = images.take(self.some_normals(most))
+        network.typical.copy_(self._mean_z(normals, ask))
+        parts = joined(self.walk(normals, network.parts, images.normals, ask=ask)).astype(np.float64)
         deviations = np.maximum(parts.std(axis=0, ddof=1), LEAST_DEVIATION)
         network.moments.copy_(torch.from_numpy(np.stack([parts.mean(axis=0), deviations])))
         figures = {"normal_error": float(parts[:, 0].mean()), "normal_distance": float(parts[:, DISTANCE].mean())}
         if len(images.anomalies) and self.config.n_anomalies != 0:
-            seen = images.take(images.anomalies[: self._section.scale_normals])
-            away = self.over(seen, lambda pixels: network.scaled(network.parts(pixels)), ask=ask).mean(axis=0)
+            seen = self.walk(images.take(images.anomalies[:most]), network.parts, images.anomalies, ask=ask)
+            away = network.scaled(torch.cat(list(seen))).cpu().numpy().mean(axis=0)
             # in standard deviations of the normals: which part tells the two apart in training
             names = ("seen_error", "seen_top_error", "seen_distance")
             figures |= {name: float(value) for name, value in zip(names, away, strict=True)}
         return figures
+
+    def _mean_z(self, normals: np.ndarray, ask: Ask) -> Tensor:
+        """[C, s, s] of training normals; z is not held, since several maps of 200 large images are gigabytes."""
+        total = torch.zeros_like(self.network.typical, dtype=torch.float64)
+        for z in self.walk(normals, self.network.embed, self.images.normals, ask=ask):
+            total += z.sum(dim=0, dtype=torch.float64)
+        return total / len(normals)
+
+    def frozen(self, pixels: Tensor) -> Tensor | None:
+        return self.network.frozen(pixels)
+
+    def scores_of(self, pixels: Tensor, frozen: Tensor | None) -> Tensor:
+        return self.network.combined(self.network.parts(pixels, frozen))
 
     def cells(self, images: np.ndarray) -> Maps | None:
         return self.over(images, self.network.cells).astype(np.float32)

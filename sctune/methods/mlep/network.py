@@ -10,11 +10,12 @@ from sctune.backbones.trunk import Backbone
 from sctune.config import TrialConfig
 from sctune.methods.mlep.entry import MlepSection
 from sctune.methods.mlep.loss import unit_rms
-from sctune.methods.network import trunk_maps
+from sctune.methods.network import frozen_maps, trunk_maps
 
 LEAST_WIDTH = 16
-LEAST_DEVIATION = 1e-4
-"""Of a part on normal images: a share of the range of a pixel, or of the mean square of z."""
+LEAST_DEVIATION = 1e-3
+"""Of a part on normal images: a share of the range of a pixel, or of the mean square of z. What rounding does to a part
+(about 1e-7) must not show in a score."""
 
 MEAN, TOP, DISTANCE = 0, 1, 2
 """Places of the parts of a score: mean error, that of the highest pixels, distance to the mean normal z."""
@@ -73,17 +74,21 @@ class MlepNetwork(nn.Module):
         self.register_buffer("typical", torch.zeros(backbone.channels, side, side))
         self.register_buffer("moments", torch.tensor([[0.0] * 3, [1.0] * 3]))
 
-    def embed(self, pixels: Tensor) -> Tensor:
+    def frozen(self, pixels: Tensor) -> Tensor | None:
+        """What `embed` can go on from; None where no block is frozen."""
+        return frozen_maps(self.backbone, pixels, self.runtime)
+
+    def embed(self, pixels: Tensor, frozen: Tensor | None = None) -> Tensor:
         """z [N, C, s, s]: the backbone's map, of unit root mean square for each image."""
-        return unit_rms(trunk_maps(self.backbone, pixels, self.runtime))
+        return unit_rms(trunk_maps(self.backbone, pixels, self.runtime, frozen))
 
     def errors(self, pixels: Tensor, z: Tensor) -> Tensor:
         """Mean over the colours of |pixel - picture| [N, S, S]."""
         return (pixels - self.decoder(z)).abs().mean(dim=1)
 
-    def parts(self, pixels: Tensor, z: Tensor | None = None) -> Tensor:
-        """Mean error, mean of the highest errors, distance [N, 3], as they are measured; z: as `embed` gives it."""
-        z = self.embed(pixels) if z is None else z
+    def parts(self, pixels: Tensor, frozen: Tensor | None = None) -> Tensor:
+        """Mean error, mean of the highest errors, distance [N, 3], as they are measured."""
+        z = self.embed(pixels, frozen)
         errors = self.errors(pixels, z).flatten(1)
         highest = errors.topk(self.highest, dim=1).values
         distance = (z - self.typical).square().mean(dim=(1, 2, 3))
@@ -103,7 +108,11 @@ class MlepNetwork(nn.Module):
         return self.combined(self.parts(pixels))
 
     def cells(self, pixels: Tensor) -> Tensor:
-        """What each pixel adds to the score [N, S, S]; with the mean error the score is the mean of a map."""
+        """What each pixel adds to the score [N, S, S].
+
+        With the mean error the score is the mean of a map; with the distance besides only up to what the borders of
+        `interpolate` add, unless each cell of z has a whole number of pixels.
+        """
         z = self.embed(pixels)
         chosen, (mean, deviation) = self.error_of(self.section), self.moments
         maps = (self.errors(pixels, z) - mean[chosen]) / deviation[chosen]

@@ -110,12 +110,21 @@ def summary(config: TrialConfig) -> str:
     )
 
 
-_CHOICES = [names for size in (1, 2, 3) for names in itertools.combinations(MEMBERS, size)]
+# a space may name members in any order
+_CHOICES = [names for size in (1, 2, 3) for names in itertools.permutations(MEMBERS, size)]
 
 
 def _with_member(name: str) -> Conditions:
     """That a member is in the ensemble."""
     return (("method.members", tuple(",".join(names) for names in _CHOICES if name in names)),)
+
+
+def cost(config: TrialConfig) -> float:
+    """Updates of a step; where members take turns only the scoring, which all of them do, makes an epoch longer."""
+    section = config.method
+    assert isinstance(section, SaoeSection)
+    members = len(section.names)
+    return members if section.updates == "each" else 1 + (members - 1) / 10
 
 
 _PAPER: dict[str, Any] = {
@@ -153,5 +162,6 @@ ENTRY = MethodEntry(
     },
     scoring=("method.scored",),
     check=check,
+    cost=cost,
     summary=summary,
 )

@@ -16,7 +16,8 @@ from sctune.config import TrialConfig
 from sctune.data.batches import stream
 from sctune.errors import CheckpointError, DataError
 from sctune.methods.base import Maps, PseudoExample, Scores, TaskImages, Variant
-from sctune.methods.network import Ask, NetworkMethod, Part, trunk_maps
+from sctune.methods.clock import now
+from sctune.methods.network import Ask, NetworkMethod, Part, joined, trunk_maps
 from sctune.methods.pixels import to_pixels
 from sctune.methods.saoe.batch import MemberBatch, make_synthetic, member_batch
 from sctune.methods.saoe.entry import MEMBERS, SaoeSection
@@ -26,12 +27,12 @@ from sctune.methods.saoe.turned import LEAST, TURNS, unlike_turns
 
 TURNED = "turned"
 SCORED = "method.scored"
-OUTLIERS = "outliers"
-"""Name of the digest of the outliers among the values of a state."""
+OUTLIERS, QUARTERS = "outliers", "turns"
+"""Names of the digest of the outliers, and of the turns of the turned member, among the values of a state."""
 MOST_TURNED = 150
 """Normal images that say whether they look other in a turn; a third of them is turned."""
-LEAST_DEVIATION = 0.01
-"""Of a member's logits on normal images: those that are all but the same are not blown up."""
+LEAST_DEVIATION = 0.05
+"""Of a member's logits on normal images: those that are all but the same are not blown up, and rounding with them."""
 
 
 class SaoeMethod(NetworkMethod):
@@ -41,6 +42,7 @@ class SaoeMethod(NetworkMethod):
         super().__init__(config, device, network)
         self.turns: tuple[int, ...] = TURNS
         self.outliers: Outliers | None = None
+        self._seconds = 0.0
 
     @classmethod
     def build(cls, config: TrialConfig, weights: Path | None) -> nn.Module:
@@ -63,7 +65,9 @@ class SaoeMethod(NetworkMethod):
         super().prepare(images)
         section = self._section
         if TURNED in self.network.names and section.turned == "auto":
+            started = now(self.device)
             self.turns = self._unlike_turns(images)
+            self._seconds = now(self.device) - started
             if not self.turns:
                 self._without_turned(images)
         if section.outlier_root is not None:
@@ -82,20 +86,37 @@ class SaoeMethod(NetworkMethod):
             yield Part(loss, member, {f"loss_{name}": loss})
 
     def settle(self, ask: Ask) -> dict[str, float]:
-        """The moments of the members' logits on normal images as they are; all are mean scores of seen anomalies."""
+        """The moments of the members' logits on normal images as they are."""
         network, images, most = self.network, self.images, self._section.scale_normals
-        logits = self.over(images.take(self.some_normals(most)), network.logits, ask=ask).astype(np.float64)
+        normals = self.walk(images.take(self.some_normals(most)), network.logits, images.normals, ask=ask)
+        logits = joined(normals).astype(np.float64)
         deviations = np.maximum(logits.std(axis=0, ddof=1), LEAST_DEVIATION)
         network.moments.copy_(torch.from_numpy(np.stack([logits.mean(axis=0), deviations])))
         figures = {"members": float(len(network.names))}
         if len(images.anomalies) and self.config.n_anomalies != 0:
-            seen = images.take(images.anomalies[:most])
-            away = self.over(seen, lambda pixels: network.scaled(network.logits(pixels)), ask=ask).mean(axis=0)
+            seen = self.walk(images.take(images.anomalies[:most]), network.logits, images.anomalies, ask=ask)
+            away = network.scaled(torch.cat(list(seen))).cpu().numpy().mean(axis=0)
             figures |= {f"seen_{name}": float(value) for name, value in zip(network.names, away, strict=True)}
         return figures
 
+    def frozen(self, pixels: Tensor) -> Tensor | None:
+        return self.network.frozen(pixels)
+
+    def scores_of(self, pixels: Tensor, frozen: Tensor | None) -> Tensor:
+        return self.network.combined(self.network.logits(pixels, frozen), self.network.scored)
+
+    @property
+    def images_per_epoch(self) -> int:
+        return super().images_per_epoch * (len(self.network.names) if self._section.updates == "each" else 1)
+
+    def time_step(self) -> tuple[float, int]:
+        seconds, steps = super().time_step()
+        # the look at turned images is once in a training
+        return seconds + self._seconds / (steps * self.config.epochs), steps
+
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors, values = super().state()
+        values = values | {QUARTERS: list(self.turns)}
         return tensors, values if self.outliers is None else values | {OUTLIERS: self.outliers.digest}
 
     def load_state(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
@@ -105,7 +126,23 @@ class SaoeMethod(NetworkMethod):
                 f"the checkpoint was trained with other files of method.outlier_root={self._section.outlier_root}; put "
                 "them back, or start the trial anew"
             )
+        self._take_turns(values.get(QUARTERS))
         super().load_state(tensors, values)
+
+    def _take_turns(self, turns: Any) -> None:
+        """Those that the training began with: on another device the look at turned images may end otherwise."""
+        if not isinstance(turns, list) or any(turn not in TURNS for turn in turns):
+            raise CheckpointError(f"the checkpoint does not fit method saoe: its {QUARTERS} are {turns!r}")
+        self.turns = tuple(turns)
+        there = TURNED in self.network.names
+        if TURNED not in self._section.names or there == bool(turns):
+            return
+        if there:
+            self.network.leave_out(TURNED)
+        else:
+            self.network.take_in(TURNED)
+        # an optimiser of the weights that are there
+        super().prepare(self.images)
 
     def cells(self, images: np.ndarray) -> Maps | None:
         return self.over(images, self.network.cells).astype(np.float32)

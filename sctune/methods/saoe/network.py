@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from sctune.backbones.trunk import Backbone
 from sctune.config import RuntimeConfig
-from sctune.methods.network import trunk_maps
-from sctune.methods.pixels import autocast, normalise
+from sctune.methods.network import frozen_maps, trunk_maps
 
 
 class Member(nn.Module):
@@ -66,18 +65,25 @@ class SaoeNetwork(nn.Module):
         del self.members[name]
         self.moments = _unscaled(len(self.members)).to(self.moments.device)
 
-    def maps(self, pixels: Tensor) -> list[Tensor]:
-        """Map [N, C, s, s] of each member's backbone. Frozen blocks are the same in all, so they are run once."""
-        trunks = [self.member(name).backbone for name in self.names]
-        runtime = self.member(self.names[0]).runtime
-        with autocast(runtime, pixels.device):
-            frozen = trunks[0].frozen(normalise(pixels))
-            found = [trunk.after_frozen(frozen) for trunk in trunks]
-        return [one.float() for one in found]
+    def take_in(self, name: str) -> None:
+        """An ensemble with this member besides, the last one; a copy of the first, whose weights are to be loaded."""
+        self.members[name] = copy.deepcopy(self.member(self.names[0]))
+        self.moments = _unscaled(len(self.members)).to(self.moments.device)
 
-    def logits(self, pixels: Tensor) -> Tensor:
+    def frozen(self, pixels: Tensor) -> Tensor | None:
+        """What `maps` can go on from; None where no block is frozen."""
+        first = self.member(self.names[0])
+        return frozen_maps(first.backbone, pixels, first.runtime)
+
+    def maps(self, pixels: Tensor, frozen: Tensor | None = None) -> list[Tensor]:
+        """Map [N, C, s, s] of each member's backbone. Frozen blocks are the same in all, so they are run once."""
+        members = [self.member(name) for name in self.names]
+        frozen = self.frozen(pixels) if frozen is None else frozen
+        return [trunk_maps(member.backbone, pixels, member.runtime, frozen) for member in members]
+
+    def logits(self, pixels: Tensor, frozen: Tensor | None = None) -> Tensor:
         """[N, M]."""
-        both = zip(self.names, self.maps(pixels), strict=True)
+        both = zip(self.names, self.maps(pixels, frozen), strict=True)
         return torch.stack([self.member(name).of_maps(maps) for name, maps in both], dim=1)
 
     def scaled(self, logits: Tensor) -> Tensor:
@@ -95,7 +101,11 @@ class SaoeNetwork(nn.Module):
         return self.combined(self.logits(pixels), self.scored)
 
     def cells(self, pixels: Tensor) -> Tensor:
-        """What each pixel adds to the score [N, S, S]; the score is the mean of a map."""
+        """What each pixel adds to the score [N, S, S].
+
+        The score is the mean of a map where each cell has a whole number of pixels; else what the borders of
+        `interpolate` add comes besides.
+        """
         parts = [self.member(name).cells(maps) for name, maps in zip(self.names, self.maps(pixels), strict=True)]
         size = pixels.shape[-2:]
         cells = torch.stack(parts, dim=1)

@@ -16,6 +16,9 @@ from sctune.search.plan.references import planned_references
 from sctune.search.space.definition import Space, load_space
 from sctune.search.space.parameter import as_number
 
+PAPER = "paper"
+"""The profile in which a method is what was published."""
+
 
 def base_config(options: SearchOptions, profile: str) -> TrialConfig:
     """The profile with the method and the options merged; raises ConfigError for options that do not go together."""
@@ -62,7 +65,9 @@ def search_space(options: SearchOptions, profile: str, base: TrialConfig) -> Spa
     else:
         space = load_space(options.space, base, overrides)
     if options.method is not None:
-        _check_method(options.method, method_values(options.method, profile), space)
+        # what it has for a profile of ours is a place to begin, and the space's to vary
+        published = profile if profile == PAPER else None
+        _check_method(options.method, method_values(options.method, published), space)
     fixed = space.base.model.weights
     if fixed not in (IMAGENET, RANDOM) and not Path(fixed).is_absolute():
         space = replace(space, base=space.base.override({"model.weights": str(Path(fixed).expanduser().absolute())}))
