@@ -94,19 +94,22 @@ def list_command(study_root: opt.StudyRoot = None, storage: opt.StoredAt = None,
 
 
 def spaces(name: Annotated[str | None, typer.Argument(help="Show this one whole.")] = None) -> None:
-    """The search spaces that come with sctune."""
+    """The search spaces that come with sctune, and those of its methods."""
     from sctune.config import read_yaml
     from sctune.errors import SpaceError, nearest
-    from sctune.search.space.definition import shipped_spaces
+    from sctune.search.space.named import method_spaces, shipped_spaces
 
-    shipped = shipped_spaces()
+    shipped, own = shipped_spaces(), method_spaces()
     if name is not None:
-        if name not in shipped:
-            raise SpaceError(f"unknown space {name!r}; {nearest(name, shipped)}")
-        print(shipped[name].read_text(encoding="utf-8"), end="")
+        if name not in (*shipped, *own):
+            raise SpaceError(f"unknown space {name!r}; {nearest(name, (*shipped, *own))}")
+        if name in shipped:
+            print(shipped[name].read_text(encoding="utf-8"), end="")
+        else:
+            print(yaml.safe_dump({"format_version": 1, **own[name]}, sort_keys=False), end="")
         return
-    for known, path in shipped.items():
-        print(f"{known:16s} {read_yaml(path).get('description', '')}")
+    for known, content in {**own, **{file: read_yaml(path) for file, path in shipped.items()}}.items():
+        print(f"{known:16s} {content.get('description', '')}")
 
 
 def best(

@@ -5,6 +5,7 @@ import shutil
 import pytest
 from safetensors.torch import save_file
 
+from sctune.config import load_profile
 from sctune.errors import ConfigError, DataError, SpaceError, StudyError, WeightsError
 from sctune.methods.named import method_values
 from sctune.search.cluster.connection import Resources
@@ -77,6 +78,23 @@ def test_a_method_and_a_space_that_varies_it_do_not_go_together(image_folder, sp
     asked = options(image_folder, method="devnet").model_copy(update={"space": space})
     with pytest.raises(ConfigError, match=rf"--method devnet sets .*, which space {space} varies"):
         make_plan(asked, has_gpu=False)
+
+
+def test_the_space_of_a_method_starts_from_what_that_has_for_the_profile(tmp_path, monkeypatch):
+    def base(space, profile):
+        return base_config(SearchOptions(space=space), profile)
+
+    ssm = base("ssm", "gpu")
+    assert (ssm.method.width, ssm.method.score_cells, ssm.data.image_size) == (64, "2,4,8", 448)
+    cutpaste = base("cutpaste", "cpu")
+    assert (cutpaste.budget.iterations, cutpaste.model.batch_norm, cutpaste.budget.batch_size) == (50, "eval", 18)
+    # what it searches is the space's, and what makes a published name is that of --method
+    assert base("saoe", "cpu").optim.lr == load_profile("cpu").optim.lr
+    assert (base("kdad", "cpu").model.backbone, base("kdad", "cpu").data.image_size) == ("efficientnet_lite0", 160)
+    # a file of that name goes first
+    (tmp_path / "ssm").write_text("parameters:\n  data.balance: {values: [0.5, 0.6]}\n")
+    monkeypatch.chdir(tmp_path)
+    assert base("ssm", "gpu") == load_profile("gpu").override({"data.selection": "auto"})
 
 
 def test_a_method_and_a_space_that_sets_it_otherwise_do_not_go_together(image_folder, tmp_path):

@@ -11,7 +11,8 @@ import yaml
 
 from sctune.config import TrialConfig, load_profile, profile_names
 from sctune.errors import SpaceError
-from sctune.search.space.definition import Space, load_space, shipped_spaces
+from sctune.search.space.definition import Space, load_space
+from sctune.search.space.named import shipped_spaces
 from sctune.search.space.setting import possible_in
 
 LINE = "left out of the space, since nothing anomalous is trained on: "

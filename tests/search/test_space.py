@@ -13,7 +13,8 @@ import yaml
 
 from sctune.config import TrialConfig, load_profile, profile_names
 from sctune.errors import ConfigError, SpaceError
-from sctune.search.space.definition import Space, load_space, shipped_spaces
+from sctune.search.space.definition import Space, load_space
+from sctune.search.space.named import shipped_spaces
 from sctune.search.space.parameter import Range
 
 CONDITIONAL = {

@@ -206,6 +206,7 @@ ENTRY = MethodEntry(
     section=KdadSection,
     implementation="sctune.methods.kdad.method:KdadMethod",
     uses=("model.backbone", "model.weights"),
+    learns_from_anomalies=lambda config: False,
     conditions=CONDITIONS,
     hyperparameters=HYPERPARAMETERS,
     published=PUBLISHED,

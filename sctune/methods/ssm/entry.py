@@ -140,6 +140,7 @@ ENTRY = MethodEntry(
     section=SsmSection,
     implementation="sctune.methods.ssm.method:SsmMethod",
     uses=ADAM,
+    learns_from_anomalies=lambda config: False,
     conditions={"method.weight": _SEVERAL, "method.refine_quantile": (("method.refine", (True,)),)},
     hyperparameters={
         "optim.lr": {"type": "float", "low": 3.0e-4, "high": 1.0e-2, "log": True},

@@ -14,6 +14,7 @@ from sctune.search.plan.method_space import ALL_METHODS, method_space
 from sctune.search.plan.options import SearchOptions
 from sctune.search.plan.references import planned_references
 from sctune.search.space.definition import Space, load_space
+from sctune.search.space.named import own_space_of
 from sctune.search.space.parameter import as_number
 
 PAPER = "paper"
@@ -21,7 +22,10 @@ PAPER = "paper"
 
 
 def base_config(options: SearchOptions, profile: str) -> TrialConfig:
-    """The profile with the method and the options merged; raises ConfigError for options that do not go together."""
+    """The profile with the method, or what that of its own space has for it, and the options merged.
+
+    Raises ConfigError for options that do not go together.
+    """
     values: dict[str, Any] = {"data.setting": options.setting, "data.selection": options.selection}
     if (options.normal is None) != (options.anomalous is None):
         raise ConfigError("--normal and --anomalous go together: two folders of images")
@@ -51,7 +55,24 @@ def base_config(options: SearchOptions, profile: str) -> TrialConfig:
     if options.method is not None:
         # what the user asked for by an option of its own wins over the method
         values = method_values(options.method, profile) | values
+    else:
+        values = _own_start(options.space, profile) | values
     return load_profile(profile).override(values)
+
+
+def _own_start(space: str, profile: str) -> dict[str, Any]:
+    """What a method has for a profile where the space is its own, of the first of its published names.
+
+    Without what it searches; and what makes a published name is left to `--method`.
+    """
+    entry = own_space_of(space)
+    if entry is None or not entry.published:
+        return {}
+    tree = next(iter(entry.published.values())).get(profile, {})
+    values = {f"{section}.{field}": value for section, fields in tree.items() for field, value in fields.items()}
+    return {"method.name": entry.name} | {
+        name: value for name, value in values.items() if name not in entry.hyperparameters
+    }
 
 
 def search_space(options: SearchOptions, profile: str, base: TrialConfig) -> Space:

@@ -9,14 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from optuna.distributions import BaseDistribution
 from optuna.trial import Trial
 
-from sctune.config import TrialConfig, method_entries, read_yaml
+from sctune.config import TrialConfig, method_entries
 from sctune.errors import ConfigError, SpaceError, nearest
 from sctune.search.space.activation import activation_conditions, with_needs
 from sctune.search.space.base import settled_base
@@ -29,6 +28,7 @@ from sctune.search.space.checks import (
     check_start,
 )
 from sctune.search.space.enumeration import AllValues, count_points, extreme_points, walk
+from sctune.search.space.named import space_content
 from sctune.search.space.parameter import Parameter, Range, as_number, parse_parameter
 from sctune.search.space.setting import possible_in
 from sctune.search.space.variants import (
@@ -239,21 +239,13 @@ class Space:
         return own | self.base.flat()
 
 
-def shipped_spaces() -> dict[str, Path]:
-    """Name -> file of the spaces that come with sctune."""
-    inside = Path(str(files("sctune").joinpath("search_spaces")))
-    # an editable install has them beside the package, as the repository does
-    folder = inside if inside.is_dir() else inside.parent.parent / "search_spaces"
-    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
-
-
 def load_space(name_or_path: str | Path, base: TrialConfig, overrides: Mapping[str, Any] | None = None) -> Space:
     """A space by its shipped name, from a file, or of a method by its name, over a profile's configuration.
 
     overrides: dotted values of the command line; they win over the space's `set:`. Raises SpaceError naming the
     file and the key: an unknown or task-owned field, a bad range, condition or start point, an infeasible value.
     """
-    content, where = _content(name_or_path)
+    content, where = space_content(name_or_path)
     return space_of(content, where, base, overrides)
 
 
@@ -281,20 +273,6 @@ def space_of(
     check_feasible(space, where)
     steps = [parameter.note for parameter in space.parameters if isinstance(parameter, Range)]
     return replace(space, notes=(*notes, *filter(None, steps)))
-
-
-def _content(name_or_path: str | Path) -> tuple[dict[str, Any], str]:
-    """What a space holds, and what messages call it."""
-    name, shipped = str(name_or_path), shipped_spaces()
-    path = shipped.get(name, Path(name_or_path))
-    if name in shipped or path.exists() or path.suffix in (".yaml", ".yml"):
-        return read_yaml(path, SpaceError), str(path)
-    methods = {entry.name: entry for entry in method_entries() if entry.hyperparameters}
-    if name not in methods:
-        raise SpaceError(f"unknown space {name!r}; {nearest(name, (*shipped, *methods))}")
-    parameters = {field: dict(body) for field, body in methods[name].hyperparameters.items()}
-    tree = {"name": name, "description": f"All that is searched of method {name}", "set": {"method.name": name}}
-    return {**tree, "parameters": parameters}, name
 
 
 def _build(tree: dict[str, Any], base: TrialConfig, where: str) -> Space:
