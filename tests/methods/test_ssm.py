@@ -29,6 +29,8 @@ def ssm(**values: object) -> TrialConfig:
     own = {f"method.{name}": value for name, value in values.items()}
     return TrialConfig().override({"method.name": "ssm", "method.width": 2, "data.image_size": SIDE} | own)
 
+from sctune.search.plan.base import base_config, search_space
+from sctune.search.plan.options import SearchOptions
 
 def drawn(*shape: int, seed: int = 0) -> Tensor:
     return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
@@ -372,7 +374,8 @@ def test_cells_are_written_in_one_form() -> None:
         ({"method.sigma": 0.0}, r"method\.sigma=0\.0"),
         ({"data.shuffle_labels": True}, r"data\.shuffle_labels=true: ssm learns from normal images alone"),
         ({"augment.kind": "none"}, r"method ssm has no use for it"),
-        ({"method.widht": 4}, r"'method\.widht' of method ssm; did you mean 'method\.width'|did you mean"),
+        ({"optim.lr": 1e-3}, r"optim\.lr=0\.001: method ssm has no use for it"),
+        ({"method.widht": 4}, r"unknown configuration key 'method\.widht'; did you mean 'method\.width'"),
     ],
 )
 def test_what_cannot_be_is_refused_in_a_line(values: dict[str, object], words: str) -> None:
@@ -397,7 +400,18 @@ def test_published_settings() -> None:
     assert rates == pytest.approx([1e-4] * 15 + [1e-5] * 15 + [1e-6] * 15 + [1e-7] * 5)
     cpu = load_profile("cpu").override(method_values("ssm_reading", "cpu"))
     assert (cpu.method.model_dump()["width"], cpu.data.image_size, cpu.budget.batch_size) == (8, 160, 18)
-    assert load_profile("gpu").override(method_values("ssm_reading", "gpu")).method.model_dump()["width"] == 64
+    assert cpu.learning_rate(0) == 2e-3
+
+
+@pytest.mark.parametrize(("profile", "width"), [("cpu", 8), ("gpu", 64)])
+def test_the_reading_can_be_searched_in_a_space_of_its_own(profile: str, width: int) -> None:
+    asked = SearchOptions(method="ssm_reading", space="ssm")
+    space = search_space(asked, profile, base_config(asked, profile))
+    assert set(space.by_name) == set(ENTRY.hyperparameters)
+    section = space.base.method.model_dump()
+    assert (section["width"], section["cells"]) == (width, "2,4,8")
+    # its rate is no other method's, whose range is another
+    assert space.base.override({"method.lr": 5e-3}).learning_rate(0) == 5e-3
 
 
 def test_its_name_says_whose_reading_it_is() -> None:

@@ -31,7 +31,7 @@ FORMS = {
 @pytest.fixture(scope="module")
 def small(tiny: TrialConfig) -> TrialConfig:
     """Two epochs of two steps of two images, at 64 px."""
-    few = {"data.selection_limit": 6, "method.width": 2, "optim.lr": 5e-3}
+    few = {"data.selection_limit": 6, "method.width": 2, "method.lr": 5e-3}
     return tiny.override({"method.name": "ssm", **few})
 
 
@@ -95,6 +95,7 @@ def test_it_learns_to_fill_in_what_is_hidden(small: TrialConfig) -> None:
         {"data.setting": "anomaly-free", "data.selection": "auto"},
         {"data.setting": "hard", "data.known_class": "spot", "data.selection": "auto"},
     ],
+    assert first["lr"] == 5e-3
 )
 def test_every_setting_trains(small: TrialConfig, setting: dict[str, object]) -> None:
     (report,) = Trainer(small.override(setting | {"budget.epochs": 1, "data.selection_limit": 4})).fit()
