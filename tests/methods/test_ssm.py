@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 from scipy import ndimage
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sctune.config import TrialConfig, load_profile
 from sctune.errors import ConfigError
@@ -253,6 +255,36 @@ def test_parts_of_the_loss_and_their_weights() -> None:
     assert float(parts["mse"]) == pytest.approx(0.01, rel=1e-4)
     # three passes of 0.5^2 each
     assert float(parts["mask"]) == pytest.approx(0.75, rel=1e-4)
+class ShortProducts(TorchDispatchMode):
+    """Products of float32 keep ten bits of each mantissa, as those of a GPU do under runtime.precision=tf32."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (torch.ops.aten.mm.default, torch.ops.aten.bmm.default):
+            args = tuple(self.shortened(value) if value.dtype == torch.float32 else value for value in args)
+        return func(*args, **(kwargs or {}))
+
+    @staticmethod
+    def shortened(values: Tensor) -> Tensor:
+        mantissa, exponent = torch.frexp(values)
+        return torch.ldexp((mantissa * 2**11).round() / 2**11, exponent)
+
+
+def test_short_products_change_neither_likeness_nor_scores() -> None:
+    # bright and of little contrast: a variance is a small difference of large squares
+    images, others = 0.9 + 0.02 * drawn(1, 3, 140, 140), 0.9 + 0.02 * drawn(1, 3, 140, 140, seed=1)
+    score = with_unet(ssm().override({"data.image_size": 140}))
+
+    def found() -> list[Tensor]:
+        return [ssim_loss(images, others), score(images), images[0] @ others[0]]
+
+    plain = found()
+    with ShortProducts():
+        loss, scores, product = found()
+    assert torch.equal(loss, plain[0]) and torch.equal(scores, plain[1])
+    # a difference that shows where nothing is done about it
+    assert not torch.equal(product, plain[2])
+
+
     assert float(parts["gms"]) == pytest.approx(0, abs=1e-4) and 0 < float(parts["ssim"]) < 1
     section = ssm(mse=3.0, gms=0.0, ssim=2.0, mask=0.5).method
     wanted = 3 * 0.01 + 2 * float(parts["ssim"]) + 0.5 * 0.75
@@ -350,7 +382,7 @@ def test_images_of_any_size_are_seen_at_128_px(size: int) -> None:
     score = with_unet(ssm().override({"data.image_size": size}))
     wanted = functional.interpolate(images, size=(SIDE, SIDE), mode="bilinear", antialias=True)
     assert torch.allclose(score.shrunk(images), wanted, atol=1e-5)
-    assert torch.allclose(shrinking(size).sum(1), torch.ones(SIDE))
+    assert torch.allclose(shrinking(size).sum(1), torch.ones(SIDE).double())
     if size == SIDE:
         assert torch.equal(score.shrunk(images), images)
 
