@@ -20,8 +20,17 @@ from sctune.methods.ssm.entry import ENTRY, SIDE, sides_of
 from sctune.methods.ssm.loss import masking_losses, weighted
 from sctune.methods.ssm.masks import hide_sets, surely_normal
 from sctune.methods.ssm.network import MaskBlock, MaskedUNet, reconstruct
-from sctune.methods.ssm.scoring import PUBLISHED_THRESHOLD, ErrorScore, cell_shares, scoring_masks, shrinking
+from sctune.methods.ssm.scoring import (
+    PUBLISHED_THRESHOLD,
+    ErrorScore,
+    cell_shares,
+    images_at_once,
+    scoring_masks,
+    shrinking,
+)
 from sctune.methods.ssm.similarity import dissimilarities, error_map, gms_loss, gradients, median, ssim_loss
+from sctune.search.plan.base import base_config, search_space
+from sctune.search.plan.options import SearchOptions
 from sctune.search.space.definition import load_space
 from tests.builders import make_space
 
@@ -31,8 +40,6 @@ def ssm(**values: object) -> TrialConfig:
     own = {f"method.{name}": value for name, value in values.items()}
     return TrialConfig().override({"method.name": "ssm", "method.width": 2, "data.image_size": SIDE} | own)
 
-from sctune.search.plan.base import base_config, search_space
-from sctune.search.plan.options import SearchOptions
 
 def drawn(*shape: int, seed: int = 0) -> Tensor:
     return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
@@ -131,7 +138,9 @@ def test_the_published_width_has_as_many_weights_as_its_recipe() -> None:
     up = [convolution(b, w, 1) + w + block(2 * w, w, 3) for b, w in ((512, 512), (512, 256), (256, 128), (128, 64))]
     masks = [convolution(w + 1, w, 3) + convolution(w, w, 3) + w + 4 * w for w in (512, 512, 256, 128, 64)]
     total = sum(down) + sum(up) + sum(masks) + convolution(64, 4, 3) + 4
-    assert sum(weight.numel() for weight in MaskedUNet(64).parameters()) == total == 33_294_852
+    with torch.device("meta"):
+        unet = MaskedUNet(64)
+    assert sum(weight.numel() for weight in unet.parameters()) == total == 33_294_852
 
 
 def test_a_mask_block_corrects_what_is_visible_alone() -> None:
@@ -246,15 +255,6 @@ def test_structural_similarity_against_scipy() -> None:
     assert float(ssim_loss(flat, flat / 2)) == pytest.approx(1 - (2 * 0.125 + 1e-4) / (0.3125 + 1e-4), abs=1e-4)
 
 
-# loss
-
-
-def test_parts_of_the_loss_and_their_weights() -> None:
-    images, masks = drawn(2, 3, 32, 32), hide_sets(32, 4, torch.Generator())[None]
-    parts = masking_losses(images, images + 0.1, masks, masks.expand(2, -1, -1, -1, -1) + 0.5)
-    assert float(parts["mse"]) == pytest.approx(0.01, rel=1e-4)
-    # three passes of 0.5^2 each
-    assert float(parts["mask"]) == pytest.approx(0.75, rel=1e-4)
 class ShortProducts(TorchDispatchMode):
     """Products of float32 keep ten bits of each mantissa, as those of a GPU do under runtime.precision=tf32."""
 
@@ -285,6 +285,15 @@ def test_short_products_change_neither_likeness_nor_scores() -> None:
     assert not torch.equal(product, plain[2])
 
 
+# loss
+
+
+def test_parts_of_the_loss_and_their_weights() -> None:
+    images, masks = drawn(2, 3, 32, 32), hide_sets(32, 4, torch.Generator())[None]
+    parts = masking_losses(images, images + 0.1, masks, masks.expand(2, -1, -1, -1, -1) + 0.5)
+    assert float(parts["mse"]) == pytest.approx(0.01, rel=1e-4)
+    # three passes of 0.5^2 each
+    assert float(parts["mask"]) == pytest.approx(0.75, rel=1e-4)
     assert float(parts["gms"]) == pytest.approx(0, abs=1e-4) and 0 < float(parts["ssim"]) < 1
     section = ssm(mse=3.0, gms=0.0, ssim=2.0, mask=0.5).method
     wanted = 3 * 0.01 + 2 * float(parts["ssim"]) + 0.5 * 0.75
@@ -385,6 +394,11 @@ def test_images_of_any_size_are_seen_at_128_px(size: int) -> None:
     assert torch.allclose(shrinking(size).sum(1), torch.ones(SIDE).double())
     if size == SIDE:
         assert torch.equal(score.shrunk(images), images)
+
+
+def test_passes_of_several_sides_hold_fewer_images_and_are_all_as_large() -> None:
+    assert [images_at_once(32, sides) for sides in (1, 2, 3, 4)] == [32, 16, 8, 8]
+    assert [images_at_once(1, sides) for sides in (1, 3)] == [1, 1] and images_at_once(16, 3) == 4
 
 
 # configuration

@@ -60,6 +60,11 @@ class ErrorScore(nn.Module):
         for number in range(2 if self.section.refine else 1):
             self.register_buffer(f"masks_{number}", scoring_masks(number, self.sides), persistent=False)
 
+    @property
+    def has_learned(self) -> bool:
+        """Whether an update was made: batch norm counts them."""
+        return any(bool(count) for name, count in self.unet.named_buffers() if name.endswith("num_batches_tracked"))
+
     def forward(self, pixels: Tensor) -> Tensor:
         return self.error_maps(pixels).flatten(1).amax(1)
 
