@@ -51,6 +51,11 @@ class MethodSection(Section):
 
     name: str
 
+    @property
+    def own_rate(self) -> float | None:
+        """The first learning rate of a method that has a field for it, in place of optim.lr; None: it has none."""
+        return None
+
 
 class DeviationSection(MethodSection):
     """The family of SaliencyCut, DRA and DevNet; its settings are those of augment, model, score, loss and optim."""
