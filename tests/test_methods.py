@@ -2,7 +2,8 @@
 
 import pytest
 
-from sctune.config import load_profile, profile_names
+from sctune.config import field_names, load_profile, method_entry, profile_names
+from sctune.config.methods import BUILT_IN
 from sctune.errors import ConfigError
 from sctune.methods.named import method_names, method_values
 
@@ -13,6 +14,27 @@ def test_every_method_makes_a_configuration_of_every_profile():
             values = method_values(name, profile)
             flat = load_profile(profile).override(values).flat()
             assert {field: flat[field] for field in values} == values
+
+
+def test_what_two_methods_share_means_the_same_in_both():
+    """A space draws such a field for all of them at once, with the conditions that they agree on."""
+    entries = [method_entry(name) for name in BUILT_IN]
+    for field in field_names():
+        users = [entry for entry in entries if entry.looks_at(field)]
+        conditions = {entry.name: entry.conditions.get(field, ()) for entry in users}
+        assert len(set(conditions.values())) <= 1, (field, conditions)
+        section, _, leaf = field.partition(".")
+        if section == "method" and leaf != "name":
+            kinds = {entry.name: repr(entry.section.model_fields[leaf].annotation) for entry in users}
+            assert len(set(kinds.values())) <= 1, (field, kinds)
+
+
+@pytest.mark.parametrize("name", ["cutpaste", "kdad", "kdad_lite0", "kdad_resnet18"])
+def test_a_published_method_goes_with_the_space_of_its_own(name):
+    for profile in profile_names():
+        values = method_values(name, profile)
+        entry = method_entry(values["method.name"])
+        assert not set(values) & set(entry.hyperparameters), profile
 
 
 def test_methods_have_their_published_settings():

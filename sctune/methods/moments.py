@@ -23,11 +23,14 @@ def moment_tensors(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
     }
 
 
-def load_moments(optimiser: torch.optim.Optimizer, tensors: Mapping[str, Tensor], others: tuple[str, ...]) -> None:
-    """Take over what `moment_tensors` gave of Adam on the same weights, in one group.
+def load_moments(
+    optimiser: torch.optim.Optimizer, tensors: Mapping[str, Tensor], others: tuple[str, ...], whole: bool = False
+) -> None:
+    """Take over what `moment_tensors` gave of Adam on the same weights, in one group; the tensors stay as they are.
 
-    others: beginnings of names in `tensors` that are none of the optimiser's. Raises CheckpointError, before anything
-    is changed, where the tensors are of other weights, or a part is missing.
+    others: beginnings of names in `tensors` that are none of the optimiser's. whole: each step is one of all weights,
+    so that all of them have moments, or none has. Raises CheckpointError, before anything is changed, where the
+    tensors are of other weights, or a part is missing.
     """
     (group,) = optimiser.param_groups
     moments: dict[int, dict[str, Tensor]] = {}
@@ -38,7 +41,9 @@ def load_moments(optimiser: torch.optim.Optimizer, tensors: Mapping[str, Tensor]
         weight = group["params"][int(match[1])] if match and int(match[1]) < len(group["params"]) else None
         if match is None or weight is None or value.shape != (() if match[2] == "step" else weight.shape):
             raise CheckpointError(f"the checkpoint does not fit the optimiser: {name!r}")
-        moments.setdefault(int(match[1]), {})[match[2]] = value
-    if any(len(state) != 3 for state in moments.values()):
+        # Adam changes its own in place
+        moments.setdefault(int(match[1]), {})[match[2]] = value.clone()
+    lacks = whole and 0 < len(moments) < len(group["params"])
+    if lacks or any(len(state) != 3 for state in moments.values()):
         raise CheckpointError("the checkpoint does not fit the optimiser: a part of its state is missing")
     optimiser.load_state_dict({"state": moments, "param_groups": optimiser.state_dict()["param_groups"]})

@@ -26,14 +26,14 @@ OTHER: dict[str, Any] = {
     "method.value_weight": 0.25,
     "method.score_skip": 0,
     "method.score_value": 2.0,
-    "method.updates": "pass",
+    "method.total_updates": "pass",
 }
 """Every choice but the default one."""
 
 
 def kdad(tiny: TrialConfig, values: dict[str, Any] | None = None) -> TrialConfig:
     """A configuration of two epochs of a few updates, with the backbone's own weights."""
-    few = {"method.name": "kdad", "method.updates": 7, "model.weights": "imagenet"}
+    few = {"method.name": "kdad", "method.total_updates": 7, "model.weights": "imagenet"}
     return tiny.override({**few, **(values or {})})
 
 

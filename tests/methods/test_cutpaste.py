@@ -20,7 +20,7 @@ from sctune.deploy.parity import score_parity
 from sctune.errors import CheckpointError, ConfigError, DataError, NonFiniteError, StoppedError
 from sctune.methods.base import TaskImages
 from sctune.methods.cutpaste import features as kept_features
-from sctune.methods.cutpaste.entry import batch_parts
+from sctune.methods.cutpaste.entry import batch_norm, batch_parts
 from sctune.methods.cutpaste.method import CutPasteMethod
 from sctune.methods.cutpaste.pretext import Pretext
 from sctune.methods.named import method_values
@@ -41,7 +41,8 @@ MAX_SCAR = 0.012
 
 @pytest.fixture(scope="module")
 def config(tiny: TrialConfig) -> TrialConfig:
-    return tiny.override({"method.name": "cutpaste", "model.weights": "imagenet", "model.freeze": 6})
+    few = {"method.name": "cutpaste", "method.total_updates": 4}
+    return tiny.override({**few, "model.weights": "imagenet", "model.freeze": 6})
 
 
 @pytest.fixture(scope="module")
@@ -87,19 +88,21 @@ def test_published_settings() -> None:
     assert (paper.model.backbone, paper.model.weights, paper.model.tap, paper.model.freeze) == (
         ("resnet18", "random", "deep", 0)
     )
-    assert (paper.data.image_size, paper.budget.epochs * paper.budget.iterations, paper.budget.batch_size) == (
-        (256, 65_536, 96)
-    )
+    assert (paper.data.image_size, paper.budget.epochs, paper.budget.batch_size) == (256, 256, 96)
+    assert (section["total_updates"], batch_norm(paper)) == (65_536, "train")
     assert [section[name] for name in ("variant", "seen", "sgd_lr", "momentum", "weight_decay", "l2_normalise")] == (
         ["3way", "none", 0.03, 0.9, 3e-5, False]
     )
     cpu = load_profile("cpu").override(method_values("cutpaste", "cpu"))
     assert (cpu.model.backbone, cpu.model.weights, cpu.model.tap) == ("efficientnet_lite0", "imagenet", "middle")
-    assert (cpu.model.freeze, cpu.model.batch_norm, cpu.budget.epochs * cpu.budget.iterations) == (6, "eval", 300)
+    assert (cpu.model.freeze, batch_norm(cpu), cpu.method.model_dump()["total_updates"]) == (6, "eval", 270)
     assert batch_parts(cpu) == (6, 0)
+    # a space that draws the method has the very same
+    assert load_profile("cpu").override({"method.name": "cutpaste"}) == cpu
     assert "3way" in cpu.entry.describe(cpu) and "6 blocks kept" in cpu.entry.describe(cpu)
     # of profile paper alone
-    assert load_profile("gpu").override(method_values("cutpaste", "gpu")).model.weights == "imagenet"
+    gpu = load_profile("gpu").override(method_values("cutpaste", "gpu"))
+    assert (gpu.model.weights, gpu.method.model_dump()["total_updates"]) == ("imagenet", 270)
 
 
 def test_what_is_searched(tiny: TrialConfig) -> None:
@@ -111,8 +114,6 @@ def test_what_is_searched(tiny: TrialConfig) -> None:
     assert space.is_active(space.by_name["method.seen"], {})
     unlabelled = load_space("cutpaste", tiny.override({"data.setting": "anomaly-free", "data.selection": "auto"}))
     assert not unlabelled.is_active(unlabelled.by_name["method.seen"], {})
-    # a method's own settings may be searched with its published ones beside them
-    assert not set(method_values("cutpaste", "cpu")) & set(space.by_name)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -186,17 +187,24 @@ def test_labelled_anomalies_are_left_out_or_one_more_class(config: TrialConfig, 
 
 
 def test_shuffled_labels_are_those_of_the_batch(config: TrialConfig, noise: TaskImages) -> None:
+    values = {"budget.batch_size": 36, "method.seen": "class"}
     plain, shuffled = (
-        Pretext(config.override({"budget.batch_size": 36, "data.shuffle_labels": value}), noise, CPU).batch(0)
+        Pretext(config.override({**values, "data.shuffle_labels": value}), noise, CPU).batch(0)
         for value in (False, True)
     )
     assert torch.equal(plain[0], shuffled[0]) and not torch.equal(plain[1], shuffled[1])
     assert torch.equal(plain[1], shuffled[1].sort().values)
+    shuffle = {"data.shuffle_labels": True}
+    with pytest.raises(ConfigError, match=r"with method\.seen=none cutpaste learns .* or use method\.seen=class$"):
+        config.override(shuffle)
+    unlabelled = {"method.seen": "class", "data.setting": "anomaly-free", "data.selection": "auto"}
+    with pytest.raises(ConfigError, match=r"with data\.setting=anomaly-free cutpaste .* or use data\.setting=general$"):
+        config.override(shuffle | unlabelled)
 
 
 def test_loss_and_updates_by_hand(config: TrialConfig) -> None:
     """Cross-entropy, momentum, L2 penalty and a cosine, written out; the trunk has its share of the rate."""
-    own = config.override({"model.batch_norm": "eval", "method.trunk_share": 0.25, "method.weight_decay": 0.01})
+    own = config.override({"method.trunk_share": 0.25, "method.weight_decay": 0.01})
     training = method_of(Trainer(own)).training
     net = training.net.train()
     last, first = net.head[-1].weight, next(one for one in net.trunk.parameters() if one.requires_grad)
@@ -220,9 +228,18 @@ def test_loss_and_updates_by_hand(config: TrialConfig) -> None:
 
 
 @pytest.mark.parametrize(("weights", "share"), [("random", 1.0), ("imagenet", 0.1)])
-def test_a_pretrained_trunk_learns_at_a_tenth(weights: str, share: float, config: TrialConfig) -> None:
+def test_a_pretrained_trunk_learns_at_a_tenth_and_keeps_its_statistics(
+    weights: str, share: float, config: TrialConfig
+) -> None:
     training = method_of(Trainer(config.override({"model.weights": weights}))).training
     assert [group["lr"] for group in training.optimiser.param_groups] == pytest.approx([0.03 * share, 0.03])
+    net = training.net.train()
+    means = [value for name, value in net.trunk.named_buffers() if name.endswith("running_mean")]
+    before = [value.clone() for value in means]
+    training.update(0)
+    moved = [not torch.equal(value, old) for value, old in zip(means, before, strict=True)]
+    # those of the blocks that are kept stay in any case
+    assert any(moved) == (weights == "random") and not all(moved)
 
 
 def test_head_layers(config: TrialConfig) -> None:
@@ -272,7 +289,7 @@ def test_before_training_the_score_is_that_of_the_weights_it_begins_with(config:
 
 def test_it_learns_and_sees_defects(config: TrialConfig) -> None:
     """Twelve images of four classes are told apart after a while; what is scored is what a checkpoint scores."""
-    own = config.override({"method.seen": "class", "budget.iterations": 12, "budget.batch_size": 18})
+    own = config.override({"method.seen": "class", "method.total_updates": 24, "budget.batch_size": 18})
     trainer = Trainer(own)
     reports = list(trainer.fit())
     assert reports[1].metrics["loss"] < reports[0].metrics["loss"]
@@ -293,12 +310,12 @@ def test_the_same_image_has_the_same_score_whatever_it_is_scored_with(trainer: T
     loaded = trained_method(trainer.config, CPU, trainer.method.model_state())
     np.testing.assert_array_equal(loaded.score(images), scores)
     np.testing.assert_allclose(loaded.module()(pixels_of(images)).numpy(), scores, rtol=1e-4)
-    assert loaded.embed(images).shape == (7, 112)
+    assert loaded.embed(images).shape == (7, 112) and loaded.embed(images[:0]).shape == (0, 112)
 
 
 @pytest.mark.parametrize("momentum", [0.9, 0.0])
 def test_a_stopped_training_goes_on_bit_by_bit(momentum: float, config: TrialConfig) -> None:
-    own = config.override({"method.momentum": momentum})
+    own = config.override({"method.momentum": momentum, "method.total_updates": 5})
     whole = Trainer(own)
     first = whole.run_epoch()
     tensors, meta = whole.state()
@@ -314,11 +331,15 @@ def test_a_stopped_training_goes_on_bit_by_bit(momentum: float, config: TrialCon
     assert all(torch.equal(value, later.state()[0][name]) for name, value in done.items())
 
 
-@pytest.mark.parametrize("most", [100_000, 0])
-def test_kept_maps_change_nothing(most: int, trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kept_features, "MAX_BYTES", most)
-    other = Trainer(trainer.config)
+def test_kept_maps_change_nothing(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
+    # room for 16 images of 40 channels on 8 x 8 cells, the first pass alone
+    monkeypatch.setattr(kept_features, "MAX_BYTES", 200_000)
+    other, seen = Trainer(trainer.config), []
+    blocks = method_of(other).net.trunk.backbone.blocks
+    blocks[0].register_forward_hook(lambda _, args, __: seen.append(len(args[0])))
     list(other.fit())
+    scored = len(images_of(other).normals) + len(other.selection.images)
+    assert sum(seen) == 2 * scored - 16 + 2 * 2 * 6
     own = trainer.method.model_state()
     assert all(torch.equal(value, own[name]) for name, value in other.method.model_state().items())
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from itertools import chain
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from sctune.deploy.export import export_model, run_exported
 from sctune.deploy.locate import open_model
 from sctune.errors import CheckpointError, ConfigError, DataError, NonFiniteError, StoppedError, WeightsError
 from sctune.methods.base import TaskImages
+from sctune.methods.kdad import method as kdad_method
 from sctune.methods.kdad.cloner import Cloner, stages_of
 from sctune.methods.kdad.entry import critical_taps
 from sctune.methods.kdad.heat import opened
@@ -38,7 +40,15 @@ VGG_STRIDES = "stride4,stride8,stride16,stride32"
 
 @pytest.fixture(scope="module", params=["usual", "other"])
 def trainer(request: pytest.FixtureRequest, tiny: TrialConfig) -> Trainer:
-    trained = Trainer(kdad(tiny, {"method.updates": 40} if request.param == "usual" else OTHER))
+    trained = Trainer(kdad(tiny, {} if request.param == "usual" else OTHER))
+    list(trained.fit())
+    return trained
+
+
+@pytest.fixture(scope="module")
+def learned(tiny: TrialConfig) -> Trainer:
+    """One that has learned long enough to see defects."""
+    trained = Trainer(kdad(tiny, {"method.total_updates": 40}))
     list(trained.fit())
     return trained
 
@@ -197,19 +207,24 @@ def test_other_ways_to_score(trainer: Trainer, images: np.ndarray) -> None:
     assert not np.array_equal(found[1], found[-1])
 
 
-def test_defects_score_above_normals(trainer: Trainer) -> None:
-    metrics, _ = trainer.selection.evaluate(trainer.method.score)
+def test_defects_score_above_normals(learned: Trainer) -> None:
+    metrics, _ = learned.selection.evaluate(learned.method.score)
     assert metrics["selection_auroc"] > 0.7
 
 
-def test_the_same_image_has_the_same_score_whatever_it_is_scored_with(trainer: Trainer, images: np.ndarray) -> None:
+def test_the_same_image_has_the_same_score_whatever_it_is_scored_with(
+    trainer: Trainer, method: KdadMethod, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
     scores = trainer.method.score(images)
     assert scores.dtype == np.float64 and len(np.unique(scores)) == len(images)
     np.testing.assert_array_equal(scores, [trainer.method.score(image[None])[0] for image in images])
     np.testing.assert_array_equal(scores, trainer.method.score(images[::-1])[::-1])
-    scorer = trainer.method.scorer()
-    for _ in range(2):
-        np.testing.assert_array_equal(scores, scorer(images))
+    # with room for what the source makes of all images, of three, and of none
+    for room in (kdad_method.REPEATED_BYTES, 3 * 4 * method.pair.dimension, 0):
+        monkeypatch.setattr(kdad_method, "REPEATED_BYTES", room)
+        scorer = trained_method(trainer.config, CPU, trainer.method.model_state()).scorer()  # type: ignore[attr-defined]
+        for _ in range(2):
+            np.testing.assert_array_equal(scores, scorer(images))
     assert trainer.method.score(images[:0]).shape == (0,)
 
 
@@ -226,7 +241,7 @@ def test_maps_are_made_once_and_equal_fresh_ones() -> None:
 
     normals = np.array([8, 1, 2, 6, 4])
     expected = (array[normals].reshape(5, -1).astype(np.float32) / 7).astype(np.float16)
-    kept = KeptMaps(look, TaskImages(array, normals, np.zeros(0, int)), 12, limit=3 * 12 * 2 + 5)
+    kept = KeptMaps(look, TaskImages(array, normals, np.zeros(0, int)), 12, 3 * 12 * 2 + 5, "net")
     orders = [np.array(order) for order in ([0, 4, 0], [4, 3, 2], [1, 0, 2, 1], [0, 1, 2, 3, 4])]
     for order in orders:
         np.testing.assert_array_equal(kept.of(order).numpy(), expected[order])
@@ -235,20 +250,30 @@ def test_maps_are_made_once_and_equal_fresh_ones() -> None:
     assert kept.room == kept.held == 3 and times == [1, 1, 1, 2, 3]
 
 
-def test_rows_of_whole_arrays_are_kept_as_long_as_there_is_room() -> None:
+def test_maps_that_half_precision_cannot_hold_are_the_sources_fault() -> None:
+    images = TaskImages(np.zeros((3, 2, 2, 3), np.uint8), np.arange(3), np.zeros(0, int))
+    for value in (7e4, -7e4, np.nan):
+        kept = KeptMaps(lambda some, value=value: np.full((len(some), 4), value, np.float32), images, 4, 2**20, "net")  # type: ignore[misc]
+        with pytest.raises(NonFiniteError, match=r"^net gives normal images maps .* use other model\.weights"):
+            kept.of(np.array([0, 2]))
+        assert kept.held == 0
+    assert KeptMaps(lambda some: np.full((len(some), 4), 6e4, np.float32), images, 4, 9, "net").of(np.array([1])).all()
+
+
+def test_the_first_rows_of_arrays_are_kept_as_long_as_there_is_room() -> None:
     asked: list[int] = []
 
     def look(images: np.ndarray) -> np.ndarray:
         asked.append(len(images))
         return images.reshape(len(images), -1).astype(np.float32)
 
-    kept = KeptRows(look, 12, limit=4 * 12 * 5)
-    first, second = np.ones((4, 2, 2, 3), np.uint8), np.full((3, 2, 2, 3), 2, np.uint8)
+    arrays = [np.full((count, 2, 2, 3), count, np.uint8) for count in (40, 7, 3)]
+    kept = KeptRows(look, 12, limit=44 * 12 * 4 + 5)
     for _ in range(2):
-        np.testing.assert_array_equal(kept.of(first), np.ones((4, 12)))  # type: ignore[arg-type]
-        assert kept.of(second) is None
-    np.testing.assert_array_equal(kept.of(second[:1]), np.full((1, 12), 2))  # type: ignore[arg-type]
-    assert asked == [4, 1]
+        for images, rows in zip(arrays, (40, 4, 0), strict=True):
+            np.testing.assert_array_equal(kept.of(images), np.full((rows, 12), len(images)))
+    # a few at a time, and once
+    assert asked == [32, 8, 4]
 
 
 def test_room_for_maps_changes_no_bit(trainer: Trainer, tiny: TrialConfig) -> None:
@@ -274,13 +299,13 @@ def batches(method: KdadMethod, epochs: int) -> list[list[list[int]]]:
 def test_how_long_an_epoch_is(tiny: TrialConfig) -> None:
     array = np.zeros((20, 64, 64, 3), np.uint8)
     lengths = {7: [3, 4], "iterations": [2, 2], "pass": [3, 3]}
-    for updates, expected in lengths.items():
-        made = fresh_method(kdad(tiny, {"method.updates": updates, "model.weights": "random"}), CPU)
+    for total, expected in lengths.items():
+        made = fresh_method(kdad(tiny, {"method.total_updates": total, "model.weights": "random"}), CPU)
         assert isinstance(made, KdadMethod)
         made.prepare(TaskImages(array, np.arange(14), np.arange(14, 20)))
         found = batches(made, 2)
-        assert [len(epoch) for epoch in found] == [made.training.steps(number) for number in range(2)] == expected
-        if updates == "pass":
+        assert [len(epoch) for epoch in found] == [made.training.length.of(number) for number in range(2)] == expected
+        if total == "pass":
             assert [len(one) for one in found[0]] == [6, 6, 2]
             assert all(sorted(chain(*epoch)) == list(range(14)) for epoch in found) and found[0] != found[1]
         else:
@@ -346,10 +371,30 @@ def test_it_stops_when_it_is_told(trainer: Trainer) -> None:
             fresh.run_epoch(0, lambda answers=answers: next(answers))  # type: ignore[misc]
 
 
-def test_a_step_is_timed(trainer: Trainer) -> None:
-    fresh = Trainer(trainer.config)
-    seconds, steps = fresh.time_step()
-    assert seconds > 0 and steps == fresh.method.training.steps(0)  # type: ignore[attr-defined]
+@pytest.mark.parametrize("room", [640, 0])
+def test_the_dry_run_counts_what_is_looked_at(room: int, tiny: TrialConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock on which a look at an image is a second, and nothing else takes time."""
+    trainer = Trainer(kdad(tiny, {"method.total_updates": 10, "method.cache_mb": room}))
+    method, looks = trainer.method, [0]
+    assert isinstance(method, KdadMethod)
+    training, dimension = method.training, method.pair.dimension
+
+    def look(images: np.ndarray) -> np.ndarray:
+        looks[0] += len(images)
+        return np.ones((len(images), dimension), np.float32)
+
+    def afresh() -> None:
+        training.kept, looks[0] = KeptMaps(look, training.images, dimension, room * 2**20, "net"), 0
+
+    monkeypatch.setattr(kdad_method, "time", SimpleNamespace(perf_counter=lambda: float(looks[0])))
+    afresh()
+    seconds, steps = method.time_step()
+    assert steps == 5
+    afresh()
+    for epoch in range(2):
+        method.run_epoch(epoch, lambda: False)
+    # a batch in which one permutation of the images ends may hold one twice
+    assert seconds * 10 == pytest.approx(looks[0], abs=3) and looks[0] >= len(training.images.normals)
 
 
 def test_losses_that_are_no_numbers(trainer: Trainer) -> None:
@@ -394,24 +439,28 @@ def test_what_is_no_model_of_it_is_refused(trainer: Trainer) -> None:
             trained_method(trainer.config, CPU, wrong)
         assert "\n" not in str(caught.value)
     tensors, meta = trainer.state()
-    for name in ("optim/0/exp_avg", "optim/0/more", "optim/999/step"):
+    of_one = {name: value for name, value in tensors.items() if not name.startswith("optim/0/")}
+    fresh = Trainer(trainer.config)
+    for strange in (of_one, *(tensors | {name: torch.zeros(2)} for name in ("optim/0/exp_avg", "optim/999/step"))):
         with pytest.raises(CheckpointError, match="does not fit the optimiser"):
-            Trainer(trainer.config).load_state(tensors | {name: torch.zeros(2)}, meta)
+            fresh.load_state(strange, meta)
 
 
-def test_onnx_gives_the_same_scores(trainer: Trainer, images: np.ndarray, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_onnx_gives_the_same_scores(learned: Trainer, tmp_path: Path) -> None:
+    images = np.array(learned.selection.images[:: max(1, len(learned.selection.images) // 7)])
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
     shapes = ({0: torch.export.Dim("images")},)
-    program = torch.export.export(trainer.method.module(), (pixels[:2],), dynamic_shapes=shapes, strict=False)
+    program = torch.export.export(learned.method.module(), (pixels[:2],), dynamic_shapes=shapes, strict=False)
     made = torch.onnx.export(program, input_names=["pixels"], dynamo=True, external_data=False, verbose=False)
     assert made is not None
     made.save(tmp_path / "model.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
     for some in (pixels, pixels[:1]):
         (scores,) = session.run(None, {"pixels": some.numpy()})
-        np.testing.assert_allclose(scores, trainer.method.score(images)[: len(some)], rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(scores, learned.method.score(images)[: len(some)], rtol=1e-4, atol=1e-4)
 
 
 # heat maps
@@ -431,20 +480,20 @@ def test_opened_maps_by_numpy() -> None:
         np.testing.assert_allclose(found, smooth, rtol=1e-4)
 
 
-def test_a_planted_defect_is_seen_where_it_is(trainer: Trainer) -> None:
-    normal = trainer.selection.images[int(np.flatnonzero(trainer.selection.labels == 0)[0])]
+def test_a_planted_defect_is_seen_where_it_is(learned: Trainer) -> None:
+    normal = learned.selection.images[int(np.flatnonzero(learned.selection.labels == 0)[0])]
     places = [(4, 6), (40, 38), (10, 44)]
     marked = np.stack([normal] * len(places))
     for image, (row, column) in zip(marked, places, strict=True):
         image[row : row + 14, column : column + 14] = (250, 20, 20)
-    assert (trainer.method.score(marked) > trainer.method.score(normal[None])).all()
-    maps = heat_maps(trainer.method, marked, "gradient")
+    assert (learned.method.score(marked) > learned.method.score(normal[None])).all()
+    maps = heat_maps(learned.method, marked, "gradient")
     assert maps is not None and maps.shape == marked.shape[:3] and maps.dtype == np.float32
     for (row, column), one in zip(places, maps, strict=True):
         inside = np.zeros(one.shape, bool)
         inside[row : row + 14, column : column + 14] = True
         assert one[inside].mean() > 1.2 * one[~inside].mean()
-    assert heat_maps(trainer.method, marked, "score") is None
+    assert heat_maps(learned.method, marked, "score") is None
 
 
 # configurations
@@ -454,15 +503,13 @@ def test_published_recipes() -> None:
     paper = load_profile("paper").override(method_values("kdad", "paper"))
     section = paper.method.model_dump()
     assert (paper.model.backbone, paper.data.image_size) == ("vgg16", 128)
-    assert (paper.budget.epochs, paper.budget.batch_size, section["updates"]) == (601, 64, "pass")
+    assert (paper.budget.epochs, paper.budget.batch_size, section["total_updates"]) == (601, 64, "pass")
     assert (section["value_weight"], section["cloner_lr"], section["normalise"], section["relative"]) == (
         0.5,
         1e-3,
         False,
         False,
     )
-    assert paper.entry.describe(paper).startswith("kdad, the published recipe: small cloner of width 16")
-    assert "our reading with another relative: " in paper.entry.describe(paper.override({"method.relative": True}))
     for name, backbone in (("kdad_lite0", "efficientnet_lite0"), ("kdad_resnet18", "resnet18")):
         for profile in ("cpu", "paper"):
             ours = load_profile(profile).override(method_values(name, profile))
@@ -470,11 +517,34 @@ def test_published_recipes() -> None:
             assert f"our reading with {backbone} for VGG-16" in ours.entry.describe(ours)
         assert ours.budget.epochs == 601 and ours.data.image_size == 128
     cpu = load_profile("cpu").override(method_values("kdad_lite0", "cpu"))
-    assert (cpu.data.image_size, cpu.budget, cpu.method.model_dump()["updates"]) == (
+    assert (cpu.data.image_size, cpu.budget, cpu.method.model_dump()["total_updates"]) == (
         160,
         load_profile("cpu").budget,
         300,
     )
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({}, "the published recipe: small cloner of width 16"),
+        ({"method.cache_mb": 1, "method.ends": "relu"}, "the published recipe: "),
+        ({"method.total_updates": 700}, "the published recipe but for its length (700 updates): "),
+        ({"budget.epochs": 30}, "the published recipe but for its length (30 passes): "),
+        (
+            {"method.total_updates": "iterations", "budget.epochs": 3, "budget.iterations": 9},
+            "the published recipe but for its length (27 updates): ",
+        ),
+        ({"method.relative": True}, "our reading with another relative: "),
+        (
+            {"model.weights": "random", "data.image_size": 160, "budget.batch_size": 18, "method.cloner_lr": 0.01},
+            "our reading with another cloner_lr, model.weights, data.image_size, budget.batch_size: ",
+        ),
+    ],
+)
+def test_what_is_called_the_published_recipe(values: dict[str, object], words: str) -> None:
+    config = load_profile("paper").override({**method_values("kdad", "paper"), **values})
+    assert config.entry.describe(config).startswith(f"kdad, {words}")
 
 
 def test_vgg16_without_a_download_says_the_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -493,7 +563,12 @@ def test_vgg16_from_a_file_learns(tiny: TrialConfig, tmp_path: Path) -> None:
     file = tmp_path / "vgg16.pth"
     torch.manual_seed(0)
     torch.save(backbone_entry("vgg16").build().state_dict(), file)
-    values = {**method_values("kdad", "cpu"), "data.image_size": 32, "model.weights": str(file), "method.updates": 12}
+    values = {
+        **method_values("kdad", "cpu"),
+        "data.image_size": 32,
+        "model.weights": str(file),
+        "method.total_updates": 12,
+    }
     made = fresh_method(tiny.override(values), CPU)
     array = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), np.uint8)
     made.prepare(TaskImages(array, np.arange(6), np.zeros(0, int)))
@@ -522,8 +597,7 @@ def test_its_space(tiny: TrialConfig) -> None:
         ),
         ({"data.image_size": 80}, r"data\.image_size=80: kdad needs a multiple of 32"),
         ({"method.score_skip": 4}, r"method\.score_skip=4: of 4 critical layers one at least must score"),
-        ({"method.updates": 1}, r"method\.updates=1: each of budget\.epochs=2 needs one"),
-        ({"method.updates": "never"}, r"method\.updates"),
+        ({"method.total_updates": "never"}, r"method\.total_updates"),
         ({"method.cloner_width": 1}, r"method\.cloner_width=1: input should be greater than or equal to 2"),
         ({"method.value_weight": -1.0}, r"method\.value_weight=-1\.0: input should be greater"),
         ({"method.cloner": "large"}, r"method\.cloner='large': input should be 'small' or 'equal'"),
@@ -550,7 +624,7 @@ def test_from_a_search_to_an_exported_model(image_folder: Path, tmp_path: Path) 
         selection="extra",
         trials=2,
         max_concurrent=1,
-        overrides={"method.updates": 12},
+        overrides={"method.total_updates": 12},
     )
     document = run_search(options).to_dict()
     assert [trial["state"] for trial in document["trials"]] == ["COMPLETE"] * 2

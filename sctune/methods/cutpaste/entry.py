@@ -9,7 +9,9 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field
 
-from sctune.config import Conditions, MethodEntry, MethodSection, TrialConfig
+from sctune.config import MethodEntry, MethodSection, TrialConfig
+from sctune.methods.fields import LABELLED, TRUNK
+from sctune.methods.length import ABOUT, TotalUpdates, check_total
 
 Rule = Literal["normal", "scar", "union"]
 """What is pasted, as `augment.cutpaste` names it."""
@@ -55,12 +57,18 @@ class CutPasteSection(MethodSection):
     head_depth: int = Field(
         1, ge=0, le=8, description="layers of 512 in the head, before the one of 128; it is dropped for scoring"
     )
+    total_updates: TotalUpdates = Field(270, description=ABOUT)
     sgd_lr: float = Field(
         0.03, gt=0, le=1, description="learning rate of SGD at its first step, from which it falls as a cosine to 0"
     )
     trunk_share: Annotated[float, Field(gt=0, le=1)] | Literal["auto"] = Field(
         "auto",
         description="share of method.sgd_lr for the trunk; `auto`: all of it with model.weights=random, else a tenth",
+    )
+    batch_norm: Literal["auto", "train", "eval"] = Field(
+        "auto",
+        description="as model.batch_norm of other methods: blocks that train normalise by each batch, or keep the "
+        "statistics of their weights; `auto`: train with model.weights=random, else eval",
     )
     momentum: float = Field(0.9, ge=0, lt=1, description="of SGD (paper: 0.9)")
     weight_decay: float = Field(3e-5, ge=0, le=1, description="L2 penalty of all weights that train (paper: 3e-5)")
@@ -86,6 +94,14 @@ def trunk_share(config: TrialConfig) -> float:
     return 1.0 if config.model.weights == "random" else PRETRAINED_SHARE
 
 
+def batch_norm(config: TrialConfig) -> Literal["train", "eval"]:
+    """How the blocks that train normalise."""
+    asked = section_of(config).batch_norm
+    if asked != "auto":
+        return asked
+    return "train" if config.model.weights == "random" else "eval"
+
+
 def batch_parts(config: TrialConfig) -> tuple[int, int]:
     """Normal images of a batch, each of which stands in every class, and labelled anomalies."""
     section, size = section_of(config), config.budget.batch_size
@@ -103,6 +119,23 @@ def check(config: TrialConfig) -> None:
             f"{seen} labelled anomalies, and method.variant={section.variant} needs {classes}; use a larger batch or "
             "method.seen=none"
         )
+    check_total(config, section.total_updates)
+    _check_shuffled(config)
+
+
+def _check_shuffled(config: TrialConfig) -> None:
+    if not config.data.shuffle_labels:
+        return
+    if section_of(config).seen == "none":
+        alone, way = "method.seen=none", "method.seen=class"
+    elif config.n_anomalies == 0:
+        alone, way = f"data.setting={config.data.setting}", "data.setting=general"
+    else:
+        return
+    raise ValueError(
+        f"data.shuffle_labels=true: with {alone} cutpaste learns from normal images alone, so there are no labels to "
+        f"shuffle; leave it out, or use {way}"
+    )
 
 
 def summary(config: TrialConfig) -> str:
@@ -116,19 +149,20 @@ def summary(config: TrialConfig) -> str:
     )
 
 
-_CONDITIONS: dict[str, Conditions] = {"method.seen": (("data.setting", ("general", "hard")),)}
+# the method's own batch_norm stands in for the model's
+_USES = tuple(name for name in TRUNK if not name.startswith("model.batch_norm"))
 
 _HYPERPARAMETERS: dict[str, dict[str, Any]] = {
     "method.variant": {"values": ["3way", "union", "normal", "scar"]},
     "method.sgd_lr": {"type": "float", "low": 3.0e-3, "high": 1.0e-1, "log": True},
     "method.trunk_share": {"type": "float", "low": 0.01, "high": 1.0, "log": True},
-    "method.shift": {"values": [0.0, 0.05, 0.1]},
-    "method.jitter": {"values": [0.0, 0.1, 0.2, 0.3]},
+    "method.shift": {"values": [0.1, 0.05, 0.0]},
+    "method.jitter": {"values": [0.3, 0.2, 0.1, 0.0]},
     "method.head_depth": {"type": "int", "low": 0, "high": 2},
     "method.l2_normalise": {"values": [False, True]},
     "method.seen": {"values": ["none", "class"]},
 }
-"""As under `parameters:` of a space file."""
+"""As under `parameters:` of a space file; of values in a list the dearest comes first, which a dry run times."""
 
 
 def _published() -> Mapping[str, Any]:
@@ -141,12 +175,9 @@ ENTRY = MethodEntry(
     description="a trunk trained to tell pasted patches and scars from normal images, and a Gaussian of its features",
     section=CutPasteSection,
     implementation="sctune.methods.cutpaste.method:CutPasteMethod",
-    uses=tuple(
-        f"model.{name}"
-        for name in ("backbone", "weights", "tap", "taps", "freeze", "batch_norm", "batch_norm_momentum")
-    ),
+    uses=_USES,
     learns_from_anomalies=lambda config: section_of(config).seen == "class",
-    conditions=_CONDITIONS,
+    conditions={"method.seen": LABELLED},
     hyperparameters=_HYPERPARAMETERS,
     published=_published(),
     check=check,

@@ -77,17 +77,17 @@ class CutPasteMethod(Method):
 
     @property
     def images_per_epoch(self) -> int:
-        return self.config.budget.iterations * self.training.pretext.size
+        return self.training.length.of(0) * self.training.pretext.size
 
     def run_epoch(self, epoch: int, should_stop: Callable[[], bool]) -> dict[str, float]:
         def ask() -> None:
             if should_stop():
                 raise StoppedError(f"stopped in epoch {epoch + 1}")
 
-        count, training = self.config.budget.iterations, self.training
+        training = self.training
         self.net.train()
         rows: list[Mapping[str, Tensor]] = []
-        for number in range(epoch * count, (epoch + 1) * count):
+        for number in range(training.length.before(epoch), training.length.before(epoch + 1)):
             ask()
             rows.append(training.update(number))
         figures = means(rows)
@@ -148,12 +148,12 @@ class CutPasteMethod(Method):
             self._fit(lambda: None)
             marks.append(time.perf_counter())
         step, first, later = np.diff(marks)
-        epochs, steps = self.config.epochs, self.config.budget.iterations
-        return float(step + (first + (epochs - 1) * later) / (epochs * steps)), steps
+        length = self.training.length
+        return float(step + (first + (self.config.epochs - 1) * later) / length.whole), length.of(0)
 
     def embed(self, images: np.ndarray) -> NDArray[np.float32] | None:
-        found: NDArray[np.float32] = torch.cat(list(self._features.walk(images, BATCH))).cpu().numpy()
-        return found
+        parts = [features.cpu().numpy() for features in self._features.walk(images, BATCH)]
+        return np.concatenate([np.zeros((0, self.net.trunk.channels), np.float32), *parts])
 
     def examples(self, normals: np.ndarray, count: int) -> list[PseudoExample]:
         if not len(normals):

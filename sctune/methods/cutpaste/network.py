@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from sctune.backbones.trunk import build_backbone
 from sctune.config import TrialConfig
 from sctune.errors import CheckpointError
-from sctune.methods.cutpaste.entry import RULES, section_of
+from sctune.methods.cutpaste.entry import RULES, batch_norm, section_of
 from sctune.methods.density import Gaussian, distances
 from sctune.methods.pixels import autocast, memory_format, normalise
 
@@ -30,7 +30,8 @@ class Trunk(nn.Module):
 
     def __init__(self, config: TrialConfig, weights: Path | None) -> None:
         super().__init__()
-        self.backbone = build_backbone(config.model, weights)
+        choice = config.model.model_copy(update={"batch_norm": batch_norm(config)})
+        self.backbone = build_backbone(choice, weights)
         self.unit_length = section_of(config).l2_normalise
 
     @property

@@ -15,19 +15,24 @@ from sctune.methods.base import MODEL, TaskImages
 from sctune.methods.cutpaste.entry import section_of, trunk_share
 from sctune.methods.cutpaste.network import Classifier, load_part
 from sctune.methods.cutpaste.pretext import Pretext
+from sctune.methods.length import Length
 
 HEAD, OPTIMISER = "head/", "optim/"
 """Begin the names of the head's weights, and of SGD's momentum, in a checkpoint."""
 
 
 class Training:
-    """What a training needs beside the trunk; runs update number 0, 1, ..., which decides all that is drawn."""
+    """What a training needs beside the trunk; runs update number 0, 1, ..., which decides all that is drawn.
+
+    length: how many updates it has.
+    """
 
     def __init__(self, config: TrialConfig, net: Classifier, images: TaskImages, device: torch.device) -> None:
         section = section_of(config)
         self.config = config
         self.net = net
         self.pretext = Pretext(config, images, device)
+        self.length = Length(config, section.total_updates, -(-len(images.normals) // self.pretext.normal))
         self.forward: nn.Module = torch.compile(net) if config.runtime.compile else net  # type: ignore[assignment]
         rates = (section.sgd_lr * trunk_share(config), section.sgd_lr)
         groups = [
@@ -51,8 +56,7 @@ class Training:
 
     def cosine(self, number: int) -> float:
         """Share of the first learning rates in update `number`: from 1 to nearly 0 over a full run."""
-        budget = self.config.budget
-        return 0.5 * (1 + math.cos(math.pi * number / (budget.epochs * budget.iterations)))
+        return 0.5 * (1 + math.cos(math.pi * number / self.length.whole))
 
     def state(self) -> dict[str, Tensor]:
         tensors = {f"{HEAD}{name}": value for name, value in self.net.head.state_dict().items()}

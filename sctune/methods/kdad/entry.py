@@ -11,6 +11,7 @@ from sctune.backbones.entry import Tap
 from sctune.backbones.registry import feature_side, tap_list
 from sctune.config import Conditions, MethodEntry, MethodSection, TrialConfig
 from sctune.config.fields import joined_names
+from sctune.methods.length import ABOUT, TotalUpdates, check_total
 
 PUBLISHED_SOURCE = "vgg16"
 CRITICAL = ("stride4", "stride8", "stride16", "stride32")
@@ -60,11 +61,7 @@ class KdadSection(MethodSection):
         None, ge=0, le=100, description="weight of the value part in the score; none: value_weight (public code)"
     )
     cloner_lr: float = Field(1e-3, gt=0, le=1, description="Adam's learning rate, without decay (public code 1e-3)")
-    updates: Annotated[int, Field(ge=1, le=1_000_000)] | Literal["iterations", "pass"] = Field(
-        300,
-        description="updates of a whole training, shared out among budget.epochs; `iterations`: budget.iterations in "
-        "each epoch; `pass`: an epoch goes once over the normal images (public code)",
-    )
+    total_updates: TotalUpdates = Field(300, description=f"{ABOUT} (public code)")
     cache_mb: int = Field(
         640,
         ge=0,
@@ -107,11 +104,7 @@ def check(config: TrialConfig) -> None:
             f"method.score_skip={section.score_skip}: of {len(tap_names(config))} critical layers one at least must "
             "score; use a smaller one, or name more in method.taps"
         )
-    if isinstance(section.updates, int) and section.updates < config.budget.epochs:
-        raise ValueError(
-            f"method.updates={section.updates}: each of budget.epochs={config.budget.epochs} needs one; use more "
-            "updates, or fewer epochs"
-        )
+    check_total(config, section.total_updates)
     if config.data.shuffle_labels:
         raise ValueError(
             "data.shuffle_labels=true: kdad learns from normal images alone, so there are no labels to shuffle; leave "
@@ -155,18 +148,42 @@ def summary(config: TrialConfig) -> str:
 def _recipe(config: TrialConfig) -> str:
     if config.model.backbone != PUBLISHED_SOURCE:
         return f"our reading with {config.model.backbone} for VGG-16"
+    differs = _differs(config)
+    if differs:
+        return f"our reading with another {', '.join(differs)}"
+    return f"the published recipe{_length(config)}"
+
+
+def _differs(config: TrialConfig) -> list[str]:
+    """Fields that are not as published, but for the length."""
     published = KdadSection(**PUBLISHED["kdad"]["config"]["method"]).model_dump()
-    differs = [
+    own = [
         name
         for name, value in config.method.model_dump().items()
-        if value != published[name] and name not in ("updates", "cache_mb") and (name, value) != ("ends", "relu")
+        if value != published[name] and name not in ("total_updates", "cache_mb") and (name, value) != ("ends", "relu")
     ]
-    return f"our reading with another {', '.join(differs)}" if differs else "the published recipe"
+    wanted = {
+        "model.weights": "imagenet",
+        "data.image_size": _PAPER["data"]["image_size"],
+        "budget.batch_size": _PAPER["budget"]["batch_size"],
+    }
+    flat = config.flat()
+    return own + [name for name, value in wanted.items() if flat[name] != value]
+
+
+def _length(config: TrialConfig) -> str:
+    """What of the published length is not kept, in words behind the recipe's name."""
+    total, budget = kdad_section(config).total_updates, config.budget
+    if total == "pass":
+        length = "" if budget.epochs == _PAPER["budget"]["epochs"] else f"{budget.epochs} passes"
+    else:
+        length = f"{budget.epochs * budget.iterations if total == 'iterations' else total} updates"
+    return f" but for its length ({length})" if length else ""
 
 
 _PAPER: Mapping[str, Mapping[str, Any]] = {
     "data": {"image_size": 128},
-    "method": {"updates": "pass"},
+    "method": {"total_updates": "pass"},
     "budget": {"epochs": 601, "batch_size": 64},
 }
 
@@ -178,7 +195,7 @@ def _ours(backbone: str) -> dict[str, Any]:
 PUBLISHED: dict[str, dict[str, Any]] = {
     "kdad": {
         "config": {
-            "method": {"name": "kdad", "normalise": False, "relative": False, "value_weight": 0.5},
+            "method": {"name": "kdad", "normalise": False, "relative": False},
             "model": {"backbone": PUBLISHED_SOURCE},
             "data": {"image_size": 128},
         },
@@ -193,12 +210,12 @@ CONDITIONS: dict[str, Conditions] = {"method.cloner_width": (("method.cloner", (
 
 HYPERPARAMETERS: dict[str, dict[str, Any]] = {
     "method.value_weight": {"type": "float", "low": 0.05, "high": 5.0, "log": True},
-    "method.cloner_width": {"values": [8, 16, 32]},
+    "method.cloner_width": {"values": [32, 16, 8]},
     "method.cloner_lr": {"type": "float", "low": 2.0e-4, "high": 5.0e-3, "log": True},
     "method.taps": {"values": ["stride4,stride8,stride16,stride32", "stride8,stride16,stride32", "stride8,stride16"]},
     "method.score_skip": {"values": [0, 1]},
 }
-"""As under `parameters:` of a space file."""
+"""As under `parameters:` of a space file; of values in a list the dearest comes first, which a dry run times."""
 
 ENTRY = MethodEntry(
     name="kdad",

@@ -9,21 +9,25 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sctune.errors import NonFiniteError
 from sctune.methods.base import TaskImages
 
 Look = Callable[[np.ndarray], NDArray[np.float32]]
 """uint8 images [N, S, S, 3] -> the source's maps [N, D], those of an image the same whatever stands beside it."""
+AT_ONCE = 32
+"""Images of one look where many are looked at, so that their maps stand in memory only once."""
 
 
 class KeptMaps:
     """Rows of the training normals in half precision, by their place; the first `room` of them are kept.
 
     Others are made anew each time and rounded alike, so the room changes nothing but the time. dimension: of a row;
-    limit: bytes.
+    limit: bytes; source: the backbone's name. Raises NonFiniteError for maps that half precision cannot hold.
     """
 
-    def __init__(self, look: Look, images: TaskImages, dimension: int, limit: int) -> None:
+    def __init__(self, look: Look, images: TaskImages, dimension: int, limit: int, source: str) -> None:
         self._look = look
+        self._source = source
         self._images = images
         self.room = min(len(images.normals), limit // (dimension * 2))
         # pages of memory are taken when they are written to
@@ -47,13 +51,20 @@ class KeptMaps:
         return torch.from_numpy(np.stack(rows))
 
     def _made(self, places: NDArray[np.intp]) -> NDArray[np.float16]:
-        return self._look(self._images.take(self._images.normals[places])).astype(np.float16)
+        with np.errstate(over="ignore"):
+            made = self._look(self._images.take(self._images.normals[places])).astype(np.float16)
+        if not np.isfinite(made).all():
+            raise NonFiniteError(
+                f"{self._source} gives normal images maps that are no numbers of half precision (65504 at most), which "
+                "kdad keeps them in; use other model.weights, or another model.backbone"
+            )
+        return made
 
 
 class KeptRows:
-    """Rows [N, D] of whole arrays of images that are asked for again and again; an array must not change.
+    """The first rows, as many as find room, of arrays of images that are asked for again and again.
 
-    dimension: of a row; limit: bytes of all together.
+    The arrays must not change. dimension: of a row; limit: bytes of all together.
     """
 
     def __init__(self, look: Look, dimension: int, limit: int) -> None:
@@ -62,15 +73,14 @@ class KeptRows:
         self._left = limit
         self._kept: dict[int, tuple[np.ndarray, NDArray[np.float32]]] = {}
 
-    def of(self, images: np.ndarray) -> NDArray[np.float32] | None:
-        """Their rows; None, and nothing is looked at, where these find no room."""
-        known = self._kept.get(id(images))
-        if known is not None and known[0] is images:
-            return known[1]
-        size = len(images) * self._dimension * 4
-        if size > self._left:
-            return None
-        self._left -= size
-        rows = self._look(images)
-        self._kept[id(images)] = images, rows
-        return rows
+    def of(self, images: np.ndarray) -> NDArray[np.float32]:
+        """Rows [n, D] of the first n of them, n from 0 to all; these alone are looked at, once."""
+        # what is kept is not freed, so no other array has its id
+        if id(images) not in self._kept:
+            count = min(len(images), self._left // (self._dimension * 4))
+            rows = np.empty((count, self._dimension), np.float32)
+            for start in range(0, count, AT_ONCE):
+                rows[start : start + AT_ONCE] = self._look(images[start : min(start + AT_ONCE, count)])
+            self._left -= rows.nbytes
+            self._kept[id(images)] = images, rows
+        return self._kept[id(images)][1]

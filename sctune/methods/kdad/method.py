@@ -61,7 +61,8 @@ class KdadMethod(Method):
         return method
 
     def prepare(self, images: TaskImages) -> None:
-        kept = KeptMaps(self._rows, images, self.pair.dimension, kdad_section(self.config).cache_mb * 2**20)
+        limit = kdad_section(self.config).cache_mb * 2**20
+        kept = KeptMaps(self._rows, images, self.pair.dimension, limit, self.config.model.backbone)
         self._training = Training(self.config, self.pair, images, kept)
 
     @property
@@ -118,7 +119,7 @@ class KdadMethod(Method):
         return tensors | moment_tensors(self.training.optimiser), values
 
     def load_state(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
-        load_moments(self.training.optimiser, tensors, (MODEL,))
+        load_moments(self.training.optimiser, tensors, (MODEL,), whole=True)
         self.load_model_state(model_tensors(tensors))
 
     def module(self) -> nn.Module:
@@ -126,25 +127,27 @@ class KdadMethod(Method):
 
     @property
     def images_per_epoch(self) -> int:
-        return self.training.steps(0) * self.config.budget.batch_size
+        return self.training.length.of(0) * self.config.budget.batch_size
 
     def time_step(self) -> tuple[float, int]:
-        training, epochs = self.training, self.config.budget.epochs
+        training = self.training
         places = next(training.batches(0))
         started = time.perf_counter()
         training.kept.of(places)
-        looks = (time.perf_counter() - started) / len(places)
+        look = (time.perf_counter() - started) / len(places)
         self.pair.cloner.train()
         training.run(places)
         started = time.perf_counter()
+        # looks again at what finds no room
         training.run(places)
         seconds = time.perf_counter() - started
         self.pair.cloner.eval()
-        steps, count = training.steps(0), len(training.images.normals)
-        # an image is looked at once in a training where there is room for its maps, else each time that it is drawn
+        steps, count = training.length.whole, len(training.images.normals)
         share = training.kept.room / count
-        seen = min(count, steps * epochs * len(places))
-        return seconds + looks * (share * seen / (steps * epochs) + (1 - share) * len(places)), steps
+        measured = training.measured if kdad_section(self.config).relative else 0
+        # what finds room is looked at once in a training, what finds none once more where the layers are measured
+        once = share * min(count, max(steps * len(places), measured)) + (1 - share) * measured
+        return seconds + look * once / steps, training.length.of(0)
 
     def gradients(self, images: np.ndarray) -> Maps | None:
         with torch.enable_grad():
@@ -176,10 +179,16 @@ class KdadMethod(Method):
         return self._each(images, lambda pixels, start: self.pair.rows(self._maps(pixels)))
 
     def _differences(self, images: np.ndarray, rows: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
-        """[N, L, 2] of uint8 images [N, S, S, 3]; rows [N, D]: the source's maps of them, where these are known."""
+        """[N, L, 2] of uint8 images [N, S, S, 3]; rows [n, D]: the source's maps of the first n, n from 0 to N."""
+        known = 0 if rows is None else len(rows)
 
         def look(pixels: Tensor, start: int) -> Tensor:
-            maps = self._maps(pixels) if rows is None else self._known(rows[start : start + len(pixels)], len(pixels))
+            stop = start + len(pixels)
+            # a batch is filled up behind the last image
+            if rows is not None and known >= min(stop, len(images)):
+                maps = self._known(rows[start:stop], len(pixels))
+            else:
+                maps = self._maps(pixels)
             with autocast(self.config.runtime, self.device):
                 copies = self.pair.copies(pixels)
             return self.pair.differences(maps, copies)

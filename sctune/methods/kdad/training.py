@@ -16,6 +16,7 @@ from sctune.methods.base import TaskImages
 from sctune.methods.kdad.entry import kdad_section
 from sctune.methods.kdad.kept import KeptMaps
 from sctune.methods.kdad.pair import Pair
+from sctune.methods.length import Length
 from sctune.methods.pixels import autocast, to_pixels
 
 SCALE_IMAGES = 256
@@ -28,7 +29,8 @@ LEAST_NORMALS = 2
 class Training:
     """Runs step number 0, 1, ... of a training; the number alone decides which images it sees.
 
-    optimiser: of the cloner's weights. Raises DataError for fewer than two normal images.
+    optimiser: of the cloner's weights; length: how many steps it has. Raises DataError for fewer than two normal
+    images.
     """
 
     def __init__(self, config: TrialConfig, pair: Pair, images: TaskImages, kept: KeptMaps) -> None:
@@ -42,7 +44,9 @@ class Training:
         self.images = images
         self.kept = kept
         self.device = next(pair.parameters()).device
-        self.optimiser = torch.optim.Adam(pair.cloner.parameters(), lr=kdad_section(config).cloner_lr)
+        section = kdad_section(config)
+        self.length = Length(config, section.total_updates, -(-len(images.normals) // config.budget.batch_size))
+        self.optimiser = torch.optim.Adam(pair.cloner.parameters(), lr=section.cloner_lr)
         self.copies: Callable[[Tensor], list[Tensor]] = (
             torch.compile(pair.copies) if config.runtime.compile else pair.copies
         )
@@ -50,30 +54,22 @@ class Training:
     def batches(self, epoch: int) -> Iterator[NDArray[np.intp]]:
         """The places of the normals (0 for the first one) that each step of an epoch sees."""
         count, size, seed = len(self.images.normals), self.config.budget.batch_size, self.config.seed
-        if kdad_section(self.config).updates == "pass":
+        if kdad_section(self.config).total_updates == "pass":
             order = endless(count, count, epoch, seed, "normal")
             yield from (order[start : start + size] for start in range(0, count, size))
             return
-        for step in range(self._steps_before(epoch), self._steps_before(epoch + 1)):
+        for step in range(self.length.before(epoch), self.length.before(epoch + 1)):
             yield endless(count, size, step, seed, "normal")
 
-    def steps(self, epoch: int) -> int:
-        """How many steps an epoch has."""
-        return self._steps_before(epoch + 1) - self._steps_before(epoch)
-
-    def _steps_before(self, epoch: int) -> int:
-        updates, budget = kdad_section(self.config).updates, self.config.budget
-        if updates == "pass":
-            return epoch * -(-len(self.images.normals) // budget.batch_size)
-        if updates == "iterations":
-            return epoch * budget.iterations
-        # epochs whose lengths differ by one step at most
-        return epoch * updates // budget.epochs
+    @property
+    def measured(self) -> int:
+        """How many normal images `measure` looks at."""
+        return min(len(self.images.normals), SCALE_IMAGES)
 
     def measure(self, ask: Callable[[], None]) -> None:
         """Set the scale of each layer: the mean square of the source's maps of normal images."""
         count = len(self.images.normals)
-        some = torch.randperm(count, generator=stream(self.config.seed, "scale"))[:SCALE_IMAGES].numpy()
+        some = torch.randperm(count, generator=stream(self.config.seed, "scale"))[: self.measured].numpy()
         totals = np.zeros(len(self.pair.shapes))
         for start in range(0, len(some), AT_ONCE):
             ask()
