@@ -14,9 +14,12 @@ from typer.testing import CliRunner
 
 from sctune.cli import PANELS, app
 from sctune.cli.operate import _words
+from sctune.config import load_profile
 from sctune.errors import ConfigError, SpaceError
 from sctune.methods.named import method_names
+from sctune.search.plan.method_space import method_space
 from sctune.search.plan.options import OPTION_NAMES, SearchOptions
+from sctune.search.space import definition
 from sctune.search.space.named import method_spaces, shipped_spaces
 from sctune.search.study.manifest import StudyManifest
 from sctune.search.study.options import StudyOptions
@@ -45,12 +48,16 @@ def test_every_published_method_is_named(repository: Path) -> None:
         assert set(method_names()) <= set(re.findall(r"\w+", text))
 
 
-def test_spaces_of_methods_are_listed_and_shown() -> None:
+def test_spaces_of_methods_are_listed_and_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(definition, "check_feasible", lambda *_: None)
+
     def spaces(*words: str) -> str:
         return CliRunner().invoke(app, ["spaces", *words], catch_exceptions=False).stdout
 
     listed = [line.split()[0] for line in spaces().splitlines()]
-    assert {*shipped_spaces(), *method_spaces()} == set(listed) and len(set(listed)) == len(listed)
+    assert {*shipped_spaces(), *method_spaces(), "method"} == set(listed) and len(set(listed)) == len(listed)
+    shown = spaces("method", "--profile", "gpu")
+    assert yaml.safe_load(shown) == method_space("gpu", load_profile("gpu"), {}).to_dict() and "&" not in shown
     assert yaml.safe_load(spaces("ssm")) == {"format_version": 1, **method_spaces()["ssm"]}
     assert spaces("fig7a") == shipped_spaces()["fig7a"].read_text()
     with pytest.raises(SpaceError, match="did you mean 'cutpaste'"):
