@@ -26,6 +26,7 @@ from sctune.config import (
 )
 from sctune.confirm.candidates import Candidate, variant_space
 from sctune.errors import ConfigError
+from sctune.pages.commands import changed_fields, search_words
 from sctune.search.plan.base import search_space
 from sctune.search.plan.method_space import method_space
 from sctune.search.plan.options import SearchOptions
@@ -148,6 +149,14 @@ def test_its_file_is_a_space_like_any_other(space: Space, tmp_path: Path) -> Non
     again = load_space(file, load_profile("cpu"))
     assert (again.variants, again.start, again.parameters) == (space.variants, space.start, space.parameters)
     assert drawn(again, 20) == drawn(space, 20)
+
+
+def test_a_report_repeats_it_from_its_file(space: Space) -> None:
+    """Another machine may have other methods."""
+    manifest = make_manifest(space)
+    words = search_words(manifest, "again")
+    assert words[words.index("--space") + 1] == "space.yaml" and "--method" not in words
+    assert changed_fields(manifest) == {}
 
 
 class OwnSection(MethodSection):
