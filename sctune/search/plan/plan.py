@@ -85,9 +85,7 @@ def make_plan(options: SearchOptions, has_gpu: bool) -> Plan:
     space = search_space(options, profile, base_config(options, profile))
     base = space.base
     sampler = options.sampler or ("grid" if space.is_grid else search_defaults(profile).sampler)
-    make_sampler(sampler, options.sampler_seed, space=space)
-    _check_grid(options, sampler, space)
-    _check_numbers(sampler, space)
+    _check_sampler(options, sampler, space)
     scheduler, warnings = _scheduler(options, profile, sampler, space)
     warnings += space.notes
     datasets = {
@@ -278,6 +276,12 @@ def _data_spec(datasets: dict[str | None, DataSet], splits: dict[str, Split]) ->
         licence=first.licence or None,
         attribution=first.attribution,
     )
+
+
+def _check_sampler(options: SearchOptions, sampler: str, space: Space) -> None:
+    make_sampler(sampler, options.sampler_seed, space=space)
+    _check_grid(options, sampler, space)
+    _check_numbers(sampler, space)
 
 
 def _check_grid(options: SearchOptions, sampler: str, space: Space) -> None:
