@@ -145,10 +145,10 @@ ENTRY = MethodEntry(
         f"model.{name}"
         for name in ("backbone", "weights", "tap", "taps", "freeze", "batch_norm", "batch_norm_momentum")
     ),
-    learns_from_anomalies=lambda config: section_of(config).seen == "class",
     conditions=_CONDITIONS,
     hyperparameters=_HYPERPARAMETERS,
     published=_published(),
     check=check,
+    learns_from_anomalies=lambda config: section_of(config).seen == "class",
     summary=summary,
 )

@@ -140,7 +140,6 @@ ENTRY = MethodEntry(
     section=SsmSection,
     implementation="sctune.methods.ssm.method:SsmMethod",
     uses=ADAM,
-    learns_from_anomalies=lambda config: False,
     conditions={"method.weight": _SEVERAL, "method.refine_quantile": (("method.refine", (True,)),)},
     hyperparameters={
         "optim.lr": {"type": "float", "low": 3.0e-4, "high": 1.0e-2, "log": True},
@@ -161,5 +160,6 @@ ENTRY = MethodEntry(
     # method.refine too: a model that learned with it can score without
     scoring=("method.score_cells", "method.weight", "method.sigma", "method.refine"),
     check=check,
+    learns_from_anomalies=lambda config: False,
     summary=summary,
 )
