@@ -361,10 +361,12 @@ def test_the_printed_command_makes_the_same_study(
         assert getattr(again, field) == getattr(first, field), field
     assert is_shipped(first) == (words[1] != str(own))
     assert "model.patch_place" not in changed_fields(first), "the space sets it"
+    # what the images were found to be is fixed for the study
+    changed = {name: value for name, value in changed_fields(first).items() if name != "data.range"}
     if "ssm" in words:
-        assert changed_fields(first) == {"method.mask": 2}
+        assert changed == {"method.mask": 2}
     if "ssm_reading" in words:
-        assert changed_fields(first) == {"method.name": "ssm", "method.sigma": 4}
+        assert changed == {"method.name": "ssm", "method.sigma": 4}
 
 
 def test_the_report_of_a_study_of_another_method(tmp_path: Path, tiny: TrialConfig) -> None:
