@@ -86,8 +86,6 @@ def test_the_space_of_a_method_starts_from_what_that_has_for_the_profile(tmp_pat
 
     ssm = base("ssm", "gpu")
     assert (ssm.method.width, ssm.method.score_cells, ssm.data.image_size) == (64, "2,4,8", 448)
-    cutpaste = base("cutpaste", "cpu")
-    assert (cutpaste.budget.iterations, cutpaste.model.batch_norm, cutpaste.budget.batch_size) == (50, "eval", 18)
     # what it searches is the space's, and what makes a published name is that of --method
     assert base("saoe", "cpu").optim.lr == load_profile("cpu").optim.lr
     assert (base("kdad", "cpu").model.backbone, base("kdad", "cpu").data.image_size) == ("efficientnet_lite0", 160)

@@ -176,10 +176,10 @@ ENTRY = MethodEntry(
     section=CutPasteSection,
     implementation="sctune.methods.cutpaste.method:CutPasteMethod",
     uses=_USES,
-    learns_from_anomalies=lambda config: section_of(config).seen == "class",
     conditions={"method.seen": LABELLED},
     hyperparameters=_HYPERPARAMETERS,
     published=_published(),
     check=check,
+    learns_from_anomalies=lambda config: section_of(config).seen == "class",
     summary=summary,
 )

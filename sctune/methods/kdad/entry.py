@@ -223,11 +223,11 @@ ENTRY = MethodEntry(
     section=KdadSection,
     implementation="sctune.methods.kdad.method:KdadMethod",
     uses=("model.backbone", "model.weights"),
-    learns_from_anomalies=lambda config: False,
     conditions=CONDITIONS,
     hyperparameters=HYPERPARAMETERS,
     published=PUBLISHED,
     scoring=("method.score_skip", "method.score_value"),
     check=check,
+    learns_from_anomalies=lambda config: False,
     summary=summary,
 )

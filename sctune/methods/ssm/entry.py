@@ -147,7 +147,6 @@ ENTRY = MethodEntry(
     section=SsmSection,
     implementation="sctune.methods.ssm.method:SsmMethod",
     uses=tuple(name for name in ADAM if name != "optim.lr"),
-    learns_from_anomalies=lambda config: False,
     conditions={"method.weight": _SEVERAL, "method.refine_quantile": (("method.refine", (True,)),)},
     hyperparameters={
         "method.lr": {"type": "float", "low": 3.0e-4, "high": 1.0e-2, "log": True},
@@ -166,5 +165,6 @@ ENTRY = MethodEntry(
     # method.refine too: a model that learned with it can score without
     scoring=("method.score_cells", "method.weight", "method.sigma", "method.refine"),
     check=check,
+    learns_from_anomalies=lambda config: False,
     summary=summary,
 )

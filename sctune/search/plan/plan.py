@@ -41,6 +41,7 @@ from sctune.tracking.server import check_tracking
 from sctune.trial.building import package_versions
 from sctune.urls import STORAGE_VARIABLE, chosen
 
+_METHOD, _BACKBONE = "method.name", "model.backbone"
 MAX_GRID = 100_000
 """Points of a grid that are run to the end without a number of trials or a time budget."""
 
@@ -171,12 +172,18 @@ def _manifest(options: SearchOptions, asked: _Asked, space: Space, tasks: list[T
 
 def weights_files(space: Space) -> dict[str, Path]:
     """Backbone -> weights file of every backbone that the space can take; downloads what is missing."""
-    methods = map(method_entry, space.field_values("method.name"))
-    if not any(entry.looks_at("model.backbone") for entry in methods):
-        return {}
-    backbones = sorted(set(map(str, space.field_values("model.backbone"))))
-    found = {name: resolve_weights(name, space.base.model.weights) for name in backbones}
+    found = {name: resolve_weights(name, space.base.model.weights) for name in _backbones(space)}
     return {name: path for name, path in found.items() if path is not None}
+
+
+def _backbones(space: Space) -> list[str]:
+    """Those that some method of the space looks at, by name."""
+    found: set[str] = set()
+    for fields in [space.in_variant(name) for name in space.variants] or [{}]:
+        methods = [fields[_METHOD]] if _METHOD in fields else space.field_values(_METHOD)
+        if any(method_entry(name).looks_at(_BACKBONE) for name in methods):
+            found |= {fields[_BACKBONE]} if _BACKBONE in fields else set(space.field_values(_BACKBONE))
+    return sorted(found)
 
 
 def weights_digests(space: Space) -> dict[str, str]:
