@@ -36,7 +36,7 @@ def header_of(setup: Setup) -> Header:
 
 
 def _fact(name: str, configs: Configs, words: Callable[[TrialConfig], str]) -> str:
-    """What most columns have, of as many those of the last one, the paper's; in brackets the others with what they have."""
+    """What most columns have, or of as many the last ones; in brackets the others with what they have."""
     found = {label: words(config) for label, config in configs.items()}
     usual = max(reversed(found.values()), key=list(found.values()).count)
     others = [f"{label} {value}" for label, value in found.items() if value != usual]
