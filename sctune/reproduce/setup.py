@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from sctune.config import Setting, TrialConfig, load_profile
@@ -40,9 +41,12 @@ class Setup:
 
     def config(self, column: Column) -> TrialConfig:
         """The configuration of a column without its data; raises ConfigError where it cannot be."""
-        hard = {"data.known_class": "any"} if self.setting == "hard" else {}
-        fixed = {"data.setting": self.setting, "data.selection": "test", **hard, **self._fixed()}
-        return load_profile(self.profile).override(fixed | dict(column.values or {}) | dict(self.overrides))
+        if column.name not in self._configs:
+            hard = {"data.known_class": "any"} if self.setting == "hard" else {}
+            fixed = {"data.setting": self.setting, "data.selection": "test", **hard, **self._fixed()}
+            values = fixed | dict(column.values or {}) | dict(self.overrides)
+            self._configs[column.name] = self._profile.override(values)
+        return self._configs[column.name]
 
     def space(self, columns: Sequence[Column], epochs: int) -> dict[str, Any]:
         """The space file that varies these columns, all trained for the same number of epochs."""
@@ -71,13 +75,21 @@ class Setup:
             return column.values is not None
         return column.name in self.table.untrained and self.config(column).model.weights != RANDOM
 
+    @cached_property
+    def _profile(self) -> TrialConfig:
+        return load_profile(self.profile)
+
+    @cached_property
+    def _configs(self) -> dict[str, TrialConfig]:
+        return {}
+
     @property
     def _of_methods(self) -> dict[str, Any]:
         return {name: value for name, value in self.overrides.items() if name.startswith("method.")}
 
     def _fixed(self) -> dict[str, Any]:
         # only where it changes something: what is fixed is in the name of a study
-        own = load_profile(self.profile).flat()
+        own = self._profile.flat()
         paper = {name: value for name, value in PAPER.items() if own[name] != value}
         return paper | {"data.selection_limit": SELECTION_LIMIT} | ({SHUFFLE: True} if self.shuffled else {})
 

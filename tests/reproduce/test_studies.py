@@ -174,7 +174,7 @@ def test_control_run_is_set_and_marked(carpet: Path) -> None:
     assert plan.studies[0].space["set"]["data.shuffle_labels"] is True
     assert plan.setup.config(plan.setup.columns[-1]).data.shuffle_labels
     assert any("SHUFFLED LABELS" in line for line in plan.header.lines)
-    assert plan.out.name == "table3-cpu-shuffled"
+    assert re.fullmatch("table3-cpu-shuffled-[0-9a-f]{8}", plan.out.name)
     # beside each column the same network before its training, which is not a trial
     assert [column.name for column in plan.columns][-2:] == ["saliencycut", "saliencycut-untrained"]
     assert [column.name for column in plan.studies[-1].columns] == ["saliencycut"]
