@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 import typer
+import yaml
 from typer.main import get_command
 from typer.testing import CliRunner
 
 from sctune.cli import PANELS, app
 from sctune.cli.operate import _words
-from sctune.errors import ConfigError
+from sctune.config import load_profile
+from sctune.errors import ConfigError, SpaceError
+from sctune.methods.named import method_names
+from sctune.search.plan.method_space import method_space
 from sctune.search.plan.options import OPTION_NAMES, SearchOptions
+from sctune.search.space import definition
+from sctune.search.space.named import method_spaces, shipped_spaces
 from sctune.search.study.manifest import StudyManifest
 from sctune.search.study.options import StudyOptions
 
@@ -32,6 +40,28 @@ def test_every_field_is_an_option_with_its_description() -> None:
         assert option.help == info.description, field
         assert option.rich_help_panel == info.json_schema_extra["panel"], field  # type: ignore[index, call-overload]
     assert set(options) <= {"notify", "detach", "dry-run", "json", "help"}
+
+
+def test_every_published_method_is_named(repository: Path) -> None:
+    (row,) = (line for line in (repository / "README.md").read_text().splitlines() if line.startswith("| `--method` |"))
+    for text in (SearchOptions.model_fields["method"].description or "", row):
+        assert set(method_names()) <= set(re.findall(r"\w+", text))
+
+
+def test_spaces_of_methods_are_listed_and_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(definition, "check_feasible", lambda *_: None)
+
+    def spaces(*words: str) -> str:
+        return CliRunner().invoke(app, ["spaces", *words], catch_exceptions=False).stdout
+
+    listed = [line.split()[0] for line in spaces().splitlines()]
+    assert {*shipped_spaces(), *method_spaces(), "method"} == set(listed) and len(set(listed)) == len(listed)
+    shown = spaces("method", "--profile", "gpu")
+    assert yaml.safe_load(shown) == method_space("gpu", load_profile("gpu"), {}).to_dict() and "&" not in shown
+    assert yaml.safe_load(spaces("ssm")) == {"format_version": 1, **method_spaces()["ssm"]}
+    assert spaces("fig7a") == shipped_spaces()["fig7a"].read_text()
+    with pytest.raises(SpaceError, match="did you mean 'cutpaste'"):
+        spaces("cutpast")
 
 
 def test_help_comes_in_panels_in_their_order() -> None:

@@ -90,7 +90,7 @@ def test_version_comes_from_the_package(wheel: Path, repository: Path) -> None:
 def test_wheel_finds_its_spaces_where_it_is_installed(wheel: Path, tmp_path: Path) -> None:
     """Not the clone's: a folder elsewhere holds only the wheel's content."""
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
-    module = "sctune.search.space.definition"
+    module = "sctune.search.space.named"
     script = f"from {module} import shipped_spaces; print(*map(str, shipped_spaces().values()), sep='\\n')"
     environment = {"PYTHONPATH": str(tmp_path / "site"), "PATH": "/usr/bin:/bin"}
     command = [sys.executable, "-P", "-c", script]

@@ -93,20 +93,33 @@ def list_command(study_root: opt.StudyRoot = None, storage: opt.StoredAt = None,
     Console().print(table)
 
 
-def spaces(name: Annotated[str | None, typer.Argument(help="Show this one whole.")] = None) -> None:
-    """The search spaces that come with sctune."""
-    from sctune.config import read_yaml
+def spaces(
+    name: Annotated[str | None, typer.Argument(help="Show this one whole.")] = None,
+    profile: Annotated[str, typer.Option(help="Of `method`: the profile that it is made for.")] = "cpu",
+) -> None:
+    """The search spaces that come with sctune, that over all methods, and those of single ones."""
+    from sctune.config import load_profile, read_yaml
     from sctune.errors import SpaceError, nearest
-    from sctune.search.space.definition import shipped_spaces
+    from sctune.search.plan.method_space import ALL_METHODS, DESCRIPTION, method_space
+    from sctune.search.space.named import method_spaces, shipped_spaces
 
-    shipped = shipped_spaces()
-    if name is not None:
-        if name not in shipped:
-            raise SpaceError(f"unknown space {name!r}; {nearest(name, shipped)}")
-        print(shipped[name].read_text(encoding="utf-8"), end="")
+    shipped, own = shipped_spaces(), method_spaces()
+    if name == ALL_METHODS:
+        space = method_space(profile, load_profile(profile), {})
+        say(list(space.notes))
+        print(yaml.safe_dump(space.to_dict(), sort_keys=False, default_flow_style=None, width=120), end="")
         return
-    for known, path in shipped.items():
-        print(f"{known:16s} {read_yaml(path).get('description', '')}")
+    if name is not None:
+        if name not in (*shipped, *own):
+            raise SpaceError(f"unknown space {name!r}; {nearest(name, (*shipped, *own, ALL_METHODS))}")
+        if name in shipped:
+            print(shipped[name].read_text(encoding="utf-8"), end="")
+        else:
+            print(yaml.safe_dump({"format_version": 1, **own[name]}, sort_keys=False), end="")
+        return
+    over_all = {ALL_METHODS: {"description": DESCRIPTION}}
+    for known, content in {**over_all, **own, **{file: read_yaml(path) for file, path in shipped.items()}}.items():
+        print(f"{known:16s} {content.get('description', '')}")
 
 
 def best(

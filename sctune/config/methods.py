@@ -51,6 +51,11 @@ class MethodSection(Section):
 
     name: str
 
+    @property
+    def own_rate(self) -> float | None:
+        """The first learning rate of a method that has a field for it, in place of optim.lr; None: it has none."""
+        return None
+
 
 class DeviationSection(MethodSection):
     """The family of SaliencyCut, DRA and DevNet; its settings are those of augment, model, score, loss and optim."""
@@ -72,6 +77,7 @@ class MethodEntry:
     settings: those that it can be trained in. uses: sections or fields of METHOD_SECTIONS that it looks at; all others
     must keep their defaults. trains: whether more than one epoch makes a difference. reference: whether searches run
     it with its defaults on their tasks, to compare their winner with.
+    learns_from_anomalies: whether labelled anomalies, where there are some, change what a configuration learns.
     conditions: field -> conditions under which it matters; in a space it is drawn only there.
     hyperparameters: field -> what is searched of it, written as under `parameters:` of a space file.
     published: name for `--method` -> {"config": tree, PROFILE: tree of that profile besides}.
@@ -92,6 +98,7 @@ class MethodEntry:
     uses: tuple[str, ...] = ()
     trains: bool = True
     reference: bool = False
+    learns_from_anomalies: Callable[[TrialConfig], bool] = lambda config: True
     conditions: Mapping[str, Conditions] = field(default_factory=dict)
     hyperparameters: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     published: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)

@@ -83,10 +83,14 @@ class TrialConfig(Section):
         return size if self.n_anomalies == 0 else int(size * self.data.balance + 1e-9)
 
     def learning_rate(self, epoch: int) -> float:
-        """Adam's learning rate in an epoch, the first being 0: it drops by `gamma` after each `step_fraction`."""
+        """Adam's learning rate in an epoch, the first being 0: it drops by `gamma` after each `step_fraction`.
+
+        It begins with `optim.lr`, or with the rate of a method that has its own.
+        """
+        first = self.optim.lr if self.method.own_rate is None else self.method.own_rate
         counted = epoch + (1 if self.optim.step_when == "start" else 0)
         drops = counted // max(1, round(self.optim.step_fraction * self.budget.epochs))
-        return self.optim.lr * self.optim.gamma**drops
+        return first * self.optim.gamma**drops
 
     @model_validator(mode="after")
     def _check_data(self) -> Self:

@@ -7,8 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sctune.config import FIXED_FIELDS, TrialConfig
+from sctune.backbones.weights import IMAGENET, RANDOM
+from sctune.config import FIXED_FIELDS, TrialConfig, load_profile, method_entry
+from sctune.config.methods import DEFAULT, METHOD_SECTIONS
 from sctune.errors import ConfigError, StudyError
+from sctune.methods.named import method_values
 from sctune.search.space.definition import Space
 from sctune.search.study.leaderboard import TrialRow
 from sctune.search.study.manifest import StudyManifest
@@ -61,18 +64,22 @@ def best_candidates(manifest: StudyManifest, rows: Sequence[TrialRow], top: int)
 def reference(manifest: StudyManifest, candidates: Sequence[Candidate]) -> tuple[Candidate | None, list[str]]:
     """The paper's default: its values for all that the space decides, in the study's own budget; and notes for people.
 
-    It has no density of the normal images, which is no matter of budget.
-    Where these do not go together on the study's images, what the space fixes stays as it is. None where one of the
-    candidates is that configuration already.
+    It has no density of the normal images, which is no matter of budget. In a study of another method all that belongs
+    to a method is the profile's. Where these do not go together on the study's images, what the space fixes stays as it
+    is. None where one of the candidates is that configuration already.
     """
     space = manifest.build_space()
-    density = {DENSITY} if space.base.model.normal_head != "mlp" else set()
-    varied = {*space.by_name, *space.variant_fields, *density} - {"variant"}
+    start = _papers_method(space.base, manifest.profile)
+    varied = {*space.by_name, *space.variant_fields} - {"variant"}
     decided = [name for name in space.base.flat() if name in varied | set(space.fixed) and name not in FIXED_FIELDS]
     paper = TrialConfig().flat()
+    if "method.name" in space.variant_fields:
+        # what a variant sets beside its method is that method's
+        usual = load_profile(manifest.profile).flat()
+        paper |= {name: usual[name] for name in space.variant_fields if name in usual and name != DENSITY}
     notes = []
     for names in (decided, [name for name in decided if name in varied]):
-        fields = {name: paper[name] for name in names if name in paper}
+        fields = start | {name: paper[name] for name in names if name in paper}
         try:
             space.base.override(fields)
         except ConfigError as problem:
@@ -83,6 +90,32 @@ def reference(manifest: StudyManifest, candidates: Sequence[Candidate]) -> tuple
             return None, [f"the paper's default is among the candidates: {same[0]}"]
         return Candidate(REFERENCE, fields), notes
     return None, ["no reference: the paper's default values do not go together on these images"]
+
+
+def _papers_method(base: TrialConfig, profile: str) -> dict[str, Any]:
+    """What makes a study's base the paper's method, without a density.
+
+    From another method it takes what the profile has of fields that this one has no use for, or set by a recipe of its
+    own. What a command line set stays.
+    """
+    own, papers, usual = base.entry, method_entry(DEFAULT), load_profile(profile).flat()
+    if own.name == DEFAULT:
+        return {} if base.model.normal_head == "mlp" else {DENSITY: "mlp"}
+    held, recipes = base.flat(), [method_values(name, profile) for name in own.published]
+    of_file = base.model.weights not in (IMAGENET, RANDOM) and base.model.backbone != usual["model.backbone"]
+    # a file fits one backbone and is the whole study's; freeze counts the blocks of the profile's
+    kept = {"model.backbone", "model.freeze"} if of_file else set()
+
+    def is_own(name: str) -> bool:
+        return any(name in recipe and recipe[name] == held[name] for recipe in recipes)
+
+    fields = [
+        name
+        for name in usual
+        if name.partition(".")[0] in METHOD_SECTIONS and papers.looks_at(name) and name not in {*FIXED_FIELDS, *kept}
+    ]
+    lost = {name: usual[name] for name in fields if not own.looks_at(name) or is_own(name)}
+    return {**lost, "method.name": DEFAULT, DENSITY: "mlp"}
 
 
 def untrained(

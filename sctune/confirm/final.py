@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
@@ -62,12 +63,24 @@ def unfit(form: Form, config: TrialConfig) -> str | None:
             "--refit all: the anomaly-free setting has no labelled anomalies to train on; leave it out, or search in "
             "another setting"
         )
+    if form.refit and not config.entry.learns_from_anomalies(config):
+        return (
+            f"--refit all: method {config.entry.name}, as it is configured, learns nothing from labelled anomalies, so "
+            "that more of them change nothing; leave it out"
+        )
     if form.refit and form.size > 1 and not config.entry.trains:
         return (
             f"--refit all --ensemble {form.size}: {config.entry.name} trains nothing, and learns the same from all "
             "anomalies whatever the seed; leave --ensemble out"
         )
     return None
+
+
+def check_form(form: Form, configs: Sequence[TrialConfig]) -> None:
+    """Raises ConfigError, before anything is trained, where none of what may win has such a form."""
+    reasons = [unfit(form, config) for config in configs]
+    if reasons and all(reasons):
+        raise ConfigError(str(reasons[0]))
 
 
 class _Frozen(BaseModel):

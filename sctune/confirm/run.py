@@ -13,7 +13,7 @@ from rich.console import Console
 
 from sctune.confirm.built import confirmed_one
 from sctune.confirm.candidates import REFERENCE, Candidate, best_candidates, reference, untrained
-from sctune.confirm.final import Final, Form, asked_form, unfit
+from sctune.confirm.final import Final, Form, asked_form, check_form, unfit
 from sctune.confirm.forms import make_final, test_final
 from sctune.confirm.outcome import ScoredRival, tested
 from sctune.confirm.plan import confirm_name, confirm_plan, fresh_seeds
@@ -21,7 +21,7 @@ from sctune.confirm.ranking import final_values, rank
 from sctune.confirm.rescore import better_variant
 from sctune.confirm.results import Confirmation, confirm_folder, keep_final, read_confirmation, write_confirmation
 from sctune.confirm.scoring import score_models, subset_of
-from sctune.errors import ConfigError, StudyError
+from sctune.errors import StudyError
 from sctune.metrics.threshold import check_rate
 from sctune.search.study.database import stored_manifests
 from sctune.search.study.leaderboard import TrialRow, leaderboard
@@ -97,10 +97,9 @@ def run_confirm(
         say([f"study {name} is confirmed already; --again trains on other seeds, and looks at the test images again"])
         return ConfirmOutcome(known, len(looks(study)))
     form = asked_form(options.refit, options.ensemble, options.n_seeds)
-    reason = unfit(form, study.manifest.trial_config())
-    if reason is not None and form.size == 1:
-        raise ConfigError(reason)
     candidates, notes = _candidates(study, options)
+    searched, base = [one for one in candidates if one.trial is not None], study.manifest.trial_config()
+    check_form(form, [base.override(one.fields) for one in searched])
     say(notes)
     trained = _train(study, candidates, options, say, console, known)
     if trained is None:

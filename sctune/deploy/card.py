@@ -98,7 +98,7 @@ def _decision(parts: ModelParts) -> list[str]:
 
 
 def _heat(chosen: Mapping[str, Any] | None) -> str:
-    words = {"gradient": "the gradient of the anomaly score by the pixels", "score": "the scores of the heads' cells"}
+    words = {"gradient": "the gradient of the anomaly score by the pixels", "score": "the scores of cells or pixels"}
     if not chosen:
         return f"heat maps are {words['gradient']}; nothing is claimed about how well they fit"
     kind = words.get(str(chosen["kind"]), str(chosen["kind"]))

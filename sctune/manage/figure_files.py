@@ -109,6 +109,11 @@ class Sheet:
         return ", ".join(parts)
 
 
+def maker_of(config: TrialConfig) -> str:
+    """What makes a configuration's pseudo anomalies, for people: the kind, or a method that makes its own."""
+    return config.augment.kind if config.entry.looks_at("augment.kind") else config.method.name
+
+
 def publish(folder: Path, sheet: Sheet) -> list[Path]:
     """Write all files of a sheet into a folder, whole or none; raises ConfigError where that cannot be."""
     try:
@@ -132,7 +137,7 @@ def _write(stem: Path, sheet: Sheet) -> list[Path]:
     document = {name: value for name, value in sheet.report.to_dict().items() if name != "files"}
     named("features.json").write_text(json.dumps(document, indent=1), encoding="utf-8")
     files.append(named("features.json"))
-    kind, cloud = sheet.config.augment.kind, sheet.cloud
+    kind, cloud = maker_of(sheet.config), sheet.cloud
     if sheet.examples:
         rows = [sheet.examples[place] for place in _spread(len(sheet.examples), ROWS)]
         title = f"Pseudo anomalies by {kind}\n{sheet.title}"
@@ -158,7 +163,7 @@ def _features(sheet: Sheet, path: Path) -> Path:
         "normal": "normal, held out",
         "seen": "seen anomalies, trained on",
         "unseen": f"unseen anomalies, {pool}",
-        "pseudo": f"pseudo anomalies, {sheet.config.augment.kind}",
+        "pseudo": f"pseudo anomalies, {maker_of(sheet.config)}",
     }
     labels = {group: f"{texts[group]} ({report.images[group]})" for group in GROUPS if report.images[group]}
     caption = [

@@ -18,9 +18,11 @@ from sctune.data.pools import Files, by_path, generator, outside, units
 from sctune.data.selection import stratified
 from sctune.data.split import Split
 from sctune.errors import CheckpointError, ConfigError, StudyError, nearest
-from sctune.manage.figure_files import GROUPS, Cloud, FigureReport, Sheet, publish
-from sctune.methods.registry import fresh_method
+from sctune.manage.figure_files import GROUPS, Cloud, FigureReport, Sheet, maker_of, publish
+from sctune.methods.base import Method
+from sctune.methods.registry import fresh_method, method_class
 from sctune.paths import cache_folder
+from sctune.search.space.definition import Space
 from sctune.search.study.leaderboard import TrialRow, best_row, leaderboard
 from sctune.search.study.ledger import add_look, show_looks
 from sctune.search.study.manifest import StudyManifest
@@ -72,18 +74,23 @@ def make_figures(study_root: Path, name: str, options: FigureOptions, say: Say) 
     study = Study.open(study_root, name)
     manifest = study.manifest
     chosen = choose_trial(study, options)
+    config = manifest.config_of(chosen.row.params)
+    if method_class(config).embed is Method.embed:
+        # before a look at the test images is spent
+        raise _no_features(config, manifest.build_space())
     ledger = None
     if options.test:
         say(["test pool opened: the unseen anomalies are images that no choice may be made by"])
         opened = figure_files(chosen.split, manifest.trial_config().data.setting, options.limit, 0, test=True)
         ledger = add_look(study, "figures --test", len(opened["unseen"]), 1, decided="nothing (pictures)")
-    config = manifest.config_of(chosen.row.params)
     trainer = Trainer(config, chosen.task, split=chosen.split, objective=study.objective)
     trainer.load_state(*chosen.saved.tasks[chosen.task.key])
     examples = pseudo_examples(trainer, options.limit)
     cloud = gather(trainer, examples, options.limit, options.test)
     say([f"features of {len(cloud.groups)} images before and after training, and their t-SNE"])
     features = _features(trainer, cloud.images)
+    if features is None:
+        raise _no_features(config, manifest.build_space())
     points = {panel: tsne(rows, options.perplexity) for panel, rows in features.items()}
     report = FigureReport(
         study=study.name,
@@ -108,13 +115,19 @@ def make_figures(study_root: Path, name: str, options: FigureOptions, say: Say) 
     return report.finished(files, trouble)
 
 
-def _features(trainer: Trainer, images: np.ndarray) -> dict[str, np.ndarray]:
-    """Features [N, C] of the images before and after training; raises ConfigError for a method that has none."""
+def _no_features(config: TrialConfig, space: Space) -> ConfigError:
+    """That a method has none to show, with the way out."""
+    others = [name for name in space.field_values("method.name") if name != config.method.name]
+    way = "choose a trial of another method with --trial" if others else "no trial of this study has any"
+    return ConfigError(f"method {config.method.name} has no features to show; {way}")
+
+
+def _features(trainer: Trainer, images: np.ndarray) -> dict[str, np.ndarray] | None:
+    """Features [N, C] of the images before and after training; None where the method has none."""
     fresh = fresh_method(trainer.config, trainer.device)
     before, after = fresh.embed(images), trainer.method.embed(images)
     if before is None or after is None:
-        name = trainer.config.method.name
-        raise ConfigError(f"method {name} has no features to show; choose a trial of another method with --trial")
+        return None
     return {"before": before, "after": after}
 
 
@@ -194,7 +207,7 @@ def gather(trainer: Trainer, examples: list[PseudoExample], limit: int, test: bo
         images.append(np.stack([example.result for example in examples]))
         groups += ["pseudo"] * len(examples)
         names += [f"pseudo {number}" for number in range(len(examples))]
-        kinds += [trainer.config.augment.kind] * len(examples)
+        kinds += [maker_of(trainer.config)] * len(examples)
     return Cloud(np.concatenate(images), groups, names, kinds)
 
 
@@ -228,10 +241,12 @@ def _notes(config: TrialConfig, cloud: Cloud, unchanged: bool) -> tuple[str, ...
             f"unseen anomalies are not shown: the development pool holds {pool}; --test takes them from the test pool"
         )
     if not cloud.of("pseudo").any():
-        maker = f"augment.kind={config.augment.kind}" if config.entry.looks_at("augment.kind") else config.method.name
-        lines.append(f"{maker} makes no pseudo anomalies")
+        field = "augment.kind=" if config.entry.looks_at("augment.kind") else "method "
+        lines.append(f"{field}{maker_of(config)} makes no pseudo anomalies")
     if unchanged and not config.entry.trains:
         lines.append(f"both panels are equal: method {config.method.name} trains nothing")
+    elif unchanged and not config.entry.looks_at("model.freeze"):
+        lines.append(f"both panels are equal: method {config.method.name} shows features that it does not train")
     elif unchanged:
         lines.append(
             f"both panels are equal: model.freeze={config.model.freeze} keeps all blocks up to the features fixed, "

@@ -26,7 +26,8 @@ class Ensemble(Fitted):
 
     Their scores are added as they are. Those of the family `deviation` are in deviations of one and the same prior,
     those of a density in deviations of held-out normals, those of `mlep` and `saoe` in deviations of training normals,
-    so that no member outweighs another.
+    so that no member outweighs another. Errors of `ssm` and `kdad` and distances of `cutpaste` are in units that seeds
+    share but no scale holds together: a member whose scores spread more weighs more.
     """
 
     def __init__(self, members: Sequence[Method]) -> None:

@@ -5,17 +5,21 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
 from sctune.config import TASK_FIELDS, TrialConfig, parse_assignments, read_yaml, search_defaults
 from sctune.errors import SctuneError
 from sctune.search.plan.base import base_config
 from sctune.search.plan.options import SearchOptions
-from sctune.search.space.definition import shipped_spaces
+from sctune.search.space.named import method_spaces, shipped_spaces
 from sctune.search.study.manifest import StudyManifest
 
 SPACE_FILE = "space.yaml"
 """What a space that does not come with sctune is to be saved as."""
+
+
+_MISSING = object()
 
 
 def search_words(manifest: StudyManifest, name: str) -> list[str]:
@@ -23,8 +27,7 @@ def search_words(manifest: StudyManifest, name: str) -> list[str]:
 
     Places (study root, storage, tracking) are left out: they are this machine's.
     """
-    space = str(manifest.space.get("name")) if is_shipped(manifest) else SPACE_FILE
-    words = ["sctune", "search", "--space", space, "--name", name, "--profile", manifest.profile]
+    words = ["sctune", "search", "--space", _space(manifest), "--name", name, "--profile", manifest.profile]
     for option, value in _data(manifest) + _tasks(manifest) + _search(manifest):
         words += [option] if value is None else [option, str(value)]
     for field, value in changed_fields(manifest).items():
@@ -38,25 +41,33 @@ def command(words: Iterable[str]) -> str:
 
 
 def is_shipped(manifest: StudyManifest) -> bool:
-    """Whether the study's space is one that comes with this sctune, unchanged."""
-    path = shipped_spaces().get(str(manifest.space.get("name")))
-    if path is None:
-        return False
-    content = read_yaml(path)
-    return {**content, "format_version": 1} == {**manifest.space, "format_version": 1}
+    """Whether the study's space is one that comes with this sctune or one of its methods, unchanged."""
+    name = str(manifest.space.get("name"))
+    path = shipped_spaces().get(name)
+    content = method_spaces().get(name) if path is None else read_yaml(path)
+    return content is not None and {**content, "format_version": 1} == {**manifest.space, "format_version": 1}
 
 
 def changed_fields(manifest: StudyManifest) -> dict[str, Any]:
     """Fields of the base configuration that profile, options and space do not give, with their values."""
-    config = manifest.trial_config()
-    found, asked = config.flat(), _expected(manifest).flat()
+    config, expected = manifest.trial_config(), _expected(manifest)
+    named = {} if config.method.name == expected.method.name else {"method.name": config.method.name}
+    with suppress(SctuneError):  # else its fields are named one by one
+        expected = expected.override(named)
+    asked = expected.flat()
     own = {*TASK_FIELDS, "data.partition_seed", "data.selection", "data.skip_corrupt", "data.n_anomalies"}
-    return {name: value for name, value in found.items() if name not in own and asked[name] != value}
+    differs = {name: value for name, value in config.flat().items() if asked.get(name, _MISSING) != value}
+    return named | {name: value for name, value in differs.items() if name not in own}
+
+
+def _space(manifest: StudyManifest) -> str:
+    return str(manifest.space.get("name")) if is_shipped(manifest) else SPACE_FILE
 
 
 def _expected(manifest: StudyManifest) -> TrialConfig:
     data = manifest.trial_config().data
     options = SearchOptions(
+        space=_space(manifest),
         setting=data.setting,
         known_classes=() if data.known_class is None else (data.known_class,),
         selection=data.selection,

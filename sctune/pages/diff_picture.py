@@ -128,7 +128,7 @@ def _changes(axes: Axes, changes: Sequence[tuple[str, ...]], facts: Facts) -> No
 def _caption(facts: Facts, attribution: str | None) -> list[str]:
     kind = {
         "gradient": "the smoothed gradient of the anomaly score",
-        "score": "the scores of the anomaly heads' cells",
+        "score": "the scores of cells or pixels",
     }[facts.heat_map]
     text = (
         "Images that the study selects by, of the development pool. Each trial is at its own threshold from the "

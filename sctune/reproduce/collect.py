@@ -79,7 +79,8 @@ def stored_study(study_root: Path, plan: StudyPlan) -> Stored | None:
 def shown(plan: TablePlan, study: StudyPlan) -> list[tuple[Column, Column]]:
     """The table's columns that a study gives, each with the column that its trial was trained for."""
     pairs = [(column, column) for column in study.columns]
-    return pairs + ([(before_training(column), column) for column in study.columns] if plan.setup.shuffled else [])
+    untrained = [column for column in study.columns if plan.setup.shows_untrained(column)]
+    return pairs + [(before_training(column), column) for column in untrained]
 
 
 def collect(

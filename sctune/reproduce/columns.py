@@ -6,9 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from sctune.config import MethodEntry, method_entry
+from sctune.config.methods import DEFAULT
 from sctune.errors import ConfigError, nearest
 from sctune.methods.named import method_names, method_values
-from sctune.reproduce.paper import PaperTable, column_label
+from sctune.reproduce.paper import PaperTable, column_label, readings_of
 
 THRESHOLDS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 """Figure 7a, from the paper's section 4.8."""
@@ -26,7 +28,8 @@ EPOCHS = "budget.epochs"
 class Column:
     """One configuration that a table compares.
 
-    values: dotted values over the profile; None: the paper's numbers only, since sctune does not have the method.
+    values: dotted values over the profile; None: the paper's numbers only, since sctune does not have the method or
+    what a command sets leaves it out.
     point and series: place on the axis and curve it belongs to, in a figure. untrained: scored before its training,
     which is what a control run has to be compared with.
     """
@@ -40,21 +43,46 @@ class Column:
 
 
 def table_columns(table: PaperTable, profile: str, picked: Sequence[str] = ()) -> tuple[Column, ...]:
-    """The columns of a table in the paper's order; picked: only these. Raises ConfigError for an unknown one."""
+    """The columns of a table, in the paper's order each with what is our reading of it beside it.
+
+    picked: only these; without, those that the table varies are run, and its other ones have the paper's numbers.
+    Raises ConfigError for an unknown one.
+    """
     known = {column.name: column for column in _all_columns(table, profile)}
     for name in picked:
         if name not in known:
             raise ConfigError(f"unknown --method {name!r} of {table.name}; {nearest(name, known)}")
         if known[name].values is None:
             here = [column.name for column in known.values() if column.values is not None]
+            ours = [other for other in readings_of(name) if other in here]
+            instead = f"our reading, {' or '.join(ours)}" if ours else f"one of {', '.join(here)}"
             raise ConfigError(
-                f"--method {name}: sctune does not have this method, only the paper's numbers of it; take one of "
-                f"{', '.join(here)}"
+                f"--method {name}: sctune does not have this method, only the paper's numbers of it; take {instead}"
             )
     if picked:
         return tuple(column for column in known.values() if column.name in picked)
-    shown = set(table.columns) | set(table.vary) if table.columns else set(known)
-    return tuple(column for column in known.values() if column.name in shown)
+    shown = {*table.columns, *table.vary} or set(known)
+    run = set(table.vary) or set(known)
+    return tuple(
+        column if column.name in run else replace(column, values=None)
+        for column in known.values()
+        if column.name in shown
+    )
+
+
+def own_values(column: Column) -> Mapping[str, Any]:
+    """The values that a column has over the profile."""
+    return column.values or {}
+
+
+def entry_of(column: Column) -> MethodEntry:
+    """What is known of the method of a column."""
+    return method_entry(own_values(column).get("method.name", DEFAULT))
+
+
+def is_the_papers(column: Column) -> bool:
+    """Whether a column is of the paper's own family of methods, which profiles are made for."""
+    return entry_of(column).name == DEFAULT
 
 
 def before_training(column: Column) -> Column:
@@ -75,8 +103,9 @@ def _all_columns(table: PaperTable, profile: str) -> list[Column]:
     if table.name == "fig7b":
         return _patches("grid2d", PATCH_COUNTS, "anywhere") + _patches("diag", DIAGONAL_COUNTS, "on the diagonal")
     here = method_names()
+    names = [one for name in table.columns for one in (name, *readings_of(name))]
     # a method that the paper leaves out of this table can still be asked for
-    names = [*table.columns, *(name for name in here if name not in table.columns)]
+    names += [name for name in here if name not in names]
     return [Column(name, column_label(name), method_values(name, profile) if name in here else None) for name in names]
 
 

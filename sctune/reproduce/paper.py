@@ -53,7 +53,10 @@ class Group:
 
 @dataclass(frozen=True)
 class PaperTable:
-    """A table or figure. columns: in the paper's order; vary: those that are run unless others are asked for."""
+    """A table or figure. columns: the paper's, in its order; vary: those that are run unless others are asked for.
+
+    untrained: of these the ones that stand beside themselves before their training.
+    """
 
     name: str
     title: str
@@ -61,6 +64,7 @@ class PaperTable:
     anomalies: tuple[int, ...]
     columns: tuple[str, ...]
     vary: tuple[str, ...]
+    untrained: tuple[str, ...]
     notes: tuple[str, ...]
     groups: tuple[Group, ...]
 
@@ -88,6 +92,7 @@ def paper_table(name: str) -> PaperTable:
         anomalies=tuple(entry["anomalies"]),
         columns=columns,
         vary=tuple(entry.get("vary", columns)),
+        untrained=tuple(entry.get("untrained", ())),
         notes=tuple(entry.get("notes", ())),
         groups=tuple(_group(group, columns) for group in entry["groups"]),
     )
@@ -108,6 +113,11 @@ def paper_datasets() -> dict[str, PaperData]:
 def column_label(name: str) -> str:
     """What a method or another column is called in tables."""
     return str(_content()["labels"].get(name, name))
+
+
+def readings_of(name: str) -> tuple[str, ...]:
+    """Columns that are our reading of the paper's column `name`; empty where there is none."""
+    return tuple(_content()["readings"].get(name, ()))
 
 
 def _group(entry: Mapping[str, Any], columns: tuple[str, ...]) -> Group:

@@ -5,20 +5,21 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from sctune import __version__
 from sctune.config import load_profile
 from sctune.data.convert import prepare
-from sctune.errors import ConfigError, DataError
+from sctune.errors import ConfigError, DataError, WeightsError
 from sctune.paths import home, studies_folder
 from sctune.reproduce.cells import ELPV, Asked, Block, Cell, plain, table_blocks
+from sctune.reproduce.checks import check_setup
 from sctune.reproduce.columns import Column, before_training, table_columns
-from sctune.reproduce.paper import PaperTable, paper_datasets, paper_table
-from sctune.reproduce.studies import Setup, StudyPlan, check_setup, plan_studies
+from sctune.reproduce.header import header_of
+from sctune.reproduce.paper import paper_datasets, paper_table
+from sctune.reproduce.setup import Setup
+from sctune.reproduce.studies import StudyPlan, plan_studies
 from sctune.reproduce.tables import Header, Missing
 
 SEEDS = (42, 43, 44)
@@ -61,11 +62,36 @@ class TablePlan:
 
     @property
     def columns(self) -> tuple[Column, ...]:
-        """The columns of the table; those of a control run are followed by the same networks before their training."""
-        if not self.setup.shuffled:
-            return self.setup.columns
-        runnable = [column for column in self.setup.columns if column.values is not None]
-        return tuple(shown for column in runnable for shown in (column, before_training(column)))
+        """The columns of the table, some followed by the same networks before their training.
+
+        In a control run that is each, and what is not run is left out.
+        """
+        setup = self.setup
+        shown = setup.runnable if setup.shuffled else setup.columns
+        return tuple(
+            one
+            for column in shown
+            for one in ((column, before_training(column)) if setup.shows_untrained(column) else (column,))
+        )
+
+    @property
+    def downloads(self) -> list[str]:
+        """What is to be said of ImageNet weights that are not on this machine yet."""
+        from sctune.backbones.weights import IMAGENET, local_weights
+
+        users: dict[str, list[str]] = {}
+        for study in self.studies:
+            if study.trunk is not None and study.trunk[1] == IMAGENET:
+                users.setdefault(study.trunk[0], []).extend(column.name for column in study.columns)
+        found = []
+        for backbone, names in users.items():
+            without = f"without them {', '.join(dict.fromkeys(names))} cannot be run"
+            try:
+                if local_weights(backbone) is None:
+                    found.append(f"weights of {backbone} are downloaded at the start; {without}")
+            except WeightsError as problem:
+                found.append(f"{problem}; {without}")
+        return found
 
     @property
     def lines(self) -> list[str]:
@@ -82,6 +108,7 @@ class TablePlan:
             *self.header.lines,
             f"{able} of {total} rows can be run with the data in {self.data_root}",
             *runs,
+            *self.downloads,
             *(f"missing: {line}" for line in self.missing),
             f"results go to {self.out}",
         ]
@@ -106,6 +133,7 @@ class TablePlan:
                 }
                 for study in self.studies
             ],
+            "downloads": self.downloads,
             "missing": [{"reason": gap.reason, "cells": list(gap.cells)} for gap in self.missing],
             "out": str(self.out),
         }
@@ -121,19 +149,17 @@ def make_plan(options: ReproduceOptions) -> TablePlan:
     for option, numbers in (("--seeds", options.seeds), ("--n-anomalies", options.asked.anomalies)):
         if len(set(numbers)) < len(numbers):
             raise ConfigError(f"{option} {','.join(map(str, numbers))}: name each number once")
-    asked_for = table_columns(table, profile, options.methods)
-    setup, impossible = check_setup(
-        Setup(table, asked_for, profile, options.seeds, options.overrides, options.shuffled)
-    )
+    columns = table_columns(table, profile, options.methods)
+    whole = Setup(table, columns, profile, options.seeds, options.overrides, options.shuffled)
+    setup, reasons = check_setup(whole, options.methods)
     blocks = table_blocks(table, options.asked, root)
-    gaps = [Missing(reason, (_label(asked_for, name),)) for name, reason in impossible.items()]
     return TablePlan(
         options=options,
         setup=setup,
         blocks=blocks,
         studies=tuple(plan_studies(setup, blocks)),
-        missing=(*missing_cells(blocks), *gaps),
-        header=_header(table, setup),
+        missing=(*missing_cells(blocks), *_left_out(columns, reasons)),
+        header=header_of(setup),
         data_root=root,
         out=out,
         study_root=(options.study_root or studies_folder()).expanduser().absolute(),
@@ -158,6 +184,15 @@ def missing_cells(blocks: Sequence[Block]) -> list[Missing]:
             if cell.reason is not None:
                 by_reason.setdefault(cell.reason, []).append(cell_name(block, cell))
     return [Missing(reason, tuple(names)) for reason, names in by_reason.items()]
+
+
+def _left_out(columns: Sequence[Column], reasons: Mapping[str, str]) -> list[Missing]:
+    """The columns that cannot be run, together by their reason."""
+    by_reason: dict[str, list[str]] = {}
+    for column in columns:
+        if column.name in reasons:
+            by_reason.setdefault(reasons[column.name], []).append(column.label)
+    return [Missing(reason, tuple(labels)) for reason, labels in by_reason.items()]
 
 
 def cell_name(block: Block, cell: Cell) -> str:
@@ -205,42 +240,3 @@ def _default_name(options: ReproduceOptions, profile: str) -> str:
     if any(other.values()):
         parts.append(sha256(json.dumps(other, sort_keys=True, default=str).encode()).hexdigest()[:8])
     return "-".join(parts)
-
-
-def _label(columns: Sequence[Column], name: str) -> str:
-    return next(column.label for column in columns if column.name == name)
-
-
-def _header(table: PaperTable, setup: Setup) -> Header:
-    configs = {column.label: setup.config(column) for column in setup.columns if column.values is not None}
-    first = next(iter(configs.values()))
-    length = first.budget.epochs
-    others = [f"{label} {c.budget.epochs}" for label, c in configs.items() if c.budget.epochs != length]
-    epochs = f"epochs {length}" + (f" ({', '.join(others)})" if others else "")
-    values = ", ".join(f"{name}={value}" for name, value in setup.overrides.items())
-    facts = [
-        f"profile {setup.profile}",
-        f"image size {first.data.image_size} px",
-        f"backbone {first.model.backbone}",
-        f"{epochs}, each of {first.budget.iterations} iterations with {first.budget.batch_size} images",
-        f"seeds {', '.join(map(str, setup.seeds))}",
-        *([f"set {values}"] if values else []),
-        "paper protocol: test images are all that is not trained on",
-        f"{datetime.now(UTC).date().isoformat()}",
-        f"sctune {__version__}",
-    ]
-    notes = [
-        "AUROC: mean over the seeds; a mean line averages its rows first. Interval: bootstrap over the test images",
-        "std trials: over seeds, of the mean over rows; std subsets: over rows, of the mean over seeds; std pooled: "
-        "over all values, which is what the paper prints for its own method",
-        *table.notes,
-    ]
-    if setup.profile != "paper":
-        notes.insert(0, f"profile {setup.profile} is not the paper's setting: the difference is one of settings too")
-    if setup.shuffled:
-        notes.insert(
-            0,
-            "a network that learned nothing scores like itself before training, which stands beside it; that need not "
-            "be 0.5, since pretrained features tell some images apart by themselves",
-        )
-    return Header(table.name, table.title, setup.profile, "; ".join(facts), tuple(notes), setup.shuffled)

@@ -20,6 +20,7 @@ from sctune.errors import (
     NonFiniteError,
     SctuneError,
     StudyError,
+    WeightsError,
 )
 from sctune.files import check_writable, refuse_folder, replace_files
 from sctune.metrics.image_level import auroc
@@ -27,12 +28,12 @@ from sctune.reproduce.collect import Stored, collect, name_of, shown, stored_stu
 from sctune.reproduce.plan import TablePlan
 from sctune.reproduce.results import Result, table_results
 from sctune.reproduce.scores import score_trial
-from sctune.reproduce.studies import StudyPlan, write_space
+from sctune.reproduce.studies import StudyPlan, Trunk, write_space
 from sctune.reproduce.tables import Missing, csv_text, markdown
 
 Say = Callable[[list[str]], None]
 
-OF_ONE_STUDY = (AllTrialsFailedError, CheckpointError, DataError, NonFiniteError, StudyError)
+OF_ONE_STUDY = (AllTrialsFailedError, CheckpointError, DataError, NonFiniteError, StudyError, WeightsError)
 """Errors that leave the other studies of a table untouched."""
 
 CSV_NAME, MARKDOWN_NAME, PICTURE_NAME = "table.csv", "table.md", "table.png"
@@ -69,25 +70,12 @@ def run_table(plan: TablePlan, say: Say, console: Console | None = None) -> Tabl
     """Train what is not trained yet, score it, and write the table; done work is never repeated.
 
     A study that fails is a gap of the table. Raises SctuneError where nothing at all could be run, or where the
-    trouble would meet every study (weights, tracking, cluster).
+    trouble would meet every study (tracking, cluster).
     """
     _check_writable(plan.out)
     problems: dict[str, SctuneError] = {}
-    stopped = False
     try:
-        with ExitStack() as open_session:
-            for study in plan.studies:
-                try:
-                    stopped = _train(plan, study, open_session, say, console)
-                    if stopped:
-                        break
-                    _score(plan, study, say)
-                except EndedAtOnceError:
-                    stopped = True
-                    break
-                except OF_ONE_STUDY as problem:
-                    problems[study.name] = problem
-                    say([f"{study.name}: {problem}"])
+        stopped = _run_studies(plan, problems, say, console)
     except KeyboardInterrupt:
         stopped = True
     scored, gaps = collect(plan, problems)
@@ -97,6 +85,29 @@ def run_table(plan: TablePlan, say: Say, console: Console | None = None) -> Tabl
     outcome = TableOutcome(plan, results, (*plan.missing, *gaps), stopped)
     _write(outcome)
     return outcome
+
+
+def _run_studies(plan: TablePlan, problems: dict[str, SctuneError], say: Say, console: Console | None) -> bool:
+    """Train and score all studies; gives whether that was stopped. problems: gets what stopped one of them, by name."""
+    absent: dict[Trunk | None, WeightsError] = {}
+    with ExitStack() as open_session:
+        for study in plan.studies:
+            if study.trunk in absent:
+                # said already; to ask for weights again may take long
+                problems[study.name] = absent[study.trunk]
+                continue
+            try:
+                if _train(plan, study, open_session, say, console):
+                    return True
+                _score(plan, study, say)
+            except EndedAtOnceError:
+                return True
+            except OF_ONE_STUDY as problem:
+                problems[study.name] = problem
+                if isinstance(problem, WeightsError):
+                    absent[study.trunk] = problem
+                say([f"{study.name}: {problem}"])
+    return False
 
 
 def _train(plan: TablePlan, study: StudyPlan, open_session: ExitStack, say: Say, console: Console | None) -> bool:

@@ -13,67 +13,21 @@ from typing import Any
 import yaml
 
 from sctune import __version__
-from sctune.config import TASK_FIELDS, Setting, Task, TrialConfig, field_names, is_field, load_profile
-from sctune.errors import ConfigError, nearest
+from sctune.config import Setting, Task
 from sctune.files import replace_files
 from sctune.reproduce.cells import Block, Cell, Place
-from sctune.reproduce.columns import EPOCHS, Column
+from sctune.reproduce.columns import Column, is_the_papers, own_values
 from sctune.reproduce.files import data_digest
-from sctune.reproduce.paper import PaperTable
+from sctune.reproduce.setup import Setup
 from sctune.search.plan.options import SearchOptions
-from sctune.search.space.activation import activation_conditions
 
-SELECTION_LIMIT = 16
-"""Test images per class scored after each epoch: curves for the tracking only, nothing is chosen by them."""
-
-SHUFFLE = "data.shuffle_labels"
-PAPER = {"model.normal_head": "mlp"}
-"""The paper's methods have no density of the normal images, whatever the profile has."""
-_OPTIONS = {"data.n_anomalies": "--n-anomalies", "data.selection": "", SHUFFLE: "--shuffle-labels"}
-
-
-@dataclass(frozen=True)
-class Setup:
-    """What all studies of one command share. overrides: dotted values of --set."""
-
-    table: PaperTable
-    columns: tuple[Column, ...]
-    profile: str
-    seeds: tuple[int, ...]
-    overrides: Mapping[str, Any]
-    shuffled: bool
-
-    def config(self, column: Column) -> TrialConfig:
-        """The configuration of a column without its data; raises ConfigError where it cannot be."""
-        setting = self.table.setting
-        hard = {"data.known_class": "any"} if setting == "hard" else {}
-        fixed = {"data.setting": setting, "data.selection": "test", **hard, **self._fixed()}
-        return load_profile(self.profile).override(fixed | dict(column.values or {}) | dict(self.overrides))
-
-    def _fixed(self) -> dict[str, Any]:
-        # only where it changes something: what is fixed is in the name of a study
-        own = load_profile(self.profile).flat()
-        paper = {name: value for name, value in PAPER.items() if own[name] != value}
-        return paper | {"data.selection_limit": SELECTION_LIMIT} | ({SHUFFLE: True} if self.shuffled else {})
-
-    def space(self, columns: Sequence[Column], epochs: int) -> dict[str, Any]:
-        """The space file that varies these columns, all trained for the same number of epochs."""
-        varied = {column.name: _varied(column) for column in columns}
-        fields = [tuple(values) for values in varied.values()]
-        tree: dict[str, Any] = {"format_version": 1, "name": f"reproduce-{self.table.name}"}
-        tree["description"] = f"{self.table.title} (paper, {self.table.name})"
-        if len(set(fields)) == 1 and len(fields[0]) == 1:
-            (field,) = fields[0]
-            tree["parameters"] = {field: {"values": [values[field] for values in varied.values()]}}
-        else:
-            tree["variants"] = varied
-        tree["set"] = self._fixed() | {EPOCHS: epochs}
-        return tree
+Trunk = tuple[str, str]
+"""A backbone and its weights, as `model.backbone` and `model.weights` name them."""
 
 
 @dataclass(frozen=True)
 class StudyPlan:
-    """One study. cells: of one place and one number of anomalies; columns: its trials."""
+    """One study. cells: of one place and one number of anomalies; columns: its trials, of one trunk or of none."""
 
     name: str
     place: Place
@@ -84,6 +38,7 @@ class StudyPlan:
     space: Mapping[str, Any]
     epochs: int
     seeds: tuple[int, ...]
+    trunk: Trunk | None = None
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -103,7 +58,11 @@ class StudyPlan:
     def column_of(self, params: Mapping[str, Any]) -> Column | None:
         """The column that a trial of the study was run for, by its parameters."""
         for column in self.columns:
-            if params.get("variant") == column.name or dict(params) == _varied(column):
+            own = own_values(column)
+            if params.get("variant") == column.name:
+                return column
+            # a space that varies one field only has no variants
+            if params and all(name in own and own[name] == value for name, value in params.items()):
                 return column
         return None
 
@@ -125,7 +84,7 @@ class StudyPlan:
             selection="test",
             sampler="grid",
             scheduler="none",
-            overrides=dict(setup.overrides),
+            overrides=setup.search_overrides,
             # a table of the paper compares its own columns
             references=False,
             # the last checkpoint of every trial is scored after the study
@@ -135,47 +94,6 @@ class StudyPlan:
         )
 
 
-def check_setup(setup: Setup) -> tuple[Setup, dict[str, str]]:
-    """The setup with the columns that can be trained, and the reasons why others of a figure cannot.
-
-    Raises ConfigError for --set of what the table varies or an option sets or what takes the effect from it, and for
-    a column of a table that cannot be trained with these values.
-    """
-    varied = {name for column in setup.columns for name in _varied(column)}
-    for name in setup.overrides:
-        if not is_field(name):
-            raise ConfigError(f"--set {name}: unknown configuration key; {nearest(name, field_names())}")
-        if name in varied:
-            raise ConfigError(f"--set {name}: {setup.table.name} varies it; leave it out, or run `sctune search`")
-        if name in (*TASK_FIELDS, *_OPTIONS):
-            instead = f"; use {_OPTIONS[name]}" if _OPTIONS.get(name) else ""
-            raise ConfigError(f"--set {name}: the table decides it{instead}")
-    _check_effect(setup)
-    impossible: dict[str, str] = {}
-    runnable = [column for column in setup.columns if column.values is not None]
-    for column in runnable:
-        try:
-            setup.config(column)
-        except ConfigError as problem:
-            if column.point is None or len(impossible) == len(runnable) - 1:
-                raise ConfigError(f"{column.label}: {problem}") from None
-            impossible[column.name] = str(problem)
-    return replace(setup, columns=tuple(c for c in setup.columns if c.name not in impossible)), impossible
-
-
-def _check_effect(setup: Setup) -> None:
-    """Raises ConfigError for --set of a value under which what a figure varies is without effect."""
-    # a method's lesser settings may well be; the axis of a figure may not
-    varied = {name: None for column in setup.columns if column.point is not None for name in _varied(column)}
-    for name in varied:
-        for other, wanted in activation_conditions().get(name, ()):
-            if other in setup.overrides and setup.overrides[other] not in wanted:
-                raise ConfigError(
-                    f"--set {other}={setup.overrides[other]}: {setup.table.name} varies {name}, which has an effect "
-                    f"only with {other}={' or '.join(map(str, wanted))}; leave it out"
-                )
-
-
 def plan_studies(setup: Setup, blocks: Sequence[Block]) -> list[StudyPlan]:
     """The studies that give all cells that can be run, in the order of the table."""
     together: dict[tuple[str, str | None, int], list[Cell]] = {}
@@ -183,22 +101,33 @@ def plan_studies(setup: Setup, blocks: Sequence[Block]) -> list[StudyPlan]:
         for cell in block.cells:
             if cell.reason is None and cell.place is not None:
                 together.setdefault((cell.place.source, cell.place.category, cell.anomalies), []).append(cell)
-    lengths: dict[int, list[Column]] = {}
-    for column in setup.columns:
-        if column.values is not None:
-            lengths.setdefault(setup.config(column).budget.epochs, []).append(column)
+    alike: dict[tuple[int, bool, Trunk | None], list[Column]] = {}
+    for column in setup.runnable:
+        alike.setdefault(_alike(setup, column), []).append(column)
     studies = []
     for cells in together.values():
         place = cells[0].place
         assert place is not None
-        for epochs, columns in lengths.items():
+        for (epochs, _, trunk), columns in alike.items():
             space = setup.space(columns, epochs)
             anomalies = cells[0].anomalies
             plan = StudyPlan(
-                "", place, setup.table.setting, anomalies, tuple(cells), tuple(columns), space, epochs, setup.seeds
+                "", place, setup.setting, anomalies, tuple(cells), tuple(columns), space, epochs, setup.seeds, trunk
             )
             studies.append(replace(plan, name=_name(setup, plan)))
     return studies
+
+
+def _alike(setup: Setup, column: Column) -> tuple[int, bool, Trunk | None]:
+    """What is the same for the columns of a study.
+
+    Epochs and weights are by the rules of a study. Another backbone is another study, so that one whose weights cannot
+    be had takes no other column with it. The paper's own methods stay among themselves: what is compared with them
+    must not change the name of their study, under which they may be trained already.
+    """
+    config = setup.config(column)
+    trunk = (config.model.backbone, config.model.weights) if config.entry.looks_at("model.backbone") else None
+    return config.budget.epochs, is_the_papers(column), trunk
 
 
 def write_space(plan: StudyPlan, folder: Path) -> Path:
@@ -228,7 +157,3 @@ def _name(setup: Setup, plan: StudyPlan) -> str:
     parts = [part for part in where if part] + (["shuffled"] if setup.shuffled else [])
     readable = re.sub(r"[^A-Za-z0-9._-]+", "_", f"reproduce-{'-'.join(parts)}")
     return f"{readable[:71]}-{digest}"
-
-
-def _varied(column: Column) -> dict[str, Any]:
-    return {name: value for name, value in (column.values or {}).items() if name not in (EPOCHS, *PAPER)}

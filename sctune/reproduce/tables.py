@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from rich import box
 from rich.table import Table
 
+from sctune.reproduce.columns import before_training
 from sctune.reproduce.paper import Number
 from sctune.reproduce.results import Ours, Result
 
@@ -158,7 +159,9 @@ def _terminal_table(group: str, anomalies: int) -> Table:
         title=f"{group}, {training(anomalies)}", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0)
     )
     for heading in ("", "method", "AUROC", "95 %", "trial", "subs.", "pool.", "paper", "diff."):
-        table.add_column(heading, overflow="fold", justify="left" if heading in ("", "method") else "right")
+        # long names of data and methods take more lines, numbers never do
+        name = heading in ("", "method")
+        table.add_column(heading, overflow="fold", no_wrap=not name, justify="left" if name else "right")
     return table
 
 
@@ -177,7 +180,21 @@ def notes(header: Header, results: Sequence[Result]) -> list[str]:
     lines = list(header.notes)
     if any(result.derived for result in results):
         lines.append("≈ marks a mean that the text at hand has lost, worked out from the paper's own rows")
-    return lines
+    return lines if header.shuffled else [*lines, *_worse(results)]
+
+
+def _worse(results: Sequence[Result]) -> list[str]:
+    """Lines about rows in which a network is better before its training than after it."""
+    before = {(_data(one), one.anomalies, one.column.name): one.ours for one in results if one.column.untrained}
+    found: dict[str, list[str]] = {}
+    for result in results:
+        ours = result.ours
+        start = before.get((_data(result), result.anomalies, before_training(result.column).name))
+        if ours and start and start.auroc > ours.auroc:
+            amount = f" n={result.anomalies}" if result.anomalies else ""
+            row = f"{_data(result)}{amount} {start.auroc:.3f} and {ours.auroc:.3f}"
+            found.setdefault(result.column.label, []).append(row)
+    return [f"{label} is better before its training than after it: {'; '.join(rows)}" for label, rows in found.items()]
 
 
 def _data(result: Result) -> str:

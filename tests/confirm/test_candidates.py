@@ -8,9 +8,15 @@ from typing import Any
 import pytest
 
 from sctune.config import TrialConfig, load_profile
-from sctune.confirm.candidates import best_candidates, reference, variant_space
+from sctune.config.methods import DEFAULT, METHOD_SECTIONS
+from sctune.confirm.candidates import Candidate, best_candidates, reference, variant_space
 from sctune.confirm.plan import confirm_name, fresh_seeds, sibling
 from sctune.errors import StudyError
+from sctune.search.plan import plan
+from sctune.search.plan.base import base_config
+from sctune.search.plan.options import SearchOptions
+from sctune.search.space.definition import Space
+from sctune.search.space.named import method_spaces
 from sctune.search.study.leaderboard import TrialRow
 from sctune.search.study.manifest import SelectionSpec, StudyManifest
 from tests.builders import ANYWHERE, FLAT, make_manifest, make_space
@@ -72,6 +78,57 @@ def test_what_the_space_fixes_stays_where_the_papers_does_not_fit(tmp_path: Path
     default, notes = reference(manifest, [])
     assert default is not None and set(default.fields) == {"augment.threshold"}
     assert len(notes) == 1 and "keeps what the space fixes" in notes[0]
+
+
+OWN = sorted(set(method_spaces()) - {DEFAULT})
+RATIO = {"parameters": {"data.balance": {"values": [0.5, 0.6]}}}
+
+
+def space_of(space: str | None, method: str | None, **overrides: Any) -> Space:
+    """What a search would begin with in profile cpu, without trying all of its points."""
+    options = SearchOptions(space=space or "ratio.yaml", method=method)
+    tree = RATIO if space is None else method_spaces()[space]
+    return Space.from_dict(tree, base_config(options, "cpu").override({**tree.get("set", {}), **overrides}))
+
+
+@pytest.mark.parametrize(
+    ("space", "method"), [*((name, None) for name in OWN), (None, "mlep_image"), (None, "cutpaste"), ("kdad", "kdad")]
+)
+def test_the_papers_default_is_it_in_a_study_of_another_method(
+    space: str | None, method: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    searched = space_of(space, method)
+    default, notes = reference(make_manifest(searched), [])
+    assert default is not None and notes == []
+    found, profile = searched.base.override(default.fields), load_profile("cpu").override({"model.normal_head": "mlp"})
+    assert found.method.name == DEFAULT
+    for section in METHOD_SECTIONS:
+        assert getattr(found, section) == getattr(profile, section), section
+    # in the budget of the study, beside its trials, and with the weights that these two need
+    assert found.budget == searched.base.budget
+    space_again = variant_space(make_manifest(searched), [Candidate("trial-1", {}), default])
+    assert space_again.config({"variant": "reference"}).flat() == found.override({"data.selection": "extra"}).flat()
+    monkeypatch.setattr(plan, "resolve_weights", lambda backbone, weights: Path(f"/{backbone}"))
+    own = {searched.base.model.backbone} if searched.base.entry.looks_at("model.backbone") else set()
+    assert plan.weights_files(space_again).keys() == {profile.model.backbone} | own
+
+
+def test_a_file_of_weights_keeps_its_backbone() -> None:
+    searched = space_of("kdad", "kdad_resnet18", **{"model.weights": "/resnet18.pth"})
+    default, _ = reference(make_manifest(searched), [])
+    assert default is not None and "model.backbone" not in default.fields
+    model = searched.base.override(default.fields).model
+    assert (model.backbone, model.weights, model.freeze, model.tap) == ("resnet18", "/resnet18.pth", 0, "middle")
+
+
+def test_what_a_variant_has_for_its_method_is_none_of_the_papers(tmp_path: Path) -> None:
+    variants = {
+        "ours": {"method.name": DEFAULT, "augment.kind": "cutmix"},
+        "other": {"method.name": "mlep", "model.batch_norm": "eval", "budget.iterations": 50},
+    }
+    default, _ = reference(make_manifest(make_space(tmp_path, variants=variants)), [])
+    cpu = load_profile("cpu")
+    assert default is not None and cpu.override(default.fields) == cpu.override({"model.normal_head": "mlp"})
 
 
 def test_a_candidate_that_is_the_papers_needs_no_reference(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from sctune.config import TrialConfig, load_profile
-from sctune.confirm.final import Final, Form, asked_form, unfit
+from sctune.confirm.final import Final, Form, asked_form, check_form, unfit
 from sctune.confirm.forms import compare_forms
 from sctune.confirm.refit import final_trainings, fold_trainings
 from sctune.confirm.results import Confirmation, final_lines
@@ -118,6 +118,23 @@ def test_forms_that_a_configuration_cannot_have() -> None:
     gaussian = load_profile("cpu").override({"method.name": "gaussian"})
     assert "trains nothing" in str(unfit(Form(True, 2), gaussian))
     assert unfit(Form(True, 1), gaussian) is None and unfit(Form(True, 2), elpv()) is None
+
+
+def test_no_refit_of_what_learns_nothing_from_anomalies() -> None:
+    blind = [elpv().override({"method.name": name}) for name in ("ssm", "kdad", "cutpaste")]
+    for config in blind:
+        assert f"method {config.method.name}, as it is configured, learns nothing" in str(unfit(Form(True, 1), config))
+        assert unfit(Form(False, 2), config) is None
+    seeing = [
+        blind[2].override({"method.seen": "class"}),
+        *(elpv().override({"method.name": n}) for n in ("mlep", "saoe")),
+    ]
+    assert [unfit(Form(True, 1), config) for config in seeing] == [None] * 3
+    # refused at once where nothing else can win
+    with pytest.raises(ConfigError, match="--refit all: method ssm"):
+        check_form(Form(True, 1), blind)
+    check_form(Form(True, 1), [*blind, seeing[0]])
+    check_form(Form(False, 3), blind)
 
 
 def final(form: Form) -> Final:

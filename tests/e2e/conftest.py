@@ -28,7 +28,7 @@ from tests.processes import end_group
 FOLDER = Path(__file__).parent
 COMMAND = Path(sys.executable).with_name("sctune")
 HERE = {
-    *("best", "cache", "delete", "deploy", "figures", "list", "logs", "predict", "rescore", "rollback", "spaces"),
+    *("best", "cache", "delete", "deploy", "figures", "list", "logs", "predict", "rescore", "rollback"),
     *("status", "stop", "train"),
 }
 """Commands that are called in this process, where their end is waited for."""

@@ -87,12 +87,6 @@ def test_status_and_list_agree(study: dict[str, Any], sctune: Any) -> None:
     assert NAME in sctune("list").stdout
 
 
-def test_spaces_are_shown(sctune: Any, repository: Path) -> None:
-    shipped = {path.stem for path in (repository / "search_spaces").glob("*.yaml")}
-    assert {line.split()[0] for line in sctune("spaces").stdout.splitlines()} == shipped
-    assert yaml.safe_load(sctune("spaces", "fig7a").stdout)["name"] == "fig7a"
-
-
 def test_the_winning_configuration_trains_to_the_same_value(
     study: dict[str, Any], best: dict[str, Any], sctune: Any, tmp_path: Path, runs_of: Any
 ) -> None:

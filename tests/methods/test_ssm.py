@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 from scipy import ndimage
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sctune.config import TrialConfig, load_profile
 from sctune.errors import ConfigError
@@ -18,8 +20,17 @@ from sctune.methods.ssm.entry import ENTRY, SIDE, sides_of
 from sctune.methods.ssm.loss import masking_losses, weighted
 from sctune.methods.ssm.masks import hide_sets, surely_normal
 from sctune.methods.ssm.network import MaskBlock, MaskedUNet, reconstruct
-from sctune.methods.ssm.scoring import PUBLISHED_THRESHOLD, ErrorScore, cell_shares, scoring_masks, shrinking
+from sctune.methods.ssm.scoring import (
+    PUBLISHED_THRESHOLD,
+    ErrorScore,
+    cell_shares,
+    images_at_once,
+    scoring_masks,
+    shrinking,
+)
 from sctune.methods.ssm.similarity import dissimilarities, error_map, gms_loss, gradients, median, ssim_loss
+from sctune.search.plan.base import base_config, search_space
+from sctune.search.plan.options import SearchOptions
 from sctune.search.space.definition import load_space
 from tests.builders import make_space
 
@@ -127,7 +138,9 @@ def test_the_published_width_has_as_many_weights_as_its_recipe() -> None:
     up = [convolution(b, w, 1) + w + block(2 * w, w, 3) for b, w in ((512, 512), (512, 256), (256, 128), (128, 64))]
     masks = [convolution(w + 1, w, 3) + convolution(w, w, 3) + w + 4 * w for w in (512, 512, 256, 128, 64)]
     total = sum(down) + sum(up) + sum(masks) + convolution(64, 4, 3) + 4
-    assert sum(weight.numel() for weight in MaskedUNet(64).parameters()) == total == 33_294_852
+    with torch.device("meta"):
+        unet = MaskedUNet(64)
+    assert sum(weight.numel() for weight in unet.parameters()) == total == 33_294_852
 
 
 def test_a_mask_block_corrects_what_is_visible_alone() -> None:
@@ -242,6 +255,36 @@ def test_structural_similarity_against_scipy() -> None:
     assert float(ssim_loss(flat, flat / 2)) == pytest.approx(1 - (2 * 0.125 + 1e-4) / (0.3125 + 1e-4), abs=1e-4)
 
 
+class ShortProducts(TorchDispatchMode):
+    """Products of float32 keep ten bits of each mantissa, as those of a GPU do under runtime.precision=tf32."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (torch.ops.aten.mm.default, torch.ops.aten.bmm.default):
+            args = tuple(self.shortened(value) if value.dtype == torch.float32 else value for value in args)
+        return func(*args, **(kwargs or {}))
+
+    @staticmethod
+    def shortened(values: Tensor) -> Tensor:
+        mantissa, exponent = torch.frexp(values)
+        return torch.ldexp((mantissa * 2**11).round() / 2**11, exponent)
+
+
+def test_short_products_change_neither_likeness_nor_scores() -> None:
+    # bright and of little contrast: a variance is a small difference of large squares
+    images, others = 0.9 + 0.02 * drawn(1, 3, 140, 140), 0.9 + 0.02 * drawn(1, 3, 140, 140, seed=1)
+    score = with_unet(ssm().override({"data.image_size": 140}))
+
+    def found() -> list[Tensor]:
+        return [ssim_loss(images, others), score(images), images[0] @ others[0]]
+
+    plain = found()
+    with ShortProducts():
+        loss, scores, product = found()
+    assert torch.equal(loss, plain[0]) and torch.equal(scores, plain[1])
+    # a difference that shows where nothing is done about it
+    assert not torch.equal(product, plain[2])
+
+
 # loss
 
 
@@ -348,9 +391,14 @@ def test_images_of_any_size_are_seen_at_128_px(size: int) -> None:
     score = with_unet(ssm().override({"data.image_size": size}))
     wanted = functional.interpolate(images, size=(SIDE, SIDE), mode="bilinear", antialias=True)
     assert torch.allclose(score.shrunk(images), wanted, atol=1e-5)
-    assert torch.allclose(shrinking(size).sum(1), torch.ones(SIDE))
+    assert torch.allclose(shrinking(size).sum(1), torch.ones(SIDE).double())
     if size == SIDE:
         assert torch.equal(score.shrunk(images), images)
+
+
+def test_passes_of_several_sides_hold_fewer_images_and_are_all_as_large() -> None:
+    assert [images_at_once(32, sides) for sides in (1, 2, 3, 4)] == [32, 16, 8, 8]
+    assert [images_at_once(1, sides) for sides in (1, 3)] == [1, 1] and images_at_once(16, 3) == 4
 
 
 # configuration
@@ -372,7 +420,8 @@ def test_cells_are_written_in_one_form() -> None:
         ({"method.sigma": 0.0}, r"method\.sigma=0\.0"),
         ({"data.shuffle_labels": True}, r"data\.shuffle_labels=true: ssm learns from normal images alone"),
         ({"augment.kind": "none"}, r"method ssm has no use for it"),
-        ({"method.widht": 4}, r"'method\.widht' of method ssm; did you mean 'method\.width'|did you mean"),
+        ({"optim.lr": 1e-3}, r"optim\.lr=0\.001: method ssm has no use for it"),
+        ({"method.widht": 4}, r"unknown configuration key 'method\.widht'; did you mean 'method\.width'"),
     ],
 )
 def test_what_cannot_be_is_refused_in_a_line(values: dict[str, object], words: str) -> None:
@@ -397,7 +446,18 @@ def test_published_settings() -> None:
     assert rates == pytest.approx([1e-4] * 15 + [1e-5] * 15 + [1e-6] * 15 + [1e-7] * 5)
     cpu = load_profile("cpu").override(method_values("ssm_reading", "cpu"))
     assert (cpu.method.model_dump()["width"], cpu.data.image_size, cpu.budget.batch_size) == (8, 160, 18)
-    assert load_profile("gpu").override(method_values("ssm_reading", "gpu")).method.model_dump()["width"] == 64
+    assert cpu.learning_rate(0) == 2e-3
+
+
+@pytest.mark.parametrize(("profile", "width"), [("cpu", 8), ("gpu", 64)])
+def test_the_reading_can_be_searched_in_a_space_of_its_own(profile: str, width: int) -> None:
+    asked = SearchOptions(method="ssm_reading", space="ssm")
+    space = search_space(asked, profile, base_config(asked, profile))
+    assert set(space.by_name) == set(ENTRY.hyperparameters)
+    section = space.base.method.model_dump()
+    assert (section["width"], section["cells"]) == (width, "2,4,8")
+    # its rate is no other method's, whose range is another
+    assert space.base.override({"method.lr": 5e-3}).learning_rate(0) == 5e-3
 
 
 def test_its_name_says_whose_reading_it_is() -> None:

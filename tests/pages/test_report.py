@@ -338,14 +338,16 @@ def test_the_file_is_replaced_at_once_or_not_at_all(tmp_path: Path, tiny: TrialC
             ["--space", "threshold_patch", "--setting", "hard", "--known-class", "spot", "--skip-corrupt"],
             marks=pytest.mark.slow,
         ),
+        ["--space", "ssm", "--set", "method.mask=2"],
+        ["--space", "OWN", "--method", "ssm_reading", "--set", "method.sigma=4", "--n-anomalies", "4"],
     ],
-    ids=["seeds", "anomaly-free", "own-space", "method", "hard"],
+    ids=["seeds", "anomaly-free", "own-space", "method", "hard", "space-of-a-method", "other-method"],
 )
 def test_the_printed_command_makes_the_same_study(
     words: list[str], tmp_path: Path, image_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     own = tmp_path / "space.yaml"
-    own.write_text("name: own\nparameters:\n  augment.threshold: {type: float, low: 0.1, high: 0.9}\n")
+    own.write_text("name: own\nparameters:\n  data.balance: {values: [0.5, 0.7]}\n")
     monkeypatch.chdir(tmp_path)
     words = [str(own) if word == "OWN" else word for word in words]
     asked = ["search", "--profile", "smoke", "--data", str(image_folder), *words]
@@ -359,6 +361,19 @@ def test_the_printed_command_makes_the_same_study(
         assert getattr(again, field) == getattr(first, field), field
     assert is_shipped(first) == (words[1] != str(own))
     assert "model.patch_place" not in changed_fields(first), "the space sets it"
+    # what the images were found to be is fixed for the study
+    changed = {name: value for name, value in changed_fields(first).items() if name != "data.range"}
+    if "ssm" in words:
+        assert changed == {"method.mask": 2}
+    if "ssm_reading" in words:
+        assert changed == {"method.name": "ssm", "method.sigma": 4}
+
+
+def test_the_report_of_a_study_of_another_method(tmp_path: Path, tiny: TrialConfig) -> None:
+    study = make_study(
+        tmp_path, tiny.override({"method.name": "ssm"}), space={"parameters": {"data.balance": {"values": [0.5, 0.7]}}}
+    )
+    assert "method.name=ssm" in html.unescape(written(study).read_text())
 
 
 def planned(words: list[str], monkeypatch: pytest.MonkeyPatch) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 import optuna
 import pytest
 
-from sctune.errors import AllTrialsFailedError
+from sctune.errors import AllTrialsFailedError, WeightsError
 from sctune.reproduce import run
 from sctune.reproduce.cells import Asked
 from sctune.reproduce.collect import collect, stored_study
@@ -126,6 +126,40 @@ def test_a_table_of_failures_ends_as_its_first_run_did(plan: TablePlan) -> None:
     with pytest.raises(AllTrialsFailedError, match=r"all 2 trials of .* failed; .*loss is nan; remove .* again"):
         run.run_table(plan, lambda lines: None)
     assert not (plan.out / "table.csv").exists()
+
+
+@pytest.mark.parametrize("absent", [("vgg16",), ("vgg16", "efficientnet_lite0")])
+def test_weights_that_cannot_be_had_are_a_gap_of_their_columns(
+    make_root: Any, monkeypatch: pytest.MonkeyPatch, absent: tuple[str, ...]
+) -> None:
+    """Whatever else a table has goes on, and they are asked for once: where nothing can be had, that takes long."""
+    root = make_root({"mvtec/carpet": {"cut": 12}, "mvtec/grid": {"bent": 12}})
+    asked = Asked(categories=("carpet", "grid"), anomalies=(1,))
+    places = {"out": root.parent / "out", "study_root": root.parent / "studies"}
+    plan = make_plan(ReproduceOptions("table1", asked, ("kdad", "saliencycut"), (42,), "smoke", root, **places))
+    tried: list[str] = []
+
+    def train(plan: TablePlan, study: StudyPlan, *rest: Any) -> bool:
+        assert study.trunk is not None
+        tried.append(study.trunk[0])
+        if study.trunk[0] in absent:
+            raise WeightsError(f"cannot download ImageNet weights of {study.trunk[0]}")
+        store(plan, study, {column.name: None for column in study.columns})
+        return False
+
+    monkeypatch.setattr(run, "_train", train)
+    if len(absent) == 2:
+        with pytest.raises(WeightsError, match="cannot download ImageNet weights of "):
+            run.run_table(plan, lambda lines: None)
+        assert sorted(tried) == sorted(absent)
+        return
+    outcome = run.run_table(plan, lambda lines: None)
+    assert sorted(tried) == ["efficientnet_lite0", "efficientnet_lite0", "vgg16"]
+    (gap,) = outcome.missing[len(plan.missing) :]
+    assert gap.reason == "cannot download ImageNet weights of vgg16"
+    assert gap.cells == ("MVTec AD Carpet n=1 KDAD", "MVTec AD Grid n=1 KDAD")
+    ours = {(r.row, r.column.name) for r in outcome.results if r.ours and not r.is_mean}
+    assert ours == {("Carpet", "saliencycut"), ("Grid", "saliencycut")}
 
 
 def test_scores_without_their_study_are_not_shown(plan: TablePlan) -> None:

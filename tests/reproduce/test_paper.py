@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sctune.config import method_entry
 from sctune.errors import ConfigError
 from sctune.metrics.statistics import pooled_std
 from sctune.reproduce.columns import DIAGONAL_COUNTS, PATCH_COUNTS, THRESHOLDS, table_columns
@@ -191,15 +190,20 @@ def test_unknown_table_names_the_nearest() -> None:
 
 def test_columns_of_the_method_tables() -> None:
     columns = table_columns(paper_table("table1"), "cpu")
-    assert [column.name for column in columns] == ["devnet", "mlep", "dra", "saoe", "saliencycut"]
-    assert {column.name for column in columns if column.values is not None} == set(method_entry("deviation").published)
+    names = ["devnet", "mlep", "mlep_image", "dra", "saoe", "saoe_no_outliers", "saliencycut"]
+    assert [column.name for column in columns] == names
+    # our readings stand in columns of their own
+    runnable = [column.name for column in columns if column.values is not None]
+    assert runnable == ["devnet", "mlep_image", "dra", "saoe_no_outliers", "saliencycut"]
     devnet = columns[0]
     plain = {"model.heads": "single_head", "model.normal_head": "mlp", "augment.kind": "none"}
     assert devnet.values == {"data.balance": 0.5, **plain}
     published = {"budget.epochs": 50, "optim.step_fraction": 0.2}
     assert table_columns(paper_table("table1"), "paper")[0].values == devnet.values | published
-    runnable = {c.name for c in table_columns(paper_table("table3"), "cpu") if c.values is not None}
-    assert {"cutpaste", "kdad", "saliencycut"} <= runnable
+    columns = table_columns(paper_table("table3"), "cpu")
+    names = ["kdad", "kdad_lite0", "ssm", "ssm_reading", "cutpaste", "saliencycut"]
+    assert [column.name for column in columns] == names
+    assert [column.name for column in columns if column.values is None] == ["ssm"]
     # a method that the paper's table does not have can be asked for
     assert [c.name for c in table_columns(paper_table("table3"), "cpu", ["dra"])] == ["dra"]
 
@@ -232,7 +236,7 @@ def test_columns_of_the_figures() -> None:
     ("name", "message"),
     [
         ("saliencycat", "unknown --method 'saliencycat' of table1; did you mean 'saliencycut'"),
-        ("saoe", "--method saoe: sctune does not have this method.*take one of devnet, dra, saliencycut"),
+        ("saoe", "--method saoe: sctune does not have this method.*take our reading, saoe_no_outliers"),
     ],
 )
 def test_methods_that_cannot_be_run_are_refused(name: str, message: str) -> None:

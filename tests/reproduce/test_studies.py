@@ -27,11 +27,13 @@ def test_a_study_for_each_place_and_number_of_anomalies(make_root: Any) -> None:
     root = make_root({"mvtec/carpet": {"cut": 12}, "mvtec/grid": {"bent": 12}, "sdd": {"defect": 20}})
     plan = plan_of("table1", root)
     work = [(study.place.name, study.anomalies, study.tasks) for study in plan.studies]
-    assert work == [(place, n, 3) for place in ("mvtec/carpet", "mvtec/grid", "sdd") for n in (1, 10)]
-    study = plan.studies[0]
+    # what the paper compares with has a study beside that of its own methods
+    assert work[::2] == work[1::2] == [(p, n, 3) for p in ("mvtec/carpet", "mvtec/grid", "sdd") for n in (1, 10)]
+    study, beside = plan.studies[:2]
     assert study.name.startswith("reproduce-table1-mvtec-carpet-general-n1-cpu-")
     assert [column.name for column in study.columns] == ["devnet", "dra", "saliencycut"]
-    assert len({valid_name(study.name) for study in plan.studies}) == 6
+    assert [column.name for column in beside.columns] == ["mlep_image", "saoe_no_outliers"]
+    assert len({valid_name(study.name) for study in plan.studies}) == 12
     options = study.search_options(plan.setup, Path("space.yaml"), plan.study_root, 1)
     assert (options.selection, options.sampler, options.scheduler, options.keep_best) == ("test", "grid", "none", 3)
     assert (options.categories, options.n_anomalies, options.seeds) == (("carpet",), 1, (42, 43, 44))
@@ -49,10 +51,51 @@ def test_methods_of_another_length_get_a_study_of_their_own(carpet: Path) -> Non
     studies = plan_of("table1", carpet, **asked).studies
     assert [(study.epochs, [c.name for c in study.columns]) for study in studies] == [
         (50, ["devnet"]),
+        (30, ["mlep_image", "saoe_no_outliers"]),
         (30, ["dra", "saliencycut"]),
     ]
-    (same,) = plan_of("table1", carpet, **asked, overrides={"budget.epochs": 2}).studies
-    assert (same.epochs, len(same.columns)) == (2, 3)
+    studies = plan_of("table1", carpet, **asked, overrides={"budget.epochs": 2}).studies
+    assert [(study.epochs, len(study.columns)) for study in studies] == [(2, 3), (2, 2)]
+
+
+def test_other_weights_are_another_study(carpet: Path) -> None:
+    """Though of one length: a search resolves one kind of weights, and those that are missing must stop no other."""
+    asked = {"categories": ("carpet",), "profile": "paper", "overrides": {"budget.epochs": 2}}
+    studies = plan_of("table3", carpet, **asked).studies
+    assert [(study.trunk, [c.name for c in study.columns]) for study in studies] == [
+        (("vgg16", "imagenet"), ["kdad"]),
+        (("efficientnet_lite0", "imagenet"), ["kdad_lite0"]),
+        # it has no backbone, and waits for nobody's weights
+        (None, ["ssm_reading"]),
+        (("resnet18", "random"), ["cutpaste"]),
+        (("resnet18", "imagenet"), ["saliencycut"]),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("table", "options", "columns"),
+    [
+        ("table3", {}, {"kdad", "kdad_lite0", "ssm_reading", "cutpaste", "saliencycut"}),
+        ("table3", {"profile": "paper", "overrides": {"budget.epochs": 2, "model.weights": "random"}}, None),
+        # of a method, over a study of whose base another one is
+        ("table3", {"overrides": {"method.cloner_width": 4}}, {"kdad", "kdad_lite0"}),
+        ("table1", {"anomalies": (1,)}, {"devnet", "mlep_image", "dra", "saoe_no_outliers", "saliencycut"}),
+    ],
+)
+def test_a_search_makes_of_each_column_what_the_plan_did(
+    carpet: Path, tmp_path: Path, table: str, options: dict[str, Any], columns: set[str] | None
+) -> None:
+    plan = plan_of(table, carpet, categories=("carpet",), **options)
+    given = {"data.setting": plan.setup.setting, "data.selection": "test"}
+    base, found = load_profile(plan.setup.profile).override(given), set()
+    for study in plan.studies:
+        asked = study.search_options(plan.setup, write_space(study, tmp_path / "spaces"), plan.study_root, 1)
+        space = load_space(asked.space, base, asked.overrides)
+        for point in space.points():
+            column = study.column_of(point)
+            assert column is not None and space.config(point) == plan.setup.config(column)
+            found.add(column.name)
+    assert found == {column.name for column in plan.setup.runnable} == (columns or found)
 
 
 def test_spaces_are_those_that_the_search_reads(carpet: Path, tmp_path: Path) -> None:
@@ -90,22 +133,21 @@ def test_tables_of_the_paper_have_no_density(table: str, carpet: Path, tmp_path:
 
 def test_names_follow_the_work(carpet: Path) -> None:
     def name(**options: Any) -> str:
-        (study,) = plan_of("table3", carpet, categories=("carpet",), **options).studies
+        study = plan_of("table3", carpet, categories=("carpet",), **options).studies[-1]
+        assert len(study.columns) == 1
         return study.name
 
     first = name()
-    assert name() == first
+    # what is compared with it is not its work
+    assert name() == name(methods=("saliencycut",)) == first
     others = {
         name(seeds=(42,)),
-        name(methods=("saliencycut",)),
-        # CutPaste and KDAD have learning rates of their own
-        name(overrides={"optim.lr": 1e-3}, methods=("saliencycut",)),
+        name(overrides={"optim.lr": 1e-3}),
         name(methods=("dra",)),
         name(shuffled=True, methods=("saliencycut",)),
         name(profile="smoke"),
     }
-    assert len(others | {first}) == 7
-    # KDAD has no labels to shuffle
+    assert len(others | {first}) == 6
     assert "-shuffled-" in name(shuffled=True, methods=("saliencycut",)) and "-shuffled-" not in first
 
 
@@ -113,8 +155,7 @@ def test_names_follow_the_data(carpet: Path) -> None:
     """Else a complete study would give its old numbers for images that were changed."""
 
     def name() -> str:
-        (study,) = plan_of("table3", carpet, categories=("carpet",)).studies
-        return study.name
+        return plan_of("table3", carpet, categories=("carpet",)).studies[-1].name
 
     first, folder = name(), carpet / "mvtec" / "carpet" / "test" / "cut"
     (folder / "new.png").touch()
@@ -129,15 +170,56 @@ def test_names_follow_the_data(carpet: Path) -> None:
 
 
 def test_control_run_is_set_and_marked(carpet: Path) -> None:
-    plan = plan_of("table3", carpet, categories=("carpet",), methods=("saliencycut",), shuffled=True, out=None)
+    plan = plan_of("table3", carpet, categories=("carpet",), shuffled=True, out=None)
     assert plan.studies[0].space["set"]["data.shuffle_labels"] is True
     assert plan.setup.config(plan.setup.columns[-1]).data.shuffle_labels
     assert any("SHUFFLED LABELS" in line for line in plan.header.lines)
     assert re.fullmatch("table3-cpu-shuffled-[0-9a-f]{8}", plan.out.name)
     # beside each column the same network before its training, which is not a trial
-    assert [column.name for column in plan.columns] == ["saliencycut", "saliencycut-untrained"]
-    assert [column.name for column in plan.studies[0].columns] == ["saliencycut"]
-    assert "data.shuffle_labels" not in plan_of("table3", carpet, categories=("carpet",)).studies[0].space["set"]
+    assert [column.name for column in plan.columns][-2:] == ["saliencycut", "saliencycut-untrained"]
+    assert [column.name for column in plan.studies[-1].columns] == ["saliencycut"]
+    # what learns from normal images alone has no labels to shuffle
+    assert not {"kdad", "kdad_lite0", "ssm", "ssm_reading"} & {column.name for column in plan.columns}
+    gaps = {cell: gap.reason for gap in plan.missing for cell in gap.cells}
+    assert {"KDAD", "KDAD on EfficientNet-Lite0 (our reading)", "SSM (our reading)"} <= set(gaps)
+    assert "there are no labels to shuffle" in gaps["KDAD"]
+    study = plan_of("table3", carpet, categories=("carpet",)).studies[-1]
+    assert "data.shuffle_labels" not in study.space["set"]
+
+
+def test_columns_that_have_no_use_for_a_value_are_left_out(carpet: Path) -> None:
+    plan = plan_of("table3", carpet, categories=("carpet",), overrides={"optim.lr": 0.01})
+    assert [column.name for column in plan.setup.runnable] == ["saliencycut"]
+    # the paper's numbers stay; a reading has none
+    names = ["kdad", "ssm", "cutpaste", "saliencycut", "saliencycut-untrained"]
+    assert [column.name for column in plan.columns] == names
+    gaps = {cell: gap.reason for gap in plan.missing for cell in gap.cells}
+    assert gaps["CutPaste"] == "--set optim.lr=0.01: method cutpaste has no use for it"
+    assert {"KDAD", "KDAD on EfficientNet-Lite0 (our reading)", "SSM (our reading)", "CutPaste"} == set(gaps)
+
+
+def test_columns_that_cannot_have_a_value_are_left_out(carpet: Path) -> None:
+    plan = plan_of("table3", carpet, categories=("carpet",), overrides={"data.image_size": 200})
+    assert [column.name for column in plan.setup.runnable] == ["ssm_reading", "cutpaste", "saliencycut"]
+    gaps = {cell: gap.reason for gap in plan.missing for cell in gap.cells}
+    assert gaps["KDAD"] == "--set data.image_size=200: it has 128 of its own"
+    assert "kdad needs a multiple of 32" in gaps["KDAD on EfficientNet-Lite0 (our reading)"]
+    # its own value is no other one
+    whole = plan_of("table3", carpet, categories=("carpet",), overrides={"data.image_size": 128})
+    assert "kdad" in {column.name for column in whole.setup.runnable} and not whole.missing
+
+
+def test_what_begins_with_features_stands_beside_itself_before_training(carpet: Path) -> None:
+    def shown(table: str, **options: Any) -> list[str]:
+        columns = plan_of(table, carpet, categories=("carpet",), **options).columns
+        return [column.name for column in columns if column.untrained]
+
+    # nothing of a cloner, or of a network without a backbone, is trained at the start
+    assert shown("table3") == ["cutpaste-untrained", "saliencycut-untrained"]
+    # published from nothing
+    assert shown("table3", profile="paper") == ["saliencycut-untrained"]
+    assert shown("table1", methods=("cutpaste", "dra")) == ["cutpaste-untrained"]
+    assert shown("table3", overrides={"model.weights": "random"}) == shown("table1") == shown("table4") == []
 
 
 def test_each_selection_has_its_own_folder(carpet: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,10 +259,23 @@ def test_header_says_what_was_run(carpet: Path) -> None:
         "profile paper",
         "image size 448 px",
         "backbone resnet18",
-        "epochs 50 (DRA 30, SaliencyCut 30), each of 20 iterations with 48 images",
+        "epochs 30 (DevNet 50), each of 20 iterations with 48 images",
         "seeds 42, 43, 44",
         "set optim.lr=0.001",
         "paper protocol: test images are all that is not trained on",
+    ):
+        assert part in facts.split("; ")
+
+
+def test_header_says_where_columns_differ(carpet: Path) -> None:
+    (_, facts) = plan_of("table3", carpet, methods=("kdad", "kdad_lite0", "ssm_reading", "saliencycut")).header.lines
+    assert "image size 160 px (KDAD 128 px)" in facts.split("; ")
+    assert "backbone efficientnet_lite0 (KDAD vgg16, SSM (our reading) none)" in facts.split("; ")
+    (_, facts) = plan_of("table3", carpet, methods=("cutpaste", "saliencycut"), profile="paper").header.lines
+    for part in (
+        "image size 448 px (CutPaste 256 px)",
+        "backbone resnet18 (CutPaste resnet18 with random weights)",
+        "epochs 30 (CutPaste 256), each of 20 iterations with 48 images (CutPaste 256 iterations with 96 images)",
     ):
         assert part in facts.split("; ")
 
@@ -200,9 +295,17 @@ def test_the_dry_run_lists_runs_and_gaps(make_root: Any) -> None:
     assert "3 trials (devnet, dra, saliencycut) x 1 tasks x 6 epochs" in text and "rows: Cut" in text
     assert "missing: Carpet Color n=10: mvtec/carpet has 5 images of color, 10 are to be trained on" in text
     document = plan.to_dict()
-    assert [study["rows"] for study in document["studies"]] == [["Cut"]]
+    assert [study["rows"] for study in document["studies"]] == [["Cut"], ["Cut"]]
     assert sum(len(gap["cells"]) for gap in document["missing"]) == 8
     assert not plan.out.exists() and not plan.study_root.exists()
+
+
+def test_the_dry_run_says_which_weights_are_not_here(carpet: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sctune.backbones.weights.local_weights", lambda name: None if name == "vgg16" else carpet)
+    line = "weights of vgg16 are downloaded at the start; without them kdad cannot be run"
+    plan = plan_of("table3", carpet, categories=("carpet",))
+    assert plan.downloads == plan.to_dict()["downloads"] == [line] and line in plan.lines
+    assert plan_of("table3", carpet, overrides={"model.weights": "random"}).downloads == []
 
 
 def test_elpv_is_prepared_where_only_the_package_is_there(make_root: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -211,7 +314,7 @@ def test_elpv_is_prepared_where_only_the_package_is_there(make_root: Any, monkey
     root = make_root({})
     said: list[str] = []
     plan = prepare_elpv(plan_of("table1", root, datasets=("elpv",), anomalies=(10,)), said.extend)
-    assert [study.place.source for study in plan.studies] == [str(root / "elpv")]
+    assert {study.place.source for study in plan.studies} == {str(root / "elpv")}
     data = plan.studies[0].place.data
     marks = [file.split for file in data.normals]
     assert (marks.count("train"), marks.count("test"), len(data.anomalies)) == (1131, 377, 715)
@@ -242,6 +345,22 @@ def test_elpv_is_prepared_where_only_the_package_is_there(make_root: Any, monkey
             "fig7b varies model.patch_place, .* only with model.heads=two_head_patch; leave it out",
         ),
         ("table3", {"methods": ("devnet",)}, "DevNet: .*learns from labelled anomalies"),
+        # a column that was asked for by name is not left out
+        ("table3", {"methods": ("kdad",), "shuffled": True}, "KDAD: .*no labels to shuffle"),
+        (
+            "table3",
+            {"methods": ("saliencycut", "cutpaste"), "overrides": {"optim.lr": 0.01}},
+            "CutPaste: --set optim.lr=0.01: method cutpaste has no use for it",
+        ),
+        (
+            "table3",
+            {"methods": ("kdad",), "overrides": {"model.backbone": "resnet18"}},
+            "KDAD: --set model.backbone=resnet18: it has vgg16 of its own",
+        ),
+        # nor is a bad value a reason to leave out all that would take it
+        ("table3", {"overrides": {"optim.lr": "much"}}, "SaliencyCut: optim.lr='much': "),
+        ("table1", {"overrides": {"method.cloner_width": 4}}, "DevNet: --set method.cloner_width=4: .* no use for it"),
+        ("table3", {"overrides": {"method.name": "kdad"}}, "--set method.name: the table decides it; use --method"),
     ],
 )
 def test_impossible_requests_are_refused(carpet: Path, table: str, options: Any, message: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,10 @@ from sklearn.metrics import roc_auc_score
 
 from sctune.metrics.statistics import Scores
 from sctune.reproduce.cells import Asked, Block, table_blocks
-from sctune.reproduce.columns import Column, table_columns
+from sctune.reproduce.columns import Column, before_training, table_columns
 from sctune.reproduce.paper import Number, paper_table
 from sctune.reproduce.pictures import _curves, _dots, picture
-from sctune.reproduce.results import Result, table_results
+from sctune.reproduce.results import Ours, Result, table_results
 from sctune.reproduce.tables import (
     CSV_COLUMNS,
     DASH,
@@ -29,6 +30,7 @@ from sctune.reproduce.tables import (
     Missing,
     csv_text,
     markdown,
+    notes,
     terminal_tables,
 )
 
@@ -117,12 +119,14 @@ def test_a_mean_over_some_rows_is_no_counterpart_of_the_papers(carpet: Path) -> 
         assert (mean.paper, mean.difference, mean.note) == (None, None, "partial: 2 of 5 rows")
     # of one row it would only repeat the row
     one = Table("table2", carpet, categories=("carpet",), known_classes=("cut",), anomalies=(10,))
-    assert [result.row for result in one.results] == ["Cut"] * 5
+    assert [result.row for result in one.results] == ["Cut"] * 7
 
 
 def test_methods_that_are_not_here_stand_with_the_papers_numbers(table: Table) -> None:
     result = table.find("Thread", "saoe")
     assert (result.ours, result.difference, result.paper) == (None, None, Number(0.834, 0.297))
+    ours = table.find("Thread", "saoe_no_outliers")
+    assert ours.ours is not None and (ours.paper, ours.difference) == (None, None)
 
 
 def test_a_lost_mean_is_worked_out_and_marked(make_root: Any) -> None:
@@ -159,7 +163,7 @@ def test_a_partial_mean_has_no_difference_to_a_derived_one(make_root: Any) -> No
 def test_csv_holds_every_number(table: Table) -> None:
     rows = list(csv.DictReader(io.StringIO(csv_text(HEADER, table.results))))
     assert tuple(rows[0]) == CSV_COLUMNS
-    assert len(rows) == len(table.results) == 6 * 5
+    assert len(rows) == len(table.results) == 6 * 7
     for row, result in zip(rows, table.results, strict=True):
         assert (row["table"], row["profile"], row["labels"]) == ("table2", "cpu", "true")
         assert (row["row"], row["column"], row["is_mean"]) == (
@@ -173,7 +177,7 @@ def test_csv_holds_every_number(table: Table) -> None:
             assert float(row["auroc"]) == result.ours.auroc
             assert float(row["ci_high"]) == result.ours.high
             assert float(row["std_pooled"]) == result.ours.std_pooled
-        assert result.paper is not None and float(row["paper_auroc"]) == result.paper.mean
+        assert row["paper_auroc"] == ("" if result.paper is None else str(result.paper.mean))
         if result.difference is not None:
             assert float(row["difference"]) == result.difference
 
@@ -207,6 +211,20 @@ def test_markdown_has_a_line_for_every_number(table: Table) -> None:
     assert absent[3:8] == [DASH] * 5 and absent[8:] == ["0.653 ± 0.120", DASH, DASH, ""]
     assert "- cell 0, cell 1, cell 2, cell 3 and 2 more: it is not there" in text
     assert "profile cpu; seeds 42, 43" in text and "- a note" in text
+
+
+def test_rows_that_training_makes_worse_are_named() -> None:
+    column = Column("cutpaste", "CutPaste")
+    values = {"Carpet": (0.75, 0.9), "Grid": (0.9, 0.75), "Wood": (0.8, None)}
+    results = []
+    for row, pair in values.items():
+        for one, value in zip((column, before_training(column)), pair, strict=True):
+            ours = None if value is None else Ours(value, None, None, None, value, value, 1, 1)
+            results.append(Result("MVTec AD", row, 0, one, False, ours, None))
+    expected = "CutPaste is better before its training than after it: MVTec AD Carpet 0.900 and 0.750"
+    assert notes(HEADER, results) == ["a note", expected]
+    # of shuffled labels nothing is to be learned
+    assert notes(replace(HEADER, shuffled=True), results) == ["a note"]
 
 
 def test_the_terminal_table_fits_80_columns(table: Table) -> None:

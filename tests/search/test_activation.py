@@ -97,8 +97,8 @@ def test_needs_name_fields_and_values_that_exist(field: str) -> None:
             assert set(NEEDS.get(other, ())) <= {need for need in NEEDS[field] if need[0] == "method.name"}
 
 
-def test_the_space_method_draws_only_what_counts() -> None:
-    space = load_space("method", load_profile("cpu"))
+def test_the_space_pseudo_draws_only_what_counts() -> None:
+    space = load_space("pseudo", load_profile("cpu"))
     active = {
         (heads, kind): {
             parameter.name

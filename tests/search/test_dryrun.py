@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+import subprocess
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
@@ -9,15 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from sctune.config import load_profile
+from sctune.errors import SctuneError, WeightsError
 from sctune.search.cluster.connection import Resources
 from sctune.search.plan.options import SearchOptions
 from sctune.search.plan.plan import Plan, make_plan
 from sctune.search.run import dryrun
-from sctune.search.run.dryrun import Probe, _probe, costed, dearest_point, reference_seconds
-from sctune.search.space.definition import Space, load_space
+from sctune.search.run.dryrun import costed, dearest_points, reference_seconds, time_methods
+from sctune.search.run.probe import Probe, Timed, Trial, peak_bytes, probe, probe_apart, timed_at
+from sctune.search.space.definition import Space, Values, load_space
 
 HEADS = {"values": ["single_head", "two_head_patch", "four_head", "two_head_latent"]}
 KINDS = {"values": ["none", "cutmix", "saliencycut"]}
@@ -29,12 +34,24 @@ def make_space(folder: Path, **content: Any) -> Space:
     return load_space(path, load_profile("cpu"))
 
 
+def dearest_point(space: Space) -> Values:
+    """Of a space of one method."""
+    (point,) = dearest_points(space).values()
+    return point
+
+
+def timed(plan: Plan, told: Probe) -> Timed:
+    """What the dry run knows of a plan of one method by then."""
+    point = dearest_point(plan.space)
+    return timed_at(plan.space.config(point), point, told, len(plan.manifest.tasks))
+
+
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
         # SaliencyCut before the heads: no column of table 4 has it with four heads
         ("heads", {"model.heads": "two_head_latent", "augment.kind": "saliencycut"}),
-        ("method", {"model.heads": "four_head", "augment.kind": "saliencycut", "model.reference_count": 10}),
+        ("pseudo", {"model.heads": "four_head", "augment.kind": "saliencycut", "model.reference_count": 10}),
         ("threshold_patch", {"model.patch_count": 6}),
         ("top_k", {"model.top_k": 0.02}),
     ],
@@ -116,12 +133,12 @@ def test_the_probe_trains_the_point_that_the_dry_run_names(image_folder: Path, m
     monkeypatch.setattr(trainer, "Trainer", Seen)
     options = SearchOptions(space="heads", name="s", profile="smoke", data=str(image_folder), selection="extra")
     plan = make_plan(options, has_gpu=False)
-    point = dearest_point(plan.space)
-    probe = _probe(plan, point)
+    point, (task, *_) = dearest_point(plan.space), plan.manifest.tasks
+    told = probe(Trial(plan.space.config(point), task, plan.splits[task.key], "auroc", torch.get_num_threads()))
     assert [(config.model.heads, config.augment.kind) for config in made] == [("two_head_latent", "saliencycut")]
-    assert min(probe) > 0
-    assert probe.checkpoint_bytes > probe.weights_bytes
-    run = costed(plan, Resources(2, 0, 1, 0, 2, 1), point, probe)
+    assert min(told[:5]) > 0
+    assert told.checkpoint_bytes > told.weights_bytes
+    run = costed(plan, Resources(2, 0, 1, 0, 2, 1), [timed(plan, told)])
     assert any(line.endswith(", timed at model.heads=two_head_latent, augment.kind=saliencycut") for line in run.lines)
     assert run.to_dict()["timed"] == point
 
@@ -140,26 +157,30 @@ def test_references_are_timed_before_the_probe(plan: Plan, monkeypatch: pytest.M
     asked = replace(plan, manifest=plan.manifest.model_copy(update={"references": ("one", "two")}))
     order: list[str] = []
 
-    def timed(_: Plan, name: str) -> float:
+    def seconds(_: Plan, name: str) -> float:
         order.append(name)
         return 1.0
 
-    def probed(*_: Any) -> Probe:
+    def probed(_: Trial) -> Probe:
         order.append("probe")
         return Probe(1.0, 1.0, 1.0, 1, 1)
 
     monkeypatch.setattr(dryrun, "planned", lambda _: nullcontext((asked, Resources(2, 0, 1, 0, 2, 1))))
-    monkeypatch.setattr(dryrun, "reference_seconds", timed)
-    monkeypatch.setattr(dryrun, "_probe", probed)
+    monkeypatch.setattr(dryrun, "reference_seconds", seconds)
+    monkeypatch.setattr(dryrun, "probe_apart", probed)
     dryrun.dry_run(SearchOptions(name="s"))
     assert order == ["one", "two", "probe"]
 
 
 def test_the_time_has_start_and_end(plan: Plan) -> None:
-    point, resources = dearest_point(plan.space), Resources(2, 0, 1, 0, 2, 1)
-    run = costed(plan, resources, point, Probe(10.0, 10.0, 5.0, 1, 1), 8.0, 2.0)
+    mib = 2**20
+    one = timed(plan, Probe(10.0, 10.0, 5.0, 1, 1, memory_bytes=700 * mib, gpu_bytes=30 * mib))
+    run = costed(plan, Resources(2, 0, 1, 0, 2, 1), [one], 8.0, 2.0)
     told = run.to_dict()
-    budget = plan.space.config(point).budget
+    budget = plan.space.base.budget
+    assert "memory: 700 MiB and 30 MiB of the GPU a trial, Ray's own aside" in run.lines
+    assert (told["memory_bytes"], told["gpu_bytes"]) == (700 * mib, 30 * mib)
+    assert told["study_seconds"] == told["most_seconds"]
     trials = 2 * budget.epochs * 10.0 * (budget.iterations + 1)
     assert told["start_seconds"] > 8 and told["end_seconds"] > 7
     assert told["study_seconds"] > told["start_seconds"] + trials + told["end_seconds"]
@@ -172,12 +193,11 @@ def test_the_time_has_start_and_end(plan: Plan) -> None:
 )
 def test_references_are_counted(plan: Plan, concurrent: int, budget: float | None, seconds: float) -> None:
     """10 s and 5 s, side by side or after each other, and no more than a tenth of the budget."""
-    point, resources = dearest_point(plan.space), Resources(2, 0, 1, 0, concurrent, 1)
-    probe = Probe(1.0, 1.0, 1.0, 1, 1)
+    resources, one = Resources(2, 0, 1, 0, concurrent, 1), timed(plan, Probe(1.0, 1.0, 1.0, 1, 1))
     changes = {"references": ("one", "two"), "time_budget_s": budget}
     asked = replace(plan, manifest=plan.manifest.model_copy(update=changes))
-    without = costed(plan, resources, point, probe).to_dict()
-    told = costed(asked, resources, point, probe, references=[10.0, 5.0])
+    without = costed(plan, resources, [one]).to_dict()
+    told = costed(asked, resources, [one], references=[10.0, 5.0])
     assert told.to_dict()["references_seconds"] == seconds
     assert told.study_seconds == pytest.approx(without["study_seconds"] + seconds)
     assert without["references_seconds"] == 0
@@ -217,12 +237,12 @@ def test_a_reference_is_timed_as_the_search_runs_it(
 
 def test_the_disk_has_figures_and_copies(plan: Plan) -> None:
     mib = 2**20
-    point, resources = dearest_point(plan.space), Resources(2, 0, 1, 0, 2, 1)
+    resources = Resources(2, 0, 1, 0, 2, 1)
 
     def told(weights: int, checkpoint: int, trials: int = 4) -> tuple[dict[str, Any], str]:
         manifest = plan.manifest.model_copy(update={"trials": trials})
-        probe = Probe(1.0, 1.0, 1.0, weights * mib, checkpoint * mib)
-        run = costed(replace(plan, manifest=manifest), resources, point, probe)
+        one = timed(plan, Probe(1.0, 1.0, 1.0, weights * mib, checkpoint * mib))
+        run = costed(replace(plan, manifest=manifest), resources, [one])
         return run.to_dict(), run.lines[-1]
 
     small, line = told(10, 12)
@@ -236,3 +256,91 @@ def test_the_disk_has_figures_and_copies(plan: Plan) -> None:
     # the study's folder, the best trial's run, the registered model
     assert told(30, 12)[0]["files_bytes"] == files + 3 * 20 * mib
     assert told(10, 12, trials=1000)[0]["files_bytes"] > files
+
+
+def test_each_method_is_timed_at_its_own_dearest_point(tmp_path: Path) -> None:
+    variants = {"bank": {"method.name": "patch_bank"}, "heads": {"method.name": "deviation"}}
+    parameters = {
+        "method.bank_size": {"values": [1000, 8000, 2000], "when": {"variant": "bank"}},
+        "model.heads": {"values": ["four_head", "single_head"], "when": {"variant": "heads"}},
+    }
+    space = make_space(tmp_path, variants=variants, parameters=parameters)
+    assert dearest_points(space) == {
+        "patch_bank": {"variant": "bank", "method.bank_size": 8000},
+        "deviation": {"variant": "heads", "model.heads": "four_head"},
+    }
+
+
+def test_a_space_of_several_methods_costs_their_mean_and_at_most_the_dearest(plan: Plan) -> None:
+    mib = 2**20
+    slow = Timed("slow", {"variant": "slow"}, Probe(2.0, 6.0, 9.0, 1, 30 * mib, None, 900 * mib), 4, 2, 1)
+    fast = Timed("fast", {"variant": "fast"}, Probe(3.0, 1.0, 5.0, 5 * mib, 1, None, 400 * mib), 1, 1, 1)
+    # 4 trials, 2 at a time
+    run = costed(plan, Resources(2, 0, 1, 0, 2, 1), [fast, slow], problems={"lost": "no weights"})
+    turn = {one.method: one.trial_seconds for one in (slow, fast)}
+    assert turn["slow"] - turn["fast"] == 4 * (2 * 2.0 + 6.0) - (3.0 + 1.0)
+    around = run.start_seconds + run.end_seconds
+    assert run.study_seconds == pytest.approx(around + (turn["slow"] + turn["fast"]))
+    assert run.most_seconds == pytest.approx(around + 2 * turn["slow"])
+    assert run.end_seconds > 9.0 and run.checkpoint_bytes == 30 * mib
+    told = run.to_dict()
+    assert told["timed"] == {"variant": "slow"} and told["not_timed"] == {"lost": "no weights"}
+    assert {name: one["memory_bytes"] for name, one in told["methods"].items()} == {
+        "fast": 400 * mib,
+        "slow": 900 * mib,
+    }
+    assert any(line.startswith("fast: a trial 6 s and 400 MiB; one step 3.00 s, ") for line in run.lines), run.lines
+    assert "lost: cannot be timed: no weights" in run.lines
+    (line,) = [line for line in run.lines if line.startswith("expected time: about ")]
+    assert " where each method gets an equal share of the trials, " in line and " where all are slow, with " in line
+
+
+def test_a_method_that_cannot_be_timed_leaves_the_others(
+    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    variants = {name: {"method.name": name} for name in ("gaussian", "deviation")}
+    asked = replace(plan, space=make_space(tmp_path, variants=variants))
+    lost = {"gaussian"}
+
+    def probed(trial: Trial) -> Probe:
+        if trial.config.method.name in lost:
+            raise WeightsError("weights are away")
+        return Probe(1.0, 1.0, 1.0, 1, 1)
+
+    monkeypatch.setattr(dryrun, "probe_apart", probed)
+    found, problems = time_methods(asked, 1)
+    assert [one.method for one in found] == ["deviation"] and problems == {"gaussian": "weights are away"}
+    lost.add("deviation")
+    with pytest.raises(WeightsError, match="weights are away"):
+        time_methods(asked, 1)
+
+
+def test_the_memory_is_that_of_a_process_of_its_own(plan: Plan) -> None:
+    (task,) = plan.manifest.tasks
+    config = plan.space.base.override({"method.name": "gaussian", "model.weights": "random"})
+    trial = Trial(config, task, plan.splits[task.key], "auroc", 1)
+    ballast = bytearray(400 * 2**20)
+    ballast[:: 2**10] = b"x" * (400 * 2**10)
+    told = probe_apart(trial)
+    # torch alone takes more than the one, and none of this process's memory is counted
+    assert 100 * 2**20 < told.memory_bytes < peak_bytes()
+    assert len(ballast) < peak_bytes() and told.gpu_bytes == 0 and told.step_seconds > 0
+
+
+@pytest.mark.parametrize(
+    ("code", "answer", "errors", "kind", "message"),
+    [
+        (0, pickle.dumps(WeightsError("no weights")), b"", WeightsError, "^no weights$"),
+        (-9, b"", b"", SctuneError, "ended by signal 9; .* ran out of memory"),
+        (1, b"", b"Traceback\nRuntimeError: odd\n", SctuneError, "its process failed: RuntimeError: odd$"),
+        (3, b"", b"", SctuneError, "its process failed: exit code 3$"),
+    ],
+)
+def test_what_a_process_of_its_own_tells(
+    monkeypatch: pytest.MonkeyPatch, code: int, answer: bytes, errors: bytes, kind: type[Exception], message: str
+) -> None:
+    done = subprocess.CompletedProcess([], code, answer, errors)
+    monkeypatch.setattr("sctune.search.run.probe.subprocess.run", lambda *_, **__: done)
+    monkeypatch.setattr("sctune.search.run.probe.pickle.dumps", lambda _: b"")
+    with pytest.raises(kind, match=message):
+        probe_apart(Trial(load_profile("smoke"), None, None, "auroc", 1))  # type: ignore[arg-type]

@@ -20,11 +20,12 @@ from sctune.config import Task, TrialConfig
 from sctune.data.decode import Decoding, decode_image
 from sctune.data.split import split_for
 from sctune.errors import CheckpointError, ConfigError, DataError, StudyError
-from sctune.manage.figure_files import FigureReport
-from sctune.manage.figures import FigureOptions, make_figures
+from sctune.manage.figure_files import Cloud, FigureReport, maker_of
+from sctune.manage.figures import FigureOptions, _notes, make_figures
 from sctune.report import merge_reports
 from sctune.search.space.definition import Space
 from sctune.search.study.content import content_digest
+from sctune.search.study.ledger import looks
 from sctune.search.study.manifest import DataSpec, SchedulerSpec, SelectionSpec
 from sctune.search.study.study import Study
 from sctune.train.embedding import fitting_perplexity
@@ -32,9 +33,14 @@ from sctune.train.trainer import Trainer
 from sctune.trial.checkpoint import TrialStore
 from tests.builders import make_manifest
 
-SPACE = {"name": "rate", "parameters": {"optim.lr": {"type": "float", "low": 1e-4, "high": 1e-2}}}
 PARAMS = {"optim.lr": 0.01}
+RANGE = {"type": "float", "low": 1e-4, "high": 0.5}
 QUICK = {"limit": 12, "perplexity": 5.0}
+
+
+def varied(config: TrialConfig) -> dict[str, float]:
+    """What the one trial sets: a fast rate, or for a method without that field another that every method has."""
+    return PARAMS if config.entry.looks_at("optim.lr") else {"data.balance": 0.5}
 
 
 def create(root: Path, config: TrialConfig, seeds: tuple[int, ...] = (42,), name: str = "small") -> Study:
@@ -45,7 +51,7 @@ def create(root: Path, config: TrialConfig, seeds: tuple[int, ...] = (42,), name
     )
     splits = {task.key: split_for(config.for_task(task), task) for task in tasks}
     manifest = make_manifest(
-        Space.from_dict(SPACE, config),
+        Space.from_dict({"parameters": {name: RANGE for name in varied(config)}}, config),
         name=name,
         profile="smoke",
         tasks=tasks,
@@ -62,7 +68,8 @@ def create(root: Path, config: TrialConfig, seeds: tuple[int, ...] = (42,), name
 
 def add_trial(study: Study, number: int, state: TrialState, keep: bool) -> None:
     """Train one epoch of each task and record it as trial `number`; keep: its checkpoint."""
-    config = study.manifest.config_of(PARAMS)
+    params = varied(study.manifest.trial_config())
+    config = study.manifest.config_of(params)
     trainers = {task.key: Trainer(config, task) for task in study.manifest.tasks}
     report = merge_reports({key: trainer.run_epoch() for key, trainer in trainers.items()})
     if keep:
@@ -70,9 +77,9 @@ def add_trial(study: Study, number: int, state: TrialState, keep: bool) -> None:
         TrialStore(study.manifest.storage_path, number).save(1, 1, states, report.to_dict())
     trial = optuna.trial.create_trial(
         state=TrialState.RUNNING,
-        params=PARAMS,
-        distributions={"optim.lr": optuna.distributions.FloatDistribution(1e-4, 1e-2)},
-        user_attrs={"params": PARAMS, "attempt": 1},
+        params=params,
+        distributions={name: optuna.distributions.FloatDistribution(1e-4, 0.5) for name in params},
+        user_attrs={"params": params, "attempt": 1},
     )
     trial.number, trial.datetime_start = number, datetime.datetime(2026, 1, 1, 0, 0, number)
     study.record.start(trial)
@@ -195,6 +202,27 @@ def test_a_backbone_that_is_not_trained_is_said(make: Make) -> None:
     report = make({"model.freeze": 12})
     assert report.silhouettes["before"] == report.silhouettes["after"]
     assert any("both panels are equal: model.freeze=12" in line for line in report.warnings)
+
+
+def test_a_method_that_shows_features_which_it_does_not_train(tiny: TrialConfig) -> None:
+    cloud = Cloud(np.zeros((2, 4, 4, 3), np.uint8), ["normal", "unseen"], ["a", "b"], ["", "spot"])
+    assert _notes(tiny.override({"method.name": "kdad"}), cloud, unchanged=True) == (
+        "method kdad makes no pseudo anomalies",
+        "both panels are equal: method kdad shows features that it does not train",
+    )
+
+
+def test_no_look_is_spent_where_there_is_nothing_to_show(tmp_path: Path, tiny: TrialConfig) -> None:
+    study = create(tmp_path, tiny.override({"method.name": "ssm", "method.width": 2}))
+    add_trial(study, 0, TrialState.COMPLETE, keep=True)
+    with pytest.raises(ConfigError, match=r"method ssm has no features to show; no trial of this study has any"):
+        make_figures(tmp_path, "small", FigureOptions(test=True), lambda lines: None)
+    assert looks(study) == []
+
+
+def test_pseudo_anomalies_are_named_after_what_makes_them(tiny: TrialConfig) -> None:
+    assert maker_of(tiny.override({"augment.kind": "cutmix"})) == "cutmix"
+    assert [maker_of(tiny.override({"method.name": name})) for name in ("cutpaste", "saoe")] == ["cutpaste", "saoe"]
 
 
 def test_one_task_of_several_at_a_time(tmp_path: Path, tiny: TrialConfig) -> None:

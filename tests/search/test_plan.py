@@ -5,6 +5,7 @@ import shutil
 import pytest
 from safetensors.torch import save_file
 
+from sctune.config import load_profile
 from sctune.errors import ConfigError, DataError, SpaceError, StudyError, WeightsError
 from sctune.methods.named import method_values
 from sctune.search.cluster.connection import Resources
@@ -72,11 +73,26 @@ def test_a_task_named_twice_is_refused(image_folder):
         make_plan(options(image_folder, seeds=(1, 1), selection="extra"), has_gpu=False)
 
 
-@pytest.mark.parametrize("space", ["heads", "method"])
+@pytest.mark.parametrize("space", ["heads", "pseudo"])
 def test_a_method_and_a_space_that_varies_it_do_not_go_together(image_folder, space):
     asked = options(image_folder, method="devnet").model_copy(update={"space": space})
     with pytest.raises(ConfigError, match=rf"--method devnet sets .*, which space {space} varies"):
         make_plan(asked, has_gpu=False)
+
+
+def test_the_space_of_a_method_starts_from_what_that_has_for_the_profile(tmp_path, monkeypatch):
+    def base(space, profile):
+        return base_config(SearchOptions(space=space), profile)
+
+    ssm = base("ssm", "gpu")
+    assert (ssm.method.width, ssm.method.score_cells, ssm.data.image_size) == (64, "2,4,8", 448)
+    # what it searches is the space's, and what makes a published name is that of --method
+    assert base("saoe", "cpu").optim.lr == load_profile("cpu").optim.lr
+    assert (base("kdad", "cpu").model.backbone, base("kdad", "cpu").data.image_size) == ("efficientnet_lite0", 160)
+    # a file of that name goes first
+    (tmp_path / "ssm").write_text("parameters:\n  data.balance: {values: [0.5, 0.6]}\n")
+    monkeypatch.chdir(tmp_path)
+    assert base("ssm", "gpu") == load_profile("gpu").override({"data.selection": "auto"})
 
 
 def test_a_method_and_a_space_that_sets_it_otherwise_do_not_go_together(image_folder, tmp_path):
@@ -89,9 +105,7 @@ def test_a_method_and_a_space_that_sets_it_otherwise_do_not_go_together(image_fo
     assert make_plan(asked, has_gpu=False).space.base.model.heads == "single_head"
 
 
-@pytest.mark.parametrize(
-    ("method", "space"), [("mlep_image", "mlep"), ("saoe_no_outliers", "saoe"), ("ssm_reading", "ssm")]
-)
+@pytest.mark.parametrize(("method", "space"), [("mlep_image", "mlep"), ("saoe_no_outliers", "saoe")])
 def test_a_space_may_vary_what_a_method_has_for_a_profile_of_ours(method, space):
     asked = SearchOptions(space=space, name="s", profile="cpu", data="x", method=method)
     base = base_config(asked, "cpu")
@@ -102,7 +116,7 @@ def test_a_space_may_vary_what_a_method_has_for_a_profile_of_ours(method, space)
 
 
 def test_what_the_setting_leaves_out_of_the_space_is_said(image_folder):
-    asked = options(image_folder, setting="anomaly-free").model_copy(update={"space": "method"})
+    asked = options(image_folder, setting="anomaly-free").model_copy(update={"space": "pseudo"})
     plan = make_plan(asked, has_gpu=False)
     assert any("model.heads=single_head, augment.kind=none" in line for line in plan.warnings)
 

@@ -31,7 +31,8 @@ def stops(rule: Rule, number: int, epoch: int, value: float) -> bool:
     return decision is Decision.STOP
 
 
-def asha_model(grace: int, factor: int) -> Model:
+def asha_model(grace: int, factor: int, methods: int = 1) -> Model:
+    """methods: trial n trains method n % methods; the first rung compares within one."""
     rungs = [grace * factor**k for k in range(10) if grace * factor**k < EPOCHS]
 
     def stops(past: list[Event], now: Event) -> bool:
@@ -42,7 +43,8 @@ def asha_model(grace: int, factor: int) -> Model:
         low, high = reached[-1], min([rung for rung in rungs if rung > reached[-1]], default=EPOCHS)
         first: dict[int, float] = {}
         for other, when, seen in past:
-            if low <= when < high:
+            fair = low > rungs[0] or (other - number) % methods == 0
+            if low <= when < high and fair:
                 first.setdefault(other, seen)
         peers = [seen for other, seen in first.items() if other != number]
         return number not in first and bool(peers) and bool(value < np.quantile(peers, 1 - 1 / factor))
@@ -50,25 +52,28 @@ def asha_model(grace: int, factor: int) -> Model:
     return stops
 
 
-def hyperband_model(rule: Hyperband, factor: int) -> Model:
+def hyperband_model(rule: Hyperband, factor: int, methods: int) -> Model:
     def stops(past: list[Event], now: Event) -> bool:
         bracket = rule.bracket_of(now[0])
         if bracket == len(rule.rungs):
             return False
         peers = [seen for seen in past if rule.bracket_of(seen[0]) == bracket]
-        return asha_model(rule.rungs[bracket], factor)(peers, now)
+        return asha_model(rule.rungs[bracket], factor, 1 if bracket else methods)(peers, now)
 
     return stops
 
 
-def median_model(grace: int) -> Model:
+def median_model(grace: int, factor: int, methods: int) -> Model:
     def stops(past: list[Event], now: Event) -> bool:
         number, epoch, _ = now
         if epoch < grace:
             return False
         best = max(value for other, when, value in [*past, now] if other == number and when <= epoch)
         means = []
-        for other in {seen[0] for seen in past} - {number}:
+        others = {seen[0] for seen in past} - {number}
+        if epoch < grace * factor:
+            others = {other for other in others if (other - number) % methods == 0}
+        for other in others:
             curve = {when: value for who, when, value in past if who == other}
             before = [value for when, value in curve.items() if when <= epoch]
             if before and max(curve) >= epoch:
@@ -83,18 +88,22 @@ class Setting:
     name: str
     grace: int
     factor: int
+    methods: int = 1
 
     def rule(self) -> Rule:
         rule = make_rule(self.name, EPOCHS, self.grace, self.factor, 7)
         assert rule is not None
+        for number in range(TRIALS):
+            rule.join(number, str(number % self.methods))
         return rule
 
     def model(self) -> Model:
         if self.name == "hyperband":
             rule = self.rule()
             assert isinstance(rule, Hyperband)
-            return hyperband_model(rule, self.factor)
-        return median_model(self.grace) if self.name == "median" else asha_model(self.grace, self.factor)
+            return hyperband_model(rule, self.factor, self.methods)
+        model = median_model if self.name == "median" else asha_model
+        return model(self.grace, self.factor, self.methods)
 
 
 @dataclass(frozen=True)
@@ -182,7 +191,9 @@ def searches(draw: st.DrawFn) -> tuple[dict[int, list[tuple[int, float]]], list[
     return curves, order, kills
 
 
-SETTINGS = st.builds(Setting, st.sampled_from(["asha", "hyperband", "median"]), st.integers(1, 3), st.integers(2, 4))
+SETTINGS = st.builds(
+    Setting, st.sampled_from(["asha", "hyperband", "median"]), st.integers(1, 3), st.integers(2, 4), st.integers(1, 2)
+)
 
 
 def check_killed_search(setting: Setting, search: tuple[dict, list[int], dict[int, Kill]]) -> None:

@@ -14,7 +14,7 @@ from sctune.errors import ConfigError
 from sctune.report import FAILURE, OBJECTIVE, REPORT, EpochReport, TrialFailure
 from sctune.search.rules.base import Decision, Rule
 from sctune.search.rules.registry import make_rule
-from sctune.search.rules.stopping import Hyperband, MedianStopping, SuccessiveHalving
+from sctune.search.rules.stopping import FairHalving, Hyperband, MedianStopping, SuccessiveHalving
 from sctune.search.run.ray_scheduler import RuleScheduler
 
 
@@ -37,6 +37,24 @@ def test_asha_by_hand() -> None:
     assert not stops(rule, 2, 1, 0.6)  # a repeated epoch meets the bar that it met first
     assert not stops(rule, 0, 3, 0.2)  # it skipped rung 2, and is judged there by epoch 3
     assert stops(rule, 3, 2, 0.1)
+
+
+def test_the_first_rung_compares_within_a_method_and_the_second_all() -> None:
+    """A method that has learned little by epoch 1 is not measured by another one that knows much by then."""
+    rule = FairHalving(4, 1, 2)
+    assert rule.rungs == (1, 2)
+    for number, method in enumerate(["fast", "fast", "slow", "slow", "slow"]):
+        rule.join(number, method)
+    assert not stops(rule, 0, 1, 0.8)
+    assert stops(rule, 1, 1, 0.7)
+    assert not stops(rule, 2, 1, 0.5)  # the first of its method, far below the others
+    assert stops(rule, 3, 1, 0.4)
+    assert not stops(rule, 4, 1, 0.6)
+    assert not stops(rule, 0, 2, 0.8)
+    assert stops(rule, 2, 2, 0.7)  # below the only other at the second rung, whatever it trains
+    assert stops(rule, 4, 3, 0.74)  # the median of {0.8, 0.7}, for a trial that skipped the rung
+    for name in ("asha", "hyperband", "median"):
+        assert make_rule(name, 1, None, 2, 0).rungs == ()
 
 
 def test_median_by_hand() -> None:

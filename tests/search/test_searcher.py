@@ -423,3 +423,38 @@ def test_where_lower_is_better_the_rule_keeps_the_lower_ones(tmp_path: Path) -> 
         controller.reported(assignment.number, report)
     # the bar is the median of those before: only trial 2 lies on the wrong side of it
     assert answers == [Decision.CONTINUE, Decision.CONTINUE, Decision.STOP, Decision.CONTINUE]
+
+
+class Joined(SuccessiveHalving):
+    """Writes down what it is told, in order."""
+
+    def __init__(self) -> None:
+        super().__init__(EPOCHS, 1, 2)
+        self.told: list[tuple[Any, ...]] = []
+
+    def join(self, number: int, group: str) -> None:
+        self.told.append(("join", number, group))
+
+    def decide(self, number: int, epoch: int, value: float) -> Decision:
+        self.told.append(("decide", number, epoch))
+        return super().decide(number, epoch, value)
+
+
+def test_a_rule_hears_of_each_trial_s_method_before_its_first_report(tmp_path: Path) -> None:
+    points = [{"variant": "one", "model.top_k": 0.1}, {"variant": "other"}]
+    variants = {"one": {"method.name": "deviation"}, "other": {"method.name": "gaussian"}}
+    study = make_study(tmp_path, {"model.top_k": {"values": [0.1, 0.2]}}, 4, variants=variants, start=points)
+    first = Joined()
+    searcher = open_searcher(study, rule=first)
+    for trial_id, value in (("a", 0.5), ("b", 0.6)):
+        number = suggest(searcher, trial_id)["number"]
+        report = result(1, value)[REPORT]
+        searcher.controller.decide(number, report)
+        searcher.controller.reported(number, report)
+    expected = [("join", 0, "deviation"), ("decide", 0, 1), ("join", 1, "gaussian"), ("decide", 1, 1)]
+    assert first.told == expected
+    searcher.controller.record.close()
+    # a resume tells it anew, methods first
+    again = Joined()
+    open_searcher(study, rule=again).controller.record.close()
+    assert again.told == [expected[0], expected[2], expected[1], expected[3]]

@@ -11,7 +11,8 @@ import yaml
 
 from sctune.config import TrialConfig, load_profile, profile_names
 from sctune.errors import SpaceError
-from sctune.search.space.definition import Space, load_space, shipped_spaces
+from sctune.search.space.definition import Space, load_space
+from sctune.search.space.named import shipped_spaces
 from sctune.search.space.setting import possible_in
 
 LINE = "left out of the space, since nothing anomalous is trained on: "
@@ -39,14 +40,14 @@ def test_every_shipped_space_can_be_searched(name: str, profile: str) -> None:
     assert "single_head" not in {config.model.heads for config in configs}
 
 
-def test_the_space_method_says_what_it_leaves_out() -> None:
-    space = load_space("method", without_anomalies())
+def test_the_space_pseudo_says_what_it_leaves_out() -> None:
+    space = load_space("pseudo", without_anomalies())
     assert space.notes == (f"{LINE}model.heads=single_head, augment.kind=none, data.balance",)
     assert [point["model.heads"] for point in space.start] == ["two_head_patch", "four_head"]
     # a stored study is built again from what it stored
     again = Space.from_dict(space.to_dict(), space.base)
     assert again.distributions == space.distributions
-    general = load_space("method", load_profile("cpu"))
+    general = load_space("pseudo", load_profile("cpu"))
     assert general.notes == ()
     assert general.by_name.keys() - space.by_name.keys() == {"data.balance"}
 

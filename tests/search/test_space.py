@@ -13,7 +13,8 @@ import yaml
 
 from sctune.config import TrialConfig, load_profile, profile_names
 from sctune.errors import ConfigError, SpaceError
-from sctune.search.space.definition import Space, load_space, shipped_spaces
+from sctune.search.space.definition import Space, load_space
+from sctune.search.space.named import shipped_spaces
 from sctune.search.space.parameter import Range
 
 CONDITIONAL = {
@@ -55,7 +56,7 @@ def quiet() -> None:
 
 
 def test_all_shipped_spaces_are_found() -> None:
-    assert set(shipped_spaces()) == {"threshold_patch", "grid_size", "top_k", "full", "fig7a", "heads", "method"}
+    assert set(shipped_spaces()) == {"threshold_patch", "grid_size", "top_k", "full", "fig7a", "heads", "pseudo"}
 
 
 @pytest.mark.parametrize("profile", profile_names())

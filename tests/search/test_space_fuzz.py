@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from sctune.config import TrialConfig, load_profile, parse_assignments
 from sctune.errors import ConfigError, SpaceError
-from sctune.search.space.definition import Space, load_space, shipped_spaces
+from sctune.search.space.definition import Space, load_space
+from sctune.search.space.named import shipped_spaces
 
 THRESHOLD = "augment.threshold: {type: float, low: 0.1, high: 0.9}"
 

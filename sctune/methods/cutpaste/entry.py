@@ -180,5 +180,6 @@ ENTRY = MethodEntry(
     hyperparameters=_HYPERPARAMETERS,
     published=_published(),
     check=check,
+    learns_from_anomalies=lambda config: section_of(config).seen == "class",
     summary=summary,
 )

@@ -228,5 +228,6 @@ ENTRY = MethodEntry(
     published=PUBLISHED,
     scoring=("method.score_skip", "method.score_value"),
     check=check,
+    learns_from_anomalies=lambda config: False,
     summary=summary,
 )

@@ -45,6 +45,7 @@ class SsmSection(MethodSection):
         "2,4,8",
         description="sides in pixels of the cells that training hides, one of them drawn for each step (code: 2,4,8)",
     )
+    lr: float = Field(2e-3, gt=0, le=1, description="Adam's learning rate, before the drops of optim (code: 1e-4)")
     mse: Weight = Field(1.0, description="weight of the squared error of what was hidden (code: 1)")
     gms: Weight = Field(1.0, description="weight of the loss of gradient magnitudes over four scales (code: 1)")
     ssim: Weight = Field(1.0, description="weight of the loss of structural similarity (code: 1)")
@@ -66,6 +67,10 @@ class SsmSection(MethodSection):
         description="refine=true: share of the pixels of normal training images that counts as surely normal, by their "
         "smoothed error; `published`: the code's threshold",
     )
+
+    @property
+    def own_rate(self) -> float:
+        return self.lr
 
 
 def section_of(config: TrialConfig) -> SsmSection:
@@ -113,11 +118,13 @@ _SEVERAL: Conditions = (
     ),
 )
 
-_FULL: dict[str, Any] = {"width": 64, "cells": "2,4,8", "score_cells": "2,4,8"}
+_FULL: dict[str, Any] = {"width": 64, "score_cells": "2,4,8"}
 
 _PAPER: dict[str, Any] = {
     "method": {
         **_FULL,
+        "cells": "2,4,8",
+        "lr": 1e-4,
         "mse": 1.0,
         "gms": 1.0,
         "ssim": 1.0,
@@ -128,7 +135,7 @@ _PAPER: dict[str, Any] = {
         "refine_quantile": "published",
     },
     # its rate drops after epochs 15, 30 and 45, and it clips nothing
-    "optim": {"lr": 1e-4, "weight_decay": 1e-5, "step_fraction": 0.3, "gamma": 0.1, "clip_norm": 1e9},
+    "optim": {"weight_decay": 1e-5, "step_fraction": 0.3, "gamma": 0.1, "clip_norm": 1e9},
     # 32 images in three passes each
     "budget": {"epochs": 50, "batch_size": 96},
 }
@@ -139,10 +146,10 @@ ENTRY = MethodEntry(
     "reading of SSM",
     section=SsmSection,
     implementation="sctune.methods.ssm.method:SsmMethod",
-    uses=ADAM,
+    uses=tuple(name for name in ADAM if name != "optim.lr"),
     conditions={"method.weight": _SEVERAL, "method.refine_quantile": (("method.refine", (True,)),)},
     hyperparameters={
-        "optim.lr": {"type": "float", "low": 3.0e-4, "high": 1.0e-2, "log": True},
+        "method.lr": {"type": "float", "low": 3.0e-4, "high": 1.0e-2, "log": True},
         "method.cells": {"values": ["2,4,8", "4,8", "8", "4,8,16"]},
         "method.gms": {"values": [0.3, 1.0, 3.0]},
         "method.ssim": {"values": [0.0, 1.0, 3.0]},
@@ -153,12 +160,11 @@ ENTRY = MethodEntry(
             "config": {"method": {"name": "ssm"}},
             "paper": _PAPER,
             "gpu": {"method": _FULL},
-            # few updates of a small network: at the published rate it has hardly moved
-            "cpu": {"optim": {"lr": 2e-3}},
         }
     },
     # method.refine too: a model that learned with it can score without
     scoring=("method.score_cells", "method.weight", "method.sigma", "method.refine"),
     check=check,
+    learns_from_anomalies=lambda config: False,
     summary=summary,
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -14,15 +14,16 @@ from torch.nn import functional
 
 from sctune.config import TrialConfig
 from sctune.data.batches import endless, stream
-from sctune.methods.base import Maps, Scores, Variant
+from sctune.errors import CheckpointError
+from sctune.methods.base import Maps, Scorer, Scores, TaskImages, Variant
 from sctune.methods.gradient import gradient_maps
 from sctune.methods.network import Ask, NetworkMethod, Part
-from sctune.methods.pixels import autocast, to_pixels
+from sctune.methods.pixels import autocast, score_alike, to_pixels
 from sctune.methods.ssm.entry import CELLS, SIDE, section_of, sides_of
 from sctune.methods.ssm.loss import masking_losses, weighted
 from sctune.methods.ssm.masks import SETS, hide_sets
 from sctune.methods.ssm.network import reconstruct
-from sctune.methods.ssm.scoring import ErrorScore, scoring_masks
+from sctune.methods.ssm.scoring import ErrorScore, images_at_once, scoring_masks
 
 CALIBRATION_NORMALS = 32
 """Most training normals whose errors say which error is surely normal."""
@@ -50,6 +51,11 @@ class SsmMethod(NetworkMethod):
             torch.manual_seed(config.seed)
             return cls(config, device, cls.build(config, None))
 
+    def prepare(self, images: TaskImages) -> None:
+        super().prepare(images)
+        unet = self.network.unet
+        self._unet: nn.Module = torch.compile(unet) if self.config.runtime.compile else unet  # type: ignore[assignment]
+
     @property
     def images_per_step(self) -> int:
         return self.config.budget.batch_size // SETS
@@ -74,7 +80,7 @@ class SsmMethod(NetworkMethod):
     def losses(self, number: int) -> Iterator[Part]:
         images, masks = self.batch(number)
         with autocast(self.config.runtime, self.device):
-            made, seen = reconstruct(self.network.unet, images, masks)
+            made, seen = reconstruct(self._unet, images, masks)
         parts = masking_losses(images, made.float(), masks, seen.float())
         figures = {f"loss_{name}": value for name, value in parts.items()}
         yield Part(weighted(parts, section_of(self.config)), self.network, figures)
@@ -89,6 +95,27 @@ class SsmMethod(NetworkMethod):
         threshold = float(np.quantile(errors, section.refine_quantile))
         network.threshold.fill_(threshold)
         return {"sure_below": threshold}
+
+    def load_model_state(self, tensors: Mapping[str, Tensor]) -> None:
+        super().load_model_state(tensors)
+        network = self.network
+        if network.section.refine and network.threshold.isnan() and network.has_learned:
+            raise CheckpointError(
+                "the model was trained with method.refine=false, and does not know which errors are surely normal; "
+                "score it so, or train it with method.refine=true"
+            )
+
+    def score(self, images: np.ndarray) -> Scores:
+        def scores(part: np.ndarray, batch_size: int) -> np.ndarray:
+            # all sides of cells are hidden in one pass, which is not to grow with them
+            return self.over(part, self.network, images_at_once(batch_size, len(self.network.sides)))
+
+        found: Scores = score_alike(scores, images, self.device).astype(np.float64) if len(images) else np.zeros(0)
+        return found
+
+    def scorer(self) -> Scorer:
+        # nothing in it is frozen, so there is nothing to keep
+        return self.score
 
     def cells(self, images: np.ndarray) -> Maps | None:
         def maps(pixels: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from scipy import ndimage
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from sctune.methods.pixels import autocast
 from sctune.methods.ssm.entry import SIDE, SsmSection, section_of, sides_of
 from sctune.methods.ssm.masks import SETS, hide_sets, surely_normal
 from sctune.methods.ssm.network import MaskedUNet, reconstruct
-from sctune.methods.ssm.similarity import error_map, gradients
+from sctune.methods.ssm.similarity import along_both, error_map, gradients
 
 ROUND_SEEDS = (8, 9)
 """Of the masks of the first and the second round of scoring, the same for all images and models (public code)."""
@@ -59,6 +60,11 @@ class ErrorScore(nn.Module):
         for number in range(2 if self.section.refine else 1):
             self.register_buffer(f"masks_{number}", scoring_masks(number, self.sides), persistent=False)
 
+    @property
+    def has_learned(self) -> bool:
+        """Whether an update was made: batch norm counts them."""
+        return any(bool(count) for name, count in self.unet.named_buffers() if name.endswith("num_batches_tracked"))
+
     def forward(self, pixels: Tensor) -> Tensor:
         return self.error_maps(pixels).flatten(1).amax(1)
 
@@ -77,7 +83,7 @@ class ErrorScore(nn.Module):
 
     def shrunk(self, pixels: Tensor) -> Tensor:
         """Pixels [N, 3, S, S] at the side that the network sees."""
-        return self.shrink @ pixels @ self.shrink.mT
+        return along_both(self.shrink, pixels).to(pixels.dtype)
 
     def errors(self, images: Tensor, masks: Tensor, visible: Tensor | None = None) -> Tensor:
         """Errors [N, K, 128, 128] of images [N, 3, 128, 128] by each of K times three masks; as `reconstructed`."""
@@ -103,7 +109,7 @@ class ErrorScore(nn.Module):
 
     def combined(self, errors: Tensor) -> Tensor:
         """The smoothed weighted mean [N, 128, 128] of errors [N, K, 128, 128] over the sides of the cells."""
-        return self.blur @ (errors * self.shares[:, None, None]).sum(1) @ self.blur.mT
+        return along_both(self.blur, (errors * self.shares[:, None, None]).sum(1)).to(errors.dtype)
 
 
 def scoring_masks(number: int, sides: tuple[int, ...]) -> Tensor:
@@ -113,11 +119,16 @@ def scoring_masks(number: int, sides: tuple[int, ...]) -> Tensor:
 
 
 def shrinking(size: int) -> Tensor:
-    """[128, size] matrix that brings one axis to the network's side: torch's antialiased bilinear resizing."""
-    axis = torch.eye(size)[None, None]
+    """[128, size] doubles that bring one axis to the network's side: torch's antialiased bilinear resizing."""
+    axis = torch.eye(size, dtype=torch.float64)[None, None]
     return functional.interpolate(axis, size=(SIDE, size), mode="bilinear", antialias=True)[0, 0]
 
 
 def blurring(sigma: float) -> Tensor:
-    """[128, 128] matrix that smooths one axis by a Gaussian, the border mirrored."""
-    return torch.from_numpy(ndimage.gaussian_filter1d(torch.eye(SIDE).double().numpy(), sigma, axis=0)).float()
+    """[128, 128] doubles that smooth one axis by a Gaussian, the border mirrored."""
+    return torch.from_numpy(ndimage.gaussian_filter1d(np.eye(SIDE), sigma, axis=0))
+
+
+def images_at_once(most: int, sides: int) -> int:
+    """Images of one pass, where each is hidden by `sides` sides of cells: a share of `most` that divides it."""
+    return next(count for count in range(max(1, most // sides), 0, -1) if most % count == 0)

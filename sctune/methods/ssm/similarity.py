@@ -59,14 +59,23 @@ def gms_loss(images: Tensor, others: Tensor) -> Tensor:
 
 def ssim_loss(images: Tensor, others: Tensor) -> Tensor:
     """1 - mean SSIM of images [N, 3, S, S] in [0, 1], over all places that hold a whole window; S is 11 at least."""
-    window = _window(images.shape[-1]).to(images)
-    mean, other_mean = window @ images @ window.mT, window @ others @ window.mT
-    variance = window @ images.square() @ window.mT - mean.square()
-    other_variance = window @ others.square() @ window.mT - other_mean.square()
-    covariance = window @ (images * others) @ window.mT - mean * other_mean
-    luminance = (2 * mean * other_mean + C1) / (mean.square() + other_mean.square() + C1)
-    structure = (2 * covariance + C2) / (variance + other_variance + C2)
-    return 1 - (luminance * structure).mean()
+    window, one, other = _window(images.shape[-1]).to(images.device), images.double(), others.double()
+    mean, other_mean = along_both(window, one), along_both(window, other)
+    mean_squares, mean_product = mean.square() + other_mean.square(), mean * other_mean
+    variances = along_both(window, one.square() + other.square()) - mean_squares
+    covariance = along_both(window, one * other) - mean_product
+    luminance = (2 * mean_product + C1) / (mean_squares + C1)
+    structure = (2 * covariance + C2) / (variances + C2)
+    return (1 - (luminance * structure).mean()).to(images.dtype)
+
+
+def along_both(matrix: Tensor, maps: Tensor) -> Tensor:
+    """A matrix [T, S] of doubles along both axes of maps [..., S, S]: doubles [..., T, T].
+
+    A GPU would multiply floats with ten bits of mantissa under runtime.precision=tf32: nothing is left then of a
+    variance that is a difference of such products, and images lose bits that were in their file.
+    """
+    return matrix @ maps.double() @ matrix.mT
 
 
 def median(maps: Tensor) -> Tensor:
@@ -109,8 +118,8 @@ def _middle(one: Tensor, two: Tensor, three: Tensor) -> Tensor:
 
 @lru_cache(maxsize=8)
 def _window(side: int) -> Tensor:
-    """[side - 10, side] matrix that takes SSIM's weighted means along one axis."""
+    """[side - 10, side] matrix of doubles that takes SSIM's weighted means along one axis."""
     away = torch.arange(WINDOW, dtype=torch.float64) - WINDOW // 2
     weights = torch.exp(-away.square() / (2 * SPREAD**2))
     spread = functional.conv1d(torch.eye(side, dtype=torch.float64)[:, None], (weights / weights.sum())[None, None])
-    return spread[:, 0].T.float()
+    return spread[:, 0].T

@@ -137,6 +137,7 @@ def _entry(
     implementation: str | Callable[[TrialConfig], str],
     searched: Mapping[str, Mapping[str, Any]],
     conditions: Mapping[str, Conditions] | None = None,
+    cost: Callable[[TrialConfig], float] = lambda config: 1.0,
 ) -> MethodEntry:
     name = str(section.model_fields["name"].default)
     return MethodEntry(
@@ -151,8 +152,16 @@ def _entry(
         hyperparameters={**searched, "method.push": _PUSH},
         published={name: {"config": {"method": {"name": name}}}},
         check=check,
+        cost=cost,
         summary=summary,
     )
+
+
+def _bank_cost(config: TrialConfig) -> float:
+    """Patches that are chosen one after the other, and that each image is compared with."""
+    section = config.method
+    assert isinstance(section, PatchBankSection)
+    return float(section.bank_size)
 
 
 GAUSSIAN = _entry(
@@ -179,4 +188,5 @@ PATCH_BANK = _entry(
         "method.neighbourhood": {"values": [1, 3, 5]},
         "method.top_k": {"type": "float", "low": 0.005, "high": 0.3, "log": True},
     },
+    cost=_bank_cost,
 )

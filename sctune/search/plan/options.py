@@ -37,7 +37,8 @@ class SearchOptions(StudyOptions):
     method: str | None = asked(
         SPACE,
         None,
-        "Start from saliencycut, dra, devnet, gaussian or patch_bank; default: SaliencyCut as the profile has it.",
+        "Start from saliencycut, dra, devnet, gaussian, patch_bank, cutpaste, kdad, kdad_lite0, kdad_resnet18, "
+        "mlep_image, saoe_no_outliers or ssm_reading; default: SaliencyCut as the profile has it.",
     )
     data: str | None = asked(DATA, None, "elpv, a folder (MVTec layout or ok/ + nok/) or a CSV file.")
     normal: str | None = asked(DATA, None, "Folder of normal images, with --anomalous.")

@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+from optuna.distributions import CategoricalDistribution
+
 from sctune.backbones.trunk import build_backbone
 from sctune.backbones.weights import resolve_weights
 from sctune.config import Task, TrialConfig, method_entry, search_defaults
@@ -39,6 +41,7 @@ from sctune.tracking.server import check_tracking
 from sctune.trial.building import package_versions
 from sctune.urls import STORAGE_VARIABLE, chosen
 
+_METHOD, _BACKBONE = "method.name", "model.backbone"
 MAX_GRID = 100_000
 """Points of a grid that are run to the end without a number of trials or a time budget."""
 
@@ -83,8 +86,7 @@ def make_plan(options: SearchOptions, has_gpu: bool) -> Plan:
     space = search_space(options, profile, base_config(options, profile))
     base = space.base
     sampler = options.sampler or ("grid" if space.is_grid else search_defaults(profile).sampler)
-    make_sampler(sampler, options.sampler_seed, space=space)
-    _check_grid(options, sampler, space)
+    _check_sampler(options, sampler, space)
     scheduler, warnings = _scheduler(options, profile, sampler, space)
     warnings += space.notes
     datasets = {
@@ -170,12 +172,18 @@ def _manifest(options: SearchOptions, asked: _Asked, space: Space, tasks: list[T
 
 def weights_files(space: Space) -> dict[str, Path]:
     """Backbone -> weights file of every backbone that the space can take; downloads what is missing."""
-    methods = map(method_entry, space.field_values("method.name"))
-    if not any(entry.looks_at("model.backbone") for entry in methods):
-        return {}
-    backbones = sorted(set(map(str, space.field_values("model.backbone"))))
-    found = {name: resolve_weights(name, space.base.model.weights) for name in backbones}
+    found = {name: resolve_weights(name, space.base.model.weights) for name in _backbones(space)}
     return {name: path for name, path in found.items() if path is not None}
+
+
+def _backbones(space: Space) -> list[str]:
+    """Those that some method of the space looks at, by name."""
+    found: set[str] = set()
+    for fields in [space.in_variant(name) for name in space.variants] or [{}]:
+        methods = [fields[_METHOD]] if _METHOD in fields else space.field_values(_METHOD)
+        if any(method_entry(name).looks_at(_BACKBONE) for name in methods):
+            found |= {fields[_BACKBONE]} if _BACKBONE in fields else set(space.field_values(_BACKBONE))
+    return sorted(found)
 
 
 def weights_digests(space: Space) -> dict[str, str]:
@@ -277,6 +285,12 @@ def _data_spec(datasets: dict[str | None, DataSet], splits: dict[str, Split]) ->
     )
 
 
+def _check_sampler(options: SearchOptions, sampler: str, space: Space) -> None:
+    make_sampler(sampler, options.sampler_seed, space=space)
+    _check_grid(options, sampler, space)
+    _check_numbers(sampler, space)
+
+
 def _check_grid(options: SearchOptions, sampler: str, space: Space) -> None:
     """A grid without a limit runs every point; ConfigError where nobody can have meant that."""
     points = space.size() if sampler == "grid" and not (options.trials or options.time_budget_s) else None
@@ -284,6 +298,15 @@ def _check_grid(options: SearchOptions, sampler: str, space: Space) -> None:
         raise ConfigError(
             f"sampler grid: {points} points, a trial for each; give --trials N for the first N in declared order, a "
             "--time-budget, a coarser step, or take --sampler qmc, which spreads N trials over all of it"
+        )
+
+
+def _check_numbers(sampler: str, space: Space) -> None:
+    """CMA-ES learns of numbers that every point has; ConfigError where there are none, and it would draw at random."""
+    everywhere = [one for one in space.parameters if space.always_active(one)]
+    if sampler == "cmaes" and all(isinstance(one.distribution(), CategoricalDistribution) for one in everywhere):
+        raise ConfigError(
+            f"sampler cmaes learns of numbers that every point has, and space {space.name} has none; take --sampler tpe"
         )
 
 

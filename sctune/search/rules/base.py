@@ -1,6 +1,7 @@
 """What a rule is: asked after each epoch of a trial whether it goes on, ends, or pauses for the others.
 
-Time is the trainer's own epoch. All rules are asynchronous: they answer at once from what has been reported so far.
+Time is the trainer's own epoch: the same share of a trial's budget, whatever its method. All rules are asynchronous:
+they answer at once from what has been reported so far.
 Values are maximised. A resumed study replays the stored reports in the order of their first arrival, so a rule is
 what it was: a trial whose stop was decided, and not written down before the driver died, is stopped when it is back.
 """
@@ -49,6 +50,13 @@ class Rule(ABC):
     """
 
     rungs: tuple[int, ...] = ()
+
+    def join(self, number: int, group: str) -> None:  # noqa: B027
+        """A trial begins, or is known from an earlier launch; told before its first report. group: its method's name.
+
+        Methods learn at different speeds, and a search over several may stop a slow one before it has begun to learn.
+        A rule that compares the first rungs within a group is fair to it; this one takes no notice.
+        """
 
     @abstractmethod
     def decide(self, number: int, epoch: int, value: float) -> Decision:

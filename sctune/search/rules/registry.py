@@ -7,7 +7,7 @@ from collections.abc import Callable
 from sctune.errors import ConfigError, nearest
 from sctune.plugins import load_plugin, plugin_names
 from sctune.search.rules.base import Rule, RuleSettings
-from sctune.search.rules.stopping import Hyperband, MedianStopping, SuccessiveHalving
+from sctune.search.rules.stopping import FairHalving, Hyperband, MedianStopping
 
 GROUP = "sctune.rules"
 """Entry points of other packages: the rule's name, and a callable RuleSettings -> Rule."""
@@ -15,9 +15,9 @@ GROUP = "sctune.rules"
 NO_RULE = "none"
 
 RULES: dict[str, Callable[[RuleSettings], Rule]] = {
-    "asha": lambda s: SuccessiveHalving(s.epochs, s.grace, s.factor),
+    "asha": lambda s: FairHalving(s.epochs, s.grace, s.factor),
     "hyperband": lambda s: Hyperband(s.epochs, s.grace, s.factor, s.seed),
-    "median": lambda s: MedianStopping(s.epochs, s.grace),
+    "median": lambda s: MedianStopping(s.epochs, s.grace, s.factor),
 }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from bisect import bisect_left, bisect_right, insort
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -57,16 +58,42 @@ class SuccessiveHalving(Rule):
         return own.value < own.bar
 
 
+class FairHalving(Rule):
+    """Successive halving whose first rung compares the trials of a method with each other, and later ones all of them.
+
+    A method that learns slowly is then not stopped for what another one knows after its first epochs. In a study of one
+    method it is `SuccessiveHalving`.
+    """
+
+    def __init__(self, epochs: int, grace: int, factor: int) -> None:
+        self.rungs = _rungs(epochs, grace, factor)
+        self._later = self.rungs[1] if len(self.rungs) > 1 else epochs
+        self._first: dict[str, SuccessiveHalving] = defaultdict(lambda: SuccessiveHalving(self._later, grace, factor))
+        self._rest = SuccessiveHalving(epochs, self._later, factor)
+        self._groups: dict[int, str] = {}
+
+    def join(self, number: int, group: str) -> None:
+        self._groups[number] = group
+
+    def decide(self, number: int, epoch: int, value: float) -> Decision:
+        rule = self._rest if epoch >= self._later else self._first[self._groups.get(number, "")]
+        return rule.decide(number, epoch, value)
+
+
 class Hyperband(Rule):
     """Asynchronous Hyperband: every trial runs in one bracket of successive halving (Li et al. 2018).
 
     Bracket k starts at rung k, the last one never stops a trial. The bracket is drawn from the study's seed and the
-    trial's number alone, with Hyperband's own shares, so that a resumed study draws the same.
+    trial's number alone, with Hyperband's own shares, so that a resumed study draws the same. The first rung, which
+    bracket 0 alone has, compares within a method as `FairHalving` does.
     """
 
     def __init__(self, epochs: int, grace: int, factor: int, seed: int) -> None:
         self.rungs = _rungs(epochs, grace, factor)
-        self.brackets = [SuccessiveHalving(epochs, rung, factor) for rung in self.rungs]
+        self.brackets: list[FairHalving | SuccessiveHalving] = [
+            SuccessiveHalving(epochs, rung, factor) if index else FairHalving(epochs, rung, factor)
+            for index, rung in enumerate(self.rungs)
+        ]
         n_rungs = len(self.rungs)
         sizes = [math.ceil((n_rungs + 1) / (s + 1) * factor**s) for s in range(n_rungs, -1, -1)]
         self._edges = np.cumsum(sizes) / sum(sizes)
@@ -78,6 +105,10 @@ class Hyperband(Rule):
         uniform = int.from_bytes(digest[:8], "big") / 2**64
         return int(np.searchsorted(self._edges, uniform, side="right"))
 
+    def join(self, number: int, group: str) -> None:
+        for bracket in self.brackets:
+            bracket.join(number, group)
+
     def decide(self, number: int, epoch: int, value: float) -> Decision:
         bracket = self.bracket_of(number)
         if bracket == len(self.brackets):
@@ -88,14 +119,21 @@ class Hyperband(Rule):
 class MedianStopping(Rule):
     """Stop a trial whose best value so far is below the median of the others' running means (Golovin et al. 2017).
 
-    From `grace` on, once `min_samples` other trials have got as far.
+    From `grace` on, once `min_samples` other trials have got as far: those of its own method at the epochs before
+    grace * factor, where other methods may know more or less by then, and all of them later.
     """
 
-    def __init__(self, epochs: int, grace: int, min_samples: int = 3) -> None:
+    def __init__(self, epochs: int, grace: int, factor: int = 1, min_samples: int = 3) -> None:
         self._epochs, self._grace, self._min_samples = epochs, grace, min_samples
+        self._later = grace * factor
         self._curves: dict[int, dict[int, float]] = {}
         self._bars: dict[int, dict[int, float]] = {}
         self._means = _RunningMeans()
+        self._own_means: dict[str, _RunningMeans] = defaultdict(_RunningMeans)
+        self._groups: dict[int, str] = {}
+
+    def join(self, number: int, group: str) -> None:
+        self._groups[number] = group
 
     def decide(self, number: int, epoch: int, value: float) -> Decision:
         return Decision.stop_if(self._stops(number, epoch, value))
@@ -107,12 +145,14 @@ class MedianStopping(Rule):
         curve = self._curves.setdefault(number, {})
         bars = self._bars.setdefault(number, {})
         latest = max(curve, default=epoch - 1)
+        own_means = self._own_means[self._groups.get(number, "")]
         if self._grace <= epoch and epoch > latest:
             # its own mean is not among them yet
-            means = self._means.at(epoch)
+            means = (self._means if epoch >= self._later else own_means).at(epoch)
             bars[epoch] = _median(means) if len(means) >= self._min_samples else NO_BAR
         curve[epoch] = value
-        self._means.update(number, curve, min(epoch, latest + 1))
+        for kept in (self._means, own_means):
+            kept.update(number, curve, min(epoch, latest + 1))
         return any(self._best(curve, judged) < bar for judged, bar in bars.items() if judged <= epoch)
 
     @staticmethod

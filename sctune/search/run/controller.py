@@ -167,6 +167,8 @@ class TrialController:
         )
         self._recorder = TrialRecorder(record, self.suggester, trials, self._launch, observers, self._found_bug)
         if rule is not None:
+            for trial in trials:
+                rule.join(trial.number, self._method(trial.number))
             refill(rule, ((number, epoch, self._merit(value)) for number, epoch, value in self.history))
 
     @property
@@ -335,6 +337,9 @@ class TrialController:
     def _start_new(self, frozen: FrozenTrial) -> Assignment:
         self._trials[frozen.number] = _Trial(attempt=1, first_launch=self._launch)
         self._recorder.start(frozen, self.space.decode(frozen.params))
+        rule = self.rule
+        if rule is not None:
+            self._guarded(lambda: rule.join(frozen.number, self._method(frozen.number)), None)
         return self._started(frozen.number)
 
     def _started(self, number: int) -> Assignment:
@@ -351,6 +356,11 @@ class TrialController:
             resources=self._resources(number),
             avoid=tuple(sorted(self._faults.left_out)),
         )
+
+    def _method(self, number: int) -> str:
+        """Name of the method that a trial trains."""
+        chosen = self.space.assignments(self.suggester.params(number))
+        return str(chosen.get("method.name", self.space.base.method.name))
 
     def _resources(self, number: int) -> TrialResources:
         return self._trials[number].resources or self._faults.base

@@ -5,16 +5,19 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
+from statistics import fmean
+from typing import Any
 
 from sctune.backbones.registry import backbone_entry
 from sctune.config import TrialConfig
+from sctune.errors import SctuneError
 from sctune.search.cluster.connection import Resources
 from sctune.search.plan import costs
 from sctune.search.plan.options import SearchOptions
 from sctune.search.plan.plan import Plan
 from sctune.search.run.driver import planned
+from sctune.search.run.probe import Probe, Timed, Trial, probe_apart, timed_at
 from sctune.search.space.definition import Space, Values
 from sctune.search.space.parameter import Parameter
 from sctune.search.study.references import TIME_SHARE, reference_fields
@@ -25,44 +28,39 @@ _HEADS = ("single_head", "two_head_patch", "two_head_latent", "four_head")
 """By the seconds of a step; the last two pass reference images too."""
 
 
-class Probe(NamedTuple):
-    """A point, tried on the first task. Seconds of a step, of a scoring, and of scoring as the registered model does.
-
-    final_seconds: of all selection and calibration images, which the end of a search scores once. weights_bytes: of
-    the model; checkpoint_bytes: with what training needs besides. steps: of an epoch, None for budget.iterations.
-    """
-
-    step_seconds: float
-    scoring_seconds: float
-    final_seconds: float
-    weights_bytes: int
-    checkpoint_bytes: int
-    steps: int | None = None
-
-
 @dataclass(frozen=True)
 class DryRun:
     """A plan with measured costs; seconds are of this machine at the moment, with a trial's share of threads.
 
-    timed: the point that was timed, one of those whose steps take longest. study_seconds: all together, with
-    start_seconds (checks, Ray, its workers), references_seconds and end_seconds (figures, model, its registration,
-    Ray's end).
+    timed: the methods of the space, each at its dearest point. problems: method -> why it could not be timed.
+    study_seconds: all together where each method gets an equal share of the trials, with start_seconds (checks, Ray,
+    its workers), references_seconds and end_seconds (figures, model, its registration, Ray's end); most_seconds: where
+    all trials are of the dearest method.
     study_bytes: all together: the most that checkpoints take at a time, checkpoints_bytes, and files_bytes of figures,
     record and MLflow's copies.
     """
 
     plan: Plan
     resources: Resources
-    timed: Values
-    step_seconds: float
-    epoch_seconds: float
+    timed: tuple[Timed, ...]
     start_seconds: float
     end_seconds: float
     study_seconds: float
-    checkpoint_bytes: int
+    most_seconds: float
     checkpoints_bytes: int
     files_bytes: int
     references_seconds: float = 0.0
+    problems: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def dearest(self) -> Timed:
+        """The method whose trials take longest."""
+        return max(self.timed, key=lambda one: one.trial_seconds)
+
+    @property
+    def checkpoint_bytes(self) -> int:
+        """Of the method with the largest."""
+        return max(one.checkpoint_bytes for one in self.timed)
 
     @property
     def study_bytes(self) -> int:
@@ -73,13 +71,34 @@ class DryRun:
         around = duration(self.start_seconds + self.end_seconds)
         return [
             *plan_lines(self.plan, self.resources),
-            f"one step {self.step_seconds:.2f} s, one epoch with scoring {self.epoch_seconds:.1f} s, "
-            f"timed at {_fields(self.timed)}",
-            f"expected time: about {duration(self.study_seconds)}, with {around} for start and end{self._references}, "
-            "less what early stopping and cheaper points save",
+            *self._method_lines,
+            f"expected time: about {duration(self.study_seconds)}{self._bound}, with {around} for start and "
+            f"end{self._references}, less what early stopping and cheaper points save",
             f"disk: {_mib(self.checkpoint_bytes)} per checkpoint, {_mib(self.checkpoints_bytes)} of checkpoints "
             f"+ {_mib(self.files_bytes)} of figures, record and MLflow's copies = {_mib(self.study_bytes)} in all",
         ]
+
+    @property
+    def _method_lines(self) -> list[str]:
+        if len(self.timed) == 1 and not self.problems:
+            (one,) = self.timed
+            return [_seconds(one), f"memory: {_memory(one.probe)} a trial, Ray's own aside"]
+        return [
+            *(
+                f"{one.method}: a trial {duration(one.trial_seconds)} and {_memory(one.probe)}; {_seconds(one)}"
+                for one in self.timed
+            ),
+            *(f"{name}: cannot be timed: {problem}" for name, problem in self.problems.items()),
+        ]
+
+    @property
+    def _bound(self) -> str:
+        if len(self.timed) == 1:
+            return ""
+        return (
+            f" where each method gets an equal share of the trials, {duration(self.most_seconds)} where all are "
+            f"{self.dearest.method}"
+        )
 
     @property
     def _references(self) -> str:
@@ -92,13 +111,14 @@ class DryRun:
             "tracking_uri": safe_uri(self.plan.manifest.tracking_uri),
             "tracking_origin": self.plan.tracking_origin,
             "splits": {key: split.summary() for key, split in self.plan.splits.items()},
-            "timed": self.timed,
-            "step_seconds": self.step_seconds,
-            "epoch_seconds": self.epoch_seconds,
+            **self.dearest.to_dict(),
+            "methods": {one.method: one.to_dict() for one in self.timed},
+            "not_timed": dict(self.problems),
             "start_seconds": self.start_seconds,
             "references_seconds": self.references_seconds,
             "end_seconds": self.end_seconds,
             "study_seconds": self.study_seconds,
+            "most_seconds": self.most_seconds,
             "checkpoint_bytes": self.checkpoint_bytes,
             "checkpoints_bytes": self.checkpoints_bytes,
             "files_bytes": self.files_bytes,
@@ -109,7 +129,7 @@ class DryRun:
 
 
 def dry_run(options: SearchOptions) -> DryRun:
-    """Check everything, run one step and one scoring of the first task, and work out time and disk."""
+    """Check everything, run one step and one scoring of each method on the first task, and work out time and disk."""
     import torch
 
     began = time.perf_counter()
@@ -118,59 +138,74 @@ def dry_run(options: SearchOptions) -> DryRun:
         start = time.perf_counter() - began
         closing = time.perf_counter()
     end = time.perf_counter() - closing
-    threads = torch.get_num_threads()
-    torch.set_num_threads(max(1, round(resources.cpus)))
+    threads, own_threads = max(1, round(resources.cpus)), torch.get_num_threads()
+    torch.set_num_threads(threads)
     try:
-        timed = dearest_point(plan.space)
-        # before the probe, whose density would leave features on disk that they need
+        # before the probes, whose densities would leave features on disk that they need
         references = [reference_seconds(plan, name) for name in plan.manifest.references]
-        probe = _probe(plan, timed)
     finally:
-        torch.set_num_threads(threads)
-    return costed(plan, resources, timed, probe, start, end, references)
+        torch.set_num_threads(own_threads)
+    timed, problems = time_methods(plan, threads)
+    return costed(plan, resources, timed, start, end, references, problems)
+
+
+def time_methods(plan: Plan, threads: int) -> tuple[list[Timed], dict[str, str]]:
+    """The methods of a plan's space at their dearest points, and why some could not be timed.
+
+    Raises SctuneError where none could.
+    """
+    found: list[Timed] = []
+    problems: dict[str, SctuneError] = {}
+    task = plan.manifest.tasks[0]
+    for name, point in dearest_points(plan.space).items():
+        config = plan.space.config(point)
+        try:
+            probe = probe_apart(Trial(config, task, plan.splits[task.key], plan.manifest.objective, threads))
+        except SctuneError as problem:
+            problems[name] = problem
+            continue
+        found.append(timed_at(config, point, probe, len(plan.manifest.tasks)))
+    if not found:
+        raise next(iter(problems.values()))
+    return found, {name: str(problem) for name, problem in problems.items()}
 
 
 def costed(
     plan: Plan,
     resources: Resources,
-    timed: Values,
-    probe: Probe,
+    timed: Sequence[Timed],
     start_s: float = 0.0,
     end_s: float = 0.0,
     references: Sequence[float] = (),
+    problems: Mapping[str, str] | None = None,
 ) -> DryRun:
-    """Time and disk of a plan from what one point takes; start_s, end_s: of checks and Ray, as measured here.
+    """Time and disk of a plan from what its methods take; start_s, end_s: of checks and Ray, as measured here.
 
     references: seconds of each on the first task.
     """
-    manifest = plan.manifest
-    config = plan.space.config(timed)
-    steps = config.budget.iterations if probe.steps is None else probe.steps
-    tasks = len(manifest.tasks)
-    epoch = (steps * probe.step_seconds + probe.scoring_seconds) * tasks
+    manifest, trials = plan.manifest, [one.trial_seconds for one in timed]
     turns = math.ceil(manifest.trials / resources.concurrent)
     start = start_s + costs.WORKERS_S
-    end = end_s + costs.END_S + probe.final_seconds
+    end = end_s + costs.END_S + max(one.probe.final_seconds for one in timed)
     # running trials hold one checkpoint each (two for a moment), the best ones keep theirs
     held = 2 * resources.concurrent + manifest.keep_best
-    size = probe.checkpoint_bytes * tasks
     beside = _together([seconds for seconds in references for _ in manifest.tasks], resources.concurrent)
     if manifest.time_budget_s is not None:
         beside = min(beside, TIME_SHARE * manifest.time_budget_s)
     images = max(len(split.development) for split in plan.splits.values())
+    weights, epochs = max(one.probe.weights_bytes for one in timed), max(one.epochs for one in timed)
     return DryRun(
         plan=plan,
         resources=resources,
-        timed=timed,
-        step_seconds=probe.step_seconds,
-        epoch_seconds=epoch,
+        timed=tuple(timed),
         start_seconds=start,
         end_seconds=end,
-        study_seconds=start + beside + turns * (costs.TRIAL_S + config.epochs * epoch) + end,
-        checkpoint_bytes=size,
-        checkpoints_bytes=held * size,
-        files_bytes=costs.files_bytes(probe.weights_bytes, manifest.trials, config.epochs, images),
+        study_seconds=start + beside + turns * fmean(trials) + end,
+        most_seconds=start + beside + turns * max(trials) + end,
+        checkpoints_bytes=held * max(one.checkpoint_bytes for one in timed),
+        files_bytes=costs.files_bytes(weights, manifest.trials, epochs, images),
         references_seconds=beside,
+        problems=problems or {},
     )
 
 
@@ -197,9 +232,15 @@ def reference_seconds(plan: Plan, name: str) -> float:
     return time.perf_counter() - started
 
 
-def dearest_point(space: Space) -> Values:
-    """The extreme point to time: the one whose epoch takes longest by its configuration, the first of equal ones."""
-    return max(space.probe_points(), key=lambda point: _cost(space.config(point)))
+def dearest_points(space: Space) -> dict[str, Values]:
+    """Method -> the extreme point to time: whose epoch takes longest by its configuration, the first of equal ones."""
+    found: dict[str, tuple[tuple[Any, ...], Values]] = {}
+    for point in space.probe_points():
+        config = space.config(point)
+        name, cost = config.method.name, _cost(config)
+        if name not in found or cost > found[name][0]:
+            found[name] = cost, point
+    return {name: point for name, (_, point) in found.items()}
 
 
 def _cost(chosen: TrialConfig) -> tuple[Any, ...]:
@@ -271,7 +312,20 @@ def plan_lines(plan: Plan, resources: Resources) -> list[str]:
 
 def _parameter(space: Space, parameter: Parameter) -> str:
     idle = "" if space.can_be_active(parameter) else "; never drawn: it has no effect with this configuration"
-    return f"  {parameter.name}: {parameter.describe()}{idle}"
+    met = (f"{other} is {' or '.join(map(str, allowed))}" for other, allowed in parameter.when)
+    where = f", where {' and '.join(met)}" if parameter.when else ""
+    return f"  {parameter.name}: {parameter.describe()}{where}{idle}"
+
+
+def _seconds(one: Timed) -> str:
+    return (
+        f"one step {one.probe.step_seconds:.2f} s, one epoch with scoring {one.epoch_seconds:.1f} s, timed at "
+        f"{_fields(one.point)}"
+    )
+
+
+def _memory(probe: Probe) -> str:
+    return f"{_mib(probe.memory_bytes)}{f' and {_mib(probe.gpu_bytes)} of the GPU' if probe.gpu_bytes else ''}"
 
 
 def _fields(values: Mapping[str, Any]) -> str:
@@ -287,24 +341,3 @@ def _counts(counts: dict[str, int]) -> str:
 
 def _mib(size: int) -> str:
     return f"{size / 2**20:.0f} MiB"
-
-
-def _probe(plan: Plan, point: Values) -> Probe:
-    """Costs of a point on the first task."""
-    from sctune.train.trainer import Trainer
-
-    task = plan.manifest.tasks[0]
-    split = plan.splits[task.key]
-    trainer = Trainer(plan.space.config(point), task, split=split, objective=plan.manifest.build_objective())
-    step, steps = trainer.time_step()
-    # the first scoring fills what is kept for later epochs
-    trainer.selection.evaluate(trainer.method.scorer())
-    started = time.perf_counter()
-    trainer.selection.evaluate(trainer.method.scorer())
-    scored = time.perf_counter()
-    images = trainer.selection.images
-    trainer.method.score(images)
-    final = (time.perf_counter() - scored) * (1 + len(split.calibration) / len(images))
-    weights = sum(value.nbytes for value in trainer.method.model_state().values())
-    size = sum(value.nbytes for value in trainer.state()[0].values())
-    return Probe(step, scored - started, final, weights, size, steps)

@@ -9,14 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from optuna.distributions import BaseDistribution
 from optuna.trial import Trial
 
-from sctune.config import TrialConfig, method_entries, read_yaml
+from sctune.config import TrialConfig, method_entries
 from sctune.errors import ConfigError, SpaceError, nearest
 from sctune.search.space.activation import activation_conditions, with_needs
 from sctune.search.space.base import settled_base
@@ -29,6 +28,7 @@ from sctune.search.space.checks import (
     check_start,
 )
 from sctune.search.space.enumeration import AllValues, count_points, extreme_points, walk
+from sctune.search.space.named import space_content
 from sctune.search.space.parameter import Parameter, Range, as_number, parse_parameter
 from sctune.search.space.setting import possible_in
 from sctune.search.space.variants import (
@@ -85,7 +85,8 @@ class Space:
         A condition of its own on a parameter that is not active does not hold. A need asks what is trained with:
         there the base value.
         """
-        held = {**values, **self.in_variant(values[VARIANT])} if VARIANT in values else values
+        # what is drawn stands before what the variant leaves at the base's value
+        held = {**self.in_variant(values[VARIANT]), **values} if VARIANT in values else values
         if any(other not in held and self.decider(other) in self.by_name for other, _ in parameter.when):
             return False
         if any(other not in held and other in self.variant_fields for other, _ in parameter.needs):
@@ -107,8 +108,8 @@ class Space:
         return {VARIANT: name} | {field: fields.get(field, self._flat_base[field]) for field in self.variant_fields}
 
     def decider(self, name: str) -> str:
-        """The parameter that decides what a condition on `name` sees: `variant` for the fields that variants set."""
-        return VARIANT if name in self.variant_fields else name
+        """The parameter that decides what a condition on `name` sees: `variant` for fields that variants alone set."""
+        return VARIANT if name in self.variant_fields and name not in self.by_name else name
 
     def field_values(self, field: str) -> list[Any]:
         """All values that a field of the configuration takes in the space; the field must not be continuous."""
@@ -118,12 +119,12 @@ class Space:
 
     def needed_values(self, field: str) -> list[Any]:
         """The values of a field that a need on it can meet: drawn, set by variants, or the base's."""
+        drawn = list(self.by_name[field].values()) if field in self.by_name else []
         if field in self.variant_fields:
-            return [self.in_variant(name)[field] for name in self.variants]
+            return [*drawn, *(self.in_variant(name)[field] for name in self.variants)]
         if field not in self.by_name:
             return [self._flat_base[field]]
-        rest = [self._flat_base[field]] if self.by_name[field].when else []
-        return [*self.by_name[field].values(), *rest]
+        return [*drawn, *([self._flat_base[field]] if self.by_name[field].when else [])]
 
     def base_meets(self, parameter: Parameter, other: str, allowed: tuple[Any, ...]) -> bool:
         """Whether a need of `parameter` may hold where `other` is not active, and so leaves the base value."""
@@ -238,21 +239,20 @@ class Space:
         return own | self.base.flat()
 
 
-def shipped_spaces() -> dict[str, Path]:
-    """Name -> file of the spaces that come with sctune."""
-    inside = Path(str(files("sctune").joinpath("search_spaces")))
-    # an editable install has them beside the package, as the repository does
-    folder = inside if inside.is_dir() else inside.parent.parent / "search_spaces"
-    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
-
-
 def load_space(name_or_path: str | Path, base: TrialConfig, overrides: Mapping[str, Any] | None = None) -> Space:
     """A space by its shipped name, from a file, or of a method by its name, over a profile's configuration.
 
     overrides: dotted values of the command line; they win over the space's `set:`. Raises SpaceError naming the
     file and the key: an unknown or task-owned field, a bad range, condition or start point, an infeasible value.
     """
-    content, where = _content(name_or_path)
+    content, where = space_content(name_or_path)
+    return space_of(content, where, base, overrides)
+
+
+def space_of(
+    content: Mapping[str, Any], where: str, base: TrialConfig, overrides: Mapping[str, Any] | None = None
+) -> Space:
+    """A space from what its file holds; where: what messages call it. Arguments and errors of `load_space`."""
     tree, notes = possible_in(content, base.data.setting)
     tree.setdefault("name", Path(where).stem)
     fixed = _mapping(tree, "set", where)
@@ -275,20 +275,6 @@ def load_space(name_or_path: str | Path, base: TrialConfig, overrides: Mapping[s
     return replace(space, notes=(*notes, *filter(None, steps)))
 
 
-def _content(name_or_path: str | Path) -> tuple[dict[str, Any], str]:
-    """What a space holds, and what messages call it."""
-    name, shipped = str(name_or_path), shipped_spaces()
-    path = shipped.get(name, Path(name_or_path))
-    if name in shipped or path.exists() or path.suffix in (".yaml", ".yml"):
-        return read_yaml(path, SpaceError), str(path)
-    methods = {entry.name: entry for entry in method_entries() if entry.hyperparameters}
-    if name not in methods:
-        raise SpaceError(f"unknown space {name!r}; {nearest(name, (*shipped, *methods))}")
-    parameters = {field: dict(body) for field, body in methods[name].hyperparameters.items()}
-    tree = {"name": name, "description": f"All that is searched of method {name}", "set": {"method.name": name}}
-    return {**tree, "parameters": parameters}, name
-
-
 def _build(tree: dict[str, Any], base: TrialConfig, where: str) -> Space:
     for key in tree:
         if key not in KEYS:
@@ -301,8 +287,8 @@ def _build(tree: dict[str, Any], base: TrialConfig, where: str) -> Space:
         raise SpaceError(f"{where}: parameters: at least one is needed (or variants)")
     check_fields(entries, f"{where}: parameters")
     check_not_fixed(entries, f"{where}: parameters")
-    check_set_once(variants, entries, where)
     varied = [parse_parameter(name, body, f"{where}: {name}") for name, body in entries.items()]
+    check_set_once(variants, varied, where)
     parameters = (*variant_parameters(variants), *varied)
     start = tree.get("start", [])
     if not isinstance(start, list) or not all(isinstance(point, Mapping) for point in start):

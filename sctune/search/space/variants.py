@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sctune.config import FIXED_FIELDS
@@ -62,12 +62,18 @@ def searched_names(variants: Variants) -> set[str]:
     return {VARIANT, *(field for fields in variants.values() for field in fields)} if variants else set()
 
 
-def check_set_once(variants: Variants, varied: Mapping[str, Any], where: str) -> None:
-    """A field is set by variants or varied under parameters, not both."""
+def check_set_once(variants: Variants, parameters: Sequence[Parameter], where: str) -> None:
+    """A variant sets no field that is drawn in it; one that the parameter's own `when:` excludes may set it."""
     for name, fields in variants.items():
-        for field in fields:
-            if field in varied:
-                raise SpaceError(f"{where}: {field} is varied under parameters and set by variant {name}; keep one")
+        for parameter in parameters:
+            if parameter.name in fields and _may_be_drawn(parameter, {VARIANT: name, **fields}):
+                raise SpaceError(
+                    f"{where}: {parameter.name} is varied under parameters and set by variant {name}; keep one"
+                )
+
+
+def _may_be_drawn(parameter: Parameter, fields: Mapping[str, Any]) -> bool:
+    return all(other not in fields or fields[other] in allowed for other, allowed in parameter.when)
 
 
 def shared_fields(variants: Variants, base: Mapping[str, Any], where: str) -> dict[str, Any]:
