@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -135,8 +136,8 @@ def test_weights_that_cannot_be_had_are_a_gap_of_their_columns(
     """Whatever else a table has goes on, and they are asked for once: where nothing can be had, that takes long."""
     root = make_root({"mvtec/carpet": {"cut": 12}, "mvtec/grid": {"bent": 12}})
     asked = Asked(categories=("carpet", "grid"), anomalies=(1,))
-    places = {"out": root.parent / "out", "study_root": root.parent / "studies"}
-    plan = make_plan(ReproduceOptions("table1", asked, ("kdad", "saliencycut"), (42,), "smoke", root, **places))
+    options = ReproduceOptions("table1", asked, ("kdad", "saliencycut"), (42,), "smoke", root, out=root.parent / "out")
+    plan = make_plan(replace(options, study_root=root.parent / "studies"))
     tried: list[str] = []
 
     def train(plan: TablePlan, study: StudyPlan, *rest: Any) -> bool:

@@ -87,7 +87,8 @@ def test_a_search_makes_of_each_column_what_the_plan_did(
 ) -> None:
     plan = plan_of(table, carpet, categories=("carpet",), **options)
     given = {"data.setting": plan.setup.setting, "data.selection": "test"}
-    base, found = load_profile(plan.setup.profile).override(given), set()
+    base = load_profile(plan.setup.profile).override(given)
+    found: set[str] = set()
     for study in plan.studies:
         asked = study.search_options(plan.setup, write_space(study, tmp_path / "spaces"), plan.study_root, 1)
         space = load_space(asked.space, base, asked.overrides)
