@@ -77,6 +77,9 @@ class DataConfig(Section):
     partition_seed: int = Field(
         0, ge=0, lt=2**32, description="draws the development and the test pool, once per study"
     )
+    calibration_share: float = Field(
+        0.15, gt=0, le=0.5, description="of the development normals, which thresholds are set by and none is trained on"
+    )
     group: str | None = Field(None, description="regular expression; its first group in the path names the source unit")
     image_size: int = Field(448, ge=32, le=2048, description="image side in pixels (paper 448)")
     resize: Literal["stretch", "crop", "pad"] = Field(
@@ -353,6 +356,7 @@ FIXED_FIELDS = (
     "data.n_anomalies",
     "data.anomalies",
     "data.partition_seed",
+    "data.calibration_share",
     "data.group",
     "data.selection",
     # they choose the scored images, which all trials must share to be compared
