@@ -101,6 +101,7 @@ def jobs_of(options: argparse.Namespace) -> list[Job]:
         for partition in options.partitions
         for seed in options.seeds
         for role, fields in _roles(goal, trained)
+        if options.roles is None or role in options.roles
     ]
 
 
@@ -244,6 +245,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--candidate", type=Path, required=True, help="YAML: dotted fields over profile cpu")
     found.add_argument("--heads", type=Path, help="YAML: the same, of a configuration whose heads are to be good alone")
     found.add_argument("--goals", nargs="+", default=list(GOALS), help="names of the table; default: all")
+    found.add_argument("--roles", nargs="+", choices=(*REFERENCES, CANDIDATE, BY_HEADS, DEFAULT), help="only these")
     add_run_options(found, (101, 102), RESULTS / "goals_rows.jsonl")
     return found
 

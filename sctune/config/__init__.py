@@ -1,20 +1,16 @@
 """Everything that a trial can be told: its fields, their checks, profiles and dotted overrides."""
 
+from sctune.config.assignments import parse_assignments, read_yaml
+from sctune.config.data import TASK_FIELDS, DataConfig, SelectionMode, Setting, Task
 from sctune.config.fields import (
     FIXED_FIELDS,
-    TASK_FIELDS,
     AugmentConfig,
     BudgetConfig,
-    DataConfig,
     LossConfig,
     ModelConfig,
     OptimConfig,
     RuntimeConfig,
     ScoreConfig,
-    Section,
-    SelectionMode,
-    Setting,
-    Task,
 )
 from sctune.config.methods import (
     Conditions,
@@ -25,18 +21,14 @@ from sctune.config.methods import (
     method_entry,
     register,
 )
+from sctune.config.profiles import SearchDefaults, load_profile, profile_names, search_defaults
+from sctune.config.section import Section
 from sctune.config.trial import (
     FIELD_NAMES,
     FIELD_NAMES_OR_SECTIONS,
-    SearchDefaults,
     TrialConfig,
     field_names,
     is_field,
-    load_profile,
-    parse_assignments,
-    profile_names,
-    read_yaml,
-    search_defaults,
     set_dotted,
 )
 

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from pydantic import ValidationError
 
-from sctune.config.fields import Section, Setting
+from sctune.config.data import Setting
+from sctune.config.section import Section
 from sctune.errors import ConfigError, nearest
 from sctune.plugins import load_entry, plugin_names
 

@@ -1,4 +1,4 @@
-"""Everything a trial can be told, as one frozen tree; profiles, strict loading and dotted overrides.
+"""Everything a trial can be told, as one frozen tree; strict loading and dotted overrides.
 
 A profile sets values of the tree, a space fixes and varies them, `--set` overrides. Nothing is ignored:
 an unknown key or an impossible combination raises ConfigError before any work starts.
@@ -7,25 +7,20 @@ an unknown key or an impossible combination raises ConfigError before any work s
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from importlib.resources import files
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-import yaml
 from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError, model_validator
 
 from sctune.backbones.registry import backbone_entry, feature_side, tap_list
+from sctune.config.data import DataConfig, Task
 from sctune.config.fields import (
     AugmentConfig,
     BudgetConfig,
-    DataConfig,
     LossConfig,
     ModelConfig,
     OptimConfig,
     RuntimeConfig,
     ScoreConfig,
-    Section,
-    Task,
 )
 from sctune.config.methods import (
     DEFAULT,
@@ -37,7 +32,7 @@ from sctune.config.methods import (
     method_entry,
     read_section,
 )
-from sctune.config.strict_yaml import parse_yaml
+from sctune.config.section import Section
 from sctune.errors import ConfigError, nearest
 from sctune.geometry import scale_sizes
 
@@ -174,7 +169,7 @@ class TrialConfig(Section):
 
     def flat(self) -> dict[str, Any]:
         """Dotted name -> value of every field, in declaration order."""
-        return dict(_leaves(self.model_dump()))
+        return dict(leaves(self.model_dump()))
 
     def for_task(self, task: Task) -> TrialConfig:
         """This configuration on one task; the task wins over the configuration."""
@@ -203,10 +198,11 @@ class TrialConfig(Section):
         return _validate(tree)
 
 
-def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted names and values of a nested tree."""
     for key, value in tree.items():
         if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{key}.")
+            yield from leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
 
@@ -249,89 +245,6 @@ def set_dotted(tree: dict[str, Any], name: str, value: Any) -> None:
     tree[leaf] = value
 
 
-_TEXT_MARKS = ("'", '"', "!", "|", ">")
-"""How a YAML value begins that is text whatever it looks like."""
-
-
-def parse_assignments(assignments: list[str]) -> dict[str, Any]:
-    """`key=value` strings of the command line to dotted values; the value is read as YAML.
-
-    2e-4 is a number here, which YAML 1.1 reads as text; what is quoted stays text: data.group='"12"'.
-    """
-    values = {}
-    for text in assignments:
-        name, sign, raw = text.partition("=")
-        if not sign:
-            raise ConfigError(f"--set {text!r}: write key=value, for example model.patch_count=4")
-        try:
-            value = parse_yaml(raw)
-        except yaml.YAMLError:
-            raise ConfigError(f"--set {text!r}: the value is not valid YAML") from None
-        plain = isinstance(value, str) and not raw.lstrip().startswith(_TEXT_MARKS)
-        values[name.strip()] = float(value) if plain and _is_number(value) else value
-    return values
-
-
-def read_yaml(path: Path, error: type[ConfigError] = ConfigError) -> dict[str, Any]:
-    """A YAML mapping, safely loaded; a clear error for a missing, unreadable or malformed file."""
-    try:
-        content = parse_yaml(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as problem:
-        raise error(f"cannot read {path}: {problem}") from None
-    except yaml.YAMLError as problem:
-        raise error(f"{path} is not valid YAML: {' '.join(str(problem).split())}") from None
-    if not isinstance(content, dict):
-        raise error(f"{path} must hold keys and values, got {type(content).__name__}")
-    return content
-
-
-class SearchDefaults(Section):
-    """What a profile says about the search itself; options of the command line win."""
-
-    trials: int = Field(24, ge=1)
-    sampler: str = "tpe"
-    scheduler: str = "asha"
-    grace: int | None = Field(None, ge=1, description="first rung in epochs; none: max(1, epochs / 9)")
-    factor: int = Field(3, ge=2, description="one in `factor` trials passes a rung")
-    folds: int = Field(5, ge=2, description="folds over the anomalies in selection modes `seen` and `cross`")
-    cpus_per_trial: float = Field(1.0, gt=0)
-    references: bool = Field(True, description="run the references, methods that train nothing, before the trials")
-
-
-def profile_names() -> list[str]:
-    return sorted(_profiles())
-
-
-def load_profile(name: str) -> TrialConfig:
-    """The base configuration of a profile: smoke, cpu, gpu or paper. Raises ConfigError for others."""
-    return TrialConfig().override(dict(_leaves(_profile(name).get("config", {}))))
-
-
-def search_defaults(name: str) -> SearchDefaults:
-    """The search settings of a profile (trials, rungs, folds, resources per trial)."""
-    return SearchDefaults.model_validate(_profile(name).get("search", {}))
-
-
-def _profile(name: str) -> dict[str, Any]:
-    profiles = _profiles()
-    if name not in profiles:
-        raise ConfigError(f"unknown profile {name!r}; {nearest(name, profiles)}")
-    return dict(profiles[name])
-
-
-def _profiles() -> dict[str, Any]:
-    return dict(yaml.safe_load(files("sctune").joinpath("profiles.yaml").read_text(encoding="utf-8")))
-
-
-def _is_number(text: str) -> bool:
-    # YAML 1.1 reads 2e-4 as text; people mean the number
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
-
-
 def _with_earlier_decoding(content: dict[str, Any]) -> dict[str, Any]:
     """Whole configurations that were stored before `data.range` was: their images are decoded as they were then."""
     data = content.get("data")
@@ -350,7 +263,7 @@ def _without_earlier_weight(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def _validate(tree: Mapping[str, Any]) -> TrialConfig:
-    for name in dict(_leaves(tree)):
+    for name in dict(leaves(tree)):
         # `read_section` judges those of a method
         if name not in FIELD_NAMES_OR_SECTIONS and not name.startswith("method."):
             raise ConfigError(f"unknown configuration key {name!r}; {nearest(name, field_names())}")

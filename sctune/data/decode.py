@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from sctune.config.fields import DataConfig
+from sctune.config.data import DataConfig
 from sctune.data.containers import (
     FORMATS,
     PIXEL_LIMIT,

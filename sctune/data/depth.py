@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sctune.config import TrialConfig
-from sctune.config.fields import DataConfig
+from sctune.config.data import DataConfig
 from sctune.data.containers import CorruptImageError
 from sctune.data.decode import Decoding, wide_values
 from sctune.data.images import THREADS

@@ -21,6 +21,7 @@ Amount = int | Literal["all"]
 
 MARKED = "train"
 HELD_OUT_SHARE = 0.15
+"""Of the development normals, for the selection; for the calibration where none is asked for."""
 HELD_OUT_LEAST = 10
 NORMALS_LEAST = 3 * HELD_OUT_LEAST
 
@@ -122,22 +123,28 @@ def split_normals(data: DataSet, partition_seed: int) -> tuple[Files, Files, tup
     return train, test, (f"no test split of the normal images: {len(test)} of {len(marks)} are drawn for the test",)
 
 
-def hold_out(data: DataSet, normals: Files, anomalies: Files, partition_seed: int) -> tuple[Files, Files, Files]:
-    """Training, selection and calibration normals; source units without anomalies are held out first."""
+def hold_out(
+    data: DataSet, normals: Files, anomalies: Files, partition_seed: int, calibration_share: float = HELD_OUT_SHARE
+) -> tuple[Files, Files, Files]:
+    """Training, selection and calibration normals; source units without anomalies are held out first.
+
+    calibration_share: of all normals. It changes neither the selection nor, but for more of them, the calibration.
+    """
     if len(normals) < NORMALS_LEAST:
         raise DataError(
             f"{data.name}: {len(normals)} normal images to train on; {NORMALS_LEAST} are needed, because "
             f"{HELD_OUT_LEAST} each are held out for selection and calibration"
         )
-    count = max(HELD_OUT_LEAST, round(HELD_OUT_SHARE * len(normals)))
+    count, kept = (max(HELD_OUT_LEAST, round(share * len(normals))) for share in (HELD_OUT_SHARE, calibration_share))
     mixed = units(anomalies)
     random = generator(partition_seed, "held out")
     selection, rest = take_units(normals, count, random, lambda unit: unit in mixed)
-    calibration, train = take_units(rest, count, random, lambda unit: unit in mixed)
+    calibration, train = take_units(rest, kept, random, lambda unit: unit in mixed)
     if len(train) < HELD_OUT_LEAST or len(calibration) < HELD_OUT_LEAST:
+        smaller = f" or a smaller data.calibration_share than {calibration_share:g}" if kept > count else ""
         raise DataError(
             f"{data.name}: {len(units(normals))} source units of normal images are too few to hold some out for "
-            "selection and calibration; use finer source units (data.group)"
+            f"selection and calibration; use finer source units (data.group){smaller}"
         )
     return train, selection, calibration
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sctune.config.fields import range_ends
+from sctune.config.data import range_ends
 from sctune.errors import DataError
 
 AUTO, CONTAINER = "auto", "container"

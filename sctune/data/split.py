@@ -16,6 +16,7 @@ from sctune.config import Task, TrialConfig
 from sctune.data.catalog import DataSet, ImageFile, open_dataset
 from sctune.data.duplicates import kept_together
 from sctune.data.pools import (
+    HELD_OUT_SHARE,
     Amount,
     Files,
     by_path,
@@ -101,6 +102,7 @@ class _Request:
     fold: int | None
     folds: int
     every: bool
+    calibration_share: float
 
     def check(self) -> None:
         if self.selection not in MODES:
@@ -113,6 +115,11 @@ class _Request:
             raise DataError(
                 "data.anomalies=all trains on the whole development pool, and data.selection=test knows no such pool; "
                 "use data.n_anomalies=all there"
+            )
+        if self.calibration_share != HELD_OUT_SHARE and self.selection == "test":
+            raise DataError(
+                f"data.calibration_share={self.calibration_share:g}: data.selection=test holds no image out to "
+                "calibrate with; leave it at its default there"
             )
 
     def fewer(self, used: int) -> tuple[str, ...]:
@@ -137,6 +144,7 @@ def make_split(
     category: str | None = None,
     group: str | None = None,
     every: bool = False,
+    calibration_share: float = HELD_OUT_SHARE,
 ) -> Split:
     """The split of one task.
 
@@ -144,10 +152,12 @@ def make_split(
     anomalies: how many are trained on, or "all"; seed: draws which; selection: one of MODES. fold: in modes seen and
     cross the fold held out, 0 .. folds - 1, None for the first. In the general setting a quarter of the anomalies stays
     in the test pool even when all are asked for. every: all anomalies of the pool that `anomalies` draws are trained
-    on, none is spare. Raises DataError.
+    on, none is spare. calibration_share: of the development normals, held out to calibrate with. Raises DataError.
     """
     data = root if isinstance(root, DataSet) else open_dataset(str(root), category, group)
-    request = _Request(data, setting, anomalies, known_class, seed, selection, partition_seed, fold, folds, every)
+    request = _Request(
+        data, setting, anomalies, known_class, seed, selection, partition_seed, fold, folds, every, calibration_share
+    )
     request.check()
     split = _paper_split(request) if selection == "test" else _pooled_split(request)
     if fold is not None and split.mode not in ("seen", "cross"):
@@ -172,6 +182,7 @@ def split_for(config: TrialConfig, task: Task, data: DataSet | None = None) -> S
         fold=task.fold,
         folds=task.folds or 2,
         every=config.data.anomalies == "all",
+        calibration_share=config.data.calibration_share,
     )
 
 
@@ -233,7 +244,9 @@ def _layout_order(file: ImageFile) -> tuple[str, str]:
 def _pooled_split(request: _Request) -> Split:
     data, setting, anomalies = request.data, request.setting, request.anomalies
     pools = draw_pools(data, setting, anomalies, request.known_class, request.partition_seed)
-    train, chosen, calibration = hold_out(data, pools.normals, pools.anomalies, request.partition_seed)
+    train, chosen, calibration = hold_out(
+        data, pools.normals, pools.anomalies, request.partition_seed, request.calibration_share
+    )
     wanted = len(pools.anomalies) if anomalies == "all" or request.every else anomalies
     trainable = outside(pools.anomalies, units(chosen), units(calibration))
     parts: list[Files] = []

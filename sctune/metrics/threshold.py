@@ -106,7 +106,7 @@ class Threshold:
         needed = math.ceil(1 / self.wanted) - 1
         return (
             f"threshold {self.value:.4f}: {kept}; {100 * self.wanted:.2g} % was wanted, which takes {needed} "
-            "calibration images at least"
+            "calibration images at least (data.calibration_share)"
         )
 
 

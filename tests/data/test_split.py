@@ -231,6 +231,29 @@ def test_thirty_normals_are_enough_and_ten_are_held_out_each() -> None:
     assert [summary[f"{name}_normals"] for name in ("train", "selection", "calibration", "test")] == [10, 10, 10, 12]
 
 
+def test_more_normals_calibrate_where_asked() -> None:
+    config = TrialConfig(seed=42)
+    usual, larger = (
+        split_for(one, Task(seed=42), ELPV) for one in (config, config.override({"data.calibration_share": 0.3}))
+    )
+    assert [len(split.calibration) for split in (usual, larger)] == [170, 339]
+    assert names(usual.calibration) < names(larger.calibration)
+    # they come from the training images alone
+    assert names(larger.train) == names(usual.train) - names(larger.calibration)
+    assert (larger.selection, larger.test) == (usual.selection, usual.test)
+    smaller = make_split(memory(normals=100, crack=9), "general", 4, None, 42, "auto", calibration_share=0.05)
+    assert smaller.summary()["calibration_normals"] == 10
+
+
+def test_too_large_a_calibration_is_refused() -> None:
+    small = memory(normals=38, crack=9)
+    assert make_split(small, "general", 4, None, 42, "auto").summary()["train_normals"] == 18
+    line = refusal(small, "general", 4, None, 42, "auto", calibration_share=0.5)
+    assert "memory: 38 source units" in line and "smaller data.calibration_share than 0.5" in line
+    line = refusal(ELPV, "general", 10, None, 42, "test", calibration_share=0.3)
+    assert "data.calibration_share=0.3" in line and "leave it at its default" in line
+
+
 def test_own_data_without_a_split_gets_one() -> None:
     data = memory(official=False, crack=40)
     split = make_split(data, "general", 8, None, 42, "auto")

@@ -19,6 +19,7 @@ from sctune.methods.untrained.coreset import greedy_centres
 from sctune.methods.untrained.crossfit import (
     FOLDS,
     LEAST_ANOMALIES,
+    MANY_ANOMALIES,
     HeldOut,
     choose_weights,
     cross_fit,
@@ -231,6 +232,11 @@ def held_out(count: int, normals: int = 300, push: float = 0.0, logistic: float 
         (held_out(40, logistic=3.0), ("auto", 0.0), (0.5, 0.0)),
         (held_out(40, logistic=3.0), (2.0, 0.3), (2.0, 0.3)),
         (held_out(0), ("auto", "auto"), (0.5, 0.0)),
+        # of many anomalies the regression is usual, where it can be chosen together with the push
+        (held_out(MANY_ANOMALIES - 1), ("auto", "auto"), (0.5, 0.0)),
+        (held_out(MANY_ANOMALIES), ("auto", "auto"), (0.25, 0.5)),
+        (held_out(MANY_ANOMALIES), ("auto", 0.0), (0.5, 0.0)),
+        (held_out(MANY_ANOMALIES), (1.0, "auto"), (1.0, 0.0)),
     ],
 )
 def test_weights_are_chosen_where_the_anomalies_are_sure(held, given, expected) -> None:

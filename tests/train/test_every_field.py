@@ -117,6 +117,7 @@ SHOWN_ELSEWHERE = {
     "data.setting": "test_trainer.test_all_three_settings_train",
     "data.known_class": "test_trainer.test_all_three_settings_train",
     "data.anomalies": "test_split_cross.test_all_of_the_pool_and_nothing_else_is_added_without_a_fold",
+    "data.calibration_share": "test_split.test_more_normals_calibrate_where_asked",
     "data.skip_corrupt": "test_skip_corrupt",
     "data.range": "test_stored_values.test_what_the_range_does_not_hold_is_refused_and_never_cut",
     "data.page": "test_stored_values.test_pages_and_frames_are_named_and_chosen",

@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Field
 from sctune.backbones.entry import Tap
 from sctune.backbones.registry import feature_side, tap_list
 from sctune.config import Conditions, MethodEntry, MethodSection, TrialConfig
-from sctune.config.fields import joined_names
+from sctune.config.section import joined_names
 from sctune.methods.length import ABOUT, TotalUpdates, check_total
 
 PUBLISHED_SOURCE = "vgg16"

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from sctune.config import Conditions, MethodEntry, MethodSection, TrialConfig
-from sctune.config.fields import joined_names
+from sctune.config.section import joined_names
 from sctune.errors import nearest
 from sctune.methods.fields import ADAM, CHANGES, CONDITIONS, TRUNK
 

@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field
 
 from sctune.backbones.registry import backbone_entry, feature_side, tap_list
 from sctune.config import Conditions, MethodEntry, MethodSection, TrialConfig
-from sctune.config.fields import joined_names
+from sctune.config.section import joined_names
 
 CELL_TAPS = ("stride8", "stride16")
 """Of methods that look at cells, where the backbone has them; `middle` and `deep` where it lacks one."""
