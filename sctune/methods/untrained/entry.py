@@ -26,11 +26,12 @@ class ReferenceSection(MethodSection):
     push: Weight = Field(
         "auto",
         description="weight of the direction in which the labelled anomalies lie, beside 1 for the distance; `auto`: "
-        "chosen by cross-validation where there are enough of them, else 0.5",
+        "chosen by cross-validation where there are enough of them, else 0.5; of 80 or more 0.25",
     )
     logistic: Weight = Field(
         "auto",
-        description="weight of a shrunk logistic regression on the whitened features; `auto`: as of push, else 0",
+        description="weight of a shrunk logistic regression on the whitened features; `auto`: as of push, else 0; "
+        "of 80 anomalies or more 0.5",
     )
     max_normals: int = Field(
         2000, ge=10, le=100_000, description="most normal images that are fitted; more are drawn from by the seed"
