@@ -2,32 +2,37 @@
 
 from __future__ import annotations
 
-import csv
-import json
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
-
-from safetensors.torch import save_file
 
 from sctune.config import TrialConfig
 from sctune.data.catalog import ImageFile
 from sctune.data.decode import Decoding
 from sctune.data.images import ImageCache
-from sctune.errors import ConfigError
 from sctune.methods.base import Fitted
 from sctune.metrics.objective import AP, AUROC
 from sctune.paths import cache_folder
 from sctune.train.trainer import Trainer
 
 
-def train_one(config: TrialConfig, out: Path | None, test: bool, say: Callable[[list[str]], None]) -> dict[str, Any]:
-    """Train to the end; gives metrics and the configuration. `test` scores the test pool once, afterwards.
+@dataclass(frozen=True)
+class Trained:
+    """A training by itself. metrics: of its last epoch, and of the test pool where it was opened; test: path, label
+    and score of each test image, then."""
 
-    out: a new folder for model.safetensors, config.json, metrics.json and scores.csv; ConfigError where it exists.
-    """
-    if out is not None and out.exists():
-        raise ConfigError(f"--out {out} exists; give a new folder")
+    trainer: Trainer
+    metrics: Mapping[str, float]
+    test: Sequence[tuple[str, int, float]] = ()
+
+    @property
+    def report(self) -> dict[str, Any]:
+        """Metrics and configuration as JSON."""
+        return {"format_version": 1, "metrics": dict(self.metrics), "config": self.trainer.config.document()}
+
+
+def train_one(config: TrialConfig, test: bool, say: Callable[[list[str]], None]) -> Trained:
+    """Train to the end. `test` scores the test pool once, afterwards."""
     trainer = Trainer(config)
     say([f"selection by {trainer.split.mode}: {trainer.split.reason}", *trainer.split.warnings])
     metrics: dict[str, float] = {}
@@ -41,10 +46,7 @@ def train_one(config: TrialConfig, out: Path | None, test: bool, say: Callable[[
         scores = score_test(trainer)
         labels, values = [row[1] for row in scores], [row[2] for row in scores]
         metrics |= {f"test_{figure.name}": figure.value(labels, values) for figure in (AUROC, AP)}
-    report_card = {"format_version": 1, "metrics": metrics, "config": trainer.config.document()}
-    if out is not None:
-        _write(out, trainer, report_card, scores)
-    return report_card
+    return Trained(trainer, metrics, scores)
 
 
 def score_test(trainer: Trainer, method: Fitted | None = None) -> list[tuple[str, int, float]]:
@@ -68,16 +70,3 @@ def score_files(
     files = [file for file in files if file.path in cached.index]
     scores = (method or trainer.method).score(cached.array[[cached.index[file.path] for file in files]])
     return [(file.path, file.label, float(score)) for file, score in zip(files, scores, strict=True)]
-
-
-def _write(out: Path, trainer: Trainer, report: dict[str, Any], scores: list[tuple[str, int, float]]) -> None:
-    out.mkdir(parents=True)
-    state = {name: value.cpu().contiguous() for name, value in trainer.method.model_state().items()}
-    save_file(state, out / "model.safetensors")
-    (out / "config.json").write_text(json.dumps(report["config"], indent=1), encoding="utf-8")
-    (out / "metrics.json").write_text(
-        json.dumps({"format_version": 1, **report["metrics"]}, indent=1), encoding="utf-8"
-    )
-    if scores:
-        with (out / "scores.csv").open("w", newline="", encoding="utf-8") as stream:
-            csv.writer(stream).writerows([("path", "label", "score"), *scores])
