@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 
@@ -12,9 +14,17 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
+def without_sections(names: Iterable[str]) -> dict[str, str]:
+    """Dotted name -> its last part; itself where another one ends alike."""
+    last = {name: name.rpartition(".")[2] for name in names}
+    times = Counter(last.values())
+    return {name: leaf if times[leaf] == 1 else name for name, leaf in last.items()}
+
+
 def short(params: dict[str, Any]) -> str:
     """Parameters in one line, without their sections."""
-    return ", ".join(f"{name.rsplit('.', 1)[-1]}={_figure(value)}" for name, value in params.items())
+    names = without_sections(params)
+    return ", ".join(f"{names[name]}={_figure(value)}" for name, value in params.items())
 
 
 def _figure(value: object) -> str:

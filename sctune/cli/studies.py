@@ -100,8 +100,8 @@ def spaces(
     """The search spaces that come with sctune, that over all methods, and those of single ones."""
     from sctune.config import load_profile, read_yaml
     from sctune.errors import SpaceError, nearest
-    from sctune.search.plan.method_space import ALL_METHODS, DESCRIPTION, method_space
-    from sctune.search.space.named import method_spaces, shipped_spaces
+    from sctune.search.plan.method_space import DESCRIPTION, method_space
+    from sctune.search.space.named import ALL_METHODS, method_spaces, shipped_spaces
 
     shipped, own = shipped_spaces(), method_spaces()
     if name == ALL_METHODS:

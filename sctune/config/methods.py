@@ -149,12 +149,15 @@ def forget(name: str) -> None:
 
 def method_entry(name: object) -> MethodEntry:
     """The entry of a method; raises ConfigError with the nearest name for one that is not known, or cannot be read."""
+    # first, since it is asked for with every field that is set
+    if isinstance(name, str) and name in _known:
+        return _known[name]
     names = _names()
-    if not isinstance(name, str) or (name not in _known and name not in names):
+    if not isinstance(name, str) or name not in names:
         raise ConfigError(f"method.name={name!r}: no such method; {nearest(str(name), {*names, *_known})}")
-    if name not in _known:
-        _known[name] = _loaded(BUILT_IN[name]) if name in BUILT_IN else load_entry(GROUP, name, MethodEntry)
-    return _known[name]
+    return _known.setdefault(
+        name, _loaded(BUILT_IN[name]) if name in BUILT_IN else load_entry(GROUP, name, MethodEntry)
+    )
 
 
 def method_entries() -> tuple[MethodEntry, ...]:

@@ -222,7 +222,8 @@ def _with_method(tree: Mapping[str, Any], entry: MethodEntry) -> dict[str, Any]:
 # unchecked: the entry of a method, which checks, imports this module
 FIELD_NAMES = tuple(TrialConfig.model_construct().flat())
 """Dotted names of all fields but those of single methods, which `field_names` has too."""
-FIELD_NAMES_OR_SECTIONS = frozenset(FIELD_NAMES) | set(TrialConfig.model_fields)
+_NAMES = frozenset(FIELD_NAMES)
+FIELD_NAMES_OR_SECTIONS = _NAMES | set(TrialConfig.model_fields)
 
 
 def field_names() -> tuple[str, ...]:
@@ -232,7 +233,10 @@ def field_names() -> tuple[str, ...]:
 
 
 def is_field(name: str) -> bool:
-    return name in FIELD_NAMES or (name.startswith("method.") and name in field_names())
+    section, _, leaf = name.partition(".")
+    return name in _NAMES or (
+        section == "method" and any(leaf in entry.section.model_fields for entry in method_entries())
+    )
 
 
 def set_dotted(tree: dict[str, Any], name: str, value: Any) -> None:

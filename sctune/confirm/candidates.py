@@ -102,12 +102,15 @@ def _papers_method(base: TrialConfig, profile: str) -> dict[str, Any]:
     if own.name == DEFAULT:
         return {} if base.model.normal_head == "mlp" else {DENSITY: "mlp"}
     held, recipes = base.flat(), [method_values(name, profile) for name in own.published]
-    of_file = base.model.weights not in (IMAGENET, RANDOM) and base.model.backbone != usual["model.backbone"]
-    # a file fits one backbone and is the whole study's; freeze counts the blocks of the profile's
-    kept = {"model.backbone", "model.freeze"} if of_file else set()
 
     def is_own(name: str) -> bool:
         return any(name in recipe and recipe[name] == held[name] for recipe in recipes)
+
+    other = base.model.backbone != usual["model.backbone"]
+    of_file = other and base.model.weights not in (IMAGENET, RANDOM)
+    asked = other and own.looks_at("model.backbone") and not is_own("model.backbone")
+    # a file fits one backbone and is the whole study's; freeze counts the blocks of the profile's
+    kept = {"model.backbone", "model.freeze"} if of_file else {"model.freeze"} if asked else set()
 
     fields = [
         name

@@ -142,6 +142,8 @@ def better_variant(study: Study, trial: int) -> Variant | None:
 
 def rescored_lines(found: Rescored, shown: int = 10) -> list[str]:
     """The best ways, in words."""
+    if not found.variants:
+        return [f"as trained: {found.judged_by.metric} {found.trained.value:.4f}; its method has no other way to score"]
     lines = [f"as trained: {found.judged_by.metric} {found.trained.value:.4f}  ({_text(found.trained.values)})"]
     for one in found.variants[:shown]:
         error = "" if one.error is None else f" +- {one.error:.4f}"

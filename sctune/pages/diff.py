@@ -209,6 +209,7 @@ def _compared(
         )
         for row, path in enumerate(one.selection.paths)
     )
+    # trials of two methods have other fields
     a, b = one.config.flat(), two.config.flat()
     kind: Kind = choose_heat_map(one)["kind"]
     warnings = [f"trial {c.row.number} is {c.row.state}: its epoch {t.epoch} is shown"
@@ -219,7 +220,7 @@ def _compared(
         epochs=(one.epoch, two.epoch),
         task=chosen[0].task.key,
         thresholds=cuts,
-        changes={name: (a[name], b[name]) for name in a if a[name] != b[name]},
+        changes={name: (a.get(name), b.get(name)) for name in {**a, **b} if a.get(name) != b.get(name)},
         images=images,
         heat_map=kind,
         warnings=tuple(warnings),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
 from sctune.metrics.objective import AUROC, Objective
 from sctune.report import EpochReport
+from sctune.text import without_sections
 from sctune.tracking.events import SHORT_PARAM, Child, Event, file_digest
 
 
@@ -225,12 +225,8 @@ def short_names(params: Mapping[str, Any]) -> dict[str, Any]:
 
     They begin with `_`, so that MLflow, which sorts by name, shows them before the fifty that nobody varied.
     """
-    leaves = Counter(name.rpartition(".")[2] for name in params)
-    return {
-        f"{SHORT_PARAM}{leaf if leaves[leaf] == 1 else name}": value
-        for name, value in params.items()
-        for leaf in [name.rpartition(".")[2]]
-    }
+    names = without_sections(params)
+    return {f"{SHORT_PARAM}{names[name]}": value for name, value in params.items()}
 
 
 def _end_tags(state: str, value: float | None, stop_reason: object) -> dict[str, str]:

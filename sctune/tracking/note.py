@@ -10,6 +10,7 @@ from urllib.parse import quote
 
 from sctune.metrics.merit import in_order
 from sctune.metrics.objective import Objective
+from sctune.text import without_sections
 from sctune.tracking.plots import PlottedTrial
 
 TOP = 10
@@ -70,7 +71,7 @@ def linked(note: str, experiment: str, run_of: Callable[[int], str | None]) -> s
 
 def _table(rows: Sequence[PlottedTrial], objective: Objective) -> list[str]:
     names = sorted({name for row in rows for name in row.params})
-    head = ["trial", "state", "epochs", _plain(objective.label), *(name.rpartition(".")[2] for name in names)]
+    head = ["trial", "state", "epochs", _plain(objective.label), *without_sections(names).values()]
     lines = [head, ["---"] * len(head)]
     for row in rows:
         cells = [row.state, str(max(row.values, default=0)), f"{row.value:.4f}"]

@@ -121,6 +121,16 @@ def test_a_file_of_weights_keeps_its_backbone() -> None:
     assert (model.backbone, model.weights, model.freeze, model.tap) == ("resnet18", "/resnet18.pth", 0, "middle")
 
 
+@pytest.mark.parametrize(("name", "backbone"), [("gaussian", "resnet18"), ("kdad", "wide_resnet50_2")])
+def test_a_backbone_that_was_asked_for_stays_with_its_own_count_of_frozen_blocks(name: str, backbone: str) -> None:
+    """The blocks that the profile freezes are counted in another backbone."""
+    searched = space_of(name, None, **{"model.backbone": backbone})
+    default, notes = reference(make_manifest(searched), [])
+    assert default is not None and notes == []
+    model = searched.base.override(default.fields).model
+    assert (model.backbone, model.freeze) == (backbone, TrialConfig().model.freeze)
+
+
 def test_what_a_variant_has_for_its_method_is_none_of_the_papers(tmp_path: Path) -> None:
     variants = {
         "ours": {"method.name": DEFAULT, "augment.kind": "cutmix"},

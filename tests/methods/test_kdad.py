@@ -637,3 +637,19 @@ def test_from_a_search_to_an_exported_model(image_folder: Path, tmp_path: Path) 
     exported = export_model(model, "onnx", tmp_path / "model.onnx", pixels)
     assert exported.parity.holds
     np.testing.assert_allclose(run_exported(exported.file, "onnx", pixels), model.score(pixels), rtol=1e-4, atol=1e-4)
+
+
+def test_the_room_of_kept_rows_can_be_taken_at_once() -> None:
+    """What is held stays, and what is not is looked at when it is asked for."""
+    array = np.arange(5, dtype=np.uint8).reshape(5, 1, 1, 1) + np.zeros((1, 2, 2, 3), np.uint8)
+    looked: list[int] = []
+
+    def look(images: np.ndarray) -> np.ndarray:
+        looked.extend(images[:, 0, 0, 0].tolist())
+        return images.reshape(len(images), -1).astype(np.float32)
+
+    kept = KeptMaps(look, TaskImages(array, np.arange(5), np.zeros(0, int)), 12, 4 * 12 * 2, "net")
+    kept.of(np.array([1]))
+    kept.take_room()
+    assert kept.held == 1 and kept.of(np.array([1, 3, 4]))[:, 0].tolist() == [1, 3, 4]
+    assert looked == [1, 3, 4]

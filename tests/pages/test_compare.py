@@ -161,3 +161,15 @@ def test_a_name_twice_or_unknown_is_refused(tmp_path: Path, tiny: TrialConfig) -
         compare_studies(tmp_path, ["one", "one"])
     with pytest.raises(StudyError, match="did you mean 'one'"):
         compare_studies(tmp_path, ["one", "onee"])
+
+
+def test_a_full_run_of_a_method_that_trains_nothing_saved_nothing(tmp_path: Path, tiny: TrialConfig) -> None:
+    """It has one epoch, whatever the others have."""
+    space = {"name": "both", "variants": {name: {"method.name": name} for name in ("deviation", "gaussian")}}
+    study = make_study(tmp_path, tiny.override({"budget.epochs": 6}), space=space)
+    scores = drawn_scores(study, 1.0)
+    record_trial(study, 0, TrialState.COMPLETE, {"variant": "deviation"}, 6, scores)
+    record_trial(study, 1, TrialState.COMPLETE, {"variant": "gaussian"}, 1, scores)
+    assert view_study(tmp_path, "small").cost.saved_share == 0
+    record_trial(study, 2, TrialState.PRUNED, {"variant": "deviation"}, 2, scores)
+    assert view_study(tmp_path, "small").cost.saved_share == pytest.approx(4 / 13)

@@ -131,3 +131,20 @@ def test_what_is_refused(study: Study, tmp_path: Path, tiny: TrialConfig) -> Non
     on_test = make_study(tmp_path, tiny.override({"data.selection": "test"}), "test")
     with pytest.raises(ConfigError, match="selects on its test images"):
         diff(on_test)
+
+
+def test_trials_of_two_methods_differ_in_the_fields_of_both(tmp_path: Path, tiny: TrialConfig) -> None:
+    names = ("gaussian", "patch_bank")
+    space = {"name": "two", "variants": {name: {"method.name": name} for name in names}}
+    made = make_study(tmp_path, tiny, space=space)
+    for number, name in enumerate(names):
+        train_trial(made, number, {"variant": name})
+    one, two = (TrialConfig().override({"method.name": name}).flat() for name in names)
+    for first, second, a, b in ((0, 1, one, two), (1, 0, two, one)):
+        changes = diff(made, first, second).changes
+        assert changes["method.name"] == (a["method.name"], b["method.name"])
+        only_a, only_b = a.keys() - b.keys(), b.keys() - a.keys()
+        assert {name for name, (_, there) in changes.items() if there is None} >= only_a != set()
+        assert {name: there for name, (here, there) in changes.items() if here is None and name in only_b} == {
+            name: b[name] for name in only_b if b[name] is not None
+        }

@@ -20,11 +20,12 @@ from sctune.search.cluster.connection import Resources
 from sctune.search.plan.options import SearchOptions
 from sctune.search.plan.plan import Plan, make_plan
 from sctune.search.run import dryrun
-from sctune.search.run.dryrun import costed, dearest_points, reference_seconds, time_methods
+from sctune.search.run.dryrun import costed, dearest_points, plan_lines, reference_seconds, time_methods
 from sctune.search.run.probe import Probe, Timed, Trial, peak_bytes, probe, probe_apart, timed_at
 from sctune.search.space.definition import Space, Values, load_space
 
 HEADS = {"values": ["single_head", "two_head_patch", "four_head", "two_head_latent"]}
+RESOURCES = Resources(2, 0, 1, 0, 2, 1)
 KINDS = {"values": ["none", "cutmix", "saliencycut"]}
 
 
@@ -273,10 +274,10 @@ def test_each_method_is_timed_at_its_own_dearest_point(tmp_path: Path) -> None:
 
 def test_a_space_of_several_methods_costs_their_mean_and_at_most_the_dearest(plan: Plan) -> None:
     mib = 2**20
-    slow = Timed("slow", {"variant": "slow"}, Probe(2.0, 6.0, 9.0, 1, 30 * mib, None, 900 * mib), 4, 2, 1)
-    fast = Timed("fast", {"variant": "fast"}, Probe(3.0, 1.0, 5.0, 5 * mib, 1, None, 400 * mib), 1, 1, 1)
+    slow = Timed("slow", {"variant": "slow"}, Probe(2.0, 6.0, 9.0, 1, 30 * mib, None, 400 * mib), 4, 2, 1)
+    fast = Timed("fast", {"variant": "fast"}, Probe(3.0, 1.0, 5.0, 5 * mib, 1, None, 900 * mib), 1, 1, 1)
     # 4 trials, 2 at a time
-    run = costed(plan, Resources(2, 0, 1, 0, 2, 1), [fast, slow], problems={"lost": "no weights"})
+    run = costed(plan, RESOURCES, [fast, slow], problems={"lost": "no weights"})
     turn = {one.method: one.trial_seconds for one in (slow, fast)}
     assert turn["slow"] - turn["fast"] == 4 * (2 * 2.0 + 6.0) - (3.0 + 1.0)
     around = run.start_seconds + run.end_seconds
@@ -286,10 +287,12 @@ def test_a_space_of_several_methods_costs_their_mean_and_at_most_the_dearest(pla
     told = run.to_dict()
     assert told["timed"] == {"variant": "slow"} and told["not_timed"] == {"lost": "no weights"}
     assert {name: one["memory_bytes"] for name, one in told["methods"].items()} == {
-        "fast": 400 * mib,
-        "slow": 900 * mib,
+        "fast": 900 * mib,
+        "slow": 400 * mib,
     }
-    assert any(line.startswith("fast: a trial 6 s and 400 MiB; one step 3.00 s, ") for line in run.lines), run.lines
+    # what a node must have is that of the method with most
+    assert told["memory_bytes"] == 900 * mib
+    assert any(line.startswith("fast: a trial 6 s and 900 MiB; one step 3.00 s, ") for line in run.lines), run.lines
     assert "lost: cannot be timed: no weights" in run.lines
     (line,) = [line for line in run.lines if line.startswith("expected time: about ")]
     assert " where each method gets an equal share of the trials, " in line and " where all are slow, with " in line
@@ -344,3 +347,29 @@ def test_what_a_process_of_its_own_tells(
     monkeypatch.setattr("sctune.search.run.probe.pickle.dumps", lambda _: b"")
     with pytest.raises(kind, match=message):
         probe_apart(Trial(load_profile("smoke"), None, None, "auroc", 1))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("parameters", "variants", "expected"),
+    [
+        ({"optim.lr": {"values": [1e-4, 1e-3]}}, {}, "; 6 epochs x 20 iterations x 18 images of 160 px"),
+        ({}, {"kdad": {"method.name": "kdad"}}, "; 6 epochs x 50 updates x 18 images of 160 px"),
+        (
+            {},
+            {"kdad": {"method.name": "kdad", "method.total_updates": "pass"}},
+            "; 6 epochs, each once over the normal images, x 18 images of 160 px",
+        ),
+        (
+            {},
+            {"kdad": {"method.name": "kdad"}, "ours": {"method.name": "deviation"}},
+            "; 6 epochs, each method in steps of its own, images of 160 px",
+        ),
+    ],
+)
+def test_the_plan_says_how_long_a_trial_trains(
+    plan: Plan, tmp_path: Path, parameters: dict[str, Any], variants: dict[str, Any], expected: str
+) -> None:
+    content = {"parameters": parameters, "variants": variants}
+    space = make_space(tmp_path, **{key: value for key, value in content.items() if value})
+    (line,) = [one for one in plan_lines(replace(plan, space=space), RESOURCES) if one.startswith("tasks: ")]
+    assert line.endswith(expected)

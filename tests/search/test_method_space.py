@@ -261,6 +261,14 @@ def test_a_method_that_cannot_be_trained_so_is_left_out_and_said() -> None:
 
 
 @pytest.mark.usefixtures("unchecked")
+def test_what_is_set_for_a_method_that_cannot_be_trained_anyway_is_no_mistake() -> None:
+    """Cutpaste and kdad have no labels to shuffle, with or without a length."""
+    space = made({"data.shuffle_labels": True, "model.normal_head": "mlp", "method.total_updates": 400})
+    for name in ("cutpaste", "kdad"):
+        assert any(line.startswith(f"method {name} is left out of the space: data.shuffle") for line in space.notes)
+
+
+@pytest.mark.usefixtures("unchecked")
 def test_too_few_trials_for_each_method_are_said() -> None:
     base, names = load_profile("cpu"), [entry.name for entry in method_entries()]
     space = method_space("cpu", base, {}, (), len(names) - 2)

@@ -9,8 +9,10 @@ import pytest
 
 from sctune.config import TrialConfig
 from sctune.report import OBJECTIVE, EpochReport
+from sctune.search.reconcile.recorded import shown_fields
 from sctune.tracking.callback import StudyFacts, TrackingCallback, short_names
 from sctune.tracking.events import well_formed
+from tests.builders import make_space
 
 
 class EventList:
@@ -84,6 +86,19 @@ def test_a_point_carries_the_time_it_is_given_and_all_metrics() -> None:
     observer.on_report(1, EpochReport(2, 4, {OBJECTIVE: 0.5, f"{OBJECTIVE}/elpv": 0.4}), 99)
     assert (events[0]["time"], events[0]["step"]) == (99, 2)
     assert events[0]["metrics"] == {OBJECTIVE: 0.5, f"{OBJECTIVE}/elpv": 0.4}
+
+
+def test_a_run_of_another_method_than_the_base_s_has_all_of_its_own_fields(tmp_path: Path) -> None:
+    variants = {"ours": {"method.name": "deviation"}, "cloner": {"method.name": "kdad", "method.total_updates": 7}}
+    space = make_space(tmp_path, variants=variants)
+    fields = shown_fields(space)
+    assert fields({"variant": "ours"}) == {"method.name": "deviation"}
+    point = {"variant": "cloner"}
+    assert fields(point) == space.base.override(variants["cloner"]).flat()
+    # what the base has and kdad has no use for is not told of its run
+    shown = {**space.base.flat(), **fields(point)}
+    assert space.base.model.normal_head == "gaussian" and shown["model.normal_head"] == TrialConfig().model.normal_head
+    assert shown["method.total_updates"] == 7 and "method.cache_mb" in shown
 
 
 def test_short_names_that_clash_stay_dotted() -> None:

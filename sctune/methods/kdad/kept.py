@@ -39,6 +39,10 @@ class KeptMaps:
         """How many are kept by now."""
         return int(self._held.sum())
 
+    def take_room(self) -> None:
+        """Take the memory of all rows now, as a whole training does; what is held stays."""
+        self._rows[~self._held[: self.room]] = 0
+
     def of(self, places: NDArray[np.intp]) -> Tensor:
         """Rows [N, D], half, of the normals at these places (0 for the first one)."""
         missing = np.unique(places[~self._held[places]])

@@ -142,6 +142,8 @@ class KdadMethod(Method):
         training.run(places)
         seconds = time.perf_counter() - started
         self.pair.cloner.eval()
+        # the memory of a dry run is to be that of a training
+        training.kept.take_room()
         steps, count = training.length.whole, len(training.images.normals)
         share = training.kept.room / count
         measured = training.measured if kdad_section(self.config).relative else 0

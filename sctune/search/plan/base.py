@@ -10,11 +10,11 @@ from sctune.backbones.weights import IMAGENET, RANDOM
 from sctune.config import TrialConfig, load_profile, search_defaults
 from sctune.errors import ConfigError
 from sctune.methods.named import method_values
-from sctune.search.plan.method_space import ALL_METHODS, method_space
+from sctune.search.plan.method_space import method_space
 from sctune.search.plan.options import SearchOptions
 from sctune.search.plan.references import planned_references
 from sctune.search.space.definition import Space, load_space
-from sctune.search.space.named import own_space_of
+from sctune.search.space.named import ALL_METHODS, own_space_of
 from sctune.search.space.parameter import as_number
 
 PAPER = "paper"

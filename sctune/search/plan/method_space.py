@@ -11,15 +11,14 @@ from dataclasses import replace
 from math import sqrt
 from typing import Any
 
-from sctune.config import TrialConfig, field_names, is_field, method_entries
+from sctune.config import MethodEntry, TrialConfig, field_names, is_field, method_entries
 from sctune.errors import ConfigError, nearest
 from sctune.search.plan.recipes import NAME, Recipe, recipe_of
 from sctune.search.space.definition import Space, Values, space_of
+from sctune.search.space.named import ALL_METHODS
 from sctune.search.space.parameter import Choice, Parameter
 from sctune.search.space.variants import VARIANT
 
-ALL_METHODS = "method"
-"""Name of the space."""
 DESCRIPTION = "All methods, each with its own parameters"
 
 
@@ -65,7 +64,9 @@ def _recipes(profile: str, base: TrialConfig, overrides: Mapping[str, Any]) -> t
         try:
             found.append(recipe_of(entry, profile, base, overrides))
         except ConfigError as problem:
-            if any(field.startswith("method.") and entry.looks_at(field) for field in overrides):
+            own = {field for field in overrides if field.startswith("method.") and entry.looks_at(field)}
+            others = {field: value for field, value in overrides.items() if field not in own}
+            if own and _can_be(entry, profile, base, others):
                 # what was set for this very method is a mistake, and no reason to leave it out
                 raise
             problems.append(problem)
@@ -76,6 +77,14 @@ def _recipes(profile: str, base: TrialConfig, overrides: Mapping[str, Any]) -> t
     if left:
         notes.append(f"left out of published recipes, since all trials of a study share it: {', '.join(left)}")
     return found, notes
+
+
+def _can_be(entry: MethodEntry, profile: str, base: TrialConfig, overrides: Mapping[str, Any]) -> bool:
+    try:
+        recipe_of(entry, profile, base, overrides)
+    except ConfigError:
+        return False
+    return True
 
 
 def _tree(recipes: Sequence[Recipe]) -> tuple[dict[str, Any], list[str]]:

@@ -31,7 +31,7 @@ class SearchOptions(StudyOptions):
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
 
-    space: str = asked(SPACE, "threshold_patch", "Shipped space (see `sctune spaces`) or a YAML file.")
+    space: str = asked(SPACE, "threshold_patch", "A name that `sctune spaces` lists, or a YAML file.")
     name: str | None = asked(PLACES, None, "Study name; default: space, date and time.")
     profile: str | None = asked(SPACE, None, "smoke, cpu, gpu or paper; default: what the machine has.")
     method: str | None = asked(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
@@ -12,6 +12,7 @@ from optuna.trial import FrozenTrial
 
 from sctune.errors import ConfigError
 from sctune.metrics.objective import AUROC, Objective
+from sctune.search.space.definition import Space
 from sctune.search.study.record import reports_of
 from sctune.search.study.references import Reference, read_references, reference_fields
 from sctune.search.study.study import Study
@@ -68,7 +69,22 @@ def shown_references(study: Study, stored: Mapping[str, Any]) -> list[PastRefere
 
 def tracking_of(study: Study, sink: EventSink) -> TrackingCallback:
     """The callback of a study, without a launch."""
-    return TrackingCallback(sink, study_facts(study), study.manifest.build_space().assignments)
+    return TrackingCallback(sink, study_facts(study), shown_fields(study.manifest.build_space()))
+
+
+def shown_fields(space: Space) -> Callable[[Mapping[str, Any]], Mapping[str, Any]]:
+    """A trial's parameters -> the fields of its run, over the base: of another method than the base's, all it has."""
+    base = space.base.method.name
+
+    def fields(params: Mapping[str, Any]) -> Mapping[str, Any]:
+        chosen = space.assignments(params)
+        if chosen.get("method.name", base) != base:
+            # a method whose package is gone cannot tell its other fields
+            with suppress(ConfigError):
+                return space.config(params).flat()
+        return chosen
+
+    return fields
 
 
 def study_facts(study: Study) -> StudyFacts:

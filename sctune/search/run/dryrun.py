@@ -20,6 +20,7 @@ from sctune.search.run.driver import planned
 from sctune.search.run.probe import Probe, Timed, Trial, probe_apart, timed_at
 from sctune.search.space.definition import Space, Values
 from sctune.search.space.parameter import Parameter
+from sctune.search.space.variants import VARIANT
 from sctune.search.study.references import TIME_SHARE, reference_fields
 from sctune.text import duration
 from sctune.tracking.server import safe_uri
@@ -119,6 +120,9 @@ class DryRun:
             "end_seconds": self.end_seconds,
             "study_seconds": self.study_seconds,
             "most_seconds": self.most_seconds,
+            # of the methods that need most of each
+            "memory_bytes": max(one.probe.memory_bytes for one in self.timed),
+            "gpu_bytes": max(one.probe.gpu_bytes for one in self.timed),
             "checkpoint_bytes": self.checkpoint_bytes,
             "checkpoints_bytes": self.checkpoints_bytes,
             "files_bytes": self.files_bytes,
@@ -296,8 +300,7 @@ def plan_lines(plan: Plan, resources: Resources) -> list[str]:
         plan.depth,
         f"selection by {manifest.selection.mode}: {manifest.selection.reason}",
         *([] if objective.is_default else [f"objective {objective.label}: {objective.about}"]),
-        f"tasks: {', '.join(task.key for task in manifest.tasks)}; {base.epochs} epochs x "
-        f"{base.budget.iterations} iterations x {base.budget.batch_size} images of {base.data.image_size} px",
+        f"tasks: {', '.join(task.key for task in manifest.tasks)}; {_length(plan.space)} of {base.data.image_size} px",
         f"{resources.concurrent} trial(s) at a time, each with {resources.cpus:g} CPU and {resources.gpus:g} GPU, "
         f"of {resources.cluster_cpus:g} CPUs and {resources.cluster_gpus:g} GPUs on {resources.nodes} node(s)",
     ]
@@ -308,6 +311,19 @@ def plan_lines(plan: Plan, resources: Resources) -> list[str]:
     if plan.skipped:
         lines.append(f"skipped {len(plan.skipped)} corrupt images, the first is {plan.skipped[0]}")
     return [*lines, *(f"warning: {line}" for line in plan.warnings)]
+
+
+def _length(space: Space) -> str:
+    """How much a trial trains, in words; some methods count otherwise than in iterations of an epoch."""
+    if len(set(space.field_values("method.name"))) > 1:
+        return f"{space.base.budget.epochs} epochs, each method in steps of its own, images"
+    base = space.config({VARIANT: next(iter(space.variants))}) if space.variants else space.base
+    epochs, size = base.epochs, base.budget.batch_size
+    total = getattr(base.method, "total_updates", "iterations")
+    if total == "pass":
+        return f"{epochs} epochs, each once over the normal images, x {size} images"
+    steps = f"{base.budget.iterations} iterations" if total == "iterations" else f"{total / epochs:.4g} updates"
+    return f"{epochs} epochs x {steps} x {size} images"
 
 
 def _parameter(space: Space, parameter: Parameter) -> str:

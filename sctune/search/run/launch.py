@@ -21,7 +21,7 @@ from sctune.paths import cache_folder
 from sctune.search.cluster.connection import Resources, largest_resources, nodes_alive, nodes_for
 from sctune.search.cluster.resources import TrialResources
 from sctune.search.plan.plan import weights_digests
-from sctune.search.reconcile.recorded import past_reference, past_trial, study_facts
+from sctune.search.reconcile.recorded import past_reference, past_trial, shown_fields, study_facts
 from sctune.search.reconcile.repair import open_writer
 from sctune.search.reconcile.stored_trials import remove_strays
 from sctune.search.rules.registry import make_rule
@@ -77,7 +77,7 @@ class RunningLaunch:
         """
         study = self.study
         writer = open_writer(study)
-        tracking = TrackingCallback(AfterRecord(study.record, writer), study_facts(study), self.space.assignments)
+        tracking = TrackingCallback(AfterRecord(study.record, writer), study_facts(study), shown_fields(self.space))
         try:
             controller, result = self._search(tracking, writer)
             hopeless = controller.end is not None and controller.end.reason is EndReason.HOPELESS

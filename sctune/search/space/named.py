@@ -9,6 +9,9 @@ from typing import Any
 from sctune.config import MethodEntry, method_entries, method_entry, read_yaml
 from sctune.errors import SpaceError, nearest
 
+ALL_METHODS = "method"
+"""The space over all methods, which is made for each profile (`sctune/search/plan/method_space.py`)."""
+
 
 def shipped_spaces() -> dict[str, Path]:
     """Name -> file of the spaces that come with sctune."""
@@ -45,7 +48,7 @@ def space_content(name_or_path: str | Path) -> tuple[dict[str, Any], str]:
         return read_yaml(path, SpaceError), str(path)
     name, own = str(name_or_path), method_spaces()
     if name not in own:
-        raise SpaceError(f"unknown space {name!r}; {nearest(name, (*shipped_spaces(), *own))}")
+        raise SpaceError(f"unknown space {name!r}; {nearest(name, (*shipped_spaces(), *own, ALL_METHODS))}")
     return own[name], name
 
 

@@ -159,6 +159,8 @@ def study_result(
     epochs = study.manifest.trial_config().epochs
     ended = [row for row in rows if row.state in ("COMPLETE", "PRUNED")]
     spent = sum(max(row.values, default=0) for row in ended)
+    # a full run has spent what it had: one epoch where its method trains nothing
+    due = sum(max(row.values, default=0) if row.state == "COMPLETE" else epochs for row in ended)
     noise, gap, indistinct = None, None, 0
     if best is not None and labels is not None:
         ranked = sorted((row for row in ended if row.value is not None), key=lambda row: merit_of(row, objective))
@@ -182,7 +184,7 @@ def study_result(
         gap=gap,
         indistinct=indistinct,
         equal=sum(row.value == best.value for row in full) if best is not None else 0,
-        saved_share=1 - spent / (epochs * len(ended)) if ended else 0.0,
+        saved_share=1 - spent / due if due else 0.0,
         seconds=seconds,
         tracking_uri=tracking_uri,
         parent_run_id=parent_run_id,
