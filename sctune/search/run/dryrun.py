@@ -322,7 +322,7 @@ def _length(space: Space) -> str:
     total = getattr(base.method, "total_updates", "iterations")
     if total == "pass":
         return f"{epochs} epochs, each once over the normal images, x {size} images"
-    steps = f"{base.budget.iterations} iterations" if total == "iterations" else f"{total / epochs:.4g} updates"
+    steps = f"{base.budget.iterations} iterations" if isinstance(total, str) else f"{total / epochs:.4g} updates"
     return f"{epochs} epochs x {steps} x {size} images"
 
 
