@@ -27,7 +27,7 @@ KnownClass = Annotated[
     list[str] | None, typer.Option(help="Anomaly class known in training (hard setting); repeatable.")
 ]
 Method = Annotated[
-    list[str] | None, typer.Option(help="Column of the table; repeatable; default: all that can be run.")
+    list[str] | None, typer.Option(help="Column of the table; repeatable; default: those that the table compares.")
 ]
 NAnomalies = Annotated[str | None, typer.Option(help="Training anomalies, with commas; default: the table's.")]
 Seeds = Annotated[str, typer.Option(help="Comma-separated; each is a trial of the paper's three.")]

@@ -137,7 +137,7 @@ class NetworkMethod(Method):
         figures = {**_means(rows), "lr": rate, **self.settle(ask)}
         for name, value in figures.items():
             if not np.isfinite(value):
-                raise NonFiniteError(f"{name} is {value} in epoch {epoch + 1}; a smaller optim.lr may help")
+                raise NonFiniteError(f"{name} is {value} in epoch {epoch + 1}; a smaller learning rate may help")
         return figures
 
     def step(self, number: int) -> dict[str, Tensor]:

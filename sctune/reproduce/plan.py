@@ -88,7 +88,7 @@ class TablePlan:
             without = f"without them {', '.join(dict.fromkeys(names))} cannot be run"
             try:
                 if local_weights(backbone) is None:
-                    found.append(f"weights of {backbone} are downloaded at the start; {without}")
+                    found.append(f"weights of {backbone} are downloaded when training or scoring needs them; {without}")
             except WeightsError as problem:
                 found.append(f"{problem}; {without}")
         return found

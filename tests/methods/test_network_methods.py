@@ -229,7 +229,7 @@ def test_a_training_of_no_numbers_fails_as_one(trainer: Trainer) -> None:
     method.prepare(task_images(trainer))
     with torch.no_grad():
         next(iter(method.network.parameters())).fill_(float("nan"))  # type: ignore[attr-defined]
-    with pytest.raises(NonFiniteError, match=r"in epoch 1; a smaller optim\.lr may help"):
+    with pytest.raises(NonFiniteError, match="in epoch 1; a smaller learning rate may help"):
         method.run_epoch(0, lambda: False)
 
 

@@ -303,7 +303,7 @@ def test_the_dry_run_lists_runs_and_gaps(make_root: Any) -> None:
 
 def test_the_dry_run_says_which_weights_are_not_here(carpet: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sctune.backbones.weights.local_weights", lambda name: None if name == "vgg16" else carpet)
-    line = "weights of vgg16 are downloaded at the start; without them kdad cannot be run"
+    line = "weights of vgg16 are downloaded when training or scoring needs them; without them kdad cannot be run"
     plan = plan_of("table3", carpet, categories=("carpet",))
     assert plan.downloads == plan.to_dict()["downloads"] == [line] and line in plan.lines
     assert plan_of("table3", carpet, overrides={"model.weights": "random"}).downloads == []
