@@ -111,7 +111,7 @@ def curve(trial: FrozenTrial) -> list[float]:
     return [round(value, 6) for _, value in sorted(trial.intermediate_values.items())]
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(400)
 def test_trials_in_trouble(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     log = tmp_path / "epochs"
 
