@@ -299,8 +299,3 @@ def test_a_pass_hides_as_many_cells_for_several_sides(small: TrialConfig, monkey
     method.scorer()(of_noise(2, 0))
     # three masks of each of three sides, of one image at once
     assert passes == [9, 9, 9]
-
-
-def test_steps_are_timed(small: TrialConfig) -> None:
-    seconds, steps = Trainer(small).time_step()
-    assert seconds > 0 and steps == 2
