@@ -252,6 +252,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--point", choices=POINTS, help="only this one")
+    parser.add_argument("--kind", choices=KINDS, help="only this one; tpe needs no undisturbed search")
     parser.add_argument("--keep", type=Path, help="folder for the studies, kept afterwards")
     arguments = parser.parse_args()
     root = arguments.keep or Path(tempfile.mkdtemp(prefix="chaos."))
@@ -262,10 +263,11 @@ def main() -> None:
         flush=True,
     )
     studies = Studies(root)
-    studies.baseline("random")
+    if arguments.kind != "tpe":
+        studies.baseline("random")
     outcomes = []
     for number in range(arguments.runs):
-        kind = "random" if number % 2 == 0 else "tpe"
+        kind = arguments.kind or ("random" if number % 2 == 0 else "tpe")
         fault = draw.choice(list(SIGNALS))
         point = arguments.point or draw.choices(POINTS, WEIGHTS)[0]
         began = time.monotonic()

@@ -330,14 +330,15 @@ def test_processes_agree_whatever_their_hash_seed() -> None:
         "    split = make_split('elpv', 'general', 10, None, 42, mode, group=r'cell(\\d+)\\.')\n"
         "    print(split.digest, [file.path for file in selection_subset(split, 9, 0)])\n"
     )
-    outputs = [
-        subprocess.run(
+    started = [
+        subprocess.Popen(
             [sys.executable, "-c", code],
             env={**os.environ, "PYTHONHASHSEED": seed},
-            capture_output=True,
+            stdout=subprocess.PIPE,
             text=True,
-            check=True,
-        ).stdout
+        )
         for seed in ("1", "2")
     ]
+    outputs = [process.communicate(timeout=100)[0] for process in started]
+    assert [process.returncode for process in started] == [0, 0]
     assert outputs[0] == outputs[1] and len(outputs[0].splitlines()) == 3

@@ -91,7 +91,8 @@ def test_fig7a_pastes_more_with_a_higher_threshold_and_counts_what_it_skips(
     sctune: Any, damaged_folder: Path, runs_of: Any, history: Any
 ) -> None:
     command = ["search", "--profile", "smoke", "--selection", "extra", "--data", damaged_folder, "--skip-corrupt"]
-    done = sctune(*command, *ONE, "--space", "fig7a", "--name", "fig7a", "--json")
+    short = ["--set", "budget.epochs=2"]
+    done = sctune(*command, *ONE, *short, "--space", "fig7a", "--name", "fig7a", "--json")
     assert "skipped 2 corrupt images" in done.stderr
     assert "train/good/003.png" in done.stderr
     trials = json.loads(done.stdout)["trials"]

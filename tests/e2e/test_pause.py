@@ -13,8 +13,8 @@ from tests.e2e.conftest import Sctune
 from tests.plugins import documented, write_package
 
 NAME = "paused"
-TRIALS, FACTOR = 4, 2
-"""The factor is the profile's: the best two of four go on."""
+TRIALS, FACTOR = 3, 2
+"""The factor is the profile's: the best of three goes on, and the other two do not."""
 
 KILLED = f"""
 

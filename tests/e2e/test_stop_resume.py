@@ -115,7 +115,7 @@ def check_whole(trials: int, sctune: Any, runs_of: Any, history: Any) -> None:
 
 
 def check_curves(sctune: Any, runs_of: Any, history: Any) -> None:
-    """The trials that were continued have the curves that they have when they are trained in one go, value by value.
+    """Two trials that were continued have the curves that they have when they are trained in one go, value by value.
 
     Those of the others: test_the_winning_configuration_trains_to_the_same_value.
     """
@@ -126,7 +126,8 @@ def check_curves(sctune: Any, runs_of: Any, history: Any) -> None:
     runs = runs_of(NAME)
     continued = [trial for trial in sctune.record(NAME) if trial.user_attrs["attempt"] > 1]
     assert len(continued) >= 2
-    for trial in continued:
+    # each is trained here once more
+    for trial in continued[:2]:
         whole = [report.metrics for report in Trainer(base.override(trial.user_attrs["params"])).fit()]
         for metric in ("selection_auroc", "loss"):
             told = history(runs[trial.number].info.run_id, metric)

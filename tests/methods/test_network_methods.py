@@ -173,14 +173,35 @@ def test_every_setting_trains(tiny: TrialConfig, name: str, case: dict[str, obje
         np.testing.assert_array_equal(method.scorer()(shown), scores)
 
 
+def module_inputs(trainer: Trainer) -> tuple[np.ndarray, torch.Tensor]:
+    """Images, and the same as the module takes them."""
+    images = np.concatenate([generated_images(trainer.config.data.image_size, 6), trainer.selection.images[:4]])
+    return images, torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
+
+
+def exported_program(trainer: Trainer, pixels: torch.Tensor) -> torch.export.ExportedProgram:
+    """The module for any number of images, traced with two."""
+    shapes = ({0: torch.export.Dim("images")},)
+    return torch.export.export(trainer.method.module(), (pixels[:2],), dynamic_shapes=shapes, strict=False)
+
+
+def test_the_traced_module_scores_alike(trainer: Trainer) -> None:
+    """All of an export but its translation to ONNX, which takes most of its time."""
+    images, pixels = module_inputs(trainer)
+    traced = exported_program(trainer, pixels).module()
+    for some in (pixels, pixels[:1]):
+        with torch.no_grad():
+            scores = traced(some).double().numpy()
+        assert score_parity(trainer.method.score(images)[: len(some)], scores, None).holds
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_an_exported_module_scores_alike(trainer: Trainer, tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
-    images = np.concatenate([generated_images(trainer.config.data.image_size, 6), trainer.selection.images[:4]])
-    pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
-    shapes = ({0: torch.export.Dim("images")},)
-    program = torch.export.export(trainer.method.module(), (pixels[:2],), dynamic_shapes=shapes, strict=False)
+    images, pixels = module_inputs(trainer)
+    program = exported_program(trainer, pixels)
     made = torch.onnx.export(program, input_names=["pixels"], dynamo=True, external_data=False, verbose=False)
     assert made is not None
     made.save(tmp_path / "model.onnx")

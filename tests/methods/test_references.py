@@ -274,6 +274,10 @@ def test_more_components_than_a_fold_has_images(trainer: Trainer) -> None:
     method.run_epoch(0, lambda: False)
 
 
+# cells have the trunk and the distance of pooled features, whose module is compared without ONNX above
+@pytest.mark.parametrize(
+    "trainer", [pytest.param("gaussian", marks=pytest.mark.slow), "patch_bank", CELLS], indirect=True
+)
 def test_onnx_gives_the_same_scores(trainer: Trainer, images: np.ndarray, tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")

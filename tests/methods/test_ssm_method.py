@@ -207,15 +207,28 @@ def test_a_spot_is_where_the_map_is_highest(small: TrialConfig) -> None:
 
 
 @two_rounds
+def test_the_module_scores_alike(trainer: Trainer, images: np.ndarray) -> None:
+    """In any batch, and as a traced program: all of an export but its translation to ONNX, which takes most of it."""
+    module, score = trainer.method.module(), trainer.method.score
+    pixels = np.concatenate([images, generated_images(64, 6)])
+    inputs = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
+    shapes = ({0: torch.export.Dim("images")},)
+    traced = torch.export.export(module, (inputs[:2],), dynamic_shapes=shapes, strict=False).module()
+    with torch.no_grad():
+        for some in (inputs, inputs[:1]):
+            for run in (module, traced):
+                np.testing.assert_allclose(run(some).numpy(), score(pixels)[: len(some)], atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+@two_rounds
 def test_an_exported_model_scores_alike(trainer: Trainer, images: np.ndarray, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     model = Model(trainer.method, trainer.config, ModelParts({}))
     pixels = np.concatenate([images, generated_images(64, 6)])
     found = export_parity(model, tmp_path, "onnx", pixels)
     assert found.holds and found.difference < 1e-5
-    with torch.no_grad():
-        held = trainer.method.module()(torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255)
-    np.testing.assert_allclose(held.numpy(), trainer.method.score(pixels), atol=1e-5)
 
 
 def test_other_ways_to_score(trainer: Trainer, images: np.ndarray) -> None:
@@ -286,8 +299,3 @@ def test_a_pass_hides_as_many_cells_for_several_sides(small: TrialConfig, monkey
     method.scorer()(of_noise(2, 0))
     # three masks of each of three sides, of one image at once
     assert passes == [9, 9, 9]
-
-
-def test_steps_are_timed(small: TrialConfig) -> None:
-    seconds, steps = Trainer(small).time_step()
-    assert seconds > 0 and steps == 2

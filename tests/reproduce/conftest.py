@@ -10,25 +10,25 @@ import pytest
 MakeRoot = Callable[[Mapping[str, Mapping[str, int]]], Path]
 
 
+def write_root(root: Path, sets: Mapping[str, Mapping[str, int]]) -> Path:
+    """Folder of a data set or category -> anomaly class -> number of images; 6 + 4 normal images each."""
+    root.mkdir()
+    for place, classes in sets.items():
+        for folder, count in {
+            "train/good": 6,
+            "test/good": 4,
+            **{f"test/{k}": n for k, n in classes.items()},
+        }.items():
+            (root / place / folder).mkdir(parents=True)
+            for number in range(count):
+                (root / place / folder / f"{number:03d}.png").touch()
+    return root
+
+
 @pytest.fixture
 def make_root(tmp_path: Path) -> MakeRoot:
-    """Folder of a data set or category -> anomaly class -> number of images; 6 + 4 normal images each."""
-
-    def make(sets: Mapping[str, Mapping[str, int]]) -> Path:
-        root = tmp_path / "data"
-        root.mkdir()
-        for place, classes in sets.items():
-            for folder, count in {
-                "train/good": 6,
-                "test/good": 4,
-                **{f"test/{k}": n for k, n in classes.items()},
-            }.items():
-                (root / place / folder).mkdir(parents=True)
-                for number in range(count):
-                    (root / place / folder / f"{number:03d}.png").touch()
-        return root
-
-    return make
+    """As `write_root`, in the folder of the test."""
+    return lambda sets: write_root(tmp_path / "data", sets)
 
 
 @pytest.fixture(autouse=True)

@@ -33,6 +33,7 @@ from sctune.reproduce.tables import (
     notes,
     terminal_tables,
 )
+from tests.reproduce.conftest import CARPET, write_root
 
 HEADER = Header("table2", "AUROC in the hard setting", "cpu", "profile cpu; seeds 42, 43", ("a note",), False)
 
@@ -79,9 +80,14 @@ class Table:
         return found
 
 
-@pytest.fixture
-def table(carpet: Path) -> Table:
-    return Table("table2", carpet, categories=("carpet",), anomalies=(10,))
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> Table:
+    """Worked out once: its intervals are of 2000 samples each, and no test changes it."""
+    root = write_root(tmp_path_factory.mktemp("table") / "data", {"mvtec/carpet": CARPET})
+    with pytest.MonkeyPatch.context() as patch:
+        # made before the patch that each test has
+        patch.setattr("sctune.reproduce.cells.elpv_installed", lambda: False)
+        return Table("table2", root, categories=("carpet",), anomalies=(10,))
 
 
 def test_a_row_is_the_mean_over_its_seeds(table: Table) -> None:

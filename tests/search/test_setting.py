@@ -35,7 +35,8 @@ def test_every_shipped_space_can_be_searched(name: str, profile: str) -> None:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     points = [space.suggest(study.ask()) for _ in range(200)]
-    configs = [space.config(values) for values in [*points, *space.probe_points(), *space.start]]
+    # the extreme points were tried when the space was loaded
+    configs = [space.config(values) for values in [*points, *space.start]]
     assert {config.n_anomalies for config in configs} == {0}
     assert "single_head" not in {config.model.heads for config in configs}
 
