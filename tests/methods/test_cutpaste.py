@@ -433,10 +433,12 @@ def test_pictures(trainer: Trainer) -> None:
         assert not np.array_equal(one.result, one.receiver)
 
 
-def test_the_dry_run_scores_what_it_has_timed(config: TrialConfig) -> None:
+def test_the_dry_run_scores_what_it_has_timed(config: TrialConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     again = Trainer(config)
-    seconds, steps = again.time_step()
-    assert seconds > 0 and steps == 2
+    # an update of a second, a first fit of three, each other one of one; two epochs of two updates
+    times = iter((0.0, 1.0, 4.0, 5.0))
+    monkeypatch.setattr("sctune.methods.cutpaste.method.now", lambda _: next(times))
+    assert again.time_step() == (1 + (3 + 1) / 4, 2)
     assert np.isfinite(again.method.scorer()(again.selection.images[:3])).all()
 
 
