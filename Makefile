@@ -52,10 +52,10 @@ bin: ## where the environment's commands are: PATH="$$(make -s bin):$$PATH"
 search: env ## run the main job: search saliency threshold and patch count on real solar cells
 	@PATH="$(BIN):$$PATH" sctune search --space threshold_patch $(ARGS)
 
-# two at a time: a small search leaves half of a small machine idle; files in pytest's order, the longest first
+# three at a time, for two cores: whole searches wait for processes much of their time; files in pytest's order, the longest first
 test: env ## run the tests, without the slow ones
 ifeq ($(strip $(ARGS)),)
-	@PATH="$(BIN):$$PATH" python -m pytest -q -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder --durations=30
+	@PATH="$(BIN):$$PATH" python -m pytest -q -m "not slow" -n 3 --dist loadfile --no-loadscope-reorder --durations=30
 else
 	@PATH="$(BIN):$$PATH" python -m pytest -q -m "not slow" $(ARGS)
 endif

@@ -24,13 +24,17 @@ def moment_tensors(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def load_moments(
-    optimiser: torch.optim.Optimizer, tensors: Mapping[str, Tensor], others: tuple[str, ...], whole: bool = False
+    optimiser: torch.optim.Optimizer,
+    tensors: Mapping[str, Tensor],
+    others: tuple[str, ...],
+    whole: bool = False,
+    count: object = None,
 ) -> None:
     """Take over what `moment_tensors` gave of Adam on the same weights, in one group; the tensors stay as they are.
 
     others: beginnings of names in `tensors` that are none of the optimiser's. whole: each step is one of all weights,
-    so that all of them have moments, or none has. Raises CheckpointError, before anything is changed, where the
-    tensors are of other weights, or a part is missing.
+    so that all of them have moments, or none has. count: how many weights have moments, where a state says so. Raises
+    CheckpointError, before anything is changed, where the tensors are of other weights, or a part is missing.
     """
     (group,) = optimiser.param_groups
     moments: dict[int, dict[str, Tensor]] = {}
@@ -43,7 +47,7 @@ def load_moments(
             raise CheckpointError(f"the checkpoint does not fit the optimiser: {name!r}")
         # Adam changes its own in place
         moments.setdefault(int(match[1]), {})[match[2]] = value.clone()
-    lacks = whole and 0 < len(moments) < len(group["params"])
+    lacks = (whole and 0 < len(moments) < len(group["params"])) or (count is not None and count != len(moments))
     if lacks or any(len(state) != 3 for state in moments.values()):
         raise CheckpointError("the checkpoint does not fit the optimiser: a part of its state is missing")
     optimiser.load_state_dict({"state": moments, "param_groups": optimiser.state_dict()["param_groups"]})

@@ -30,6 +30,8 @@ LEAST_NORMALS = 2
 """A standard deviation needs two."""
 AT_ONCE = 16
 """Images of one pass between two questions whether to stop."""
+STEPPED = "stepped"
+"""Name, among the values of a state, of the number of weights that had a step."""
 
 Ask = Callable[[], None]
 """Raises StoppedError where the training is to end."""
@@ -234,10 +236,13 @@ class NetworkMethod(Method):
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors, values = super().state()
-        return tensors | moment_tensors(self._prepared.optimiser), values
+        optimiser = self._prepared.optimiser
+        # not all need have had one: members may take turns, and a backbone may hold weights that its maps do not need
+        return tensors | moment_tensors(optimiser), values | {STEPPED: len(optimiser.state)}
 
     def load_state(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
-        load_moments(self._prepared.optimiser, tensors, (MODEL,))
+        # states of before have no such number
+        load_moments(self._prepared.optimiser, tensors, (MODEL,), count=values.get(STEPPED))
         self.load_model_state(model_tensors(tensors))
 
     def module(self) -> nn.Module:

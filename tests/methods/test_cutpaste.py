@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import onnxruntime
@@ -21,7 +20,6 @@ from sctune.deploy.parity import score_parity
 from sctune.errors import CheckpointError, ConfigError, DataError, NonFiniteError, StoppedError
 from sctune.methods.base import TaskImages
 from sctune.methods.cutpaste import features as kept_features
-from sctune.methods.cutpaste import method as cutpaste_method
 from sctune.methods.cutpaste.entry import batch_norm, batch_parts
 from sctune.methods.cutpaste.method import CutPasteMethod
 from sctune.methods.cutpaste.pretext import Pretext
@@ -437,11 +435,10 @@ def test_pictures(trainer: Trainer) -> None:
 
 def test_the_dry_run_scores_what_it_has_timed(config: TrialConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     again = Trainer(config)
-    # an update of a second, a first fit of three seconds, each other fit of one
+    # an update of a second, a first fit of three, each other one of one; two epochs of two updates
     times = iter((0.0, 1.0, 4.0, 5.0))
-    monkeypatch.setattr(cutpaste_method, "time", SimpleNamespace(perf_counter=lambda: next(times)))
-    # two fits beside four updates, in two epochs
-    assert again.method.time_step() == (1 + (3 + 1) / 4, 2)
+    monkeypatch.setattr("sctune.methods.cutpaste.method.now", lambda _: next(times))
+    assert again.time_step() == (1 + (3 + 1) / 4, 2)
     assert np.isfinite(again.method.scorer()(again.selection.images[:3])).all()
 
 

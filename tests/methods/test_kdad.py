@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from itertools import chain
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -406,7 +405,7 @@ def test_the_dry_run_counts_what_is_looked_at(room: int, tiny: TrialConfig, monk
     def afresh() -> None:
         training.kept, looks[0] = KeptMaps(look, training.images, dimension, room * 2**20, "net"), 0
 
-    monkeypatch.setattr(kdad_method, "time", SimpleNamespace(perf_counter=lambda: float(looks[0])))
+    monkeypatch.setattr(kdad_method, "now", lambda _: float(looks[0]))
     afresh()
     seconds, steps = method.time_step()
     assert steps == 5

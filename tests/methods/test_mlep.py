@@ -263,6 +263,10 @@ def test_few_normals_give_the_scale_where_that_is_asked_for(config: TrialConfig)
         ({"method.decoder_width": 8}, r"method\.decoder_width=8: input should be greater than or equal to 16"),
         ({"method.score": "recon"}, r"unknown configuration key 'method\.score'"),
         ({"model.tap": "shallow"}, r"model\.tap"),
+        (
+            {"data.shuffle_labels": True, "data.setting": "anomaly-free", "data.selection": "auto"},
+            "data.setting=anomaly-free mlep learns from normal images alone, so there are no labels to shuffle",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_line(config: TrialConfig, values: dict[str, object], message: str) -> None:

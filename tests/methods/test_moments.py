@@ -51,6 +51,9 @@ def test_weights_without_moments_are_the_callers_choice(net: nn.Linear) -> None:
     of_one = {name: value for name, value in held.items() if name.startswith("optim/0/")}
     with pytest.raises(CheckpointError, match="a part of its state is missing"):
         stepped(net, of_one, whole=True)
+    with pytest.raises(CheckpointError, match="a part of its state is missing"):
+        load_moments(torch.optim.Adam(net.parameters()), of_one, OTHERS, count=2)
+    load_moments(torch.optim.Adam(net.parameters()), of_one, OTHERS, count=1)
     stepped(net, of_one)
     for everything in ({}, held):
         stepped(net, everything, whole=True)

@@ -241,8 +241,9 @@ def test_the_turned_member_is_there_only_for_turns_that_are_not_normal(config: T
     with pytest.raises(CheckpointError, match="none of method saoe"):
         trained_method(own.override({"method.members": "cutpaste"}), CPU, noisy.model_state())
     alone = fresh_method(own.override({"method.members": "turned"}), CPU)
+    alone.prepare(TaskImages(stripes(64, noise=True), rows, np.arange(60, 64)))
     with pytest.raises(DataError, match=r"no member is left; use method\.turned=always, or cutpaste or confetti"):
-        alone.prepare(TaskImages(stripes(64, noise=True), rows, np.arange(60, 64)))
+        alone.run_epoch(0, lambda: False)
 
 
 @pytest.mark.parametrize("updates", ["each", "shared"])
@@ -270,12 +271,21 @@ def test_it_goes_on_whatever_number_of_updates_members_had(config: TrialConfig, 
     assert first.keys() == second.keys() and all(torch.equal(value, second[name]) for name, value in first.items())
 
 
-@pytest.mark.parametrize(("trained", "here"), [((1, 3), ()), ((1, 3), (2,)), ((), (1, 3))])
+@pytest.mark.parametrize(
+    ("members", "trained", "here"),
+    [
+        ("confetti,turned", (1, 3), ()),
+        ("confetti,turned", (1, 3), (2,)),
+        ("confetti,turned", (), (1, 3)),
+        ("turned", (1,), ()),
+    ],
+)
 def test_a_checkpoint_says_which_turns_are_learned_from(
-    config: TrialConfig, monkeypatch: pytest.MonkeyPatch, trained: tuple[int, ...], here: tuple[int, ...]
+    config: TrialConfig, monkeypatch: pytest.MonkeyPatch, members: str, trained: tuple[int, ...], here: tuple[int, ...]
 ) -> None:
     """Another device may find a turn near the limit to look otherwise."""
-    own = config.override({"method.turned": "auto", "model.weights": "random", "method.scale_normals": 4})
+    more = {"method.members": members, "model.weights": "random", "method.scale_normals": 4}
+    own = config.override({"method.turned": "auto", **more})
     images = TaskImages(stripes(10), np.arange(6), np.arange(6, 10))
 
     def prepared(turns: tuple[int, ...]) -> SaoeMethod:
@@ -300,7 +310,7 @@ def test_a_checkpoint_says_which_turns_are_learned_from(
     later, other = first.state()[0], second.state()[0]
     assert later.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in later.items())
     assert not all(torch.equal(value, tensors[name]) for name, value in later.items() if name in tensors)
-    for wrong in (None, [4], 1):
+    for wrong in (None, [4], 1, *([[]] if members == "turned" else [])):
         with pytest.raises(CheckpointError, match=r"does not fit method saoe: its turns are"):
             second.load_state(tensors, values | {"turns": wrong})
 
@@ -333,7 +343,7 @@ def test_outliers_take_half_of_the_synthetic_slots(config: TrialConfig, other_th
 def test_a_checkpoint_knows_its_outliers(config: TrialConfig, other_things: Path, tmp_path: Path) -> None:
     root = tmp_path / "things"
     shutil.copytree(other_things, root)
-    own = config.override({"method.outlier_root": str(root)})
+    own = config.override({"method.outlier_root": str(root), "method.members": "confetti", "budget.iterations": 1})
     first = Trainer(own)
     first.run_epoch()
     held, meta = first.state()

@@ -484,6 +484,9 @@ def test_fields_are_drawn_only_where_they_matter(tmp_path: Path) -> None:
         {"method.score_cells": "4,8", "method.weight": "cell"},
         {"method.score_cells": "4,8", "method.weight": "equal"},
     ]
+    assert {"method.score_cells": "8,4", "method.weight": "equal"} in points(
+        tmp_path, score_cells=["8", "8,4"], weight=["cell", "equal"]
+    )
     assert points(tmp_path, refine=[False, True], refine_quantile=[0.3, 0.5]) == [
         {"method.refine": False},
         {"method.refine": True, "method.refine_quantile": 0.3},

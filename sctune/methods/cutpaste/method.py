@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -18,6 +17,7 @@ from sctune.config import TrialConfig
 from sctune.data.batches import stream
 from sctune.errors import CheckpointError, DataError, NonFiniteError, StoppedError
 from sctune.methods.base import Method, PseudoExample, Scorer, Scores, TaskImages, model_tensors
+from sctune.methods.clock import now
 from sctune.methods.cutpaste.entry import section_of
 from sctune.methods.cutpaste.features import Features
 from sctune.methods.cutpaste.network import Classifier, PixelScore, build_classifier, load_part
@@ -140,13 +140,13 @@ class CutPasteMethod(Method):
     def time_step(self) -> tuple[float, int]:
         self.net.train()
         self.training.update(0)
-        marks = [time.perf_counter()]
+        marks = [now(self.device)]
         self.training.update(1)
-        marks.append(time.perf_counter())
+        marks.append(now(self.device))
         # the first fit asks the frozen blocks, the others do not
         for _ in range(2):
             self._fit(lambda: None)
-            marks.append(time.perf_counter())
+            marks.append(now(self.device))
         step, first, later = np.diff(marks)
         length = self.training.length
         return float(step + (first + (self.config.epochs - 1) * later) / length.whole), length.of(0)

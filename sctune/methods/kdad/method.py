@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -19,6 +18,7 @@ from sctune.config import TrialConfig
 from sctune.data.batches import stream
 from sctune.errors import CheckpointError, NonFiniteError, StoppedError
 from sctune.methods.base import MODEL, Maps, Method, Scorer, Scores, TaskImages, Variant, model_tensors
+from sctune.methods.clock import now
 from sctune.methods.kdad.cloner import Cloner, stages_of
 from sctune.methods.kdad.entry import critical_taps, kdad_section, rectified, tap_names
 from sctune.methods.kdad.heat import opened
@@ -132,15 +132,15 @@ class KdadMethod(Method):
     def time_step(self) -> tuple[float, int]:
         training = self.training
         places = next(training.batches(0))
-        started = time.perf_counter()
+        started = now(self.device)
         training.kept.of(places)
-        look = (time.perf_counter() - started) / len(places)
+        look = (now(self.device) - started) / len(places)
         self.pair.cloner.train()
         training.run(places)
-        started = time.perf_counter()
+        started = now(self.device)
         # looks again at what finds no room
         training.run(places)
-        seconds = time.perf_counter() - started
+        seconds = now(self.device) - started
         self.pair.cloner.eval()
         # the memory of a dry run is to be that of a training
         training.kept.take_room()

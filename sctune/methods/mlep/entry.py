@@ -34,6 +34,15 @@ class MlepSection(MethodSection):
     )
 
 
+def check(config: TrialConfig) -> None:
+    """Raises ValueError, one line, for values that do not go together."""
+    if config.data.shuffle_labels and config.n_anomalies == 0:
+        raise ValueError(
+            f"data.shuffle_labels=true: with data.setting={config.data.setting} mlep learns from normal images alone, "
+            "so there are no labels to shuffle; leave it out, or use data.setting=general"
+        )
+
+
 def summary(config: TrialConfig) -> str:
     """A configuration in a line."""
     section = config.method
@@ -82,5 +91,6 @@ ENTRY = MethodEntry(
         }
     },
     scoring=("method.error", "method.distance"),
+    check=check,
     summary=summary,
 )

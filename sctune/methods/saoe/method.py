@@ -31,6 +31,10 @@ OUTLIERS, QUARTERS = "outliers", "turns"
 """Names of the digest of the outliers, and of the turns of the turned member, among the values of a state."""
 MOST_TURNED = 150
 """Normal images that say whether they look other in a turn; a third of them is turned."""
+NO_MEMBER = (
+    f"method.members={TURNED}: in no quarter turn normal images look other than they do, or they are too few to tell, "
+    f"so no member is left; use method.turned=always, or {' or '.join(MEMBERS[:2])}"
+)
 LEAST_DEVIATION = 0.05
 """Of a member's logits on normal images: those that are all but the same are not blown up, and rounding with them."""
 
@@ -68,7 +72,8 @@ class SaoeMethod(NetworkMethod):
             started = now(self.device)
             self.turns = self._unlike_turns(images)
             self._seconds = now(self.device) - started
-            if not self.turns:
+            # the only member stays, since a checkpoint may know turns to learn from (`_take_turns`)
+            if not self.turns and self.network.names != [TURNED]:
                 self._without_turned(images)
         if section.outlier_root is not None:
             self.outliers = open_outliers(Path(section.outlier_root), section.outlier_limit, self.config)
@@ -79,6 +84,8 @@ class SaoeMethod(NetworkMethod):
 
     def losses(self, number: int) -> Iterator[Part]:
         names = self.network.names
+        if not self.turns and names == [TURNED]:
+            raise DataError(NO_MEMBER)
         for name in names if self._section.updates == "each" else [names[number % len(names)]]:
             batch = self.batch(name, number)
             member = self.network.member(name)
@@ -131,7 +138,9 @@ class SaoeMethod(NetworkMethod):
 
     def _take_turns(self, turns: Any) -> None:
         """Those that the training began with: on another device the look at turned images may end otherwise."""
-        if not isinstance(turns, list) or any(turn not in TURNS for turn in turns):
+        wrong = not isinstance(turns, list) or any(turn not in TURNS for turn in turns)
+        # such a training has no member, and so never began
+        if wrong or (not turns and self._section.names == (TURNED,)):
             raise CheckpointError(f"the checkpoint does not fit method saoe: its {QUARTERS} are {turns!r}")
         self.turns = tuple(turns)
         there = TURNED in self.network.names
@@ -191,11 +200,6 @@ class SaoeMethod(NetworkMethod):
         return unlike_turns(fitted, pooled(held), {turn: pooled(np.rot90(held, turn, (1, 2))) for turn in TURNS})
 
     def _without_turned(self, images: TaskImages) -> None:
-        if self.network.names == [TURNED]:
-            raise DataError(
-                f"method.members={TURNED}: in no quarter turn normal images look other than they do, or they are too "
-                f"few to tell, so no member is left; use method.turned=always, or {' or '.join(MEMBERS[:2])}"
-            )
         self.network.leave_out(TURNED)
         # an optimiser without its weights
         super().prepare(images)

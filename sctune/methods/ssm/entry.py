@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import combinations
+from itertools import permutations
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
@@ -114,7 +114,8 @@ def summary(config: TrialConfig) -> str:
 _SEVERAL: Conditions = (
     (
         "method.score_cells",
-        tuple(",".join(map(str, sides)) for count in range(2, len(CELLS) + 1) for sides in combinations(CELLS, count)),
+        # a space may name them in any order
+        tuple(",".join(map(str, sides)) for count in range(2, len(CELLS) + 1) for sides in permutations(CELLS, count)),
     ),
 )
 
