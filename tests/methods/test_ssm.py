@@ -445,11 +445,11 @@ def test_published_settings() -> None:
     rates = [paper.learning_rate(epoch) for epoch in range(50)]
     assert rates == pytest.approx([1e-4] * 15 + [1e-5] * 15 + [1e-6] * 15 + [1e-7] * 5)
     cpu = load_profile("cpu").override(method_values("ssm_reading", "cpu"))
-    assert (cpu.method.model_dump()["width"], cpu.data.image_size, cpu.budget.batch_size) == (8, 160, 18)
+    assert (cpu.method.model_dump()["width"], cpu.data.image_size, cpu.budget.batch_size) == (6, 160, 18)
     assert cpu.learning_rate(0) == 2e-3
 
 
-@pytest.mark.parametrize(("profile", "width"), [("cpu", 8), ("gpu", 64)])
+@pytest.mark.parametrize(("profile", "width"), [("cpu", 6), ("gpu", 64)])
 def test_the_reading_can_be_searched_in_a_space_of_its_own(profile: str, width: int) -> None:
     asked = SearchOptions(method="ssm_reading", space="ssm")
     space = search_space(asked, profile, base_config(asked, profile))

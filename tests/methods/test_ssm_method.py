@@ -13,7 +13,7 @@ import torch
 from sctune.config import TrialConfig
 from sctune.deploy.export import export_parity, generated_images
 from sctune.deploy.model import Model, ModelParts
-from sctune.errors import CheckpointError, DataError, StoppedError
+from sctune.errors import CheckpointError, DataError, NonFiniteError, StoppedError
 from sctune.methods.base import TaskImages
 from sctune.methods.pixels import ALIKE_BATCH
 from sctune.methods.registry import fresh_method, trained_method
@@ -272,6 +272,14 @@ def test_two_rounds_need_a_training_with_them(small: TrialConfig) -> None:
         trained_method(asked, CPU, method.model_state())
     assert "\n" not in str(caught.value)
     trained_method(asked, CPU, method.model_state() | {"threshold": torch.tensor(0.1)})
+
+
+def test_a_training_of_no_numbers_fails_as_one(small: TrialConfig) -> None:
+    method = prepared(small.override({"budget.iterations": 1}))
+    with torch.no_grad():
+        next(method.network.parameters()).fill_(float("nan"))
+    with pytest.raises(NonFiniteError, match="in epoch 1; a smaller learning rate may help"):
+        method.run_epoch(0, lambda: False)
 
 
 def test_a_training_compiles_its_network(small: TrialConfig, monkeypatch: pytest.MonkeyPatch) -> None:

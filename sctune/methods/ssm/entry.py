@@ -39,7 +39,7 @@ Cells = Annotated[str, BeforeValidator(joined_cells)]
 class SsmSection(MethodSection):
     name: Literal["ssm"] = "ssm"
     width: int = Field(
-        8, ge=2, le=128, description="channels of the U-Net at full size, eight times as many at its bottom (code: 64)"
+        6, ge=2, le=128, description="channels of the U-Net at full size, eight times as many at its bottom (code: 64)"
     )
     cells: Cells = Field(
         "2,4,8",
