@@ -13,6 +13,7 @@ import yaml
 
 from sctune.config import TrialConfig, load_profile, profile_names
 from sctune.errors import ConfigError, SpaceError
+from sctune.methods.named import method_values
 from sctune.search.space.definition import Space, load_space
 from sctune.search.space.named import shipped_spaces
 from sctune.search.space.parameter import Range
@@ -180,6 +181,15 @@ def test_mistakes_name_the_file_and_the_key(tmp_path: Path, content: dict[str, A
         load_space(file, load_profile("cpu"))
     assert str(file) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("method", "way"), [("kdad_lite0", "take --space kdad"), ("dra", "take another one of `sctune spaces`")]
+)
+def test_a_method_that_the_space_cannot_vary_is_told_where_to_go(method: str, way: str) -> None:
+    base = load_profile("cpu").override(method_values(method, "cpu"))
+    with pytest.raises(SpaceError, match=rf"threshold_patch.*\(method .*\), so nothing is searched; {way}$"):
+        load_space("threshold_patch", base)
 
 
 def test_condition_on_what_is_never_drawn_is_refused(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sctune.config import FIXED_FIELDS, TASK_FIELDS, TrialConfig, field_names, is_field
+from sctune.config.methods import DEFAULT
 from sctune.errors import ConfigError, SpaceError, nearest
 from sctune.search.space.parameter import Parameter
 
@@ -57,7 +58,13 @@ def check_conditions(space: Space, where: str) -> None:
         _check_some_variant(space, parameter, where)
         earlier[parameter.name] = parameter
     if not any(space.can_be_active(parameter) for parameter in space.parameters):
-        raise SpaceError(f"{where}: parameters: no condition holds with this configuration, so nothing is searched")
+        method = space.base.method.name
+        own = method != DEFAULT and space.base.entry.hyperparameters
+        way = f"take --space {method}" if own else "take another one of `sctune spaces`"
+        raise SpaceError(
+            f"{where}: parameters: no condition holds with this configuration (method {method}), so nothing is "
+            f"searched; {way}"
+        )
 
 
 def _check_parent(parent: Parameter, allowed: tuple[Any, ...], place: str) -> None:
