@@ -19,7 +19,7 @@ def header_of(setup: Setup) -> Header:
     """The header of a table; a fact that differs between columns is said of each that differs from most."""
     configs = {column.label: setup.config(column) for column in setup.runnable}
     values = ", ".join(f"{name}={value}" for name, value in setup.overrides.items())
-    steps = _fact("each of", configs, lambda c: f"{c.budget.iterations} iterations with {c.budget.batch_size} images")
+    steps = _fact("each of", configs, _steps)
     facts = [
         f"profile {setup.profile}",
         _fact("image size", configs, lambda c: f"{c.data.image_size} px"),
@@ -41,6 +41,17 @@ def _fact(name: str, configs: Configs, words: Callable[[TrialConfig], str]) -> s
     usual = max(reversed(found.values()), key=list(found.values()).count)
     others = [f"{label} {value}" for label, value in found.items() if value != usual]
     return f"{name} {usual}" + (f" ({', '.join(others)})" if others else "")
+
+
+def _steps(config: TrialConfig) -> str:
+    """Of an epoch; methods with a length of their own do not look at the iterations."""
+    total, size = getattr(config.method, "total_updates", "iterations"), config.budget.batch_size
+    if total == "pass":
+        return f"one pass over the normal images with {size} images"
+    steps = (
+        f"{config.budget.iterations} iterations" if isinstance(total, str) else f"{total / config.epochs:.4g} updates"
+    )
+    return f"{steps} with {size} images"
 
 
 def _backbone(config: TrialConfig) -> str:

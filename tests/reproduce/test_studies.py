@@ -276,7 +276,7 @@ def test_header_says_where_columns_differ(carpet: Path) -> None:
     for part in (
         "image size 448 px (CutPaste 256 px)",
         "backbone resnet18 (CutPaste resnet18 with random weights)",
-        "epochs 30 (CutPaste 256), each of 20 iterations with 48 images (CutPaste 256 iterations with 96 images)",
+        "epochs 30 (CutPaste 256), each of 20 iterations with 48 images (CutPaste 256 updates with 96 images)",
     ):
         assert part in facts.split("; ")
 
