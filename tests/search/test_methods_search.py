@@ -31,6 +31,7 @@ def test_every_method_is_searched_beside_the_others(image_folder: Path, tmp_path
         trials=len(names),
         scheduler="none",
         max_concurrent=1,
+        keep_best=len(names),
         overrides=SHORT,
     )
     result = run_search(options)
