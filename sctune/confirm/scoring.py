@@ -42,7 +42,7 @@ def subset_of(task: Task) -> str:
 
 def trained_model(study: Study, row: TrialRow, task: Task, split: Split) -> Trainer:
     """A trial's trained model of one task; raises CheckpointError where its checkpoint is gone."""
-    saved = TrialStore(study.manifest.storage_path, row.number).load_latest()
+    saved = TrialStore(study.manifest.storage_path, row.number).load_latest(only=task.key)
     if saved is None:
         raise CheckpointError(f"{study.name}: trial {row.number} has no checkpoint any more; confirm again")
     trainer = Trainer(study.manifest.config_of(row.params), task, split=split, objective=study.objective)

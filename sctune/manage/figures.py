@@ -151,7 +151,7 @@ def choose_trial(study: Study, options: FigureOptions) -> Chosen:
             f"study {study.name} selects on its test images (--selection test), so that its figures show them; say so "
             "with --test"
         )
-    saved = TrialStore(manifest.storage_path, row.number).load_latest()
+    saved = TrialStore(manifest.storage_path, row.number).load_latest(only=task.key)
     if saved is None:
         kept = [str(other.number) for other in rows if TrialStore(manifest.storage_path, other.number).names()]
         raise CheckpointError(

@@ -12,6 +12,8 @@ from sctune.errors import CheckpointError
 
 OPTIM = "optim/"
 """Begins their names; the index of the weight and Adam's own name follow."""
+STEPPED = "stepped"
+"""Name, among the values of a state, of the number of weights that had a step."""
 
 
 def moment_tensors(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -23,15 +23,13 @@ from sctune.errors import CheckpointError, DataError, NonFiniteError, StoppedErr
 from sctune.methods.base import MODEL, Method, Scorer, Scores, TaskImages, model_tensors
 from sctune.methods.clock import now
 from sctune.methods.kept import KeptMaps
-from sctune.methods.moments import load_moments, moment_tensors
+from sctune.methods.moments import STEPPED, load_moments, moment_tensors
 from sctune.methods.pixels import autocast, memory_format, normalise, score_alike, to_pixels
 
 LEAST_NORMALS = 2
 """A standard deviation needs two."""
 AT_ONCE = 16
 """Images of one pass between two questions whether to stop."""
-STEPPED = "stepped"
-"""Name, among the values of a state, of the number of weights that had a step."""
 
 Ask = Callable[[], None]
 """Raises StoppedError where the training is to end."""

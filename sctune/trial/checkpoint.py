@@ -195,10 +195,11 @@ class TrialStore:
                     found.append(_name(match))
         return sorted(found, key=lambda name: (name.epoch, name.writer))
 
-    def load(self, name: CheckpointName) -> Checkpoint:
+    def load(self, name: CheckpointName, only: str | None = None) -> Checkpoint:
         """A checkpoint; raises CheckpointError for a damaged one or one of a newer sctune.
 
-        StorageError where an object store does not answer: the checkpoint may be whole.
+        only: key of the task that is read, None: all of them. StorageError where an object store does not answer: the
+        checkpoint may be whole.
         """
         folder = f"{self.root}/{name.folder}"
         try:
@@ -206,7 +207,8 @@ class TrialStore:
             own = CheckpointName(manifest.epoch, manifest.attempt, manifest.launch)
             if own != name:
                 raise ValueError(f"it is of {own.folder}")
-            tasks = {key: (self._tensors(folder, row), row.meta) for key, row in manifest.tasks.items()}
+            rows = {key: row for key, row in manifest.tasks.items() if only in (None, key)}
+            tasks = {key: (self._tensors(folder, row), row.meta) for key, row in rows.items()}
             return Checkpoint(tasks, manifest.report, tuple(manifest.earlier))
         except CheckpointError as problem:
             raise CheckpointError(f"{folder}: {problem}") from None
@@ -218,15 +220,16 @@ class TrialStore:
             why = " ".join(str(problem).split())[:300]
             raise CheckpointError(f"cannot read the checkpoint {folder}: {why}") from None
 
-    def load_latest(self, first_launch: int = 0) -> Checkpoint | None:
+    def load_latest(self, first_launch: int = 0, only: str | None = None) -> Checkpoint | None:
         """The latest checkpoint that can be read, or None where there is none: a damaged one costs its epochs only.
 
-        first_launch: the one that began the trial; what an earlier launch wrote is of a namesake. Raises StorageError
-        where the storage does not answer.
+        first_launch: the one that began the trial; what an earlier launch wrote is of a namesake. only: as `load` has
+        it, so that a model of one of many tasks does not cost the memory of all. Raises StorageError where the storage
+        does not answer.
         """
         for name in reversed([name for name in self.names() if name.launch >= first_launch]):
             try:
-                return self.load(name)
+                return self.load(name, only)
             except StorageError:
                 raise
             except CheckpointError as problem:

@@ -409,7 +409,7 @@ def test_what_is_no_model_of_it_is_refused(config: TrialConfig, trainer: Trainer
         with pytest.raises(CheckpointError, match="none of method cutpaste") as caught:
             trained_method(config, CPU, wrong)
         assert "\n" not in str(caught.value)
-    tensors, _ = trainer.method.state()
+    tensors, values = trainer.method.state()
     for strange in (
         tensors | {"optim/0": torch.zeros(1)},
         tensors | {"optim/9999": torch.zeros(1)},
@@ -417,7 +417,26 @@ def test_what_is_no_model_of_it_is_refused(config: TrialConfig, trainer: Trainer
         {name: value for name, value in tensors.items() if name != "head/0.weight"},
     ):
         with pytest.raises(CheckpointError):
-            Trainer(config).method.load_state(strange, {})
+            Trainer(config).method.load_state(strange, values)
+
+
+def test_a_weight_that_no_gradient_reaches_has_no_momentum_to_lose(config: TrialConfig) -> None:
+    """As the last ones of HRNet by timm."""
+    own, other = Trainer(config), Trainer(config)
+    for one in (own, other):
+        idle = torch.nn.Parameter(torch.zeros(3))
+        method_of(one).training.optimiser.param_groups[0]["params"].append(idle)
+    own.run_epoch()
+    stored = own.state()
+    other.load_state(*stored)
+    assert other.method.state()[1] == own.method.state()[1]
+    assert own.run_epoch().scores == other.run_epoch().scores
+    tensors, values = own.method.state()
+    lost = {name: value for name, value in tensors.items() if name != "optim/0"}
+    with pytest.raises(CheckpointError, match="a part of its state is missing"):
+        other.method.load_state(lost, values)
+    # an earlier version does not say how many there are
+    other.method.load_state(tensors, {name: value for name, value in values.items() if name != "stepped"})
 
 
 def test_pictures(trainer: Trainer) -> None:

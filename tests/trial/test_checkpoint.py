@@ -32,6 +32,15 @@ def test_what_is_saved_is_loaded(tmp_path):
     assert store.root == f"{tmp_path}/trials/00007"
 
 
+def test_one_task_of_many_is_read_alone(tmp_path):
+    store = TrialStore(str(tmp_path), 0)
+    store.save(1, 1, {"one": state(1)["task"], "two": state(2)["task"]})
+    (tmp_path / "trials/00000/epoch-0001-attempt-01/task-0.safetensors").unlink()
+    loaded = store.load_latest(only="two")
+    assert list(loaded.tasks) == ["two"] and torch.equal(loaded.tasks["two"][0]["model/w"], torch.full((3,), 2.0))
+    assert store.load_latest() is None and store.load_latest(only="one") is None
+
+
 def test_one_stays_in_reserve_until_the_trial_is_over(tmp_path):
     store = TrialStore(str(tmp_path), 0)
     for epoch in (1, 2, 3):

@@ -23,6 +23,7 @@ from sctune.methods.cutpaste.features import Features
 from sctune.methods.cutpaste.network import Classifier, PixelScore, build_classifier, load_part
 from sctune.methods.cutpaste.training import Training, means
 from sctune.methods.density import Gaussian, distances, fit_gaussian
+from sctune.methods.moments import STEPPED
 from sctune.methods.pixels import score_alike
 from sctune.methods.untrained.reference import LEAST_NORMALS, Ask, Picked
 
@@ -128,10 +129,10 @@ class CutPasteMethod(Method):
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors, values = super().state()
-        return tensors | self.training.state(), values
+        return tensors | self.training.state(), values | {STEPPED: self.training.stepped}
 
     def load_state(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
-        self.training.load_state(tensors)
+        self.training.load_state(tensors, values.get(STEPPED))
         self.load_model_state(model_tensors(tensors))
 
     def module(self) -> nn.Module:

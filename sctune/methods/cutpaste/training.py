@@ -66,8 +66,17 @@ class Training:
                 tensors[f"{OPTIMISER}{index}"] = held["momentum_buffer"]
         return tensors
 
-    def load_state(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take over the part of a checkpoint that is not the model; raises CheckpointError where it does not fit."""
+    @property
+    def stepped(self) -> int:
+        """Weights that have a momentum: those of a backbone that no gradient reaches, as HRNet's last, never have."""
+        held = self.optimiser.state_dict()["state"].values()
+        return sum(one.get("momentum_buffer") is not None for one in held)
+
+    def load_state(self, tensors: Mapping[str, Tensor], stepped: object) -> None:
+        """Take over the part of a checkpoint that is not the model; raises CheckpointError where it does not fit.
+
+        stepped: as the property was, None where a checkpoint of an earlier version does not say it.
+        """
         weights = [weight for group in self.optimiser.param_groups for weight in group["params"]]
         moments: dict[int, dict[str, Tensor]] = {}
         for name, value in tensors.items():
@@ -77,7 +86,7 @@ class Training:
                 moments[int(match[1])] = {"momentum_buffer": value.clone()}
             elif not name.startswith((MODEL, HEAD)):
                 raise CheckpointError(f"the checkpoint does not fit the optimiser: {name!r}")
-        if moments and len(moments) < len(weights):
+        if stepped is not None and stepped != len(moments):
             raise CheckpointError("the checkpoint does not fit the optimiser: a part of its state is missing")
         head = {name.removeprefix(HEAD): value for name, value in tensors.items() if name.startswith(HEAD)}
         load_part(self.net.head, head, "head")

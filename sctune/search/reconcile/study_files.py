@@ -103,7 +103,7 @@ class Making:
 def best_trainer(manifest: StudyManifest, splits: dict[str, Split], number: int, params: dict[str, Any]) -> Trainer:
     """The trainer of a trial's first task with the trained weights of its checkpoint; raises CheckpointError."""
     task = manifest.tasks[0]
-    saved = TrialStore(manifest.storage_path, number).load_latest()
+    saved = TrialStore(manifest.storage_path, number).load_latest(only=task.key)
     if saved is None:
         raise CheckpointError(f"trial {number} has no checkpoint any more")
     trainer = Trainer(manifest.config_of(params), task, split=splits[task.key], objective=manifest.build_objective())
