@@ -138,7 +138,7 @@ def _plan_only(options: SearchOptions, as_json: bool) -> None:
 
 def _run(options: SearchOptions, hooks: tuple[str, ...], as_json: bool) -> None:
     from sctune.search.run.driver import run_search
-    from sctune.search.run.dryrun import plan_lines
+    from sctune.search.run.plan_lines import plan_lines
 
     _finish(run_search(options, messages, lambda plan, resources: say(plan_lines(plan, resources)), hooks), as_json)
 

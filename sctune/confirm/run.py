@@ -207,7 +207,7 @@ def _train(
 ) -> Study | None:
     """The confirmation's study, complete; None where it was stopped."""
     from sctune.search.run.driver import resume, run_plan
-    from sctune.search.run.dryrun import plan_lines
+    from sctune.search.run.plan_lines import plan_lines
 
     root = study.folder.parent
     mine = _confirmations(study)

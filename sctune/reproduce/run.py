@@ -113,7 +113,7 @@ def _run_studies(plan: TablePlan, problems: dict[str, SctuneError], say: Say, co
 def _train(plan: TablePlan, study: StudyPlan, open_session: ExitStack, say: Say, console: Console | None) -> bool:
     """Begin or go on with a study unless it is complete; gives whether it was stopped."""
     from sctune.search.run.driver import resume, run_search, session
-    from sctune.search.run.dryrun import plan_lines
+    from sctune.search.run.plan_lines import plan_lines
 
     before = stored_study(plan.study_root, study)
     if before is not None and before.is_complete:

@@ -20,7 +20,8 @@ from sctune.search.cluster.connection import Resources
 from sctune.search.plan.options import SearchOptions
 from sctune.search.plan.plan import Plan, make_plan
 from sctune.search.run import dryrun
-from sctune.search.run.dryrun import costed, dearest_points, plan_lines, reference_seconds, time_methods
+from sctune.search.run.dryrun import costed, dearest_points, reference_seconds, time_methods
+from sctune.search.run.plan_lines import plan_lines
 from sctune.search.run.probe import Probe, Timed, Trial, peak_bytes, probe, probe_apart, timed_at
 from sctune.search.space.definition import Space, Values, load_space
 

@@ -13,7 +13,7 @@ from sctune.search.plan.base import base_config, search_space
 from sctune.search.plan.options import SearchOptions
 from sctune.search.plan.plan import make_plan
 from sctune.search.run.driver import check_versions
-from sctune.search.run.dryrun import plan_lines
+from sctune.search.run.plan_lines import plan_lines
 from sctune.search.study.splits import study_splits
 from sctune.search.study.study import Study
 

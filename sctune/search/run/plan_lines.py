@@ -1,0 +1,75 @@
+"""The plan of a search in words, as it is shown before every search, and before what trains again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from sctune.search.cluster.connection import Resources
+from sctune.search.plan.plan import Plan
+from sctune.search.space.definition import Space
+from sctune.search.space.parameter import Parameter
+from sctune.search.space.variants import VARIANT
+from sctune.tracking.server import safe_uri
+
+
+def plan_lines(plan: Plan, resources: Resources) -> list[str]:
+    """The plan in words, shown before every search."""
+    manifest, base, objective = plan.manifest, plan.space.base, plan.manifest.build_objective()
+    points = plan.space.size()
+    size = "continuous" if points is None else f"{points} points"
+    lines = [
+        f"study {manifest.name}: space {manifest.space['name']} ({size}), "
+        f"profile {manifest.profile}, {manifest.trials} trials, sampler {manifest.sampler}, "
+        f"scheduler {manifest.scheduler.name}",
+        *(_parameter(plan.space, parameter) for parameter in plan.space.parameters),
+        *(f"  variant {name}: {fields_text(fields)}" for name, fields in plan.space.variants.items()),
+        f"runs: {safe_uri(manifest.tracking_uri)} ({plan.tracking_origin})",
+        f"data {manifest.data.name}: {_counts(manifest.data.counts)}",
+        *(f"  {line}" for check in plan.checks for line in check.table),
+        plan.depth,
+        f"selection by {manifest.selection.mode}: {manifest.selection.reason}",
+        *([] if objective.is_default else [f"objective {objective.label}: {objective.about}"]),
+        f"tasks: {', '.join(task.key for task in manifest.tasks)}; {_length(plan.space)} of {base.data.image_size} px",
+        f"{resources.concurrent} trial(s) at a time, each with {resources.cpus:g} CPU and {resources.gpus:g} GPU, "
+        f"of {resources.cluster_cpus:g} CPUs and {resources.cluster_gpus:g} GPUs on {resources.nodes} node(s)",
+    ]
+    if manifest.references:
+        lines.append(f"before the trials: {', '.join(manifest.references)} (references, which train nothing)")
+    if manifest.data.licence:
+        lines.append(f"data licence: {manifest.data.licence}")
+    if plan.skipped:
+        lines.append(f"skipped {len(plan.skipped)} corrupt images, the first is {plan.skipped[0]}")
+    return [*lines, *(f"warning: {line}" for line in plan.warnings)]
+
+
+def _length(space: Space) -> str:
+    """How much a trial trains, in words; some methods count otherwise than in iterations of an epoch."""
+    if len(set(space.field_values("method.name"))) > 1:
+        return f"{space.base.budget.epochs} epochs, each method in steps of its own, images"
+    base = space.config({VARIANT: next(iter(space.variants))}) if space.variants else space.base
+    epochs, size = base.epochs, base.budget.batch_size
+    total = getattr(base.method, "total_updates", "iterations")
+    if total == "pass":
+        return f"{epochs} epochs, each once over the normal images, x {size} images"
+    steps = f"{base.budget.iterations} iterations" if isinstance(total, str) else f"{total / epochs:.4g} updates"
+    return f"{epochs} epochs x {steps} x {size} images"
+
+
+def _parameter(space: Space, parameter: Parameter) -> str:
+    idle = "" if space.can_be_active(parameter) else "; never drawn: it has no effect with this configuration"
+    met = (f"{other} is {' or '.join(map(str, allowed))}" for other, allowed in parameter.when)
+    where = f", where {' and '.join(met)}" if parameter.when else ""
+    return f"  {parameter.name}: {parameter.describe()}{where}{idle}"
+
+
+def fields_text(values: Mapping[str, Any]) -> str:
+    """Fields and what they are set to, in words."""
+    return ", ".join(f"{name}={value}" for name, value in values.items()) or "the base as it is"
+
+
+def _counts(counts: dict[str, int]) -> str:
+    parts = []
+    for name in ("train", "selection", "calibration", "test"):
+        parts.append(f"{name} {counts[f'{name}_normals']} normal + {counts[f'{name}_anomalies']} anomalous")
+    return ", ".join(parts)
