@@ -4,38 +4,19 @@ from __future__ import annotations
 
 import csv
 import json
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
 
-from sctune.cli import main
 from sctune.config import TrialConfig
 from sctune.deploy.locate import open_model
 from sctune.deploy.single import write_trained
 from sctune.errors import ConfigError
 from sctune.train.single import train_one
 from sctune.train.trainer import Trainer
-from tests.conftest import TINY
-
-Command = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """Run sctune in this process: exit code, stdout, stderr."""
-
-    def run(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["sctune", *map(str, words)])
-        with pytest.raises(SystemExit) as caught:
-            main()
-        output = capsys.readouterr()
-        return int(caught.value.code or 0), output.out, output.err
-
-    return run
+from tests.conftest import TINY, Command
 
 
 def assignments(folder: Path) -> list[str]:

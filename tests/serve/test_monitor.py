@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ import pytest
 from PIL import Image
 from scipy import stats
 
-from sctune.cli import main
 from sctune.deploy.calibration import Calibration
 from sctune.deploy.model import Model, load_model_folder
 from sctune.errors import ConfigError, DataError
@@ -22,6 +20,7 @@ from sctune.serve.inputs import list_inputs
 from sctune.serve.models import with_threshold
 from sctune.serve.monitor import ALPHA, EFFECT, drifts, holm, monitor, monitor_lines, sizes
 from sctune.serve.predict import predict_to_file
+from tests.conftest import Command
 from tests.models import noise_png, small_config, write_small_model
 
 
@@ -149,22 +148,8 @@ def test_a_model_without_calibration_is_refused(tmp_path: Path) -> None:
         monitor(load_model_folder(write_small_model(tmp_path, calibrated=0)), rows(10))
 
 
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
-    """Runs sctune in this process: exit code, stdout, stderr."""
-
-    def run(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["sctune", *map(str, words)])
-        with pytest.raises(SystemExit) as caught:
-            main()
-        output = capsys.readouterr()
-        return int(caught.value.code or 0), output.out, output.err
-
-    return run
-
-
 def test_the_command_on_a_folder_and_on_its_table(
-    model: Model, model_folder: Path, tmp_path: Path, command: Any
+    model: Model, model_folder: Path, tmp_path: Path, command: Command
 ) -> None:
     same, darker = tmp_path / "same", tmp_path / "darker"
     for number in range(60):
