@@ -53,8 +53,10 @@ def stop(
     """Ask the driver of a study to stop cleanly, here or on another host, and wait until it has."""
     from sctune.search.study.driver import stop as stop_study
 
-    driver, end = stop_study(_open(study, study_root, storage), wait)
-    more = "" if end == "done" else f"; go on with `sctune resume {study}`"
+    found = _open(study, study_root, storage)
+    driver, end = stop_study(found, wait)
+    on = f"`sctune resume {study}`" if found.manifest.confirms is None else "the `sctune confirm` that began it"
+    more = "" if end == "done" else f"; go on with {on}"
     document = {"study": study, "driver": driver.to_dict(), "end": end}
     emit(document if as_json else None, [f"{study} has ended: {end} ({driver.text}){more}"])
 

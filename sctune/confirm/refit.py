@@ -25,6 +25,7 @@ from sctune.data.split import Split, split_for
 from sctune.errors import DataError, EndedAtOnceError
 from sctune.files import replace_files
 from sctune.search.study.content import task_digests
+from sctune.search.study.driver import stop_requests
 from sctune.search.study.study import Study
 from sctune.trial.remote import FAILED, LOG
 from sctune.trial.whole import LABELS, PATHS, SCORES, WEIGHTS, train_whole
@@ -135,7 +136,8 @@ def run_trainings(
 ) -> dict[str, str]:
     """Run those that an earlier call has not left; gives name -> what went wrong of those that failed.
 
-    trained: the confirmation's own study. An interrupt ends those that run, and EndedAtOnceError says so.
+    trained: the confirmation's own study, of which this process is the driver meanwhile: `sctune stop` finds it, and
+    no second one trains the same. An interrupt ends those that run, and EndedAtOnceError says so.
     """
     done = stored(study, trained, trainings)
     missing = [one for one in trainings if one.name not in done]
@@ -159,7 +161,7 @@ def _run(
 
     check_versions(trained)
     manifest = trained.manifest
-    with session(address) as warnings, _terminated_as_interrupted():
+    with trained.lock(), session(address) as warnings, _terminated_as_interrupted(), stop_requests(trained):
         left_out = lacking_nodes(manifest, {one.name: one.split for one in missing}, address)
         say([*warnings, *left_out.values()])
         asked = manifest.resources

@@ -20,6 +20,7 @@ from sctune.confirm.results import read_confirmation
 from sctune.confirm.run import ConfirmOptions, run_confirm
 from sctune.data.split import split_for
 from sctune.deploy.locate import open_model
+from sctune.search.study.driver import running_driver
 from sctune.search.study.ledger import looks
 from sctune.search.study.record import Record
 from sctune.search.study.splits import study_splits
@@ -30,6 +31,7 @@ from sctune.tracking.server import STUDY_TAG, TRIAL_TAG, mlflow_client
 pytestmark = pytest.mark.timeout(600)
 
 NAME = "way"
+TRAINED = f"{NAME}-confirm"
 OPTIONS = ConfirmOptions(top=1, n_seeds=2)
 
 
@@ -76,13 +78,13 @@ def test_the_winner_has_the_best_mean_on_seeds_of_its_own(
     (searched_one,) = (one for one in ranking if one["trial"] is not None)
     assert searched_one["search_value"] == searched["best_value"]
     # the mean over seeds is what the confirmation's own record says
-    again = sctune.json("status", f"{NAME}-confirm")
+    again = sctune.json("status", TRAINED)
     values = {trial["params"]["variant"]: trial["value"] for trial in again["trials"]}
     assert {one["name"]: pytest.approx(one["mean"]) for one in ranking} == values
 
 
 def test_the_test_numbers_are_those_of_the_stored_scores(study: Study, confirmed: dict[str, Any]) -> None:
-    test, folder = confirmed["test"], study.folder / "confirm" / f"{NAME}-confirm"
+    test, folder = confirmed["test"], study.folder / "confirm" / TRAINED
     winner = confirmed["ranking"][0]["name"]
     values = {}
     for seed in (1001, 1002):
@@ -101,7 +103,7 @@ def test_the_test_numbers_are_those_of_the_stored_scores(study: Study, confirmed
 
 
 def test_no_test_image_was_ever_read_in_training(study: Study) -> None:
-    trained = Study.open(study.folder.parent, f"{NAME}-confirm")
+    trained = Study.open(study.folder.parent, TRAINED)
     splits = [*study_splits(study.manifest).values(), *study_splits(trained.manifest).values()]
     tests = {file.path for split in splits for file in split.test}
     read = {
@@ -117,7 +119,7 @@ def test_no_test_image_was_ever_read_in_training(study: Study) -> None:
 def test_a_confirmation_is_not_repeated_and_not_nested(sctune: Any, study: Study, confirmed: dict[str, Any]) -> None:
     assert json.loads(sctune.here("confirm", NAME, "--json").stdout) == confirmed
     assert len(looks(study)) == 1
-    refused = sctune.here("confirm", f"{NAME}-confirm", code=2).stderr
+    refused = sctune.here("confirm", TRAINED, code=2).stderr
     assert "is itself a confirmation" in refused
 
 
@@ -235,7 +237,7 @@ def test_rollback_is_told(sctune: Any, study: Study, deployed: dict[str, Any]) -
 
 
 def test_what_is_not_confirmed_is_not_deployed(sctune: Any, confirmed: dict[str, Any]) -> None:
-    assert f"run `sctune confirm {NAME}-confirm` first" in sctune("deploy", f"{NAME}-confirm", code=2).stderr
+    assert f"run `sctune confirm {NAME}-confirm` first" in sctune("deploy", TRAINED, code=2).stderr
     assert "no study 'wya'" in sctune("deploy", "wya", code=2).stderr
 
 
@@ -274,7 +276,7 @@ def test_the_mean_of_the_seeds_is_deployed_without_a_look(
     table = sctune.home / "both.csv"
     sctune("predict", image_folder / "test", "--model", "models:/both@champion", "--out", table)
     predicted = {Path(row["path"]).parts[-2:]: float(row["score"]) for row in scores_table(table)}
-    folder = study.folder / "confirm" / f"{NAME}-confirm"
+    folder = study.folder / "confirm" / TRAINED
     winner = confirmed["ranking"][0]["name"]
     members = [scores_of(folder / f"{winner}--seed{seed}.csv") for seed in (1001, 1002)]
     means = np.mean([scores for _, scores, _ in members], axis=0)
@@ -289,13 +291,27 @@ def test_the_mean_of_the_seeds_is_deployed_without_a_look(
 
 
 def test_the_final_model_is_trained_on_all_and_compared_by_folds(
-    sctune: Any, study: Study, confirmed: dict[str, Any]
+    sctune: Any, study: Study, confirmed: dict[str, Any], wait_until: Callable[..., None]
 ) -> None:
+    """Stopped in its trainings, then to the end."""
     before = len(looks(study))
+    told = sctune.home / "stopped.txt"
+    with sctune.started("confirm", NAME, "--refit", "all", stderr=told) as process:
+        wait_until(lambda: running_driver(Study.open(study.folder.parent, TRAINED)) is not None, 120, "a driver")
+        refused = sctune.here("confirm", NAME, "--refit", "all", code=2).stderr
+        assert f"is being run by process {process.pid}" in refused
+        wait_until(lambda: "trained: " in told.read_text(), 120, "the end of a training")
+        stopped = sctune("stop", TRAINED).stdout
+        out, _ = process.communicate(timeout=60)
+    err = told.read_text()
+    assert "has ended: stopped" in stopped and "go on with the `sctune confirm` that began it" in stopped
+    assert process.returncode == 3, out + err
+    assert "the same command goes on with the others" in err and "Traceback" not in err
+    assert len(looks(study)) == before
     document = sctune.json("confirm", NAME, "--refit", "all")
     assert document["looks"] == before + 1 and looks(study)[-1].command.endswith("--refit all")
     (final,) = (one for one in document["finals"] if one["refit"])
-    folder = study.folder / "confirm" / f"{NAME}-confirm" / "refit"
+    folder = study.folder / "confirm" / TRAINED / "refit"
     values = {"single model": fold_value(folder, "drawn"), "refit": fold_value(folder, "all")}
     single, refit = final["compared"]
     assert (single["name"], refit["name"], single["difference"]) == (*values, None)
@@ -309,7 +325,7 @@ def test_the_final_model_is_trained_on_all_and_compared_by_folds(
     assert final["test"]["difference"]["value"] == pytest.approx(value - model["test_auroc"])
     # nothing is trained or looked at again
     assert sctune.json("confirm", NAME, "--refit", "all") == document
-    trained = Study.open(study.folder.parent, f"{NAME}-confirm")
+    trained = Study.open(study.folder.parent, TRAINED)
     (task,) = (one for one in trained.manifest.tasks if one.seed == final["seeds"][0])
     config = trained.manifest.trial_config().override({"data.anomalies": "all", "data.selection": "proxy"})
     split = split_for(config.for_task(task), task)

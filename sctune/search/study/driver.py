@@ -113,6 +113,7 @@ def stop(study: Study, wait_s: float = STOP_WAIT_S) -> tuple[Driver, str]:
     Raises StudyError when the study is not running, or the driver has not ended within `wait_s` seconds.
     """
     driver = running_driver(study)
+    over = tuple(one for one in study.manifest.launches[-1:] if one.ended)
     if driver is None:
         raise StudyError(f"study {study.name!r} is not running; see `sctune status {study.name}`")
     if driver.here:
@@ -129,8 +130,10 @@ def stop(study: Study, wait_s: float = STOP_WAIT_S) -> tuple[Driver, str]:
             )
         time.sleep(0.2 if driver.here else 1.0)
     launches = Study.open(study.folder.parent, study.name, study.storage).manifest.launches
-    # one that was still starting had no launch to end; one that was just finishing is done
-    return driver, (launches[-1].reason if launches else None) or "stopped"
+    # one that was still starting had no launch to end, nor has a confirmation's that trained its final form; one that
+    # was just finishing is done
+    beside = study.manifest.confirms is not None and launches[-1:] == over
+    return driver, (launches[-1].reason if launches and not beside else None) or "stopped"
 
 
 @contextmanager
