@@ -28,6 +28,8 @@ Rows = NDArray[np.float64]
 
 LEAST_SPREAD = 1e-6
 """Smallest variance along any direction, as a share of the mean one: a shrinkage of nothing leaves no zero."""
+ROUNDING = 1e-6
+"""Of a feature in single precision, as a share of it: what spreads less holds nothing but the order of summation."""
 POOLED_SHARE = 0.5
 """Of the covariance of all components in that of each one (Friedman 1989, regularised discriminant analysis)."""
 STARTS = 4
@@ -129,7 +131,7 @@ def fit_gaussian(rows: Rows, components: int = 1, seed: int = 0) -> tuple[Gaussi
     if len(rows) <= components:
         raise DataError(f"{len(rows)} normal images are too few for {components} components; use fewer, or add images")
     mean, scale = rows.mean(axis=0), rows.std(axis=0)
-    flat = scale <= 1e-12 * np.abs(rows).max(axis=0)
+    flat = scale <= ROUNDING * np.abs(rows).max(axis=0)
     if flat.all():
         raise DataError(f"the features of all {len(rows)} normal images are equal, so they tell nothing; check them")
     scale[flat] = 1.0

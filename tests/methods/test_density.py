@@ -79,6 +79,18 @@ def test_a_feature_that_never_changes_does_no_harm() -> None:
     assert lengths(density, moved) > lengths(density, rows[:1])
 
 
+def test_a_feature_that_is_rounded_otherwise_tells_nothing() -> None:
+    """As single precision leaves one that is the same for all: other batches, other last bits."""
+    rounding = np.random.default_rng(3).uniform(-1, 1, 53) * np.finfo(np.float32).eps
+    kept = drawn(53, 4)
+    rows = np.column_stack([kept, 7 * (1 + rounding)])
+    density, _ = fit_gaussian(rows[:50])
+    otherwise = np.column_stack([kept, 7 * (1 + rounding[::-1])])
+    np.testing.assert_allclose(lengths(density, otherwise), lengths(density, rows), rtol=1e-4)
+    with pytest.raises(DataError, match="are equal"):
+        fit_gaussian(rows[:, 4:])
+
+
 def test_equal_rows_make_no_number_that_is_none() -> None:
     rows = np.repeat(drawn(6, 4), 5, axis=0)
     # more components than distinct rows: all lie on a centre
