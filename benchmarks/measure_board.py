@@ -1,0 +1,263 @@
+"""Our own board: every method on every data set, with ten anomalies and with one, one known class, and none at all.
+
+Profile cpu, the paper's protocol (the test images are all that is not trained on). For each training: AUROC on the test
+images, before training too where a method begins with ImageNet weights, CPU seconds, milliseconds for an image, and the
+most memory. A method that does not look at labelled anomalies is trained once for all tasks of the same normal images.
+Resumable: a JSON line for each training, without raw scores, so that it can be kept in the repository.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import re
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from measure_common import (
+    RESULTS,
+    Row,
+    Unscored,
+    images_of,
+    load_average,
+    paired,
+    print_table,
+    run_resumable,
+)
+from scipy import stats
+
+from sctune.backbones.weights import RANDOM
+from sctune.config import TrialConfig, load_profile, read_yaml
+from sctune.data.catalog import open_dataset
+from sctune.data.split import Split, split_for
+from sctune.errors import ConfigError, DataError, nearest
+from sctune.methods.named import method_names, method_values
+from sctune.metrics.image_level import auroc
+from sctune.train.memory import give_memory_back
+from sctune.train.trainer import task_of
+
+PLAIN = "default"
+"""Profile cpu as it is: SaliencyCut's heads and a Gaussian beside them."""
+LEFT_OUT = ("kdad", "kdad_resnet18")
+"""Weights that download from the web; ask for them by name."""
+TIMED = 64
+"""Images that the time of one is measured with."""
+PROTOCOL = {"data.selection": "test", "data.selection_limit": 16, "runtime.device": "cpu"}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training. cells: name of each task that it is scored on -> values of the task, the first is trained on."""
+
+    data: str
+    method: str
+    seed: int
+    cells: Mapping[str, Mapping[str, Any]]
+    values: Mapping[str, Any]
+
+    def config(self, cell: str) -> TrialConfig:
+        return load_profile("cpu").override({**self.values, **self.cells[cell]})
+
+    @property
+    def key(self) -> str:
+        flat = [self.config(cell).flat() for cell in self.cells]
+        digest = hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()
+        return f"{self.data}:{self.method}:{'+'.join(self.cells)}:{self.seed}:{digest[:12]}"
+
+
+def cells_of(fields: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Name -> values of each task that a data set allows; the hard setting needs two kinds of anomaly at least."""
+    found: dict[str, dict[str, Any]] = {
+        "10": {"data.n_anomalies": 10},
+        "1": {"data.n_anomalies": 1},
+        "none": {"data.setting": "anomaly-free"},
+    }
+    kinds = open_dataset(str(fields["data.source"]), fields.get("data.category")).kinds
+    if len(kinds) > 1:
+        hard = {"data.setting": "hard", "data.n_anomalies": 10}
+        found |= {f"hard {kind}": {**hard, "data.known_class": kind} for kind in kinds}
+    return found
+
+
+def jobs_of(options: argparse.Namespace) -> list[Job]:
+    names = (PLAIN, *method_names())
+    for name in options.methods:
+        if name not in names:
+            raise ConfigError(f"--methods {name!r}: no such method; {nearest(name, names)}")
+    sets = {"elpv": {"data.source": "elpv"}} | ({} if options.sets is None else read_yaml(options.sets))
+    return [
+        job
+        for seed in options.seeds
+        for name in options.data or sets
+        for method in options.methods
+        for job in _jobs(name, method, seed, sets[name])
+    ]
+
+
+def _jobs(data: str, method: str, seed: int, fields: Mapping[str, Any]) -> Iterator[Job]:
+    own = {} if method == PLAIN else method_values(method, "cpu")
+    values = {**PROTOCOL, **own, **fields, "seed": seed}
+    together: dict[str, Mapping[str, Any]] = {}
+    for name, cell in cells_of(fields).items():
+        with suppress(ConfigError):  # a setting that the method cannot have
+            config = load_profile("cpu").override({**values, **cell})
+            if config.entry.learns_from_anomalies(config) and config.n_anomalies != 0:
+                yield Job(data, method, seed, {name: cell}, values)
+            else:
+                together[name] = cell
+    if together:
+        yield Job(data, method, seed, together, values)
+
+
+def train(job: Job) -> Row:
+    """One training; value: its AUROC on the test images of its first task."""
+    give_memory_back()
+    _forget_peak()
+    first, *others = job.cells
+    trainer = Unscored(job.config(first))
+    splits = {first: trainer.split} | {cell: _split(job.config(cell)) for cell in others}
+    for cell, split in splits.items():
+        if _normals(split) != _normals(trainer.split):
+            raise DataError(f"{job.key}: task {cell} has other normal images, so that it needs a training of its own")
+    files = {file.path: file for split in splits.values() for file in split.test}
+    images = images_of(trainer, tuple(files.values()))
+    untrained = trainer.method.score(images) if _can_score(trainer.config) else None
+    started = time.process_time()
+    for _ in trainer.fit():
+        pass
+    trained = time.process_time()
+    scores = trainer.method.score(images)
+    # what was made of images that were seen before may have been kept
+    unseen = np.ascontiguousarray(images[:TIMED, :, ::-1])
+    began = time.process_time()
+    trainer.method.score(unseen)
+    scored = time.process_time()
+    places = {path: number for number, path in enumerate(files)}
+    cells = {}
+    for cell, split in splits.items():
+        rows, labels = [places[file.path] for file in split.test], [file.label for file in split.test]
+        cells[cell] = {
+            "auroc": auroc(labels, scores[rows]),
+            "untrained": None if untrained is None else auroc(labels, untrained[rows]),
+            "normal": labels.count(0),
+            "anomalous": labels.count(1),
+        }
+    return {
+        "key": job.key,
+        "data": job.data,
+        "method": job.method,
+        "seed": job.seed,
+        "value": cells[first]["auroc"],
+        "cells": cells,
+        "seconds": round(trained - started, 2),
+        "milliseconds": round(1000 * (scored - began) / len(unseen), 2),
+        "mib": _peak(),
+        "load": load_average(),
+    }
+
+
+def _can_score(config: TrialConfig) -> bool:
+    """Before its training: with weights that have learned something, and nothing that is fitted to the images."""
+    entry, model = config.entry, config.model
+    fitted = entry.looks_at("model.normal_head") and model.normal_head != "mlp"
+    return entry.trains and entry.looks_at("model.backbone") and model.weights != RANDOM and not fitted
+
+
+def _split(config: TrialConfig) -> Split:
+    return split_for(config, task_of(config))
+
+
+def _normals(split: Split) -> list[str]:
+    return [file.path for file in split.train if file.label == 0]
+
+
+def _forget_peak() -> None:
+    # of what the process did before; Linux alone has it
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def _peak() -> int | None:
+    """The most memory since, in MiB, pages of image files in it."""
+    with suppress(OSError):
+        match = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+        return None if match is None else int(match[1]) // 1024
+    return None
+
+
+def show(jobs: Sequence[Job], rows: Sequence[Row]) -> None:
+    """A table for each data set, and one of what it costs."""
+    wanted = {job.key for job in jobs}
+    mine = [row for row in rows if row["key"] in wanted]
+    for data in dict.fromkeys(row["data"] for row in mine):
+        of_set = [row for row in mine if row["data"] == data]
+        cells = list(dict.fromkeys(cell for row in of_set for cell in row["cells"]))
+        cells.sort(key=lambda cell: (cell == "none", cell.startswith("hard"), cell != "10"))
+        methods = list(dict.fromkeys(row["method"] for row in of_set))
+        print(f"\n{data}: test AUROC, mean over seeds (Student's 95 % interval); after the stroke before training\n")
+        print_table(["method", *cells], [[name, *(_cell(of_set, name, cell) for cell in cells)] for name in methods])
+    print("\ncosts on one core, the most: CPU seconds of a training, CPU milliseconds of an image, MiB\n")
+    names = list(dict.fromkeys(row["data"] for row in mine))
+    print_table(
+        ["method", *(f"{data}, {unit}" for data in names for unit in ("s", "ms", "MiB"))],
+        [[name, *(text for data in names for text in _costs(mine, name, data))] for name in _methods(mine)],
+    )
+
+
+def _methods(rows: Sequence[Row]) -> list[str]:
+    return list(dict.fromkeys(row["method"] for row in rows))
+
+
+def _cell(rows: Sequence[Row], method: str, cell: str) -> str:
+    found = {row["seed"]: row["cells"][cell] for row in rows if row["method"] == method and cell in row["cells"]}
+    if not found:
+        return "-"
+    text = _mean([one["auroc"] for one in found.values()])
+    before = {seed: one["untrained"] for seed, one in found.items() if one["untrained"] is not None}
+    if not before:
+        return text
+    gap = paired({seed: one["auroc"] for seed, one in found.items()}, before, False)
+    worse = " **worse**" if gap.get("difference", 0) < 0 else ""
+    return f"{text} / {np.mean(list(before.values())):.3f}{worse}"
+
+
+def _mean(values: Sequence[float]) -> str:
+    mean = float(np.mean(values))
+    if len(set(values)) < 2:
+        return f"{mean:.3f}"
+    low, high = stats.t.interval(0.95, len(values) - 1, mean, stats.sem(values))
+    return f"{mean:.3f} ({max(low, 0):.3f} to {min(high, 1):.3f})"
+
+
+def _costs(rows: Sequence[Row], method: str, data: str) -> list[str]:
+    own = [row for row in rows if row["method"] == method and row["data"] == data]
+    if not own:
+        return ["-"] * 3
+    # the most: features of an earlier training may have been kept
+    return [f"{max(row[name] or 0 for row in own):.0f}" for name in ("seconds", "milliseconds", "mib")]
+
+
+def parser() -> argparse.ArgumentParser:
+    found = argparse.ArgumentParser(description=__doc__)
+    default = [PLAIN, *(name for name in method_names() if name not in LEFT_OUT)]
+    found.add_argument("--sets", type=Path, help="YAML: name of each further data set -> its fields")
+    found.add_argument("--data", nargs="+", help="names of data sets; default: all")
+    found.add_argument("--methods", nargs="+", default=default, help="names; default: all whose weights are here")
+    found.add_argument("--seeds", type=int, nargs="+", default=[42, 43, 44], help="training seeds")
+    found.add_argument("--workers", type=int, default=1, help="worker processes, one torch thread each")
+    found.add_argument("--out", type=Path, default=RESULTS / "board_rows.jsonl", help="a line for each training")
+    return found
+
+
+def main() -> None:
+    run_resumable(parser().parse_args(), jobs_of, train, show)
+
+
+if __name__ == "__main__":
+    main()
