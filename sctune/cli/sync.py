@@ -12,7 +12,7 @@ from sctune.cli.output import emit
 from sctune.paths import studies_folder
 
 if TYPE_CHECKING:
-    from sctune.search.reconcile.comparison import Agreement
+    from sctune.search.reconcile.differences import Agreement
 
 RESUMABLE = 3
 FORMAT_VERSION = 1
@@ -27,7 +27,7 @@ def sync(
 ) -> None:
     """Send MLflow what it lacks, and mend what differs from the record; exit code 3 where something is left."""
     seconds = opt.duration(timeout, "--timeout") or 0.0
-    from sctune.search.reconcile.comparison import agreement_lines
+    from sctune.search.reconcile.differences import agreement_lines
     from sctune.search.reconcile.sync import sync as sync_study
 
     result = sync_study(study, _root(study_root), seconds, storage)
@@ -43,7 +43,7 @@ def sync(
 def show_check(study: str, study_root: Path | None, storage: str | None, as_json: bool) -> None:
     """Compare, print, and leave with exit code 3 where something differs."""
     from sctune.search.reconcile.check import check_stored
-    from sctune.search.reconcile.comparison import agreement_lines
+    from sctune.search.reconcile.differences import agreement_lines
 
     agreement = check_stored(_root(study_root), study, storage)
     emit(_document(study, agreement) if as_json else None, agreement_lines(study, agreement))

@@ -11,19 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sctune.report import OBJECTIVE
-from sctune.search.reconcile.comparison import (
-    Agreement,
-    Difference,
-    Expected,
-    StoredTrial,
-    StudyState,
-    agreement_lines,
-    compare_checkpoints,
-    compare_record,
-    compare_runs,
-    expected_run,
-    settled,
-)
+from sctune.search.reconcile.comparison import Expected, compare_runs, expected_run
+from sctune.search.reconcile.differences import Agreement, Difference, StudyState, agreement_lines, settled
+from sctune.search.reconcile.record_check import StoredTrial, compare_checkpoints, compare_record
 from sctune.tracking.callback import PastTrial
 from sctune.tracking.runs import RUN_STATUS
 from sctune.tracking.stored import Point, StoredRun

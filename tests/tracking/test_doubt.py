@@ -18,7 +18,7 @@ from optuna.trial import TrialState
 
 from sctune.errors import TrackingError
 from sctune.search.reconcile.check import check_stored, compare
-from sctune.search.reconcile.comparison import Difference
+from sctune.search.reconcile.differences import Difference
 from sctune.search.reconcile.repair import open_writer, repair
 from sctune.search.reconcile.sync import sync
 from sctune.search.study.study import Study

@@ -11,7 +11,7 @@ from optuna.trial import TrialState
 
 from sctune.report import OBJECTIVE, EpochReport
 from sctune.search.reconcile.check import check_stored
-from sctune.search.reconcile.comparison import agreement_lines
+from sctune.search.reconcile.differences import agreement_lines
 from sctune.search.reconcile.sync import sync
 from sctune.search.study.references import stored_name
 from sctune.search.study.study import MANIFEST, Study

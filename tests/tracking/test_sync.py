@@ -15,7 +15,7 @@ from optuna.trial import TrialState
 from sctune.errors import StudyError
 from sctune.report import OBJECTIVE
 from sctune.search.reconcile.check import check_stored
-from sctune.search.reconcile.comparison import Agreement
+from sctune.search.reconcile.differences import Agreement
 from sctune.search.reconcile.sync import sync
 from sctune.tracking.server import TRIAL_TAG, mlflow_client
 from sctune.tracking.stored import find_runs, read_study

@@ -10,19 +10,10 @@ from typing import Any
 from optuna.trial import FrozenTrial
 
 from sctune.errors import ChangedDataError, SctuneError, TrackingError
-from sctune.search.reconcile.comparison import (
-    UNFINISHED,
-    Agreement,
-    Difference,
-    Expected,
-    StudyState,
-    compare_checkpoints,
-    compare_record,
-    compare_runs,
-    expected_run,
-    settled,
-)
+from sctune.search.reconcile.comparison import Expected, compare_runs, expected_run
 from sctune.search.reconcile.delivery import compare_files
+from sctune.search.reconcile.differences import UNFINISHED, Agreement, Difference, StudyState, settled
+from sctune.search.reconcile.record_check import compare_checkpoints, compare_record
 from sctune.search.reconcile.recorded import past_trial, shown_references, tracking_of
 from sctune.search.reconcile.registered import compare_registry
 from sctune.search.reconcile.stored_trials import list_trials

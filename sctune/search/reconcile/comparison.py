@@ -1,62 +1,20 @@
-"""Whether MLflow and the checkpoints say what the record says. Plain data in, differences out."""
+"""Whether the runs of MLflow say what the record says. Plain data in, differences out."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import islice
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-from sctune.metrics.merit import full_runs
 from sctune.metrics.objective import AUROC
+from sctune.search.reconcile.differences import UNFINISHED, Difference, StudyState, child_text, count_of, some_of
 from sctune.tracking.callback import PastReference, PastTrial
 from sctune.tracking.events import Child, as_key, as_texts, short_metric, shown_metrics, shown_param
 from sctune.tracking.runs import RUN_STATUS
 from sctune.tracking.stored import Point, StoredRun
 
-Kind = Literal[
-    "record",
-    "run",
-    "extra run",
-    "parameters",
-    "points",
-    "state",
-    "parent",
-    "checkpoint",
-    "files",
-    "model",
-    "alias",
-    "version",
-    "data",
-]
-UNFINISHED = "unfinished"
-"""Reason of a launch whose trials are all over, and which had no room for its figures or its model."""
 OPEN_STATES = ("RUNNING", "WAITING", "UNFINISHED")
 """Tag `state` of a run whose trial has not ended."""
-
-_SHOWN = 3
-
-
-@dataclass(frozen=True)
-class Difference:
-    """One thing that is not as the record says. trial: its number; name of a reference; None for the study itself.
-
-    repair: the command that mends it, None where none can. late: events on their way would explain it. wrong: ids of
-    runs that cannot be mended and have to go: MLflow's parameters and points cannot be changed. excess: which of the
-    trial's checkpoints have to go.
-    """
-
-    trial: Child | None
-    kind: Kind
-    text: str
-    repair: Literal["sync", "resume"] | None = "sync"
-    late: bool = False
-    wrong: tuple[str, ...] = ()
-    excess: Literal["all", "half-written"] | None = None
-
-    @property
-    def line(self) -> str:
-        return self.text if self.trial is None else f"{_named(self.trial)}: {self.text}"
 
 
 @dataclass(frozen=True)
@@ -77,48 +35,6 @@ class Expected:
     def n_points(self) -> int:
         """Points that the record holds; the objective's second name is none of its own."""
         return sum(len(curve) for name, curve in self.points.items() if name != self.short)
-
-
-@dataclass(frozen=True)
-class StudyState:
-    """What is known of the study itself. reason: of the last launch's end, None: it was killed, or none began yet.
-
-    running: a driver has the study now, so that events may be on their way.
-    """
-
-    launches: int
-    reason: str | None
-    running: bool = False
-    all_failed: bool = False
-
-
-@dataclass(frozen=True)
-class StoredTrial:
-    """A trial's folder of checkpoints. epochs: of its complete ones; leftovers: names of half-written ones."""
-
-    number: int
-    epochs: tuple[int, ...]
-    leftovers: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Agreement:
-    """The outcome of a check. driver: who runs the study now; waiting: differences that may be on the way.
-
-    notes: what could not be compared, and why. references: of those that have been run, or have failed.
-    """
-
-    trials: int
-    points: int
-    differences: tuple[Difference, ...] = field(default=())
-    driver: str | None = None
-    waiting: int = 0
-    notes: tuple[str, ...] = ()
-    references: int = 0
-
-    @property
-    def agrees(self) -> bool:
-        return not self.differences
 
 
 def expected_run(past: PastTrial | PastReference, shown: Mapping[str, Any]) -> Expected:
@@ -148,7 +64,7 @@ def compare_runs(expected: Sequence[Expected], runs: Sequence[StoredRun], study:
         if run.trial is not None and run.trial in known:
             by_trial.setdefault(run.trial, []).append(run)
         else:
-            owner = "no trial" if run.trial is None else _named(run.trial)
+            owner = "no trial" if run.trial is None else child_text(run.trial)
             text = f"run {run.run_id} belongs to {owner}, which the record does not hold"
             found.append(Difference(None, "extra run", text, wrong=(run.run_id,)))
     found += _compare_parent(parents, study, bool(expected))
@@ -184,12 +100,12 @@ def _compare_params(one: Expected, run: StoredRun) -> list[Difference]:
     found = []
     missing = [name for name in one.params if name not in run.params]
     if missing:
-        text = f"MLflow lacks {_count(len(missing), 'parameter')} ({_some(missing)})"
+        text = f"MLflow lacks {count_of(len(missing), 'parameter')} ({some_of(missing)})"
         found.append(Difference(one.number, "parameters", text, late=True))
     wrong = [name for name, text in one.params.items() if run.params.get(name, text) != text]
     if wrong:
         texts = [f"{name} is {run.params[name]!r}, recorded {one.params[name]!r}" for name in wrong]
-        text = f"MLflow has other parameters ({_some(texts)})"
+        text = f"MLflow has other parameters ({some_of(texts)})"
         found.append(Difference(one.number, "parameters", text, wrong=(run.run_id,)))
     return found
 
@@ -204,10 +120,10 @@ def _compare_points(one: Expected, run: StoredRun) -> list[Difference]:
         wrong += _wrong_points(metric, curve, stored)
     found = []
     if missing:
-        text = f"MLflow lacks {_count(len(missing), 'point')} ({_some(missing)})"
+        text = f"MLflow lacks {count_of(len(missing), 'point')} ({some_of(missing)})"
         found.append(Difference(one.number, "points", text, late=True))
     if wrong:
-        text = f"MLflow has {_count(len(wrong), 'other point')} ({_some(wrong)})"
+        text = f"MLflow has {count_of(len(wrong), 'other point')} ({some_of(wrong)})"
         found.append(Difference(one.number, "points", text, wrong=(run.run_id,)))
     return found
 
@@ -273,108 +189,3 @@ def study_status(study: StudyState) -> tuple[str, ...]:
         return ("FAILED",)
     # killed: it may have told its end before, which a repair leaves alone
     return ("KILLED", "FAILED", "FINISHED")
-
-
-def compare_record(
-    trials: Sequence[PastTrial],
-    objectives: Mapping[int, Mapping[int, float]],
-    study: StudyState,
-    foreign: Sequence[int] = (),
-) -> list[Difference]:
-    """Where the record contradicts itself; objectives: trial -> epoch -> its intermediate value.
-
-    foreign: numbers of trials that another program put there.
-    """
-    found: list[Difference] = []
-    numbers = sorted([*(trial.number for trial in trials), *foreign])
-    if numbers != list(range(len(numbers))):
-        gaps = sorted(set(range(max(numbers) + 1)) - set(numbers))
-        twice = sorted({number for number in numbers if numbers.count(number) > 1})
-        text = f"the record's numbers have gaps ({_some(gaps)})" if gaps else f"the record has {_some(twice)} twice"
-        found.append(Difference(None, "record", text, repair=None))
-    for trial in trials:
-        found += _check_trial(trial, objectives.get(trial.number, {}))
-        if trial.state is None and study.reason in ("done", UNFINISHED) and not study.running:
-            text = "the record says RUNNING, though the study has ended and no driver runs it"
-            found.append(Difference(trial.number, "record", text, repair="resume"))
-    return found
-
-
-def _check_trial(trial: PastTrial, objectives: Mapping[int, float]) -> list[Difference]:
-    texts = []
-    epochs = sorted(trial.reports)
-    if epochs != list(range(1, len(epochs) + 1)):
-        gaps = sorted(set(range(1, max(epochs))) - set(epochs))
-        texts.append(f"the record's curve lacks {_count(len(gaps), 'epoch')} ({_some(gaps)})")
-    told = {epoch: report["metrics"][trial.objective.metric] for epoch, report in trial.reports.items()}
-    # a report is written before its value, so a killed driver may have left the last one without
-    torn = (
-        trial.state is None and {**told, **objectives} == told and told.keys() - objectives.keys() <= set(epochs[-1:])
-    )
-    if dict(objectives) != told and not torn:
-        texts.append("the record's values are not those of its reports")
-    if trial.value is not None and epochs and trial.value != told[epochs[-1]]:
-        texts.append("the record's value is not that of its last epoch")
-    return [Difference(trial.number, "record", text, repair=None) for text in texts]
-
-
-def kept_trials(trials: Sequence[PastTrial], keep_best: int) -> list[int]:
-    """Numbers of the ended trials that keep their checkpoint: the best full runs, the earlier of equals."""
-    return [one.number for one in full_runs(trials, trials[0].objective)[:keep_best]] if trials else []
-
-
-def compare_checkpoints(
-    trials: Sequence[PastTrial], stored: Sequence[StoredTrial], keep_best: int, limited: bool
-) -> list[Difference]:
-    """Checkpoints that should not be there, and those that should; limited: --max-disk may have cost all but the best.
-
-    For a study that no driver has.
-    """
-    found = []
-    best = kept_trials(trials, keep_best)
-    kept = {*best, *(trial.number for trial in trials if trial.state is None)}
-    for one in stored:
-        if one.number not in kept:
-            found.append(Difference(one.number, "checkpoint", "its checkpoints should be gone", excess="all"))
-        elif one.leftovers:
-            text = f"{_count(len(one.leftovers), 'half-written checkpoint')} ({_some(one.leftovers)})"
-            found.append(Difference(one.number, "checkpoint", text, excess="half-written"))
-    complete = {one.number for one in stored if one.epochs}
-    for number in best[: 1 if limited else keep_best]:
-        if number not in complete:
-            text = "it is among the best and its checkpoint is gone; `sctune best` still gives its configuration"
-            found.append(Difference(number, "checkpoint", text, repair=None))
-    return found
-
-
-def settled(differences: Collection[Difference], running: bool) -> tuple[tuple[Difference, ...], int]:
-    """What differs for good, and how many differences events on their way explain while a driver runs the study."""
-    late = [one for one in differences if running and one.late]
-    return tuple(one for one in differences if one not in late), len(late)
-
-
-def agreement_lines(name: str, result: Agreement) -> list[str]:
-    """The outcome for people: one line that all agrees, or one per difference with what mends it."""
-    lines = []
-    if result.driver is not None:
-        way = f"; {_count(result.waiting, 'thing')} may be on the way to MLflow" if result.waiting else ""
-        lines.append(f"study {name} is being run by {result.driver}{way}")
-    for one in result.differences:
-        lines.append(one.line if one.repair is None else f"{one.line}; `sctune {one.repair} {name}`")
-    if result.agrees:
-        beside = f", {_count(result.references, 'reference')}" if result.references else ""
-        lines.append(f"record and MLflow agree: {result.trials} trials{beside}, {result.points} points")
-    return [*lines, *result.notes]
-
-
-def _named(child: Child) -> str:
-    return f"reference {child}" if isinstance(child, str) else f"trial {child}"
-
-
-def _some(things: Collection[object]) -> str:
-    text = ", ".join(str(thing) for thing in islice(things, _SHOWN))
-    return text if len(things) <= _SHOWN else f"{text} and {len(things) - _SHOWN} more"
-
-
-def _count(count: int, thing: str) -> str:
-    return f"{count} {thing}{'' if count == 1 else 's'}"

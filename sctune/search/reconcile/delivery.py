@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from sctune.deploy.model import ModelParts, read_parts
 from sctune.deploy.register import Registered, is_registered, log_model_run
 from sctune.errors import StudyError
-from sctune.search.reconcile.comparison import Difference
+from sctune.search.reconcile.differences import Difference
 from sctune.search.study.study import Study, write_json
 from sctune.tracking.server import mlflow_client
 from sctune.tracking.stored import StoredRun

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from sctune.deploy.register import CANDIDATE, DIGEST_TAG, registered_name
 from sctune.deploy.registry import aliased, last_move
 from sctune.files import file_sha256
-from sctune.search.reconcile.comparison import Difference
 from sctune.search.reconcile.delivery import BEST, WEIGHTS, read_model
+from sctune.search.reconcile.differences import Difference
 from sctune.search.study.study import Study
 from sctune.tracking.server import mlflow_client
 from sctune.tracking.stored import StoredRun, find_runs

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sctune.search.reconcile.check import Compared, compare
-from sctune.search.reconcile.comparison import Difference, study_status
+from sctune.search.reconcile.comparison import study_status
 from sctune.search.reconcile.delivery import deliveries
+from sctune.search.reconcile.differences import Difference
 from sctune.search.reconcile.recorded import past_trial, shown_references, tracking_of
 from sctune.search.reconcile.summary import stored_summary
 from sctune.search.study.record import Record

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from pyarrow import fs
 
-from sctune.search.reconcile.comparison import StoredTrial, compare_checkpoints
+from sctune.search.reconcile.record_check import StoredTrial, compare_checkpoints
 from sctune.tracking.callback import PastTrial
 from sctune.trial.checkpoint import TrialStore
 from sctune.trial.storage import answering, open_storage

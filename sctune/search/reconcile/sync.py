@@ -9,8 +9,8 @@ from pathlib import Path
 
 from sctune.errors import SctuneError, StorageError, TrackingError
 from sctune.search.reconcile.check import study_state
-from sctune.search.reconcile.comparison import UNFINISHED, Agreement, Difference
 from sctune.search.reconcile.delivery import register_best
+from sctune.search.reconcile.differences import UNFINISHED, Agreement, Difference
 from sctune.search.reconcile.recorded import past_trial, tracking_of
 from sctune.search.reconcile.registered import restore_champion
 from sctune.search.reconcile.repair import ROUNDS, remove_journal, repair

@@ -9,8 +9,8 @@ from typing import Any
 from sctune.data.split import Split
 from sctune.errors import TrackingError
 from sctune.files import is_disk_full
-from sctune.search.reconcile.comparison import UNFINISHED
 from sctune.search.reconcile.delivery import register_best
+from sctune.search.reconcile.differences import UNFINISHED
 from sctune.search.reconcile.repair import repair
 from sctune.search.reconcile.study_files import BEST_MODEL, COPIES, Making
 from sctune.search.reconcile.summary import summary
