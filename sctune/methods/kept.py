@@ -6,19 +6,21 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from sctune.methods.room import Share
+
 MAX_BYTES = 2**28
 """Most memory of all kept maps."""
 
 
 class KeptMaps:
-    """Maps of batches of images, up to max_bytes together; those beyond it are made again each time.
+    """Maps of batches of images, up to max_bytes together where there is room; others are made again each time.
 
     Images are known by an object that stands for them, such as their array. It must not change, and what stands for
     them is always cut into the same batches.
     """
 
     def __init__(self, max_bytes: int = MAX_BYTES) -> None:
-        self._left = max_bytes
+        self._share = Share(max_bytes)
         self._maps: dict[tuple[int, int], Tensor] = {}
         # as long as an object is held, no other one has its number
         self._held: dict[int, object] = {}
@@ -29,7 +31,6 @@ class KeptMaps:
         if key in self._maps:
             return self._maps[key]
         maps = make()
-        if maps is not None and maps.nbytes <= self._left:
-            self._left -= maps.nbytes
+        if maps is not None and self._share.take(maps.nbytes):
             self._maps[key], self._held[id(images)] = maps, images
         return maps

@@ -16,6 +16,7 @@ import yaml
 
 from sctune.config import load_profile
 from sctune.errors import SctuneError, WeightsError
+from sctune.methods.room import Room
 from sctune.search.cluster.connection import Resources
 from sctune.search.plan.options import SearchOptions
 from sctune.search.plan.plan import Plan, make_plan
@@ -317,6 +318,19 @@ def test_a_method_that_cannot_be_timed_leaves_the_others(
     lost.add("deviation")
     with pytest.raises(WeightsError, match="weights are away"):
         time_methods(asked, 1)
+
+
+def test_tasks_side_by_side_take_memory_each(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights and moments of each, and what they keep of images as far as there is room for it."""
+    mib = 2**20
+    one = timed(plan, Probe(1.0, 1.0, 1.0, 1, 40 * mib, None, 900 * mib, 0, 200 * mib))
+    many = replace(one, tasks=10)
+    monkeypatch.setattr("sctune.search.run.probe.PROCESS", Room(1024 * mib))
+    assert one.memory_bytes == 900 * mib
+    assert replace(one, tasks=3).memory_bytes == (900 + 2 * 40 + 2 * 200) * mib
+    assert (many.memory_bytes, many.gpu_bytes) == ((900 + 9 * 40 + 1024 - 200) * mib, 0)
+    on_gpu = replace(many, probe=many.probe._replace(gpu_bytes=500 * mib))
+    assert (on_gpu.memory_bytes, on_gpu.gpu_bytes) == (900 * mib, (500 + 9 * 40 + 1024 - 200) * mib)
 
 
 def test_the_memory_is_that_of_a_process_of_its_own(plan: Plan) -> None:

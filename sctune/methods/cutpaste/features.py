@@ -11,6 +11,7 @@ from torch import Tensor
 from sctune.config import TrialConfig
 from sctune.methods.cutpaste.network import Trunk
 from sctune.methods.pixels import autocast, normalise, to_pixels
+from sctune.methods.room import Share
 from sctune.methods.untrained.reference import Ask, Images
 
 MAX_BYTES = 2**28
@@ -25,7 +26,7 @@ class Features:
         self.trunk = trunk
         self.device = device
         self._kept: dict[int, tuple[Images, list[Tensor]]] = {}
-        self._bytes = 0
+        self._share = Share(MAX_BYTES)
 
     def walk(self, images: Images, size: int, keep: bool = False, ask: Ask = lambda: None) -> Iterator[Tensor]:
         """Features [n, C] of uint8 images [N, S, S, 3], `size` at a time, on the device."""
@@ -44,9 +45,8 @@ class Features:
 
     def _keep(self, kept: list[Tensor], half: Tensor) -> None:
         # of no frozen block it would be the image itself
-        if self.trunk.backbone.kept and self._bytes + half.nbytes <= MAX_BYTES:
+        if self.trunk.backbone.kept and self._share.take(half.nbytes):
             kept.append(half)
-            self._bytes += half.nbytes
 
     def _normalised(self, images: np.ndarray) -> Tensor:
         return normalise(to_pixels(images, self.device, self.config.runtime.channels_last))

@@ -10,21 +10,23 @@ from torch import Tensor, nn
 
 from sctune.methods.deviation.detector import Detector
 from sctune.methods.pixels import normalise
+from sctune.methods.room import Share
 
 MAX_BYTES = 2**28
-"""Most memory that the kept feature maps of one set of images may take."""
+"""Most memory of all kept feature maps."""
 
 
 class RepeatedScorer:
     """Scores images as `Detector.score_images` does, bit for bit.
 
     Frozen blocks give the same maps in every epoch; these are kept for each array of images that is scored, up to
-    MAX_BYTES. An array must not change between two calls.
+    MAX_BYTES where there is room. An array must not change between two calls.
     """
 
     def __init__(self, detector: Detector) -> None:
         self.detector = detector
         self._kept: dict[int, tuple[np.ndarray, list[list[Tensor]] | None]] = {}
+        self._share = Share(MAX_BYTES)
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """Scores [N] (float64) of uint8 images [N, S, S, 3]."""
@@ -32,7 +34,9 @@ class RepeatedScorer:
             return self.detector.score_images(images)
         known, maps = self._kept.get(id(images), (None, None))
         if known is not images:
-            maps = self.detector.frozen_maps(images, MAX_BYTES)
+            maps = self.detector.frozen_maps(images, self._share.left)
+            if maps is not None and not self._share.take(sum(level.nbytes for batch in maps for level in batch)):
+                maps = None
             self._kept[id(images)] = images, maps
         return self.detector.score_images(images) if maps is None else self.detector.score_maps(maps)
 

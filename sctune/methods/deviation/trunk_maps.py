@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sctune.methods.deviation.method import DeviationMethod
 from sctune.methods.pixels import ALIKE_BATCH, autocast, normalise, to_pixels
+from sctune.methods.room import Share
 from sctune.methods.untrained.extractor import Extractor
 from sctune.methods.untrained.reference import Ask, Images
 
@@ -40,7 +41,7 @@ class TrunkMaps:
         self.ends = frozenset(ends)
         self.kind = kind
         self._kept: dict[str, list[Half]] = {}
-        self._bytes = 0
+        self._share = Share(MAX_BYTES)
 
     def walk(self, images: Images, ask: Ask = lambda: None, name: str | None = None) -> Iterator[Tensor]:
         """Features [n, ...] of a few uint8 images [n, S, S, 3] at a time, on the method's device.
@@ -69,9 +70,8 @@ class TrunkMaps:
         return [one.clone() for one in maps]
 
     def _keep(self, kept: list[Half], half: Half, number: int) -> None:
-        if self._frozen and number == len(kept) and self._bytes + half.nbytes <= MAX_BYTES:
+        if self._frozen and number == len(kept) and self._share.take(half.nbytes):
             kept.append(half)
-            self._bytes += half.nbytes
 
     def _half(self, images: np.ndarray) -> Half:
         pixels, frozen = self._normalised(images), self._frozen

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sctune.errors import NonFiniteError
 from sctune.methods.base import TaskImages
+from sctune.methods.room import Share
 
 Look = Callable[[np.ndarray], NDArray[np.float32]]
 """uint8 images [N, S, S, 3] -> the source's maps [N, D], those of an image the same whatever stands beside it."""
@@ -19,7 +20,8 @@ AT_ONCE = 32
 
 
 class KeptMaps:
-    """Rows of the training normals in half precision, by their place; the first `room` of them are kept.
+    """Rows of the training normals in half precision, by their place; the first `room` of them are kept, as many as
+    the limit and the memory of the process allow.
 
     Others are made anew each time and rounded alike, so the room changes nothing but the time. dimension: of a row;
     limit: bytes; source: the backbone's name. Raises NonFiniteError for maps that half precision cannot hold.
@@ -29,7 +31,9 @@ class KeptMaps:
         self._look = look
         self._source = source
         self._images = images
-        self.room = min(len(images.normals), limit // (dimension * 2))
+        self._share = Share(limit)
+        self.room = min(len(images.normals), self._share.left // (dimension * 2))
+        self._share.take(self.room * dimension * 2)
         # pages of memory are taken when they are written to
         self._rows = np.empty((self.room, dimension), np.float16)
         self._held = np.zeros(len(images.normals), bool)
@@ -74,17 +78,17 @@ class KeptRows:
     def __init__(self, look: Look, dimension: int, limit: int) -> None:
         self._look = look
         self._dimension = dimension
-        self._left = limit
+        self._share = Share(limit)
         self._kept: dict[int, tuple[np.ndarray, NDArray[np.float32]]] = {}
 
     def of(self, images: np.ndarray) -> NDArray[np.float32]:
         """Rows [n, D] of the first n of them, n from 0 to all; these alone are looked at, once."""
         # what is kept is not freed, so no other array has its id
         if id(images) not in self._kept:
-            count = min(len(images), self._left // (self._dimension * 4))
+            count = min(len(images), self._share.left // (self._dimension * 4))
             rows = np.empty((count, self._dimension), np.float32)
             for start in range(0, count, AT_ONCE):
                 rows[start : start + AT_ONCE] = self._look(images[start : min(start + AT_ONCE, count)])
-            self._left -= rows.nbytes
+            self._share.take(rows.nbytes)
             self._kept[id(images)] = images, rows
         return self._kept[id(images)][1]

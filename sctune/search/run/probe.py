@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from sctune.config import Task, TrialConfig
 from sctune.data.split import Split
 from sctune.errors import SctuneError
+from sctune.methods.room import PROCESS
 from sctune.metrics.objective import find_objective
 from sctune.search.plan import costs
 from sctune.search.space.definition import Values
@@ -24,7 +25,8 @@ class Probe(NamedTuple):
 
     final_seconds: of all selection and calibration images, which the end of a search scores once. weights_bytes: of
     the model; checkpoint_bytes: with what training needs besides. steps: of an epoch, None for budget.iterations.
-    memory_bytes: the most that the process held, with all its libraries; gpu_bytes: of its tensors on a GPU, 0 without.
+    memory_bytes: the most that the process held, with all its libraries; gpu_bytes: of its tensors on a GPU, 0 without;
+    kept_bytes: of what is kept of images between epochs, a part of either.
     """
 
     step_seconds: float
@@ -35,6 +37,7 @@ class Probe(NamedTuple):
     steps: int | None = None
     memory_bytes: int = 0
     gpu_bytes: int = 0
+    kept_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -72,14 +75,30 @@ class Timed:
     def checkpoint_bytes(self) -> int:
         return self.probe.checkpoint_bytes * self.tasks
 
+    @property
+    def memory_bytes(self) -> int:
+        """The most of a trial's process; its tasks are there side by side, and share the room for what is kept."""
+        return self.probe.memory_bytes + (0 if self.probe.gpu_bytes else self._others_bytes)
+
+    @property
+    def gpu_bytes(self) -> int:
+        return self.probe.gpu_bytes + (self._others_bytes if self.probe.gpu_bytes else 0)
+
+    @property
+    def _others_bytes(self) -> int:
+        """Of the tasks besides the one that was tried, of which one at a time makes a step."""
+        kept = self.probe.kept_bytes
+        more = min(self.tasks * kept, max(kept, PROCESS.most)) - kept
+        return (self.tasks - 1) * self.probe.checkpoint_bytes + more
+
     def to_dict(self) -> dict[str, Any]:
         return {
             "timed": self.point,
             "step_seconds": self.probe.step_seconds,
             "epoch_seconds": self.epoch_seconds,
             "trial_seconds": self.trial_seconds,
-            "memory_bytes": self.probe.memory_bytes,
-            "gpu_bytes": self.probe.gpu_bytes,
+            "memory_bytes": self.memory_bytes,
+            "gpu_bytes": self.gpu_bytes,
             "checkpoint_bytes": self.checkpoint_bytes,
         }
 
@@ -127,7 +146,7 @@ def probe(trial: Trial) -> Probe:
     weights = sum(value.nbytes for value in trainer.method.model_state().values())
     size = sum(value.nbytes for value in trainer.state()[0].values())
     gpu = torch.cuda.max_memory_allocated(trainer.device) if trainer.device.type == "cuda" else 0
-    return Probe(step, scored - started, final, weights, size, steps, peak_bytes(), gpu)
+    return Probe(step, scored - started, final, weights, size, steps, peak_bytes(), gpu, PROCESS.held)
 
 
 def peak_bytes() -> int:

@@ -1,0 +1,81 @@
+"""Memory for what trainings keep of images between epochs: one room for all trainings of a process.
+
+A trial trains all of its tasks side by side, a confirmation each seed of each category. What each of them keeps is
+bounded, and so is what they keep together: what finds no room is made anew each time, which changes no number.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+
+LEAST_BYTES = 2**30
+"""Of a process, however small the machine."""
+SHARE = 4
+"""A process may have the memory that a core of the machine has, divided by this: a trial has one core at least."""
+
+
+class Room:
+    """most: bytes that all holders have together; it grows to what a single one is allowed."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.held = 0
+        # reentrant: the collector may end a holder in the middle of a call
+        self._lock = threading.RLock()
+
+    @property
+    def left(self) -> int:
+        return self.most - self.held
+
+    def allow(self, most: int) -> None:
+        """Somebody asked for so much for one holder."""
+        with self._lock:
+            self.most = max(self.most, most)
+
+    def take(self, size: int) -> bool:
+        with self._lock:
+            if size > self.left:
+                return False
+            self.held += size
+            return True
+
+    def give_back(self, sizes: list[int]) -> None:
+        with self._lock:
+            self.held -= sum(sizes)
+            sizes.clear()
+
+
+def _of_this_machine() -> int:
+    try:
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError, AttributeError):  # a system that does not tell
+        return LEAST_BYTES
+    return max(LEAST_BYTES, memory // (os.cpu_count() or 1) // SHARE)
+
+
+PROCESS = Room(_of_this_machine())
+
+
+class Share:
+    """What one holder keeps, at most `most` bytes; given back when the share is gone. room: None: the process's."""
+
+    def __init__(self, most: int, room: Room | None = None) -> None:
+        self.most = most
+        self._room = PROCESS if room is None else room
+        self._room.allow(most)
+        self._sizes: list[int] = []
+        weakref.finalize(self, self._room.give_back, self._sizes)
+
+    @property
+    def left(self) -> int:
+        """Bytes that may still be taken."""
+        return max(0, min(self.most - sum(self._sizes), self._room.left))
+
+    def take(self, size: int) -> bool:
+        """Whether so many bytes more may be kept; they are counted from now on."""
+        if size > self.left or not self._room.take(size):
+            return False
+        self._sizes.append(size)
+        return True

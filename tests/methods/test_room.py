@@ -1,0 +1,69 @@
+"""What trainings of one process keep together has a bound, and changes no number."""
+
+from __future__ import annotations
+
+import gc
+
+import numpy as np
+import pytest
+
+from sctune.config import TrialConfig
+from sctune.methods import room
+from sctune.methods.room import Room, Share
+from sctune.train.trainer import Trainer
+
+
+def test_holders_share_a_room_and_give_back_what_they_had() -> None:
+    whole = Room(100)
+    first, second = Share(80, whole), Share(80, whole)
+    assert first.take(50) and not first.take(31), "no more than it is allowed"
+    assert (first.left, second.left) == (30, 50)
+    assert second.take(50) and not first.take(1), "no more than there is"
+    del first
+    gc.collect()
+    assert second.left == 30 and second.take(30) and whole.held == 80
+
+
+def test_one_holder_may_be_allowed_more_than_there_was() -> None:
+    whole = Room(100)
+    large = Share(400, whole)
+    assert large.take(400) and whole.most == 400 and not Share(1, whole).take(1)
+
+
+@pytest.mark.parametrize("name", ["deviation", "cutpaste", "kdad", "mlep"])
+def test_tasks_of_one_process_train_alike_with_room_and_without(
+    name: str, tiny: TrialConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # frozen blocks, whose maps are kept; the source of kdad is frozen whole
+    own = {"deviation": {}, "mlep": {}, "cutpaste": {"method.total_updates": 2, "model.weights": "imagenet"}}
+    fields = {"model.freeze": 6, **own[name]} if name in own else {"method.total_updates": 2}
+    config = tiny.override({"method.name": name, **fields})
+
+    def scored() -> tuple[list[np.ndarray], list[int], Room]:
+        whole = Room(0)
+        # as a process that has no more than what one method asks for
+        monkeypatch.setattr(whole, "allow", lambda most: None)
+        whole.most = most
+        monkeypatch.setattr(room, "PROCESS", whole)
+        found, held = [], []
+        for seed in (1, 2):
+            trainer = Trainer(config.override({"seed": seed}))
+            list(trainer.fit())
+            found.append(trainer.method.scorer()(trainer.selection.images))
+            held.append(whole.held)
+            alive.append(trainer)
+        return found, held, whole
+
+    alive: list[Trainer] = []
+    most = 2**30
+    expected, held, whole = scored()
+    assert 0 < held[0] < held[1]
+    alive.clear()
+    gc.collect()
+    assert whole.held == 0, "what a trainer kept is free when it is gone"
+    # the first one finds room, the second none
+    most = held[0]
+    again, fewer, _ = scored()
+    assert fewer[0] > 0 and fewer[1] <= most
+    for one, other in zip(expected, again, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5)
