@@ -139,12 +139,25 @@ def run_trainings(
     trained: the confirmation's own study, of which this process is the driver meanwhile: `sctune stop` finds it, and
     no second one trains the same. An interrupt ends those that run, and EndedAtOnceError says so.
     """
-    done = stored(study, trained, trainings)
-    missing = [one for one in trainings if one.name not in done]
-    if not missing:
+    if len(stored(study, trained, trainings)) == len(trainings):
         return {}
-    say([f"{len(missing)} trainings for the final model ({len(done)} are there already)"])
-    return _run(trained, missing, confirm_folder(study) / trained.name / FOLDER, say, address, max_concurrent)
+    ended: list[str] = []
+    # the one signal handler until Ray has its own, the other when it has
+    with _terminated_as_interrupted(), trained.lock():
+        # read again: who had the lock a moment ago may have trained them
+        done = stored(study, trained, trainings)
+        missing = [one for one in trainings if one.name not in done]
+        if not missing:
+            return {}
+        say([f"{len(missing)} trainings for the final model ({len(done)} are there already)"])
+        folder = confirm_folder(study) / trained.name / FOLDER
+        try:
+            return _run(trained, missing, folder, say, address, max_concurrent, ended)
+        except (KeyboardInterrupt, SystemExit):  # the second by Ray, where it starts or ends
+            raise EndedAtOnceError(
+                f"stopped; {len(ended)} of {len(missing)} trainings for the final model have ended and are kept: the "
+                "same command goes on with the others"
+            ) from None
 
 
 def _run(
@@ -154,38 +167,35 @@ def _run(
     say: Say,
     address: str | None,
     max_concurrent: int | None,
+    ended: list[str],
 ) -> dict[str, str]:
+    """ended: gets the names of those that have."""
     from sctune.search.cluster.connection import plan_resources
     from sctune.search.run.driver import check_versions, lacking_nodes, session
     from sctune.search.run.remote import RemoteTasks
 
     check_versions(trained)
     manifest = trained.manifest
-    with trained.lock(), session(address) as warnings, _terminated_as_interrupted(), stop_requests(trained):
+    with session(address) as warnings, _terminated_as_interrupted(), stop_requests(trained):
         left_out = lacking_nodes(manifest, {one.name: one.split for one in missing}, address)
         say([*warnings, *left_out.values()])
         asked = manifest.resources
         at_a_time = max_concurrent or asked.asked_concurrent
         tasks = RemoteTasks[Training](plan_resources(asked.cpus, asked.gpus, at_a_time, address is not None, left_out))
-        waiting, failed, ended = deque(missing), {}, 0
+        waiting, failed = deque(missing), {}
         try:
             while waiting or tasks.keys:
                 while waiting and tasks.room:
                     one = waiting.popleft()
                     tasks.start(one, train_whole, _spec(trained, one), one.keeps)
                 for one, answer in tasks.take():
-                    ended += 1
                     if FAILED in answer:
                         failed[one.name] = answer[FAILED]["message"]
                         _log.warning("training %s failed: %s", one.name, "\n".join(answer.get(LOG, ())))
                     else:
                         _keep(folder, one, answer)
-                    say([f"{'failed' if FAILED in answer else 'trained'}: {one.name} ({ended} of {len(missing)})"])
-        except KeyboardInterrupt:
-            raise EndedAtOnceError(
-                f"stopped; {ended} of {len(missing)} trainings for the final model have ended and are kept: the same "
-                "command goes on with the others"
-            ) from None
+                    ended.append(one.name)
+                    say([f"{'failed' if FAILED in answer else 'trained'}: {one.name} ({len(ended)} of {len(missing)})"])
         finally:
             tasks.cancel()
     return failed
@@ -193,7 +203,7 @@ def _run(
 
 @contextmanager
 def _terminated_as_interrupted() -> Iterator[None]:
-    """SIGTERM does what Ctrl-C does; entered after ray.init, which has a handler of its own."""
+    """SIGTERM does what Ctrl-C does, until ray.init sets a handler of its own."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

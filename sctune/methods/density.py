@@ -121,20 +121,25 @@ class Shrunk:
         return axes, 1 / np.sqrt(np.maximum(spread + self.base, least)), float(1 / np.sqrt(max(self.base, least)))
 
 
-def fit_gaussian(rows: Rows, components: int = 1, seed: int = 0) -> tuple[Gaussian, float]:
+def fit_gaussian(
+    rows: Rows, components: int = 1, seed: int = 0, magnitude: Rows | None = None
+) -> tuple[Gaussian, float]:
     """The Gaussian of rows [N, D], and how much its covariance was shrunk, in [0, 1].
 
     components: kinds of normal, found by k-means (seed) on standardised rows. The covariance of each is half its own
-    and half that of all; a single one has its own. Raises DataError for fewer rows than components, or rows that are
-    all alike.
+    and half that of all; a single one has its own. magnitude [D]: the largest value of each feature in single
+    precision, where rows are differences of such. Raises DataError for fewer rows than components, or rows that are all
+    alike.
     """
     if len(rows) <= components:
         raise DataError(f"{len(rows)} normal images are too few for {components} components; use fewer, or add images")
     mean, scale = rows.mean(axis=0), rows.std(axis=0)
-    flat = scale <= ROUNDING * np.abs(rows).max(axis=0)
+    largest = np.abs(rows).max(axis=0) if magnitude is None else magnitude
+    flat = scale <= ROUNDING * largest
     if flat.all():
         raise DataError(f"the features of all {len(rows)} normal images are equal, so they tell nothing; check them")
-    scale[flat] = 1.0
+    # of any size, so that its rounding stays far below the spread of the others
+    scale[flat] = np.maximum(largest[flat], 1.0)
     standard = (rows - mean) / scale
     centres, member = _clusters(standard, components, seed)
     away = standard - centres[member]

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
-from sctune.methods.room import Share
+from sctune.methods.room import Share, room_of
 
 MAX_BYTES = 2**28
 """Most memory of all kept maps."""
+CPU = torch.device("cpu")
 
 
 class KeptMaps:
     """Maps of batches of images, up to max_bytes together where there is room; others are made again each time.
 
     Images are known by an object that stands for them, such as their array. It must not change, and what stands for
-    them is always cut into the same batches.
+    them is always cut into the same batches. device: where the maps are.
     """
 
-    def __init__(self, max_bytes: int = MAX_BYTES) -> None:
-        self._share = Share(max_bytes)
+    def __init__(self, max_bytes: int = MAX_BYTES, device: torch.device = CPU) -> None:
+        self._share = Share(max_bytes, room_of(device))
         self._maps: dict[tuple[int, int], Tensor] = {}
         # as long as an object is held, no other one has its number
         self._held: dict[int, object] = {}

@@ -63,7 +63,7 @@ class NetworkMethod(Method):
         super().__init__(config, device)
         self.network = network.to(device).to(memory_format=memory_format(config.runtime)).eval()
         self._training: Training | None = None
-        self._kept = KeptMaps()
+        self._kept = KeptMaps(device=self.device)
 
     @classmethod
     @abstractmethod
@@ -223,7 +223,7 @@ class NetworkMethod(Method):
     def load_model_state(self, tensors: Mapping[str, Tensor]) -> None:
         own, name = self.network.state_dict(), self.config.method.name
         # other frozen blocks give other maps
-        self._kept = KeptMaps()
+        self._kept = KeptMaps(device=self.device)
         if any(own[key].dtype != value.dtype for key, value in tensors.items() if key in own):
             raise CheckpointError(f"the model is none of method {name}: its numbers are of other types")
         try:

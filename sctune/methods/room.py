@@ -10,9 +10,11 @@ import os
 import threading
 import weakref
 
+import torch
+
 LEAST_BYTES = 2**30
-"""Of a process, however small the machine."""
-SHARE = 4
+"""Of a process, however small the machine, and of what it keeps on a GPU."""
+CORE_SHARE = 4
 """A process may have the memory that a core of the machine has, divided by this: a trial has one core at least."""
 
 
@@ -43,8 +45,14 @@ class Room:
 
     def give_back(self, sizes: list[int]) -> None:
         with self._lock:
-            self.held -= sum(sizes)
+            # first, since a sum may call the collector, and it this method for another holder
+            freed = sum(sizes)
             sizes.clear()
+            self.held -= freed
+
+    def for_more(self, holders: int) -> int:
+        """Bytes that so many more, each like all that hold now together, would find room for."""
+        return max(0, min(self.held * holders, self.left))
 
 
 def _of_this_machine() -> int:
@@ -52,26 +60,35 @@ def _of_this_machine() -> int:
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (ValueError, OSError, AttributeError):  # a system that does not tell
         return LEAST_BYTES
-    return max(LEAST_BYTES, memory // (os.cpu_count() or 1) // SHARE)
+    return max(LEAST_BYTES, memory // (os.cpu_count() or 1) // CORE_SHARE)
 
 
-PROCESS = Room(_of_this_machine())
+HOST, ON_GPU = Room(_of_this_machine()), Room(LEAST_BYTES)
+
+
+def room_of(device: torch.device) -> Room:
+    """The room for tensors on a device."""
+    return HOST if device.type == "cpu" else ON_GPU
 
 
 class Share:
-    """What one holder keeps, at most `most` bytes; given back when the share is gone. room: None: the process's."""
+    """What one holder keeps, at most `most` bytes; given back when the share is gone.
 
-    def __init__(self, most: int, room: Room | None = None) -> None:
+    room: None: of the process, in the machine's memory. spare: bytes of it that are left to others.
+    """
+
+    def __init__(self, most: int, room: Room | None = None, spare: int = 0) -> None:
         self.most = most
-        self._room = PROCESS if room is None else room
-        self._room.allow(most)
+        self._room = HOST if room is None else room
+        self._room.allow(most + spare)
+        self._spare = spare
         self._sizes: list[int] = []
         weakref.finalize(self, self._room.give_back, self._sizes)
 
     @property
     def left(self) -> int:
         """Bytes that may still be taken."""
-        return max(0, min(self.most - sum(self._sizes), self._room.left))
+        return max(0, min(self.most - sum(self._sizes), self._room.left - self._spare))
 
     def take(self, size: int) -> bool:
         """Whether so many bytes more may be kept; they are counted from now on."""

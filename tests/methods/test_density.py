@@ -89,6 +89,12 @@ def test_a_feature_that_is_rounded_otherwise_tells_nothing() -> None:
     np.testing.assert_allclose(lengths(density, otherwise), lengths(density, rows), rtol=1e-4)
     with pytest.raises(DataError, match="are equal"):
         fit_gaussian(rows[:, 4:])
+    # as differences from a mean, of features of any size
+    for size in (7.0, 7e9):
+        away = np.column_stack([kept, size * rounding])
+        apart, _ = fit_gaussian(away[:50], magnitude=np.array([3, 3, 3, 3, size]))
+        other = np.column_stack([kept, size * rounding[::-1]])
+        np.testing.assert_allclose(lengths(apart, other), lengths(apart, away), rtol=1e-4)
 
 
 def test_equal_rows_make_no_number_that_is_none() -> None:

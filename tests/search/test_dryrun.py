@@ -16,15 +16,18 @@ import yaml
 
 from sctune.config import load_profile
 from sctune.errors import SctuneError, WeightsError
+from sctune.methods import room
 from sctune.methods.room import Room
 from sctune.search.cluster.connection import Resources
 from sctune.search.plan.options import SearchOptions
 from sctune.search.plan.plan import Plan, make_plan
 from sctune.search.run import dryrun
+from sctune.search.run import probe as module
 from sctune.search.run.dryrun import costed, dearest_points, reference_seconds, time_methods
 from sctune.search.run.plan_lines import plan_lines
-from sctune.search.run.probe import Probe, Timed, Trial, peak_bytes, probe, probe_apart, timed_at
+from sctune.search.run.probe import Probe, Timed, Trial, beside, peak_bytes, probe, probe_apart, timed_at
 from sctune.search.space.definition import Space, Values, load_space
+from sctune.train.trainer import Trainer
 
 HEADS = {"values": ["single_head", "two_head_patch", "four_head", "two_head_latent"]}
 RESOURCES = Resources(2, 0, 1, 0, 2, 1)
@@ -320,17 +323,22 @@ def test_a_method_that_cannot_be_timed_leaves_the_others(
         time_methods(asked, 1)
 
 
-def test_tasks_side_by_side_take_memory_each(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Weights and moments of each, and what they keep of images as far as there is room for it."""
-    mib = 2**20
-    one = timed(plan, Probe(1.0, 1.0, 1.0, 1, 40 * mib, None, 900 * mib, 0, 200 * mib))
-    many = replace(one, tasks=10)
-    monkeypatch.setattr("sctune.search.run.probe.PROCESS", Room(1024 * mib))
-    assert one.memory_bytes == 900 * mib
-    assert replace(one, tasks=3).memory_bytes == (900 + 2 * 40 + 2 * 200) * mib
-    assert (many.memory_bytes, many.gpu_bytes) == ((900 + 9 * 40 + 1024 - 200) * mib, 0)
-    on_gpu = replace(many, probe=many.probe._replace(gpu_bytes=500 * mib))
-    assert (on_gpu.memory_bytes, on_gpu.gpu_bytes) == (900 * mib, (500 + 9 * 40 + 1024 - 200) * mib)
+@pytest.mark.parametrize("most", [2**40, 0])
+def test_tasks_side_by_side_take_memory_each(plan: Plan, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """State and selection images of each, and what they keep of images as far as there is room for it."""
+    (task,) = plan.manifest.tasks
+    whole = Room(2**40)
+    monkeypatch.setattr(room, "HOST", whole)
+    monkeypatch.setattr(module, "HOST", whole)
+    config = plan.space.base.override({"model.weights": "random", "model.freeze": 6, "runtime.device": "cpu"})
+    trainer = Trainer(config, task, split=plan.splits[task.key])
+    trainer.selection.evaluate(trainer.method.scorer())
+    kept = whole.held
+    whole.most = max(most, kept)
+    assert kept > 0
+    images = trainer.selection.images.nbytes + sum(one.nbytes for one in trainer.selection.proxy.values())
+    assert beside(trainer, 1000, 0) == (0, 0)
+    assert beside(trainer, 1000, 3) == (3 * (1000 + images + (kept if most else 0)), 0)
 
 
 def test_the_memory_is_that_of_a_process_of_its_own(plan: Plan) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from sctune.config import TrialConfig
 from sctune.methods.cutpaste.network import Trunk
 from sctune.methods.pixels import autocast, normalise, to_pixels
-from sctune.methods.room import Share
+from sctune.methods.room import Share, room_of
 from sctune.methods.untrained.reference import Ask, Images
 
 MAX_BYTES = 2**28
@@ -26,7 +26,7 @@ class Features:
         self.trunk = trunk
         self.device = device
         self._kept: dict[int, tuple[Images, list[Tensor]]] = {}
-        self._share = Share(MAX_BYTES)
+        self._share = Share(MAX_BYTES, room_of(device))
 
     def walk(self, images: Images, size: int, keep: bool = False, ask: Ask = lambda: None) -> Iterator[Tensor]:
         """Features [n, C] of uint8 images [N, S, S, 3], `size` at a time, on the device."""

@@ -189,7 +189,8 @@ class CutPasteMethod(Method):
             # of too few images `prepare` has said so
             raise NonFiniteError(
                 f"the trunk gives all {len(self._normals)} normal images the same features, so that a Gaussian of them "
-                "tells nothing; its training has failed, try a smaller method.sgd_lr"
+                "tells nothing: take model.weights=imagenet where they are random, a smaller method.sgd_lr where the "
+                "training has failed"
             ) from None
         self.density = density.to(self.device).requires_grad_(False).eval()
         return {"normals": float(len(self._normals)), "shrinkage": shrinkage}

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sctune.methods.deviation.detector import Detector
 from sctune.methods.pixels import normalise
-from sctune.methods.room import Share
+from sctune.methods.room import Share, room_of
 
 MAX_BYTES = 2**28
 """Most memory of all kept feature maps."""
@@ -26,7 +26,7 @@ class RepeatedScorer:
     def __init__(self, detector: Detector) -> None:
         self.detector = detector
         self._kept: dict[int, tuple[np.ndarray, list[list[Tensor]] | None]] = {}
-        self._share = Share(MAX_BYTES)
+        self._share = Share(MAX_BYTES, room_of(next(detector.parameters()).device))
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """Scores [N] (float64) of uint8 images [N, S, S, 3]."""

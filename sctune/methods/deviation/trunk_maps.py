@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sctune.methods.deviation.method import DeviationMethod
 from sctune.methods.pixels import ALIKE_BATCH, autocast, normalise, to_pixels
-from sctune.methods.room import Share
+from sctune.methods.room import Share, room_of
 from sctune.methods.untrained.extractor import Extractor
 from sctune.methods.untrained.reference import Ask, Images
 
@@ -41,7 +41,7 @@ class TrunkMaps:
         self.ends = frozenset(ends)
         self.kind = kind
         self._kept: dict[str, list[Half]] = {}
-        self._share = Share(MAX_BYTES)
+        self._share = Share(MAX_BYTES, room_of(method.device))
 
     def walk(self, images: Images, ask: Ask = lambda: None, name: str | None = None) -> Iterator[Tensor]:
         """Features [n, ...] of a few uint8 images [n, S, S, 3] at a time, on the method's device.

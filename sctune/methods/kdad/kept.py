@@ -15,6 +15,8 @@ from sctune.methods.room import Share
 
 Look = Callable[[np.ndarray], NDArray[np.float32]]
 """uint8 images [N, S, S, 3] -> the source's maps [N, D], those of an image the same whatever stands beside it."""
+SPARE = 2**28
+"""Bytes of the process that are left to what is kept later, of images that are scored after every epoch."""
 AT_ONCE = 32
 """Images of one look where many are looked at, so that their maps stand in memory only once."""
 
@@ -31,7 +33,7 @@ class KeptMaps:
         self._look = look
         self._source = source
         self._images = images
-        self._share = Share(limit)
+        self._share = Share(limit, spare=SPARE)
         self.room = min(len(images.normals), self._share.left // (dimension * 2))
         self._share.take(self.room * dimension * 2)
         # pages of memory are taken when they are written to

@@ -56,8 +56,9 @@ def fit_cell_gaussian(
     totals = known.totals.sum(dim=0) if without is None else known.totals.sum(dim=0) - known.totals[without]
     means = totals / int(seen.sum())
     rows = torch.from_numpy(seen[known.image])
-    away = known.patches[rows].double() - means[known.place[rows]]
-    gaussian, shrinkage = fit_gaussian(away.numpy(), components, seed)
+    patches = known.patches[rows].double()
+    away = patches - means[known.place[rows]]
+    gaussian, shrinkage = fit_gaussian(away.numpy(), components, seed, patches.abs().amax(dim=0).numpy())
     return CellGaussian(means, gaussian), shrinkage
 
 

@@ -18,7 +18,7 @@ from sctune.search.plan.options import SearchOptions
 from sctune.search.plan.plan import Plan
 from sctune.search.run.driver import planned
 from sctune.search.run.plan_lines import fields_text, plan_lines
-from sctune.search.run.probe import Timed, Trial, probe_apart, timed_at
+from sctune.search.run.probe import Probe, Timed, Trial, probe_apart, timed_at
 from sctune.search.space.definition import Space, Values
 from sctune.search.study.references import TIME_SHARE, reference_fields
 from sctune.text import duration
@@ -82,10 +82,10 @@ class DryRun:
     def _method_lines(self) -> list[str]:
         if len(self.timed) == 1 and not self.problems:
             (one,) = self.timed
-            return [_seconds(one), f"memory: {_memory(one)} a trial, Ray's own aside"]
+            return [_seconds(one), f"memory: {_memory(one.probe)} a trial, Ray's own aside"]
         return [
             *(
-                f"{one.method}: a trial {duration(one.trial_seconds)} and {_memory(one)}; {_seconds(one)}"
+                f"{one.method}: a trial {duration(one.trial_seconds)} and {_memory(one.probe)}; {_seconds(one)}"
                 for one in self.timed
             ),
             *(f"{name}: cannot be timed: {problem}" for name, problem in self.problems.items()),
@@ -120,8 +120,8 @@ class DryRun:
             "study_seconds": self.study_seconds,
             "most_seconds": self.most_seconds,
             # of the methods that need most of each
-            "memory_bytes": max(one.memory_bytes for one in self.timed),
-            "gpu_bytes": max(one.gpu_bytes for one in self.timed),
+            "memory_bytes": max(one.probe.memory_bytes for one in self.timed),
+            "gpu_bytes": max(one.probe.gpu_bytes for one in self.timed),
             "checkpoint_bytes": self.checkpoint_bytes,
             "checkpoints_bytes": self.checkpoints_bytes,
             "files_bytes": self.files_bytes,
@@ -159,15 +159,15 @@ def time_methods(plan: Plan, threads: int) -> tuple[list[Timed], dict[str, str]]
     """
     found: list[Timed] = []
     problems: dict[str, SctuneError] = {}
-    task = plan.manifest.tasks[0]
+    task, tasks = plan.manifest.tasks[0], len(plan.manifest.tasks)
     for name, point in dearest_points(plan.space).items():
         config = plan.space.config(point)
         try:
-            probe = probe_apart(Trial(config, task, plan.splits[task.key], plan.manifest.objective, threads))
+            probe = probe_apart(Trial(config, task, plan.splits[task.key], plan.manifest.objective, threads, tasks))
         except SctuneError as problem:
             problems[name] = problem
             continue
-        found.append(timed_at(config, point, probe, len(plan.manifest.tasks)))
+        found.append(timed_at(config, point, probe, tasks))
     if not found:
         raise next(iter(problems.values()))
     return found, {name: str(problem) for name, problem in problems.items()}
@@ -289,8 +289,8 @@ def _seconds(one: Timed) -> str:
     )
 
 
-def _memory(one: Timed) -> str:
-    return f"{_mib(one.memory_bytes)}{f' and {_mib(one.gpu_bytes)} of the GPU' if one.gpu_bytes else ''}"
+def _memory(probe: Probe) -> str:
+    return f"{_mib(probe.memory_bytes)}{f' and {_mib(probe.gpu_bytes)} of the GPU' if probe.gpu_bytes else ''}"
 
 
 def _mib(size: int) -> str:

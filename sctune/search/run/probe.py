@@ -9,15 +9,18 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sctune.config import Task, TrialConfig
 from sctune.data.split import Split
 from sctune.errors import SctuneError
-from sctune.methods.room import PROCESS
+from sctune.methods.room import HOST, ON_GPU
 from sctune.metrics.objective import find_objective
 from sctune.search.plan import costs
 from sctune.search.space.definition import Values
+
+if TYPE_CHECKING:
+    from sctune.train.trainer import Trainer
 
 
 class Probe(NamedTuple):
@@ -25,8 +28,8 @@ class Probe(NamedTuple):
 
     final_seconds: of all selection and calibration images, which the end of a search scores once. weights_bytes: of
     the model; checkpoint_bytes: with what training needs besides. steps: of an epoch, None for budget.iterations.
-    memory_bytes: the most that the process held, with all its libraries; gpu_bytes: of its tensors on a GPU, 0 without;
-    kept_bytes: of what is kept of images between epochs, a part of either.
+    memory_bytes: the most that the process of a trial holds, with all its libraries; gpu_bytes: of its tensors on a
+    GPU, 0 without.
     """
 
     step_seconds: float
@@ -37,18 +40,18 @@ class Probe(NamedTuple):
     steps: int | None = None
     memory_bytes: int = 0
     gpu_bytes: int = 0
-    kept_bytes: int = 0
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What is tried. objective: its name; threads: of a trial."""
+    """What is tried. objective: its name; threads: of a trial; tasks: that it trains on, of which one is tried."""
 
     config: TrialConfig
     task: Task
     split: Split
     objective: str
     threads: int
+    tasks: int = 1
 
 
 @dataclass(frozen=True)
@@ -75,30 +78,14 @@ class Timed:
     def checkpoint_bytes(self) -> int:
         return self.probe.checkpoint_bytes * self.tasks
 
-    @property
-    def memory_bytes(self) -> int:
-        """The most of a trial's process; its tasks are there side by side, and share the room for what is kept."""
-        return self.probe.memory_bytes + (0 if self.probe.gpu_bytes else self._others_bytes)
-
-    @property
-    def gpu_bytes(self) -> int:
-        return self.probe.gpu_bytes + (self._others_bytes if self.probe.gpu_bytes else 0)
-
-    @property
-    def _others_bytes(self) -> int:
-        """Of the tasks besides the one that was tried, of which one at a time makes a step."""
-        kept = self.probe.kept_bytes
-        more = min(self.tasks * kept, max(kept, PROCESS.most)) - kept
-        return (self.tasks - 1) * self.probe.checkpoint_bytes + more
-
     def to_dict(self) -> dict[str, Any]:
         return {
             "timed": self.point,
             "step_seconds": self.probe.step_seconds,
             "epoch_seconds": self.epoch_seconds,
             "trial_seconds": self.trial_seconds,
-            "memory_bytes": self.memory_bytes,
-            "gpu_bytes": self.gpu_bytes,
+            "memory_bytes": self.probe.memory_bytes,
+            "gpu_bytes": self.probe.gpu_bytes,
             "checkpoint_bytes": self.checkpoint_bytes,
         }
 
@@ -145,8 +132,21 @@ def probe(trial: Trial) -> Probe:
     final = (time.perf_counter() - scored) * (1 + len(trial.split.calibration) / len(images))
     weights = sum(value.nbytes for value in trainer.method.model_state().values())
     size = sum(value.nbytes for value in trainer.state()[0].values())
-    gpu = torch.cuda.max_memory_allocated(trainer.device) if trainer.device.type == "cuda" else 0
-    return Probe(step, scored - started, final, weights, size, steps, peak_bytes(), gpu, PROCESS.held)
+    host, on_gpu = beside(trainer, size, trial.tasks - 1)
+    gpu = torch.cuda.max_memory_allocated(trainer.device) + on_gpu if trainer.device.type == "cuda" else 0
+    return Probe(step, scored - started, final, weights, size, steps, peak_bytes() + host, gpu)
+
+
+def beside(trainer: Trainer, state_bytes: int, others: int) -> tuple[int, int]:
+    """Bytes of so many other tasks of a trial, in the machine's memory and on its GPU.
+
+    Each has a state and selection images, one at a time makes a step, and what they keep of images has a room together.
+    """
+    selection = trainer.selection
+    images = selection.images.nbytes + sum(made.nbytes for made in selection.proxy.values())
+    host, on_gpu = images * others + HOST.for_more(others), ON_GPU.for_more(others)
+    states = state_bytes * others
+    return (host, on_gpu + states) if trainer.device.type == "cuda" else (host + states, on_gpu)
 
 
 def peak_bytes() -> int:
