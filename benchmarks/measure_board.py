@@ -2,8 +2,8 @@
 
 Profile cpu, the paper's protocol (the test images are all that is not trained on; with one known class, of the others).
 For each training: AUROC on the test images, before training too where a method begins with ImageNet weights, CPU
-seconds, milliseconds for an image, and the most memory. A method that does not look at labelled anomalies is trained once
-for all tasks of the same normal images.
+seconds, milliseconds for an image, and the most memory. A method that does not look at labelled anomalies is trained
+once for all tasks of the same normal images.
 Resumable: a JSON line for each training, without raw scores, so that it can be kept in the repository.
 """
 
