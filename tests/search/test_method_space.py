@@ -261,6 +261,15 @@ def test_a_method_that_cannot_be_trained_so_is_left_out_and_said() -> None:
 
 
 @pytest.mark.usefixtures("unchecked")
+def test_rungs_are_those_of_the_methods_that_train() -> None:
+    """The first method that is left trains nothing, and the base of the space is that one's."""
+    space = made({"augment.kind": "none"}, setting="anomaly-free")
+    assert "deviation" not in space.variants and not space.base.entry.trains
+    assert space.epochs == load_profile("cpu").budget.epochs
+    alone = load_space("gaussian", load_profile("cpu").override({"method.name": "gaussian"}))
+    assert alone.epochs == 1
+
+
 def test_what_is_set_for_a_method_that_cannot_be_trained_anyway_is_no_mistake() -> None:
     """Cutpaste and kdad have no labels to shuffle, with or without a length."""
     space = made({"data.shuffle_labels": True, "model.normal_head": "mlp", "method.total_updates": 400})

@@ -316,7 +316,7 @@ def _scheduler(options: SearchOptions, profile: str, sampler: str, space: Space)
     full_runs = sampler_entry(sampler).learns_from_full_runs
     quiet = full_runs or sampler == "grid"
     name = options.scheduler or ("none" if quiet else defaults.scheduler)
-    epochs = space.base.epochs
+    epochs = space.epochs
     grace = min(defaults.grace, epochs) if defaults.grace is not None else None
     make_rule(name, epochs, grace, defaults.factor, options.sampler_seed)
     warnings = []

@@ -112,7 +112,7 @@ class RunningLaunch:
         labels = selection_labels(manifest, self.splits)
         progress = SearchProgress(
             manifest.trials,
-            self.space.base.epochs,
+            self.space.epochs,
             self.resources.concurrent,
             trials,
             lambda scores: value_se(scores, labels, objective),
@@ -136,7 +136,7 @@ class RunningLaunch:
             study.record.then(lambda: study.leave_out(line), always=True)
 
         spec = manifest.scheduler
-        rule = make_rule(spec.name, self.space.base.epochs, spec.grace, spec.factor, manifest.sampler_seed)
+        rule = make_rule(spec.name, self.space.epochs, spec.grace, spec.factor, manifest.sampler_seed)
         controller = TrialController(
             manifest, self.space, study.record, observers, self._faults(), gate, left_out, rule
         )

@@ -15,7 +15,7 @@ from typing import Any
 from optuna.distributions import BaseDistribution
 from optuna.trial import Trial
 
-from sctune.config import TrialConfig, method_entries
+from sctune.config import TrialConfig, method_entries, method_entry
 from sctune.errors import ConfigError, SpaceError, nearest
 from sctune.search.space.activation import activation_conditions, with_needs
 from sctune.search.space.base import settled_base
@@ -70,6 +70,12 @@ class Space:
     source: Mapping[str, Any]
     variants: Variants
     notes: tuple[str, ...] = ()
+
+    @property
+    def epochs(self) -> int:
+        """Of a full run of a method that trains; one where none of the space does."""
+        trains = any(method_entry(name).trains for name in self.field_values("method.name"))
+        return self.base.budget.epochs if trains else 1
 
     def suggest(self, trial: Trial) -> Values:
         """Draw the active parameters in the order of declaration; gives what the configuration gets."""

@@ -156,7 +156,7 @@ def study_result(
     scores = {trial.number: trial.user_attrs.get("scores", {}) for trial in trials}
     notes = [*notes]
     full = [row for row in rows if row.state == "COMPLETE"]
-    epochs = study.manifest.trial_config().epochs
+    epochs = study.manifest.build_space().epochs
     ended = [row for row in rows if row.state in ("COMPLETE", "PRUNED")]
     spent = sum(max(row.values, default=0) for row in ended)
     # a full run has spent what it had: one epoch where its method trains nothing
