@@ -22,11 +22,11 @@ AT_ONCE = 32
 
 
 class KeptMaps:
-    """Rows of the training normals in half precision, by their place; the first `room` of them are kept, as many as
-    the limit and the memory of the process allow.
+    """Rows of the training normals in half precision, by their place; the first `room` of them are kept.
 
-    Others are made anew each time and rounded alike, so the room changes nothing but the time. dimension: of a row;
-    limit: bytes; source: the backbone's name. Raises NonFiniteError for maps that half precision cannot hold.
+    These are as many as the limit and the room of the process allow. Others are made anew each time and rounded alike,
+    so the room changes nothing but the time. dimension: of a row; limit: bytes; source: the backbone's name. Raises
+    NonFiniteError for maps that half precision cannot hold.
     """
 
     def __init__(self, look: Look, images: TaskImages, dimension: int, limit: int, source: str) -> None:
