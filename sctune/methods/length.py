@@ -44,6 +44,16 @@ class Length:
         return self.before(self._budget.epochs)
 
 
+def steps_text(config: TrialConfig) -> str | None:
+    """How many steps an epoch has, in words, whatever its method; None where it goes once over the normal images."""
+    total = getattr(config.method, "total_updates", "iterations")
+    if total == "pass":
+        return None
+    if isinstance(total, str):
+        return f"{config.budget.iterations} iterations"
+    return f"{total / config.epochs:.4g} updates"
+
+
 def check_total(config: TrialConfig, total: TotalUpdates) -> None:
     """Raises ValueError, one line, where an epoch would have no update."""
     if isinstance(total, int) and total < config.budget.epochs:

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 
 from sctune import __version__
 from sctune.config import TrialConfig
+from sctune.methods.length import steps_text
 from sctune.reproduce.columns import is_the_papers
 from sctune.reproduce.setup import Setup
 from sctune.reproduce.tables import Header
@@ -45,13 +46,7 @@ def _fact(name: str, configs: Configs, words: Callable[[TrialConfig], str]) -> s
 
 def _steps(config: TrialConfig) -> str:
     """Of an epoch; methods with a length of their own do not look at the iterations."""
-    total, size = getattr(config.method, "total_updates", "iterations"), config.budget.batch_size
-    if total == "pass":
-        return f"one pass over the normal images with {size} images"
-    steps = (
-        f"{config.budget.iterations} iterations" if isinstance(total, str) else f"{total / config.epochs:.4g} updates"
-    )
-    return f"{steps} with {size} images"
+    return f"{steps_text(config) or 'one pass over the normal images'} with {config.budget.batch_size} images"
 
 
 def _backbone(config: TrialConfig) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from sctune.methods.length import steps_text
 from sctune.search.cluster.connection import Resources
 from sctune.search.plan.plan import Plan
 from sctune.search.space.definition import Space
@@ -48,12 +49,9 @@ def _length(space: Space) -> str:
     if len(set(space.field_values("method.name"))) > 1:
         return f"{space.base.budget.epochs} epochs, each method in steps of its own, images"
     base = space.config({VARIANT: next(iter(space.variants))}) if space.variants else space.base
-    epochs, size = base.epochs, base.budget.batch_size
-    total = getattr(base.method, "total_updates", "iterations")
-    if total == "pass":
-        return f"{epochs} epochs, each once over the normal images, x {size} images"
-    steps = f"{base.budget.iterations} iterations" if isinstance(total, str) else f"{total / epochs:.4g} updates"
-    return f"{epochs} epochs x {steps} x {size} images"
+    steps = steps_text(base)
+    each = ", each once over the normal images," if steps is None else f" x {steps}"
+    return f"{base.epochs} epochs{each} x {base.budget.batch_size} images"
 
 
 def _parameter(space: Space, parameter: Parameter) -> str:
