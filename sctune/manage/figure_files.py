@@ -18,6 +18,7 @@ from sctune.files import staged_files
 from sctune.metrics.objective import Objective
 from sctune.tracking import feature_plots as plots
 from sctune.train.gallery import PseudoExample
+from sctune.train.views import Views
 
 FORMAT_VERSION = 1
 GROUPS = tuple(plots.STYLES)
@@ -25,6 +26,8 @@ ROWS = 6
 """Pseudo anomalies whose making is shown."""
 ACROSS = 8
 """Images of each group in the gallery."""
+LOOKED_AT = 3
+"""Images that are shown as the method sees them, one of them normal."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,8 @@ class FigureReport:
     """What was made. silhouettes: panel -> group -> mean silhouette against the normal images.
 
     value: the objective at that epoch, None where it was not recorded; mode: what it was computed on (Split);
-    images: group -> how many are shown.
+    perplexity: of the t-SNE, None (and no silhouettes) where the method has no features; images: group -> how many are
+    shown.
     """
 
     study: str
@@ -41,7 +45,7 @@ class FigureReport:
     epoch: int
     value: float | None
     mode: str
-    perplexity: float
+    perplexity: float | None
     images: dict[str, int]
     silhouettes: dict[str, dict[str, float | None]]
     test_pool_opened: bool
@@ -71,13 +75,28 @@ class Cloud:
 
     def some(self, group: str, count: int) -> list[np.ndarray]:
         """At most `count` images of a group, spread over it, so that several types are among them."""
+        return [self.images[row] for row in self._rows(group, count)]
+
+    @property
+    def looked_at(self) -> list[int]:
+        """Rows of a normal image and of anomalies that were not trained on; where there are no such, of others."""
+        chosen = self._rows("normal", 1)
+        for group in ("unseen", "seen", "pseudo", "normal"):
+            more = [row for row in self._rows(group, LOOKED_AT) if row not in chosen]
+            chosen += more[: LOOKED_AT - len(chosen)]
+        return chosen
+
+    def _rows(self, group: str, count: int) -> list[int]:
         rows = np.flatnonzero(self.of(group))
-        return [self.images[rows[place]] for place in _spread(len(rows), count)]
+        return [int(rows[place]) for place in _spread(len(rows), count)]
 
 
 @dataclass(frozen=True)
 class Sheet:
-    """All that the files show. points: panel (before, after) -> [N, 2]; tasks: how many the study has."""
+    """All that the files show. points: panel (before, after) -> [N, 2], none where there are no features.
+
+    tasks: how many the study has; views: of the images `cloud.looked_at`.
+    """
 
     report: FigureReport
     config: TrialConfig
@@ -85,6 +104,7 @@ class Sheet:
     cloud: Cloud
     examples: Sequence[PseudoExample]
     points: Mapping[str, np.ndarray]
+    views: Views
     attribution: str | None
     objective: Objective
 
@@ -133,10 +153,13 @@ def _write(stem: Path, sheet: Sheet) -> list[Path]:
     def named(what: str) -> Path:
         return stem.with_name(f"{stem.name}-{what}")
 
-    files = [_features(sheet, named("features.png")), _coordinates(sheet, named("features.csv"))]
-    document = {name: value for name, value in sheet.report.to_dict().items() if name != "files"}
-    named("features.json").write_text(json.dumps(document, indent=1), encoding="utf-8")
-    files.append(named("features.json"))
+    files = []
+    if sheet.points:
+        files = [_features(sheet, named("features.png")), _coordinates(sheet, named("features.csv"))]
+        document = {name: value for name, value in sheet.report.to_dict().items() if name != "files"}
+        named("features.json").write_text(json.dumps(document, indent=1), encoding="utf-8")
+        files.append(named("features.json"))
+    files.append(_views(sheet, named("views.png")))
     kind, cloud = maker_of(sheet.config), sheet.cloud
     if sheet.examples:
         rows = [sheet.examples[place] for place in _spread(len(sheet.examples), ROWS)]
@@ -175,6 +198,23 @@ def _features(sheet: Sheet, path: Path) -> Path:
         *(f"{line[0].upper()}{line[1:]}." for line in report.warnings),
     ]
     return plots.feature_picture(panels, labels, sheet.title, caption, path)
+
+
+def _views(sheet: Sheet, path: Path) -> Path:
+    cloud, views = sheet.cloud, sheet.views
+    names = [_view_name(cloud, row, score) for row, score in zip(cloud.looked_at, views.scores, strict=True)]
+    columns = [plots.Column(name, made) for name, made in views.made.items()]
+    if views.cells is not None:
+        columns.append(plots.Column("heat map, score", views.cells, "all"))
+    if views.gradients is not None:
+        columns.append(plots.Column("heat map, gradient", views.gradients, "each"))
+    title = f"What {sheet.config.method.name} makes of images\n{sheet.title}"
+    return plots.view_picture(names, [plots.Column("image", views.images), *columns], title, path, sheet.attribution)
+
+
+def _view_name(cloud: Cloud, row: int, score: float) -> str:
+    kind = f" ({cloud.kinds[row]})" if cloud.groups[row] != "normal" else ""
+    return f"{cloud.groups[row]}{kind}\nscore {score:.4g}"
 
 
 def _measures(silhouettes: Mapping[str, float | None]) -> str:

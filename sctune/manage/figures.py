@@ -19,10 +19,8 @@ from sctune.data.selection import stratified
 from sctune.data.split import Split
 from sctune.errors import CheckpointError, ConfigError, StudyError, nearest
 from sctune.manage.figure_files import GROUPS, Cloud, FigureReport, Sheet, maker_of, publish
-from sctune.methods.base import Method
-from sctune.methods.registry import fresh_method, method_class
+from sctune.methods.registry import fresh_method
 from sctune.paths import cache_folder
-from sctune.search.space.definition import Space
 from sctune.search.study.leaderboard import TrialRow, best_row, leaderboard
 from sctune.search.study.ledger import add_look, show_looks
 from sctune.search.study.manifest import StudyManifest
@@ -32,6 +30,7 @@ from sctune.tracking.run_files import log_run_files
 from sctune.train.embedding import fitting_perplexity, silhouette, tsne
 from sctune.train.gallery import PseudoExample, pseudo_examples
 from sctune.train.trainer import Trainer
+from sctune.train.views import views_of
 from sctune.trial.checkpoint import Checkpoint, TrialStore
 
 Say = Callable[[list[str]], None]
@@ -75,9 +74,6 @@ def make_figures(study_root: Path, name: str, options: FigureOptions, say: Say) 
     manifest = study.manifest
     chosen = choose_trial(study, options)
     config = manifest.config_of(chosen.row.params)
-    if method_class(config).embed is Method.embed:
-        # before a look at the test images is spent
-        raise _no_features(config, manifest.build_space())
     ledger = None
     if options.test:
         say(["test pool opened: the unseen anomalies are images that no choice may be made by"])
@@ -87,10 +83,9 @@ def make_figures(study_root: Path, name: str, options: FigureOptions, say: Say) 
     trainer.load_state(*chosen.saved.tasks[chosen.task.key])
     examples = pseudo_examples(trainer, options.limit)
     cloud = gather(trainer, examples, options.limit, options.test)
-    say([f"features of {len(cloud.groups)} images before and after training, and their t-SNE"])
     features = _features(trainer, cloud.images)
-    if features is None:
-        raise _no_features(config, manifest.build_space())
+    if features:
+        say([f"features of {len(cloud.groups)} images before and after training, and their t-SNE"])
     points = {panel: tsne(rows, options.perplexity) for panel, rows in features.items()}
     report = FigureReport(
         study=study.name,
@@ -99,14 +94,22 @@ def make_figures(study_root: Path, name: str, options: FigureOptions, say: Say) 
         epoch=trainer.epoch,
         value=chosen.row.values.get(trainer.epoch),
         mode=chosen.split.mode,
-        perplexity=fitting_perplexity(len(cloud.groups), options.perplexity),
+        perplexity=fitting_perplexity(len(cloud.groups), options.perplexity) if features else None,
         images={group: int(cloud.of(group).sum()) for group in GROUPS},
         silhouettes={panel: silhouettes(rows, cloud) for panel, rows in features.items()},
         test_pool_opened=options.test,
-        warnings=_notes(trainer.config, cloud, bool(np.array_equal(features["before"], features["after"]))),
+        warnings=_notes(trainer.config, cloud, features),
     )
     sheet = Sheet(
-        report, trainer.config, len(manifest.tasks), cloud, examples, points, manifest.data.attribution, study.objective
+        report,
+        trainer.config,
+        len(manifest.tasks),
+        cloud,
+        examples,
+        points,
+        views_of(trainer.method, cloud.images[cloud.looked_at]),
+        manifest.data.attribution,
+        study.objective,
     )
     files = publish(options.out or study.folder / "figures", sheet)
     runs = [chosen.row.number, *([None] if chosen.best else [])]
@@ -115,19 +118,12 @@ def make_figures(study_root: Path, name: str, options: FigureOptions, say: Say) 
     return report.finished(files, trouble)
 
 
-def _no_features(config: TrialConfig, space: Space) -> ConfigError:
-    """That a method has none to show, with the way out."""
-    others = [name for name in space.field_values("method.name") if name != config.method.name]
-    way = "choose a trial of another method with --trial" if others else "no trial of this study has any"
-    return ConfigError(f"method {config.method.name} has no features to show; {way}")
-
-
-def _features(trainer: Trainer, images: np.ndarray) -> dict[str, np.ndarray] | None:
-    """Features [N, C] of the images before and after training; None where the method has none."""
+def _features(trainer: Trainer, images: np.ndarray) -> dict[str, np.ndarray]:
+    """Features [N, C] of the images before and after training; empty where the method has none."""
     fresh = fresh_method(trainer.config, trainer.device)
     before, after = fresh.embed(images), trainer.method.embed(images)
     if before is None or after is None:
-        return None
+        return {}
     return {"before": before, "after": after}
 
 
@@ -232,9 +228,12 @@ def _decoded(trainer: Trainer, paths: list[str]) -> CachedImages:
     return cache.array(trainer.split.root, paths, Decoding.of(data), data.skip_corrupt)
 
 
-def _notes(config: TrialConfig, cloud: Cloud, unchanged: bool) -> tuple[str, ...]:
-    """What the pictures lack, and why; unchanged: training left the features as they were."""
+def _notes(config: TrialConfig, cloud: Cloud, features: dict[str, np.ndarray]) -> tuple[str, ...]:
+    """What the pictures lack, and why."""
     lines = []
+    unchanged = bool(features) and np.array_equal(features["before"], features["after"])
+    if not features:
+        lines.append(f"no t-SNE: method {config.method.name} has no features of whole images")
     if not cloud.of("unseen").any():
         pool = "anomalies of the known class only" if config.data.setting == "hard" else "no other anomalies"
         lines.append(

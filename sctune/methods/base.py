@@ -183,6 +183,13 @@ class Method(Fitted):
         """Saliency in [0, 1] that training cuts by, of uint8 images [N, S, S, 3]; None where it looks at none."""
         return None
 
+    def views(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        """What the method makes of uint8 images [N, S, S, 3] on the way to their scores, by its name for people.
+
+        Pictures uint8 [N, s, s, 3], or maps [N, s, s] of floats in [0, 1]. Empty where there is nothing to look at.
+        """
+        return {}
+
     def examples(self, normals: np.ndarray, count: int) -> list[PseudoExample]:
         """At most `count` pseudo anomalies as training makes them now, from normal images uint8 [N, S, S, 3].
 

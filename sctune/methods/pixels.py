@@ -42,6 +42,11 @@ def to_pixels(images: np.ndarray, device: torch.device, channels_last: bool = Tr
     return batch.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
 
+def to_images(pixels: Tensor) -> Tensor:
+    """Floats [N, 3, H, W] to uint8 images [N, H, W, 3]; what lies outside of [0, 1] is clipped."""
+    return (pixels * 255).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
+
+
 def autocast(config: RuntimeConfig, device: torch.device) -> AbstractContextManager[object]:
     """Context of a backbone's pass: bfloat16 where the configuration asks for it."""
     if config.precision == "bf16":

@@ -32,6 +32,12 @@ MAKING = ("donor", "saliency", "mask", "receiver", "pseudo anomaly")
 BESIDE = ("receiver", "donor", "saliency", "mask", "result")
 """Columns of a block of the picture of all augmentations."""
 
+SCALES = (
+    "Heat maps: what is bright raises the score; of the kind score in one scale for all images, of the kind gradient "
+    "each image in its own. Other maps: black 0, bright 1."
+)
+"""How the colours of a picture of views are to be read."""
+
 _DPI = 110
 _CELL = 1.25
 """Inches of an image in a gallery."""
@@ -73,6 +79,24 @@ class Strip(NamedTuple):
 
     name: str
     images: Sequence[Array]
+
+
+class Column(NamedTuple):
+    """What is made of each of N images: pictures uint8 [N, s, s, 3], or maps [N, s, s].
+
+    scale: of the colours of maps: "unit" from 0 to 1, "all" over all images, "each" within an image.
+    """
+
+    name: str
+    values: Array
+    scale: str = "unit"
+
+    def limits(self, row: int) -> tuple[float, float]:
+        """What has the first and the last colour in the map of an image."""
+        if self.scale == "unit":
+            return 0.0, 1.0
+        shown = self.values if self.scale == "all" else self.values[row]
+        return float(shown.min()), float(shown.max())
 
 
 def feature_picture(
@@ -126,6 +150,31 @@ def making_picture(
         _image_line(grid[-1], Strip("real, unseen", shown))
     if lines:
         figure.supxlabel("\n".join(lines), fontsize=7, color="0.25", x=0.02, ha="left")
+    return _save(figure, path)
+
+
+def view_picture(
+    names: Sequence[str], columns: Sequence[Column], title: str, path: Path, attribution: str | None
+) -> Path:
+    """What a method makes of images, one a line; names: of the lines."""
+    side = 1.3 * _CELL
+    width = side * len(columns) + 0.5
+    head = _wrapped(title.splitlines(), width, 10)
+    lines = _wrapped([SCALES, *([attribution] if attribution else [])], width, 7)
+    height = side * len(names) + 0.5 + 0.2 * len(head) + 0.16 * len(lines)
+    figure = Figure(figsize=(width, height), layout="constrained")
+    figure.suptitle("\n".join(head), fontsize=10)
+    grid = figure.subplots(len(names), len(columns), squeeze=False)
+    for row, (line, name) in enumerate(zip(grid, names, strict=True)):
+        for axes, column in zip(line, columns, strict=True):
+            low, high = column.limits(row)
+            axes.imshow(column.values[row], cmap="inferno", vmin=low, vmax=high)
+            axes.set(xticks=[], yticks=[])
+            axes.spines[:].set_visible(False)
+        line[0].set_ylabel(name, fontsize=8)
+    for axes, column in zip(grid[0], columns, strict=True):
+        axes.set_title("\n".join(textwrap.wrap(column.name, 18)), fontsize=8)
+    figure.supxlabel("\n".join(lines), fontsize=7, color="0.25", x=0.02, ha="left")
     return _save(figure, path)
 
 

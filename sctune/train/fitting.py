@@ -25,7 +25,7 @@ from sctune.data.images import ImageCache
 from sctune.data.split import split_for
 from sctune.errors import DataError
 from sctune.methods.base import TaskImages
-from sctune.methods.pixels import to_pixels
+from sctune.methods.pixels import to_images, to_pixels
 from sctune.methods.registry import fresh_method
 from sctune.metrics.delong import Placements
 from sctune.paths import cache_folder
@@ -142,7 +142,7 @@ def _changed(images: np.ndarray, make: Make, seed: int, setting: str) -> np.ndar
     for start in range(0, len(images), BATCH):
         pixels = to_pixels(images[start : start + BATCH], torch.device("cpu"))
         made = make(pixels, stream(seed, "fitting", setting, start))
-        parts.append((made * 255).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy())
+        parts.append(to_images(made).numpy())
     return np.concatenate(parts)
 
 

@@ -16,7 +16,7 @@ from sctune.methods.base import TaskImages
 from sctune.methods.mlep.loss import margin_loss, reconstruction, unit_rms
 from sctune.methods.mlep.method import MlepMethod
 from sctune.methods.mlep.network import Decoder, MlepNetwork
-from sctune.methods.pixels import normalise
+from sctune.methods.pixels import normalise, to_pixels
 from sctune.methods.registry import fresh_method
 from sctune.search.space.definition import load_space
 from sctune.train.trainer import Trainer
@@ -200,6 +200,17 @@ def test_the_mean_of_a_heat_map_is_the_score(trainer: Trainer) -> None:
     maps = trainer.method.cells(images)
     assert maps is not None
     assert maps.mean(axis=(1, 2)) == pytest.approx(trainer.method.score(images), abs=1e-3)
+
+
+def test_a_view_is_the_picture_that_the_error_is_of(trainer: Trainer) -> None:
+    images, network = trainer.selection.images[:3], method_of(trainer).network
+    (made,) = trainer.method.views(images).values()
+    assert made.dtype == np.uint8 and made.shape == images.shape
+    with torch.inference_mode():
+        pixels = to_pixels(images, torch.device("cpu"))
+        errors = network.errors(pixels, network.embed(pixels)).numpy()
+    apart = abs(images.astype(float) - made.astype(float)).mean(axis=3) / 255
+    np.testing.assert_allclose(apart, errors, atol=0.51 / 255)
 
 
 def test_a_top_share_is_the_mean_of_a_maps_highest_pixels(config: TrialConfig) -> None:

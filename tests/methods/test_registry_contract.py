@@ -82,6 +82,15 @@ def test_maps_of_an_ensemble_are_the_mean(pair: Sequence[Method]) -> None:
     assert shown.shape == (2, 64, 64) and (shown.max(axis=(1, 2)) > shown.min(axis=(1, 2))).all()
 
 
+def test_views_are_pictures_or_shares(pair: Sequence[Method]) -> None:
+    for name, shown in pair[0].views(SHOWN[:2]).items():
+        assert len(shown) == 2 and name
+        if shown.dtype == np.uint8:
+            assert shown.ndim == 4 and shown.shape[3] == 3
+        else:
+            assert shown.ndim == 3 and 0 <= shown.min() <= shown.max() <= 1
+
+
 def test_the_first_variant_is_the_score_itself(pair: Sequence[Method]) -> None:
     for one in pair:
         (scores,) = one.variant_scores(SHOWN, score_variants(one.config)[:1])

@@ -15,7 +15,7 @@ from sctune.deploy.export import export_parity, generated_images
 from sctune.deploy.model import Model, ModelParts
 from sctune.errors import CheckpointError, DataError, NonFiniteError, StoppedError
 from sctune.methods.base import TaskImages
-from sctune.methods.pixels import ALIKE_BATCH
+from sctune.methods.pixels import ALIKE_BATCH, to_pixels
 from sctune.methods.registry import fresh_method, trained_method
 from sctune.methods.ssm.entry import SIDE
 from sctune.methods.ssm.method import CALIBRATION_NORMALS, SsmMethod
@@ -194,6 +194,25 @@ def test_heat_maps_of_both_kinds(trainer: Trainer, images: np.ndarray) -> None:
     alone = heat_maps(trainer.method, images[1:2], "gradient")
     assert alone is not None
     np.testing.assert_array_equal(slopes[1], alone[0])
+
+
+def test_views_are_what_is_hidden_and_what_is_made_of_it(trainer: Trainer, images: np.ndarray) -> None:
+    network, some = ssm_of(trainer).network, images[:2]
+    views = trainer.method.views(some)
+    hidden, made, *sure = views.values()
+    assert list(views)[:2] == ["hidden, cells of 8", "made anew"] and len(sure) == network.section.refine
+    with torch.inference_mode():
+        shrunk = network.shrunk(to_pixels(some, CPU))
+        shown = (network.get_buffer("masks_0")[3:4] == 1).expand_as(shrunk).permute(0, 2, 3, 1).numpy()
+        again = network.reconstructed(shrunk, network.get_buffer("masks_0"))[:, 1]
+    pixels = shrunk.permute(0, 2, 3, 1).numpy()
+    assert abs(hidden / 255 - pixels)[shown].max() < 0.51 / 255 and not hidden[~shown].any()
+    # a third of the cells, of 256
+    assert (~shown[0, ::8, ::8, 0]).sum() == 86
+    expected = again.clamp(0, 1).permute(0, 2, 3, 1).numpy()
+    np.testing.assert_allclose(made / 255, expected, atol=0.51 / 255)
+    for share in sure:
+        assert share.shape == (2, 128, 128) and set(np.unique(share)) <= {0.0, 1.0}
 
 
 def test_a_spot_is_where_the_map_is_highest(small: TrialConfig) -> None:

@@ -116,7 +116,7 @@ def test_all_files_are_there_and_the_measures_are_those_of_the_features(
 ) -> None:
     report = make()
     folder = tmp_path / "studies" / "small" / "figures"
-    names = ["features.png", "features.csv", "features.json", "pseudo.png", "gallery.png"]
+    names = ["features.png", "features.csv", "features.json", "views.png", "pseudo.png", "gallery.png"]
     assert list(report.files) == [folder / f"trial-0000-{name}" for name in names]
     assert sorted(path.name for path in folder.iterdir()) == sorted(path.name for path in report.files)
     for path in report.files:
@@ -194,6 +194,7 @@ def test_without_pseudo_anomalies_there_is_no_picture_of_them(make: Make) -> Non
     assert "augment.kind=none makes no pseudo anomalies" in report.warnings
     assert [path.name for path in report.files if path.suffix == ".png"] == [
         "trial-0000-features.png",
+        "trial-0000-views.png",
         "trial-0000-gallery.png",
     ]
 
@@ -206,18 +207,36 @@ def test_a_backbone_that_is_not_trained_is_said(make: Make) -> None:
 
 def test_a_method_that_shows_features_which_it_does_not_train(tiny: TrialConfig) -> None:
     cloud = Cloud(np.zeros((2, 4, 4, 3), np.uint8), ["normal", "unseen"], ["a", "b"], ["", "spot"])
-    assert _notes(tiny.override({"method.name": "kdad"}), cloud, unchanged=True) == (
+    alike = {"before": np.zeros((2, 3)), "after": np.zeros((2, 3))}
+    assert _notes(tiny.override({"method.name": "kdad"}), cloud, alike) == (
         "method kdad makes no pseudo anomalies",
         "both panels are equal: method kdad shows features that it does not train",
     )
 
 
-def test_no_look_is_spent_where_there_is_nothing_to_show(tmp_path: Path, tiny: TrialConfig) -> None:
+def test_a_method_without_features_shows_what_it_makes_of_images(tmp_path: Path, tiny: TrialConfig) -> None:
     study = create(tmp_path, tiny.override({"method.name": "ssm", "method.width": 2}))
     add_trial(study, 0, TrialState.COMPLETE, keep=True)
-    with pytest.raises(ConfigError, match=r"method ssm has no features to show; no trial of this study has any"):
-        make_figures(tmp_path, "small", FigureOptions(test=True), lambda lines: None)
-    assert looks(study) == []
+    report = make_figures(tmp_path, "small", FigureOptions(), lambda lines: None)
+    assert [path.name for path in report.files] == ["trial-0000-views.png", "trial-0000-gallery.png"]
+    assert report.silhouettes == {} and report.perplexity is None and looks(study) == []
+    assert "no t-SNE: method ssm has no features of whole images" in report.warnings
+    with Image.open(report.files[0]) as picture:
+        colours = np.asarray(picture.convert("RGB")).reshape(-1, 3)
+    # a heat map has colours that neither grey images nor letters have
+    assert len(np.unique(colours, axis=0)) > 500
+
+
+def test_a_normal_image_and_unseen_anomalies_are_looked_at() -> None:
+    def chosen(*groups: str) -> list[str]:
+        cloud = Cloud(np.zeros((len(groups), 4, 4, 3), np.uint8), list(groups), [""] * len(groups), [""] * len(groups))
+        return [groups[row] for row in cloud.looked_at]
+
+    some = ["normal"] * 4 + ["seen"] * 3
+    assert chosen(*some, *["unseen"] * 5, "pseudo") == ["normal", "unseen", "unseen"]
+    assert chosen(*some, "unseen") == ["normal", "unseen", "seen"]
+    assert chosen(*["normal"] * 4) == ["normal"] * 3
+    assert chosen("normal", "pseudo") == ["normal", "pseudo"]
 
 
 def test_pseudo_anomalies_are_named_after_what_makes_them(tiny: TrialConfig) -> None:

@@ -14,7 +14,7 @@ from sctune.config import AugmentConfig, TrialConfig
 from sctune.data.batches import endless, stream
 from sctune.methods.base import PseudoExample, TaskImages
 from sctune.methods.cutpaste.entry import RULES, Rule, batch_parts, section_of
-from sctune.methods.pixels import normalise, to_pixels
+from sctune.methods.pixels import normalise, to_images, to_pixels
 
 
 class Pretext:
@@ -62,11 +62,12 @@ class Pretext:
         """What is pasted into uint8 images [N, S, S, 3]: a patch into the first, a scar into the second, and so on."""
         pixels = to_pixels(normals, self.device)
         cuts = [self.pasted(pixels, rule, 0) for rule in self.rules]
+        results = [to_images(cut.images).cpu().numpy() for cut in cuts]
         examples = []
         for row, normal in enumerate(normals):
-            cut = cuts[row % len(cuts)]
-            result = (cut.images[row] * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
-            examples.append(PseudoExample(normal, normal, None, cut.pasted[row, 0].cpu().numpy(), result))
+            rule = row % len(cuts)
+            mask = cuts[rule].pasted[row, 0].cpu().numpy()
+            examples.append(PseudoExample(normal, normal, None, mask, results[rule][row]))
         return examples
 
     def _drawn(self, rows: np.ndarray, count: int, number: int, name: str) -> Tensor:

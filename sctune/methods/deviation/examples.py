@@ -11,7 +11,7 @@ from sctune.data.batches import stream
 from sctune.errors import DataError
 from sctune.methods.base import PseudoExample
 from sctune.methods.deviation.step import TrainingStep
-from sctune.methods.pixels import to_pixels
+from sctune.methods.pixels import to_images, to_pixels
 
 WITHIN_ONE_IMAGE = ("cutmix", "cutpaste")
 """Kinds that move a piece of the receiver itself."""
@@ -59,5 +59,4 @@ def _made(step: TrainingStep, donors: np.ndarray, receivers: np.ndarray, number:
 
 def _to_uint8(images: Tensor) -> np.ndarray:
     mean, std = images.new_tensor(IMAGENET_MEAN)[:, None, None], images.new_tensor(IMAGENET_STD)[:, None, None]
-    pixels = ((images * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
-    return pixels.permute(0, 2, 3, 1).cpu().numpy()
+    return to_images(images * std + mean).cpu().numpy()

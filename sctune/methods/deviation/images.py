@@ -14,7 +14,7 @@ from sctune.augment.makers import PIXEL_MAKERS
 from sctune.config import TrialConfig
 from sctune.data.batches import PSEUDO_SHARE, stream
 from sctune.methods.base import TaskImages
-from sctune.methods.pixels import normalise, to_pixels
+from sctune.methods.pixels import normalise, to_images, to_pixels
 
 
 def pixels_of(images: TaskImages, rows: np.ndarray, config: TrialConfig, device: torch.device) -> Tensor:
@@ -55,7 +55,7 @@ class References:
             return self.images.take(self._rows("scoring references"))
         drawn = self._drawn("scoring references", epoch)
         pixels, _ = changed(drawn, config.augment, config.seed, "scoring angles", epoch)
-        return (pixels * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+        return to_images(pixels).cpu().numpy()
 
     def _drawn(self, *purpose: object) -> Tensor:
         config = self.config

@@ -21,7 +21,7 @@ from sctune.methods.mlep.entry import MlepSection
 from sctune.methods.mlep.loss import margin_loss, reconstruction
 from sctune.methods.mlep.network import DISTANCE, LEAST_DEVIATION, MlepNetwork
 from sctune.methods.network import Ask, NetworkMethod, Part, joined, trunk_maps
-from sctune.methods.pixels import to_pixels
+from sctune.methods.pixels import to_images, to_pixels
 
 ERROR, WEIGHT = "method.error", "method.distance"
 WEIGHTS = (0.0, 0.5, 1.0, 2.0, 4.0)
@@ -107,6 +107,10 @@ class MlepMethod(NetworkMethod):
 
     def cells(self, images: np.ndarray) -> Maps | None:
         return self.over(images, self.network.cells).astype(np.float32)
+
+    def views(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        net = self.network
+        return {"made anew": self.over(images, lambda pixels: to_images(net.decoder(net.embed(pixels))))}
 
     def embed(self, images: np.ndarray) -> NDArray[np.float32] | None:
         if not len(images):

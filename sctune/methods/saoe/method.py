@@ -18,7 +18,7 @@ from sctune.errors import CheckpointError, DataError
 from sctune.methods.base import Maps, PseudoExample, Scores, TaskImages, Variant
 from sctune.methods.clock import now
 from sctune.methods.network import Ask, NetworkMethod, Part, joined, trunk_maps
-from sctune.methods.pixels import to_pixels
+from sctune.methods.pixels import to_images, to_pixels
 from sctune.methods.saoe.batch import MemberBatch, make_synthetic, member_batch
 from sctune.methods.saoe.entry import MEMBERS, SaoeSection
 from sctune.methods.saoe.network import SaoeNetwork
@@ -171,7 +171,7 @@ class SaoeMethod(NetworkMethod):
             name = self.network.names[place % len(self.network.names)]
             pixels = to_pixels(normals[row : row + 1], self.device)
             made = make_synthetic(name, pixels, self._section, self.turns, stream(self.config.seed, "gallery", place))
-            result = (made.images[0] * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
+            result = to_images(made.images)[0].cpu().numpy()
             found.append(PseudoExample(normals[row], normals[row], None, made.pasted[0, 0].cpu().numpy(), result))
         return found
 

@@ -18,10 +18,10 @@ from sctune.errors import CheckpointError
 from sctune.methods.base import Maps, Scorer, Scores, TaskImages, Variant
 from sctune.methods.gradient import gradient_maps
 from sctune.methods.network import Ask, NetworkMethod, Part
-from sctune.methods.pixels import autocast, score_alike, to_pixels
+from sctune.methods.pixels import autocast, score_alike, to_images, to_pixels
 from sctune.methods.ssm.entry import CELLS, SIDE, section_of, sides_of
 from sctune.methods.ssm.loss import masking_losses, weighted
-from sctune.methods.ssm.masks import SETS, hide_sets
+from sctune.methods.ssm.masks import SETS, hide_sets, surely_normal
 from sctune.methods.ssm.network import reconstruct
 from sctune.methods.ssm.scoring import ErrorScore, images_at_once, scoring_masks
 
@@ -123,6 +123,31 @@ class SsmMethod(NetworkMethod):
             return functional.interpolate(found, size=pixels.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
 
         found: Maps = self.over(images, maps, batch_size=1).astype(np.float32)
+        return found
+
+    def views(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        """What one of the first round's passes sees, what its three make of it, and what the second need not hide.
+
+        With the largest cells that scores look at.
+        """
+        network, largest = self.network, max(self.network.sides)
+        masks = scoring_masks(0, (largest,)).to(self.device)
+        found = {
+            f"hidden, cells of {largest}": self.over(
+                images, lambda pixels: to_images(network.shrunk(pixels) * masks[0])
+            ),
+            "made anew": self.over(
+                images,
+                lambda pixels: to_images(network.reconstructed(network.shrunk(pixels), masks)[:, 0]),
+                batch_size=1,
+            ),
+        }
+        if network.section.refine:
+            found["surely normal"] = self.over(
+                images,
+                lambda pixels: surely_normal(network.first_round(network.shrunk(pixels)), network.threshold)[:, 0],
+                batch_size=1,
+            )
         return found
 
     def gradients(self, images: np.ndarray) -> Maps | None:
