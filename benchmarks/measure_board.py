@@ -20,6 +20,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -35,6 +36,7 @@ from measure_common import (
     print_table,
     run_resumable,
 )
+from reproduced import reproduced_rows
 from scipy import stats
 
 from sctune.backbones.weights import RANDOM
@@ -236,10 +238,12 @@ def _peak() -> int | None:
     return None
 
 
-def show(jobs: Sequence[Job], rows: Sequence[Row]) -> None:
-    """A table for each data set, and one of what it costs."""
+def show(elsewhere: Sequence[Row], jobs: Sequence[Job], rows: Sequence[Row]) -> None:
+    """A table for each data set, and one of what it costs; elsewhere: rows without costs, which ours go before."""
     wanted = {job.key for job in jobs}
-    mine = [row for row in rows if row["key"] in wanted and "cells" in row]
+    measured = [row for row in rows if row["key"] in wanted and "cells" in row]
+    sets, methods = {job.data for job in jobs}, {job.method for job in jobs}
+    mine = [*measured, *(row for row in elsewhere if row["data"] in sets and row["method"] in methods)]
     for row in rows:
         if row["key"] in wanted and "problem" in row:
             print(f"{row['key']} failed: {row['problem']}")
@@ -254,7 +258,7 @@ def show(jobs: Sequence[Job], rows: Sequence[Row]) -> None:
     names = list(dict.fromkeys(row["data"] for row in mine))
     print_table(
         ["method", *(f"{data}, {unit}" for data in names for unit in ("s", "ms", "MiB"))],
-        [[name, *(text for data in names for text in _costs(mine, name, data))] for name in _methods(mine)],
+        [[name, *(text for data in names for text in _costs(measured, name, data))] for name in _methods(measured)],
     )
 
 
@@ -263,7 +267,8 @@ def _methods(rows: Sequence[Row]) -> list[str]:
 
 
 def _cell(rows: Sequence[Row], method: str, cell: str) -> str:
-    found = {row["seed"]: row["cells"][cell] for row in rows if row["method"] == method and cell in row["cells"]}
+    # ours come first
+    found = {row["seed"]: row["cells"][cell] for row in rows[::-1] if row["method"] == method and cell in row["cells"]}
     if not found:
         return "-"
     text = _mean([one["auroc"] for one in found.values()])
@@ -298,6 +303,13 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--sets", type=Path, help="YAML: name of each further data set -> its fields")
     found.add_argument("--data", nargs="+", help="names of data sets; default: all")
     found.add_argument("--methods", nargs="+", default=default, help="names; default: all whose weights are here")
+    found.add_argument(
+        "--reproduced",
+        nargs="+",
+        default=[],
+        metavar="NAME=FILE",
+        help="documents of sctune reproduce --json, a data set each; their seeds stand beside those that are run here",
+    )
     found.add_argument("--seeds", type=int, nargs="+", default=[42, 43, 44], help="training seeds")
     found.add_argument("--workers", type=int, default=1, help="worker processes, one torch thread each")
     found.add_argument("--out", type=Path, default=RESULTS / "board_rows.jsonl", help="a line for each training")
@@ -305,7 +317,12 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    run_resumable(parser().parse_args(), jobs_of, train, show)
+    options = parser().parse_args()
+    try:
+        elsewhere = reproduced_rows(options.reproduced)
+    except ConfigError as problem:
+        raise SystemExit(str(problem)) from None
+    run_resumable(options, jobs_of, train, partial(show, elsewhere))
 
 
 if __name__ == "__main__":

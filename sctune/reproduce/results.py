@@ -21,7 +21,8 @@ Scored = Mapping[tuple[CellKey, str], Sequence[Scores]]
 class Ours:
     """What was measured. auroc: mean over subsets and seeds; low, high: 95 % bootstrap interval over the test images.
 
-    subsets: how many rows it averages (1 for a row itself); std_*: see statistics.Spread.
+    subsets: how many rows it averages (1 for a row itself); std_*: see statistics.Spread; by_seed: seed -> mean over
+    the subsets.
     """
 
     auroc: float
@@ -32,6 +33,7 @@ class Ours:
     high: float
     seeds: int
     subsets: int
+    by_seed: dict[int, float]
 
 
 @dataclass(frozen=True)
@@ -148,4 +150,5 @@ def _measured(subsets: Sequence[Sequence[Scores]]) -> Ours:
         high=high,
         seeds=len(values[0]),
         subsets=len(values),
+        by_seed=dict(zip((run.seed for run in subsets[0]), np.mean(values, axis=0).tolist(), strict=True)),
     )

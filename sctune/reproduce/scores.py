@@ -85,6 +85,7 @@ class ScoreFolder:
                 paths=names,
                 labels=np.array(labels).astype(int),
                 scores=np.array(scores).astype(float),
+                seed=seed,
             )
             auroc(read.labels, read.scores)
             return read

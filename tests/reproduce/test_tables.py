@@ -38,11 +38,11 @@ from tests.reproduce.conftest import CARPET, write_root
 HEADER = Header("table2", "AUROC in the hard setting", "cpu", "profile cpu; seeds 42, 43", ("a note",), False)
 
 
-def make_scores(seed: int, pool: str, subset: str) -> Scores:
-    random = np.random.default_rng(seed)
+def make_scores(draw: int, pool: str, subset: str, seed: int) -> Scores:
+    random = np.random.default_rng(draw)
     labels = np.array([0] * 30 + [1] * 20)
     paths = tuple(map(str, range(50)))
-    return Scores(pool, subset, paths, labels, random.normal(size=50) + labels)
+    return Scores(pool, subset, paths, labels, random.normal(size=50) + labels, seed)
 
 
 def auroc(run: Scores) -> float:
@@ -62,8 +62,8 @@ class Table:
                 if cell.reason is None and cell.place is not None and cell.row.label not in without:
                     for column in self.columns:
                         if column.values is not None:
-                            seed = len(self.scored) * 2
-                            runs = [make_scores(seed + n, cell.place.name, cell.row.label) for n in (0, 1)]
+                            first = len(self.scored) * 2
+                            runs = [make_scores(first + n, cell.place.name, cell.row.label, 42 + n) for n in (0, 1)]
                             self.scored[cell.key, column.name] = runs
         self.results = table_results(self.blocks, self.columns, self.scored)
 
@@ -97,6 +97,7 @@ def test_a_row_is_the_mean_over_its_seeds(table: Table) -> None:
     assert result.ours.auroc == pytest.approx(np.mean(values))
     assert result.ours.std_trials == result.ours.std_pooled == pytest.approx(np.std(values))
     assert (result.ours.std_subsets, result.ours.seeds, result.ours.subsets) == (None, 2, 1)
+    assert result.ours.by_seed == pytest.approx(dict(zip((42, 43), values, strict=True)))
     assert result.ours.low < result.ours.auroc < result.ours.high
     assert result.paper == Number(0.922, 0.038)
     assert result.difference == pytest.approx(np.mean(values) - 0.922)
@@ -112,6 +113,7 @@ def test_a_mean_averages_its_rows(table: Table) -> None:
     assert mean.ours.std_subsets == pytest.approx(values.mean(axis=1).std())
     assert mean.ours.std_pooled == pytest.approx(values.std())
     assert (mean.ours.seeds, mean.ours.subsets) == (2, 5)
+    assert mean.ours.by_seed == pytest.approx(dict(zip((42, 43), values.mean(axis=0), strict=True)))
     assert mean.paper == Number(0.965, 0.018)
 
 
@@ -225,7 +227,7 @@ def test_rows_that_training_makes_worse_are_named() -> None:
     results = []
     for row, pair in values.items():
         for one, value in zip((column, before_training(column)), pair, strict=True):
-            ours = None if value is None else Ours(value, None, None, None, value, value, 1, 1)
+            ours = None if value is None else Ours(value, None, None, None, value, value, 1, 1, {42: value})
             results.append(Result("MVTec AD", row, 0, one, False, ours, None))
     expected = "CutPaste is better before its training than after it: MVTec AD Carpet 0.900 and 0.750"
     assert notes(HEADER, results) == ["a note", expected]
