@@ -17,13 +17,13 @@ import pytest
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
+from sctune.metrics.ties import with_ties
+
 # as `sctune` calls it, without the other commands
 COMMAND = """
 import sys, typer
 from sctune.cli.reproduce import reproduce
 from sctune.errors import SctuneError
-from sctune.metrics.ties import with_ties
-from sctune.metrics.ties import with_ties
 app = typer.Typer()
 app.command()(reproduce)
 try:
