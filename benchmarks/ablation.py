@@ -9,8 +9,6 @@ added to the Gaussian reference of the same task, both in deviations of held-out
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +21,7 @@ from measure_common import (
     Unscored,
     add_run_options,
     check_partitions,
+    digest_of,
     images_of,
     load_average,
     paired,
@@ -108,8 +107,7 @@ class Job:
 
     @property
     def key(self) -> str:
-        digest = hashlib.sha256(json.dumps(self.config.flat(), sort_keys=True).encode()).hexdigest()
-        return f"{self.data}:{self.variant}:{self.partition}:{self.seed}:{digest[:12]}"
+        return f"{self.data}:{self.variant}:{self.partition}:{self.seed}:{digest_of(self.config)}"
 
 
 def jobs_of(options: argparse.Namespace) -> list[Job]:

@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import hashlib
-import json
 import math
 import re
 import tempfile
@@ -30,6 +28,7 @@ from measure_common import (
     RESULTS,
     Row,
     Unscored,
+    digest_of,
     images_of,
     load_average,
     paired,
@@ -74,9 +73,8 @@ class Job:
 
     @property
     def key(self) -> str:
-        flat = [self.config(cell).flat() for cell in self.cells]
-        digest = hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()
-        return f"{self.data}:{self.method}:{'+'.join(self.cells)}:{self.seed}:{digest[:12]}"
+        digest = digest_of(*(self.config(cell) for cell in self.cells))
+        return f"{self.data}:{self.method}:{'+'.join(self.cells)}:{self.seed}:{digest}"
 
 
 def cells_of(fields: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

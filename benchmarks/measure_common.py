@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import multiprocessing
 import os
@@ -20,6 +21,7 @@ import torch
 from scipy import stats
 from torch import Tensor, nn
 
+from sctune.config import TrialConfig
 from sctune.data.decode import Decoding
 from sctune.data.images import ImageCache
 from sctune.data.split import Files
@@ -49,6 +51,12 @@ class Unscored(Trainer):
 
     def _evaluate(self) -> tuple[dict[str, float], dict[str, list[float]]]:
         return {OBJECTIVE: 0.0}, {}
+
+
+def digest_of(*configs: TrialConfig) -> str:
+    """Of all that a training depends on, short enough for the key of a row."""
+    flat = [config.flat() for config in configs]
+    return hashlib.sha256(json.dumps(flat if len(flat) > 1 else flat[0], sort_keys=True).encode()).hexdigest()[:12]
 
 
 def images_of(trainer: Trainer, files: Files) -> np.ndarray:

@@ -11,8 +11,6 @@ Student's 95 % interval.
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +24,7 @@ from measure_common import (
     Unscored,
     add_run_options,
     check_partitions,
+    digest_of,
     images_of,
     load_average,
     paired,
@@ -80,8 +79,7 @@ class Job:
 
     @property
     def key(self) -> str:
-        digest = hashlib.sha256(json.dumps(self.config.flat(), sort_keys=True).encode()).hexdigest()
-        return f"{self.goal}:{self.role}:{self.partition}:{self.seed}:{digest[:12]}"
+        return f"{self.goal}:{self.role}:{self.partition}:{self.seed}:{digest_of(self.config)}"
 
 
 def jobs_of(options: argparse.Namespace) -> list[Job]:
