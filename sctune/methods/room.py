@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 import threading
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -24,12 +26,22 @@ class Room:
     def __init__(self, most: int) -> None:
         self.most = most
         self.held = 0
+        self._shut = False
         # reentrant: the collector may end a holder in the middle of a call
         self._lock = threading.RLock()
 
     @property
     def left(self) -> int:
-        return self.most - self.held
+        return 0 if self._shut else self.most - self.held
+
+    @contextmanager
+    def shut(self) -> Iterator[None]:
+        """While inside, nobody finds room."""
+        self._shut = True
+        try:
+            yield
+        finally:
+            self._shut = False
 
     def allow(self, most: int) -> None:
         """Somebody asked for so much for one holder."""
@@ -53,6 +65,12 @@ class Room:
     def for_more(self, holders: int) -> int:
         """Bytes that so many more, each like all that hold now together, would find room for."""
         return max(0, min(self.held * holders, self.left))
+
+    def share_without(self, holders: int) -> float:
+        """Share of so many holders, each like all that hold now together, that would find no room."""
+        if not self.held:
+            return 0.0
+        return 1 - (1 + self.for_more(holders - 1) / self.held) / holders
 
 
 def _of_this_machine() -> int:

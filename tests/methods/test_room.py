@@ -24,6 +24,18 @@ def test_holders_share_a_room_and_give_back_what_they_had() -> None:
     assert second.left == 30 and second.take(30) and whole.held == 80
 
 
+def test_who_finds_no_room() -> None:
+    whole = Room(100)
+    assert whole.share_without(5) == 0.0, "nothing is kept"
+    share = Share(100, whole)
+    assert share.take(40) and whole.share_without(1) == 0.0
+    # of the second holder's 40 bytes all find room, of the third's 20
+    assert whole.share_without(2) == pytest.approx(0) and whole.share_without(4) == pytest.approx(1.5 / 4)
+    with whole.shut():
+        assert share.left == 0 and not share.take(1) and whole.share_without(4) == pytest.approx(3 / 4)
+    assert share.take(60)
+
+
 def test_one_holder_may_be_allowed_more_than_there_was() -> None:
     whole = Room(100)
     large = Share(400, whole)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import pickle
 import subprocess
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ import yaml
 from sctune.config import load_profile
 from sctune.errors import SctuneError, WeightsError
 from sctune.methods import room
-from sctune.methods.room import Room
+from sctune.methods.room import Room, Share
 from sctune.search.cluster.connection import Resources
 from sctune.search.plan.options import SearchOptions
 from sctune.search.plan.plan import Plan, make_plan
@@ -339,6 +340,31 @@ def test_tasks_side_by_side_take_memory_each(plan: Plan, most: int, monkeypatch:
     images = trainer.selection.images.nbytes + sum(one.nbytes for one in trainer.selection.proxy.values())
     assert beside(trainer, 1000, 0) == (0, 0)
     assert beside(trainer, 1000, 3) == (3 * (1000 + images + (kept if most else 0)), 0)
+
+
+def test_tasks_that_find_no_room_are_timed_as_such(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    (task,) = plan.manifest.tasks
+    held = 1000
+
+    class Keeping(Trainer):
+        """A step takes 1 s, or 5 s where nothing can be kept."""
+
+        def time_step(self) -> tuple[float, int]:
+            self.share = Share(held)
+            return (1.0, 7) if self.share.take(held) else (5.0, 7)
+
+    whole = Room(0)
+    monkeypatch.setattr("sctune.train.trainer.Trainer", Keeping)
+    for where in (module, room):
+        monkeypatch.setattr(where, "HOST", whole)
+    # no more than what one task asks for, twice, or thrice
+    monkeypatch.setattr(whole, "allow", lambda most: None)
+    config = plan.space.base.override({"model.weights": "random", "model.freeze": 0})
+    for most, expected in ((held, 1 + 2 / 3 * 4), (2 * held, 1 + 1 / 3 * 4), (3 * held, 1.0)):
+        whole.most = most
+        told = probe(Trial(config, task, plan.splits[task.key], "auroc", torch.get_num_threads(), tasks=3))
+        assert (told.step_seconds, told.steps) == (pytest.approx(expected), 7)
+        gc.collect()
 
 
 def test_the_memory_is_that_of_a_process_of_its_own(plan: Plan) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from sctune.config import Task, TrialConfig
 from sctune.data.split import Split
 from sctune.errors import SctuneError
-from sctune.methods.room import HOST, ON_GPU
+from sctune.methods.room import HOST, ON_GPU, room_of
 from sctune.metrics.objective import find_objective
 from sctune.search.plan import costs
 from sctune.search.space.definition import Values
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 class Probe(NamedTuple):
     """A point, tried on a task. Seconds of a step, of a scoring, and of scoring as the registered model does.
 
+    step_seconds, scoring_seconds: means over the tasks of a trial, of which only some may find room for what they keep.
     final_seconds: of all selection and calibration images, which the end of a search scores once. weights_bytes: of
     the model; checkpoint_bytes: with what training needs besides. steps: of an epoch, None for budget.iterations.
     memory_bytes: the most that the process of a trial holds, with all its libraries; gpu_bytes: of its tensors on a
@@ -114,27 +115,42 @@ def probe_apart(trial: Trial) -> Probe:
 
 
 def probe(trial: Trial) -> Probe:
-    """A probe in this process: a step, two scorings, and one as the registered model does."""
+    """A probe in this process: a step, two scorings, and one as the registered model does.
+
+    A step and two scorings more, without any room, where not all tasks of the trial will find some.
+    """
     import torch
 
+    torch.set_num_threads(trial.threads)
+    trainer, step, steps, scoring = _timed(trial)
+    images = trainer.selection.images
+    started = time.perf_counter()
+    trainer.method.score(images)
+    final = (time.perf_counter() - started) * (1 + len(trial.split.calibration) / len(images))
+    weights = sum(value.nbytes for value in trainer.method.model_state().values())
+    size = sum(value.nbytes for value in trainer.state()[0].values())
+    host, on_gpu = beside(trainer, size, trial.tasks - 1)
+    gpu = torch.cuda.max_memory_allocated(trainer.device) + on_gpu if trainer.device.type == "cuda" else 0
+    memory = peak_bytes() + host
+    share = room_of(trainer.device).share_without(trial.tasks)
+    if share > 0:
+        with HOST.shut(), ON_GPU.shut():
+            _, step_anew, _, scoring_anew = _timed(trial)
+        step, scoring = step + share * (step_anew - step), scoring + share * (scoring_anew - scoring)
+    return Probe(step, scoring, final, weights, size, steps, memory, gpu)
+
+
+def _timed(trial: Trial) -> tuple[Trainer, float, int, float]:
+    """A trainer of the trial's task, seconds of a step of it, steps of an epoch, and seconds of a scoring."""
     from sctune.train.trainer import Trainer
 
-    torch.set_num_threads(trial.threads)
     trainer = Trainer(trial.config, trial.task, split=trial.split, objective=find_objective(trial.objective))
     step, steps = trainer.time_step()
     # the first scoring fills what is kept for later epochs
     trainer.selection.evaluate(trainer.method.scorer())
     started = time.perf_counter()
     trainer.selection.evaluate(trainer.method.scorer())
-    scored = time.perf_counter()
-    images = trainer.selection.images
-    trainer.method.score(images)
-    final = (time.perf_counter() - scored) * (1 + len(trial.split.calibration) / len(images))
-    weights = sum(value.nbytes for value in trainer.method.model_state().values())
-    size = sum(value.nbytes for value in trainer.state()[0].values())
-    host, on_gpu = beside(trainer, size, trial.tasks - 1)
-    gpu = torch.cuda.max_memory_allocated(trainer.device) + on_gpu if trainer.device.type == "cuda" else 0
-    return Probe(step, scored - started, final, weights, size, steps, peak_bytes() + host, gpu)
+    return trainer, step, steps, time.perf_counter() - started
 
 
 def beside(trainer: Trainer, state_bytes: int, others: int) -> tuple[int, int]:
