@@ -25,12 +25,15 @@ from unittest.mock import patch
 
 import numpy as np
 from measure_common import (
+    PLAIN,
     RESULTS,
     Row,
     Unscored,
+    data_sets,
     digest_of,
     images_of,
     load_average,
+    methods_called,
     paired,
     print_table,
     run_resumable,
@@ -39,18 +42,16 @@ from reproduced import reproduced_rows
 from scipy import stats
 
 from sctune.backbones.weights import RANDOM
-from sctune.config import TrialConfig, load_profile, read_yaml
+from sctune.config import TrialConfig, load_profile
 from sctune.data.catalog import open_dataset
 from sctune.data.split import Split, split_for
 from sctune.errors import ConfigError, DataError, SctuneError, nearest
-from sctune.methods.named import method_names, method_values
+from sctune.methods.named import method_names
 from sctune.methods.untrained import store
 from sctune.metrics.image_level import auroc
 from sctune.train.memory import give_memory_back
 from sctune.train.trainer import task_of
 
-PLAIN = "default"
-"""Profile cpu as it is: SaliencyCut's heads and a Gaussian beside them."""
 LEFT_OUT = ("kdad", "kdad_resnet18")
 """Weights that download from the web; ask for them by name."""
 TIMED = 64
@@ -92,23 +93,17 @@ def cells_of(fields: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def jobs_of(options: argparse.Namespace) -> list[Job]:
-    names = (PLAIN, *method_names())
-    for name in options.methods:
-        if name not in names:
-            raise ConfigError(f"--methods {name!r}: no such method; {nearest(name, names)}")
-    sets = {"elpv": {"data.source": "elpv"}} | ({} if options.sets is None else read_yaml(options.sets))
+    methods = methods_called(options.methods)
     return [
         job
         for seed in options.seeds
-        for name in options.data or sets
-        for method in options.methods
-        for job in _jobs(name, method, seed, sets[name])
+        for name, fields in data_sets(options.sets, options.data).items()
+        for method, own in methods.items()
+        for job in _jobs(name, method, seed, fields, {**PROTOCOL, **own, **fields, "seed": seed})
     ]
 
 
-def _jobs(data: str, method: str, seed: int, fields: Mapping[str, Any]) -> Iterator[Job]:
-    own = {} if method == PLAIN else method_values(method, "cpu")
-    values = {**PROTOCOL, **own, **fields, "seed": seed}
+def _jobs(data: str, method: str, seed: int, fields: Mapping[str, Any], values: Mapping[str, Any]) -> Iterator[Job]:
     together: dict[str, Mapping[str, Any]] = {}
     for name, cell in cells_of(fields).items():
         with suppress(ConfigError):  # a setting that the method cannot have
@@ -240,8 +235,8 @@ def show(elsewhere: Sequence[Row], jobs: Sequence[Job], rows: Sequence[Row]) -> 
     """A table for each data set, and one of what it costs; elsewhere: rows without costs, which ours go before."""
     wanted = {job.key for job in jobs}
     measured = [row for row in rows if row["key"] in wanted and "cells" in row]
-    sets, methods = {job.data for job in jobs}, {job.method for job in jobs}
-    mine = [*measured, *(row for row in elsewhere if row["data"] in sets and row["method"] in methods)]
+    asked = {(job.data, job.method) for job in jobs}
+    mine = [*measured, *(row for row in elsewhere if (row["data"], row["method"]) in asked)]
     for row in rows:
         if row["key"] in wanted and "problem" in row:
             print(f"{row['key']} failed: {row['problem']}")
@@ -273,10 +268,11 @@ def _cell(rows: Sequence[Row], method: str, cell: str) -> str:
     before = {seed: one["untrained"] for seed, one in found.items() if one["untrained"] is not None}
     if not before:
         return text
-    gap = paired({seed: one["auroc"] for seed, one in found.items()}, before, False)
-    # by Student's interval of the paired differences
+    # by Student's interval of the paired differences, where two seeds have both at least
+    gap = paired({seed: found[seed]["auroc"] for seed in before}, before, False)
     worse = " **worse**" if gap.get("interval", (0, 0))[1] < 0 else ""
-    return f"{text} / {np.mean(list(before.values())):.3f}{worse}"
+    few = f" ({len(before)} of {len(found)} seeds)" if len(before) < len(found) else ""
+    return f"{text} / {np.mean(list(before.values())):.3f}{few}{worse}"
 
 
 def _mean(values: Sequence[float]) -> str:
@@ -318,9 +314,22 @@ def main() -> None:
     options = parser().parse_args()
     try:
         elsewhere = reproduced_rows(options.reproduced)
-    except ConfigError as problem:
+        _check_cells(elsewhere, jobs_of(options))
+    except SctuneError as problem:
         raise SystemExit(str(problem)) from None
     run_resumable(options, jobs_of, train, partial(show, elsewhere))
+
+
+def _check_cells(elsewhere: Sequence[Row], jobs: Sequence[Job]) -> None:
+    """Raises ConfigError for a data set or a cell that the board has not."""
+    known: dict[str, set[str]] = {}
+    for job in jobs:
+        known.setdefault(job.data, set()).update(job.cells)
+    for row in elsewhere:
+        if row["data"] not in known:
+            raise ConfigError(f"--reproduced {row['data']}=...: no such data set; {nearest(row['data'], known)}")
+        if odd := set(row["cells"]) - known[row["data"]]:
+            raise ConfigError(f"--reproduced {row['data']}=...: the board has no cell {min(odd)!r} of {row['data']}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What measure_switches.py and measure_proxy.py share: resumable runs in worker processes, and who measured where."""
+"""What the scripts that measure share: resumable runs in worker processes, who measured where, methods, data sets."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -21,11 +21,12 @@ import torch
 from scipy import stats
 from torch import Tensor, nn
 
-from sctune.config import TrialConfig
+from sctune.config import TrialConfig, read_yaml
 from sctune.data.decode import Decoding
 from sctune.data.images import ImageCache
 from sctune.data.split import Files
-from sctune.errors import ConfigError, SctuneError
+from sctune.errors import ConfigError, SctuneError, nearest
+from sctune.methods.named import method_names, method_values
 from sctune.paths import cache_folder
 from sctune.report import OBJECTIVE
 from sctune.train.trainer import Trainer
@@ -35,6 +36,8 @@ Row = dict[str, Any]
 RESULTS = Path(__file__).parent / "results"
 HARDWARE = "2 cores x86_64 (AMD EPYC, a virtual machine), no GPU"
 FORMAT_VERSION = 1
+PLAIN = "default"
+"""Profile cpu as it is: SaliencyCut's heads and a Gaussian beside them."""
 FINAL = range(11, 16)
 """Partition seeds that nobody looks at before all choices are written down."""
 
@@ -75,6 +78,24 @@ def check_partitions(partitions: Sequence[int], final: bool) -> None:
             f"--partitions {early[0]}: {FINAL[0]} to {FINAL[-1]} are opened once, after all choices are written down; "
             "use others, or --final"
         )
+
+
+def methods_called(names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Name -> its fields over profile cpu, none for `PLAIN`; raises ConfigError for another name."""
+    known = (PLAIN, *method_names())
+    for name in names:
+        if name not in known:
+            raise ConfigError(f"--methods {name!r}: no such method; {nearest(name, known)}")
+    return {name: {} if name == PLAIN else method_values(name, "cpu") for name in names}
+
+
+def data_sets(path: Path | None, chosen: Sequence[str] | None) -> dict[str, Mapping[str, Any]]:
+    """Name -> fields of ELPV and of the sets of a YAML file, or of the chosen ones; raises ConfigError for another."""
+    sets: dict[str, Mapping[str, Any]] = {"elpv": {"data.source": "elpv"}} | ({} if path is None else read_yaml(path))
+    for name in chosen or ():
+        if name not in sets:
+            raise ConfigError(f"--data {name!r}: no such data set; {nearest(name, sets)}")
+    return {name: sets[name] for name in chosen or sets}
 
 
 class Remembered(nn.Module):

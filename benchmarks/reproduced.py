@@ -20,24 +20,41 @@ HARD = 10
 def reproduced_rows(assignments: Sequence[str]) -> list[Row]:
     """A row for each data set, method and seed. assignments: NAME=FILE, the board's name of the table's one data set.
 
-    Raises ConfigError for what is no such document.
+    Raises ConfigError for what is no such document, or no training of the board.
     """
     found: dict[tuple[str, str, int], Row] = {}
     for assignment in assignments:
         data, _, path = assignment.partition("=")
-        document = _read(assignment, Path(path))
-        shown = {(one["column"], _cell(document["table"], one)): one for one in document["results"] if one["ours"]}
-        for (column, cell), one in shown.items():
-            if cell is None or column.endswith("-untrained"):
-                continue
-            before = shown.get((f"{column}-untrained", cell))
-            untrained = {} if before is None else before["ours"]["by_seed"]
-            for seed, value in one["ours"]["by_seed"].items():
+        for (column, cell), seeds in _read(assignment, Path(path)).items():
+            for seed, value in seeds.items():
                 row = found.setdefault(
                     (data, column, int(seed)), {"data": data, "method": column, "seed": int(seed), "cells": {}}
                 )
-                row["cells"][cell] = {"auroc": value, "untrained": untrained.get(seed) if untrained else None}
+                row["cells"][cell] = {"auroc": value, "untrained": None}
     return list(found.values())
+
+
+def _read(assignment: str, path: Path) -> dict[tuple[str, str], dict[str, float]]:
+    """Column and cell of the board -> AUROC of each seed."""
+    try:
+        document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        table, results = document["table"], document["results"]
+        if table not in CELLS or document["profile"] != "cpu" or document["shuffled_labels"]:
+            raise ConfigError(f"--reproduced {assignment}: the board is of table1 to table3, profile cpu, true labels")
+        shown = [(one["column"], _cell(table, one), one["ours"]["by_seed"]) for one in results if one["ours"]]
+    except (OSError, ValueError, TypeError, KeyError):
+        raise ConfigError(
+            f"--reproduced {assignment}: give NAME=FILE, what sctune reproduce table1|2|3 --json printed at its end"
+        ) from None
+    found: dict[tuple[str, str], dict[str, float]] = {}
+    for column, cell, by_seed in shown:
+        # before its training the board has it of its own seeds
+        if cell is None or column.endswith("-untrained"):
+            continue
+        if (column, cell) in found:
+            raise ConfigError(f"--reproduced {assignment}: {column} has two rows {cell!r}; give a data set a file each")
+        found[column, cell] = by_seed
+    return found
 
 
 def _cell(table: str, result: Row) -> str | None:
@@ -45,13 +62,3 @@ def _cell(table: str, result: Row) -> str | None:
     if result["is_mean"] or (table == "table2" and result["n_anomalies"] != HARD):
         return None
     return CELLS[table].format(n=result["n_anomalies"], row=result["row"].lower())
-
-
-def _read(assignment: str, path: Path) -> dict[str, Any]:
-    try:
-        document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if document["table"] in CELLS:
-            return document
-    except (OSError, ValueError, TypeError, KeyError):
-        pass
-    raise ConfigError(f"--reproduced {assignment}: give NAME=FILE, a document of sctune reproduce table1|2|3 --json")

@@ -25,12 +25,12 @@ def figures(
     test: Annotated[
         bool, typer.Option("--test", help="Open the test pool: take the unseen anomalies from there.")
     ] = False,
-    perplexity: Annotated[float, typer.Option(min=1, help="Neighbours that count in the t-SNE.")] = 30.0,
+    perplexity: Annotated[float, typer.Option(min=1, help="Neighbours that count in the t-SNE, if any.")] = 30.0,
     limit: Annotated[int, typer.Option(min=2, help="Most images of each group.")] = 200,
     study_root: opt.StudyRoot = None,
     as_json: opt.AsJson = False,
 ) -> None:
-    """Pictures of what a trial has learned: its features by t-SNE (normal, seen, unseen, pseudo), and galleries."""
+    """Pictures of what a trial has learned: features by t-SNE, galleries, three images as the method sees them."""
     from sctune.manage.figures import FigureOptions, make_figures
 
     folder = None if out is None else out.expanduser().absolute()

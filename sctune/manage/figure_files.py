@@ -153,13 +153,12 @@ def _write(stem: Path, sheet: Sheet) -> list[Path]:
     def named(what: str) -> Path:
         return stem.with_name(f"{stem.name}-{what}")
 
-    files = []
-    if sheet.points:
-        files = [_features(sheet, named("features.png")), _coordinates(sheet, named("features.csv"))]
-        document = {name: value for name, value in sheet.report.to_dict().items() if name != "files"}
-        named("features.json").write_text(json.dumps(document, indent=1), encoding="utf-8")
-        files.append(named("features.json"))
-    files.append(_views(sheet, named("views.png")))
+    files = (
+        [_features(sheet, named("features.png")), _coordinates(sheet, named("features.csv"))] if sheet.points else []
+    )
+    document = {name: value for name, value in sheet.report.to_dict().items() if name != "files"}
+    named("features.json").write_text(json.dumps(document, indent=1), encoding="utf-8")
+    files += [named("features.json"), _views(sheet, named("views.png"))]
     kind, cloud = maker_of(sheet.config), sheet.cloud
     if sheet.examples:
         rows = [sheet.examples[place] for place in _spread(len(sheet.examples), ROWS)]
@@ -205,9 +204,11 @@ def _views(sheet: Sheet, path: Path) -> Path:
     names = [_view_name(cloud, row, score) for row, score in zip(cloud.looked_at, views.scores, strict=True)]
     columns = [plots.Column(name, made) for name, made in views.made.items()]
     if views.cells is not None:
-        columns.append(plots.Column("heat map, score", views.cells, "all"))
+        note = "what is bright raises the score, in one scale for all images"
+        columns.append(plots.Column("heat map, score", views.cells, "all", note))
     if views.gradients is not None:
-        columns.append(plots.Column("heat map, gradient", views.gradients, "each"))
+        note = "where the score changes most with the pixels, each image in a scale of its own"
+        columns.append(plots.Column("heat map, gradient", views.gradients, "each", note))
     title = f"What {sheet.config.method.name} makes of images\n{sheet.title}"
     return plots.view_picture(names, [plots.Column("image", views.images), *columns], title, path, sheet.attribution)
 

@@ -1,4 +1,4 @@
-"""`sctune figures`: what a trial has learned, from its checkpoint: features before and after training, galleries.
+"""`sctune figures`: what a trial has learned, from its checkpoint: features, galleries, images as the method sees them.
 
 As the paper's figures 1 and 6 (t-SNE) and 2 and 5 (galleries). Without `test` no file of the test pool is read.
 """
@@ -83,9 +83,7 @@ def make_figures(study_root: Path, name: str, options: FigureOptions, say: Say) 
     trainer.load_state(*chosen.saved.tasks[chosen.task.key])
     examples = pseudo_examples(trainer, options.limit)
     cloud = gather(trainer, examples, options.limit, options.test)
-    features = _features(trainer, cloud.images)
-    if features:
-        say([f"features of {len(cloud.groups)} images before and after training, and their t-SNE"])
+    features = _features(trainer, cloud.images, say)
     points = {panel: tsne(rows, options.perplexity) for panel, rows in features.items()}
     report = FigureReport(
         study=study.name,
@@ -118,12 +116,14 @@ def make_figures(study_root: Path, name: str, options: FigureOptions, say: Say) 
     return report.finished(files, trouble)
 
 
-def _features(trainer: Trainer, images: np.ndarray) -> dict[str, np.ndarray]:
+def _features(trainer: Trainer, images: np.ndarray, say: Say) -> dict[str, np.ndarray]:
     """Features [N, C] of the images before and after training; empty where the method has none."""
-    fresh = fresh_method(trainer.config, trainer.device)
-    before, after = fresh.embed(images), trainer.method.embed(images)
-    if before is None or after is None:
+    after = trainer.method.embed(images)
+    if after is None:
         return {}
+    say([f"features of {len(images)} images before and after training, and their t-SNE"])
+    before = fresh_method(trainer.config, trainer.device).embed(images)
+    assert before is not None
     return {"before": before, "after": after}
 
 

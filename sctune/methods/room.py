@@ -37,11 +37,11 @@ class Room:
     @contextmanager
     def shut(self) -> Iterator[None]:
         """While inside, nobody finds room."""
-        self._shut = True
+        before, self._shut = self._shut, True
         try:
             yield
         finally:
-            self._shut = False
+            self._shut = before
 
     def allow(self, most: int) -> None:
         """Somebody asked for so much for one holder."""

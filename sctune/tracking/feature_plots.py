@@ -1,4 +1,4 @@
-"""Pictures of what a detector has learned and of what an augmentation makes, as PNG files.
+"""Pictures of what a detector has learned, of how it sees images, and of what an augmentation makes, as PNG files.
 
 Features as in the paper's figures 1 and 6, the making of pseudo anomalies as in figure 2, groups of images as in
 figure 5. Every function writes one file and gives its path; attribution: what the licence of the images asks for.
@@ -31,12 +31,6 @@ MAKING = ("donor", "saliency", "mask", "receiver", "pseudo anomaly")
 """Columns of the paper's figure 2."""
 BESIDE = ("receiver", "donor", "saliency", "mask", "result")
 """Columns of a block of the picture of all augmentations."""
-
-SCALES = (
-    "Heat maps: what is bright raises the score; of the kind score in one scale for all images, of the kind gradient "
-    "each image in its own. Other maps: black 0, bright 1."
-)
-"""How the colours of a picture of views are to be read."""
 
 _DPI = 110
 _CELL = 1.25
@@ -84,12 +78,14 @@ class Strip(NamedTuple):
 class Column(NamedTuple):
     """What is made of each of N images: pictures uint8 [N, s, s, 3], or maps [N, s, s].
 
-    scale: of the colours of maps: "unit" from 0 to 1, "all" over all images, "each" within an image.
+    scale: of the colours of maps: "unit" from 0 to 1, "all" over all images, "each" within an image; note: how they are
+    to be read.
     """
 
     name: str
     values: Array
     scale: str = "unit"
+    note: str = ""
 
     def limits(self, row: int) -> tuple[float, float]:
         """What has the first and the last colour in the map of an image."""
@@ -160,7 +156,8 @@ def view_picture(
     side = 1.3 * _CELL
     width = side * len(columns) + 0.5
     head = _wrapped(title.splitlines(), width, 10)
-    lines = _wrapped([SCALES, *([attribution] if attribution else [])], width, 7)
+    notes = [f"{column.name}: {column.note}." for column in columns if column.note]
+    lines = _wrapped([*notes, *([attribution] if attribution else [])], width, 7)
     height = side * len(names) + 0.5 + 0.2 * len(head) + 0.16 * len(lines)
     figure = Figure(figsize=(width, height), layout="constrained")
     figure.suptitle("\n".join(head), fontsize=10)
@@ -171,7 +168,9 @@ def view_picture(
             axes.imshow(column.values[row], cmap="inferno", vmin=low, vmax=high)
             axes.set(xticks=[], yticks=[])
             axes.spines[:].set_visible(False)
-        line[0].set_ylabel(name, fontsize=8)
+        line[0].set_ylabel(
+            "\n".join(part for text in name.splitlines() for part in textwrap.wrap(text, 18)), fontsize=8
+        )
     for axes, column in zip(grid[0], columns, strict=True):
         axes.set_title("\n".join(textwrap.wrap(column.name, 18)), fontsize=8)
     figure.supxlabel("\n".join(lines), fontsize=7, color="0.25", x=0.02, ha="left")

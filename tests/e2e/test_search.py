@@ -18,7 +18,7 @@ from PIL import Image
 
 NAME = "main"
 EPOCHS = 4
-FILES = ("features.png", "features.csv", "features.json", "pseudo.png", "gallery.png")
+FILES = ("features.png", "features.csv", "features.json", "views.png", "pseudo.png", "gallery.png")
 KEYS = {"study", "best_trial", "best_value", "best_params", "trials", "tracking_uri", "parent_run_id"}
 
 SCORE = """

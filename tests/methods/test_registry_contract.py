@@ -97,6 +97,14 @@ def test_the_first_variant_is_the_score_itself(pair: Sequence[Method]) -> None:
         np.testing.assert_allclose(scores, one.score(SHOWN), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["saliencycut", "cutmix", "none"])
+def test_saliency_is_shown_where_training_cuts_by_it(tiny: TrialConfig, kind: str) -> None:
+    found = prepared(config_of(tiny, "deviation", **{"augment.kind": kind})).saliency(SHOWN[:2])
+    assert (found is not None) == (kind == "saliencycut")
+    if found is not None:
+        assert found.shape == (2, 64, 64) and 0 <= found.min() < found.max() <= 1
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("name", BUILT_IN)

@@ -218,10 +218,11 @@ def test_a_method_without_features_shows_what_it_makes_of_images(tmp_path: Path,
     study = create(tmp_path, tiny.override({"method.name": "ssm", "method.width": 2}))
     add_trial(study, 0, TrialState.COMPLETE, keep=True)
     report = make_figures(tmp_path, "small", FigureOptions(), lambda lines: None)
-    assert [path.name for path in report.files] == ["trial-0000-views.png", "trial-0000-gallery.png"]
+    names = ["features.json", "views.png", "gallery.png"]
+    assert [path.name for path in report.files] == [f"trial-0000-{name}" for name in names]
     assert report.silhouettes == {} and report.perplexity is None and looks(study) == []
     assert "no t-SNE: method ssm has no features of whole images" in report.warnings
-    with Image.open(report.files[0]) as picture:
+    with Image.open(report.files[1]) as picture:
         colours = np.asarray(picture.convert("RGB")).reshape(-1, 3)
     # a heat map has colours that neither grey images nor letters have
     assert len(np.unique(colours, axis=0)) > 500

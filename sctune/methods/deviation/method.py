@@ -189,6 +189,8 @@ class DeviationMethod(Method):
 
     def saliency(self, images: np.ndarray) -> Maps | None:
         augment = self.config.augment
+        if augment.kind != "saliencycut":
+            return None
         grid = min(augment.grid_size, images.shape[1] // 2)
         gradient, _ = self.step.saliency_gradient(self._normalised(images), 0)
         return _as_maps(smooth_saliency(gradient, grid, augment.kernel)[:, 0])

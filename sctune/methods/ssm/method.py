@@ -136,7 +136,7 @@ class SsmMethod(NetworkMethod):
             f"hidden, cells of {largest}": self.over(
                 images, lambda pixels: to_images(network.shrunk(pixels) * masks[0])
             ),
-            "made anew": self.over(
+            "made anew in the first round" if network.section.refine else "made anew": self.over(
                 images,
                 lambda pixels: to_images(network.reconstructed(network.shrunk(pixels), masks)[:, 0]),
                 batch_size=1,

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from sctune.config import Task, TrialConfig
 from sctune.data.split import Split
 from sctune.errors import SctuneError
-from sctune.methods.room import HOST, ON_GPU, room_of
+from sctune.methods.room import HOST, ON_GPU
 from sctune.metrics.objective import find_objective
 from sctune.search.plan import costs
 from sctune.search.space.definition import Values
@@ -117,7 +117,8 @@ def probe_apart(trial: Trial) -> Probe:
 def probe(trial: Trial) -> Probe:
     """A probe in this process: a step, two scorings, and one as the registered model does.
 
-    A step and two scorings more, without any room, where not all tasks of the trial will find some.
+    A step and two scorings more, without any room, where not all tasks of the trial will find some. Features of a
+    density are found again then, as by tasks of one data set.
     """
     import torch
 
@@ -132,8 +133,10 @@ def probe(trial: Trial) -> Probe:
     host, on_gpu = beside(trainer, size, trial.tasks - 1)
     gpu = torch.cuda.max_memory_allocated(trainer.device) + on_gpu if trainer.device.type == "cuda" else 0
     memory = peak_bytes() + host
-    share = room_of(trainer.device).share_without(trial.tasks)
+    # on a GPU too what is kept may lie in the machine's memory
+    share = max(room.share_without(trial.tasks) for room in (HOST, ON_GPU))
     if share > 0:
+        del trainer, images
         with HOST.shut(), ON_GPU.shut():
             _, step_anew, _, scoring_anew = _timed(trial)
         step, scoring = step + share * (step_anew - step), scoring + share * (scoring_anew - scoring)
