@@ -17,7 +17,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -61,13 +61,17 @@ PROTOCOL = {"data.selection": "test", "data.selection_limit": 16, "runtime.devic
 
 @dataclass(frozen=True)
 class Job:
-    """One training. cells: name of each task that it is scored on -> values of the task, the first is trained on."""
+    """One training. cells: name of each task that it is scored on -> values of the task, the first is trained on.
+
+    part: pattern of the paths of test images that are measured apart too, None for none.
+    """
 
     data: str
     method: str
     seed: int
     cells: Mapping[str, Mapping[str, Any]]
     values: Mapping[str, Any]
+    part: str | None = None
 
     def config(self, cell: str) -> TrialConfig:
         return load_profile("cpu").override({**self.values, **self.cells[cell]})
@@ -93,9 +97,9 @@ def cells_of(fields: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def jobs_of(options: argparse.Namespace) -> list[Job]:
-    methods = methods_called(options.methods)
+    methods, parts = methods_called(options.methods), dict(one.split("=", 1) for one in options.part)
     return [
-        job
+        replace(job, part=parts.get(job.data))
         for seed in options.seeds
         for name, fields in data_sets(options.sets, options.data).items()
         for method, own in methods.items()
@@ -161,6 +165,7 @@ def _trained(job: Job) -> Row:
         rows, labels = [places[file.path] for file in split.test], [file.label for file in split.test]
         cells[cell] = {
             "auroc": auroc(labels, scores[rows]),
+            "part": _of_part(job.part, [file.path for file in split.test], labels, scores[rows]),
             "untrained": before.get(cell),
             "normal": labels.count(0),
             "anomalous": labels.count(1),
@@ -177,6 +182,14 @@ def _trained(job: Job) -> Row:
         "mib": _peak(),
         "load": load_average(),
     }
+
+
+def _of_part(pattern: str | None, paths: Sequence[str], labels: Sequence[int], scores: np.ndarray) -> float | None:
+    """AUROC among the images whose path the pattern finds."""
+    if pattern is None:
+        return None
+    kept = [place for place, path in enumerate(paths) if re.search(pattern, path)]
+    return auroc([labels[place] for place in kept], scores[kept])
 
 
 def _untrained(job: Job) -> dict[str, float]:
@@ -247,6 +260,12 @@ def show(elsewhere: Sequence[Row], jobs: Sequence[Job], rows: Sequence[Row]) -> 
         methods = list(dict.fromkeys(row["method"] for row in of_set))
         print(f"\n{data}: test AUROC, mean over seeds (Student's 95 % interval); after the stroke before training\n")
         print_table(["method", *cells], [[name, *(_cell(of_set, name, cell) for cell in cells)] for name in methods])
+        apart = [name for name in methods if any(_parts(of_set, name, cell) for cell in cells)]
+        if apart:
+            pattern = next(job.part for job in jobs if job.data == data)
+            print(f"\n{data}: the same among the test images whose path has {pattern}\n")
+            rows_apart = [[name, *(_mean(_parts(of_set, name, cell)) for cell in cells)] for name in apart]
+            print_table(["method", *cells], rows_apart)
     print("\ncosts on one core: mean CPU seconds of a training, mean CPU milliseconds of an image, most MiB\n")
     names = list(dict.fromkeys(row["data"] for row in mine))
     print_table(
@@ -269,13 +288,22 @@ def _cell(rows: Sequence[Row], method: str, cell: str) -> str:
     if not before:
         return text
     # by Student's interval of the paired differences, where two seeds have both at least
-    gap = paired({seed: found[seed]["auroc"] for seed in before}, before, False)
-    worse = " **worse**" if gap.get("interval", (0, 0))[1] < 0 else ""
+    after = {seed: found[seed]["auroc"] for seed in before}
+    surely = paired(after, before, False).get("interval", (0, 0))[1] < 0
+    lower = np.mean(list(after.values())) < np.mean(list(before.values()))
+    worse = " **worse**" if surely else " worse" if lower else ""
     few = f" ({len(before)} of {len(found)} seeds)" if len(before) < len(found) else ""
     return f"{text} / {np.mean(list(before.values())):.3f}{few}{worse}"
 
 
+def _parts(rows: Sequence[Row], method: str, cell: str) -> list[float]:
+    mine = [row["cells"][cell].get("part") for row in rows if row["method"] == method and cell in row["cells"]]
+    return [value for value in mine if value is not None]
+
+
 def _mean(values: Sequence[float]) -> str:
+    if not values:
+        return "-"
     mean = float(np.mean(values))
     if len(set(values)) < 2:
         return f"{mean:.3f}"
@@ -295,6 +323,9 @@ def parser() -> argparse.ArgumentParser:
     found = argparse.ArgumentParser(description=__doc__)
     default = [PLAIN, *(name for name in method_names() if name not in LEFT_OUT)]
     found.add_argument("--sets", type=Path, help="YAML: name of each further data set -> its fields")
+    found.add_argument(
+        "--part", nargs="+", default=[], metavar="NAME=REGEX", help="test images of a set that are measured apart too"
+    )
     found.add_argument("--data", nargs="+", help="names of data sets; default: all")
     found.add_argument("--methods", nargs="+", default=default, help="names; default: all whose weights are here")
     found.add_argument(

@@ -152,6 +152,14 @@ def _open_folder(place: Path, category: str | None, group: str | None) -> DataSe
     )
 
 
+def sole_category(place: Path) -> str | None:
+    """The only category of a folder that has no layout of its own; None where it has one, or other than one."""
+    if _has_layout(place) or layouts.elpv_folder(place):
+        return None
+    categories = [name for name in layouts.folders_in(place) if _has_layout(place / name)]
+    return categories[0] if len(categories) == 1 else None
+
+
 def _of_folders(name: str, root: Path, found: Reading, group: str | None) -> DataSet:
     layouts.refuse_two_meanings(root, found.files)
     notes = (*found.notes, *masks_as_images(root, found.files))

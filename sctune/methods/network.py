@@ -127,11 +127,11 @@ class NetworkMethod(Method):
             if should_stop():
                 raise StoppedError(f"stopped in epoch {epoch + 1}")
 
-        rate, count = self.config.learning_rate(epoch), self.config.budget.iterations
+        rate = self.config.learning_rate(epoch)
         for group in self._prepared.optimiser.param_groups:
             group["lr"] = rate
         rows = []
-        for number in range(epoch * count, (epoch + 1) * count):
+        for number in self.steps(epoch):
             ask()
             rows.append(self.step(number))
         figures = {**_means(rows), "lr": rate, **self.settle(ask)}
@@ -139,6 +139,11 @@ class NetworkMethod(Method):
             if not np.isfinite(value):
                 raise NonFiniteError(f"{name} is {value} in epoch {epoch + 1}; a smaller learning rate may help")
         return figures
+
+    def steps(self, epoch: int) -> range:
+        """Numbers of the updates of an epoch."""
+        count = self.config.budget.iterations
+        return range(epoch * count, (epoch + 1) * count)
 
     def step(self, number: int) -> dict[str, Tensor]:
         """One update; scalar tensors by name."""
@@ -168,7 +173,7 @@ class NetworkMethod(Method):
             self.settle(lambda: None)
             marks.append(now(self.device))
         step, first, later = np.diff(marks)
-        epochs, count = self.config.epochs, self.config.budget.iterations
+        epochs, count = self.config.epochs, len(self.steps(0))
         return float(step + (first + (epochs - 1) * later) / (epochs * count)), count
 
     def score(self, images: np.ndarray) -> Scores:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 
-from sctune.data.catalog import DataSet, open_dataset
+from sctune.data.catalog import DataSet, open_dataset, sole_category
 from sctune.data.layouts import folders_in
 from sctune.errors import ConfigError, DataError, nearest
 from sctune.reproduce.paper import Group, PaperData, PaperRow, PaperTable, paper_datasets, paper_table
@@ -169,7 +169,7 @@ def _more(table: PaperTable, data: PaperData, category: str | None) -> Group:
     """A group that the paper's table does not have; in the hard setting with the classes of its Table 2, if any."""
     label = category.capitalize() if category else data.label
     if table.setting != "hard":
-        return Group(label, data.name, (PaperRow(label, category),))
+        return Group(label, data.name, (PaperRow(label, category, numbers=table.elsewhere.get(data.name, {})),))
     for group in paper_table("table2").groups:
         if (group.dataset, group.category) == (data.name, category):
             return replace(group, rows=tuple(replace(row, numbers={}) for row in group.rows), means={})
@@ -197,7 +197,7 @@ class _Places:
             label = paper_datasets()[dataset].label
             return f"{label} is not in {self.root}; `sctune data list` says how to get it"
         source = self.root / folder
-        name = None
+        name = sole_category(source)
         if category is not None:
             name = match(category, folders_in(source))
             if name is None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 
 from sctune import __version__
 from sctune.config import TrialConfig
+from sctune.data.convert.registry import raw_set
 from sctune.methods.length import steps_text
+from sctune.reproduce.cells import Place
 from sctune.reproduce.columns import is_the_papers
 from sctune.reproduce.setup import Setup
 from sctune.reproduce.tables import Header
@@ -16,7 +18,7 @@ Configs = Mapping[str, TrialConfig]
 """Label of a column -> its configuration."""
 
 
-def header_of(setup: Setup) -> Header:
+def header_of(setup: Setup, places: Iterable[Place] = ()) -> Header:
     """The header of a table; a fact that differs between columns is said of each that differs from most."""
     configs = {column.label: setup.config(column) for column in setup.runnable}
     values = ", ".join(f"{name}={value}" for name, value in setup.overrides.items())
@@ -33,7 +35,20 @@ def header_of(setup: Setup) -> Header:
         f"sctune {__version__}",
     ]
     table = setup.table
-    return Header(table.name, table.title, setup.profile, "; ".join(facts), tuple(_notes(setup)), setup.shuffled)
+    return Header(
+        table.name,
+        table.title,
+        setup.profile,
+        "; ".join(facts),
+        tuple(_notes(setup)),
+        setup.shuffled,
+        tuple(dict.fromkeys(_attribution(place) for place in places)),
+    )
+
+
+def _attribution(place: Place) -> str:
+    """Of the data set that the paper names, also where its folder says nothing of it."""
+    return place.data.attribution or raw_set(place.dataset).attribution
 
 
 def _fact(name: str, configs: Configs, words: Callable[[TrialConfig], str]) -> str:

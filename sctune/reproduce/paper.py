@@ -55,7 +55,8 @@ class Group:
 class PaperTable:
     """A table or figure. columns: the paper's, in its order; vary: those that are run unless others are asked for.
 
-    untrained: of these the ones that stand beside themselves before their training.
+    untrained: of these the ones that stand beside themselves before their training; elsewhere: data set that the table
+    lacks -> what others print of it.
     """
 
     name: str
@@ -67,6 +68,7 @@ class PaperTable:
     untrained: tuple[str, ...]
     notes: tuple[str, ...]
     groups: tuple[Group, ...]
+    elsewhere: Mapping[str, Numbers] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,10 @@ def paper_table(name: str) -> PaperTable:
         untrained=tuple(entry.get("untrained", ())),
         notes=tuple(entry.get("notes", ())),
         groups=tuple(_group(group, columns) for group in entry["groups"]),
+        elsewhere={
+            data: _numbers({entry["anomalies"][0]: numbers}, columns)
+            for data, numbers in entry.get("elsewhere", {}).items()
+        },
     )
 
 

@@ -40,6 +40,9 @@ def picture(header: Header, results: Sequence[Result], path: Path) -> Path:
         figure.legend(handles=handles, fontsize=8, loc="outside right center")
     colour = "#b2182b" if header.shuffled else "black"
     figure.suptitle("\n".join([*header.lines, *missing_rows(results)]), fontsize=8, color=colour, wrap=True)
+    if header.attributions:
+        credits = "\n".join(f"Images: {line}" for line in header.attributions)
+        figure.supxlabel(credits, fontsize=6, color="0.3", x=0.01, ha="left", wrap=True)
     path.parent.mkdir(parents=True, exist_ok=True)
     FigureCanvasAgg(figure)
     # no software version inside: the same numbers give the same file

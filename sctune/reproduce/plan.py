@@ -153,13 +153,14 @@ def make_plan(options: ReproduceOptions) -> TablePlan:
     whole = Setup(table, columns, profile, options.seeds, options.overrides, options.shuffled)
     setup, reasons = check_setup(whole, options.methods)
     blocks = table_blocks(table, options.asked, root)
+    studies = tuple(plan_studies(setup, blocks))
     return TablePlan(
         options=options,
         setup=setup,
         blocks=blocks,
-        studies=tuple(plan_studies(setup, blocks)),
+        studies=studies,
         missing=(*missing_cells(blocks), *_left_out(columns, reasons)),
-        header=header_of(setup),
+        header=header_of(setup, [study.place for study in studies]),
         data_root=root,
         out=out,
         study_root=(options.study_root or studies_folder()).expanduser().absolute(),

@@ -58,6 +58,7 @@ class TableOutcome:
             "shuffled_labels": header.shuffled,
             "header": header.lines,
             "notes": list(header.notes),
+            "attributions": list(header.attributions),
             "results": [result.to_dict() for result in self.results],
             "missing": [{"reason": gap.reason, "cells": list(gap.cells)} for gap in self.missing],
             "studies": [study.name for study in self.plan.studies],

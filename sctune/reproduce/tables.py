@@ -48,7 +48,10 @@ OF_ITS_ROWS = " (of its rows)"
 
 @dataclass(frozen=True)
 class Header:
-    """What every rendering of a table says first. facts: profile, image size, epochs and so on, one line."""
+    """What every rendering of a table says first. facts: profile, image size, epochs and so on, one line.
+
+    attributions: what the licences of the images ask for, a line each.
+    """
 
     table: str
     title: str
@@ -56,6 +59,7 @@ class Header:
     facts: str
     notes: tuple[str, ...]
     shuffled: bool
+    attributions: tuple[str, ...] = ()
 
     @property
     def lines(self) -> list[str]:
@@ -177,7 +181,7 @@ def cells(result: Result) -> tuple[str, ...]:
 
 def notes(header: Header, results: Sequence[Result]) -> list[str]:
     """What a reader must know to compare the numbers."""
-    lines = list(header.notes)
+    lines = [*header.notes, *(f"images: {line}" for line in header.attributions)]
     if any(result.derived for result in results):
         lines.append("≈ marks a mean that the text at hand has lost, worked out from the paper's own rows")
     return lines if header.shuffled else [*lines, *_worse(results)]

@@ -13,6 +13,7 @@ import torch
 from sklearn.covariance import LedoitWolf
 from torch import Tensor
 
+from sctune.augment.cut import Cut
 from sctune.backbones.trunk import build_backbone
 from sctune.config import TrialConfig, load_profile
 from sctune.deploy.export import generated_images
@@ -20,7 +21,7 @@ from sctune.deploy.parity import score_parity
 from sctune.errors import CheckpointError, ConfigError, DataError, NonFiniteError, StoppedError
 from sctune.methods.base import TaskImages
 from sctune.methods.cutpaste import features as kept_features
-from sctune.methods.cutpaste.entry import batch_norm, batch_parts
+from sctune.methods.cutpaste.entry import ENTRY, batch_norm, batch_parts
 from sctune.methods.cutpaste.method import CutPasteMethod
 from sctune.methods.cutpaste.pretext import Pretext
 from sctune.methods.named import method_values
@@ -148,23 +149,43 @@ def test_classes_hold_the_same_images_with_what_is_pasted(variant: str, config: 
     assert kinds == {"normal": {False}, "scar": {True}}.get(variant, {False, True})
 
 
-def test_images_move_and_change_their_colours_within_bounds(config: TrialConfig, noise: TaskImages) -> None:
+def test_images_move_and_change_their_colours_within_bounds(
+    config: TrialConfig, noise: TaskImages, monkeypatch: pytest.MonkeyPatch
+) -> None:
     own = config.override({**STILL, "method.shift": 0.1, "budget.batch_size": 36})
     plain, _ = Pretext(own.override({"method.shift": 0.0}), noise, CPU).batch(0)
-    moved, _ = Pretext(own, noise, CPU).batch(0)
+    real, _ = Pretext(own, noise, CPU).batch(0)
+    # as if nothing were pasted
+    still = Pretext(own, noise, CPU)
+    monkeypatch.setattr(still, "pasted", lambda pixels, rule, number: Cut(pixels, torch.zeros(0)))
+    moved, _ = still.batch(0)
     found = []
-    for before, after in zip(plain, moved, strict=True):
+    for before, after in zip(plain[:12].repeat(3, 1, 1, 1), moved, strict=True):
         wide = torch.from_numpy(np.pad(before.numpy(), ((0, 0), (6, 6), (6, 6)), mode="symmetric"))
         places = [(y, x) for y in range(13) for x in range(13) if torch.equal(wide[:, y : y + 64, x : x + 64], after)]
         assert len(places) == 1
         found += places
     # 6.4 pixels, rounded; each copy of an image has a place of its own
     assert len(set(found)) > 20 and {0, 12} <= {place for pair in found for place in pair}
+    # what is pasted then lies whole inside of its image: 2 % of it at least
+    assert torch.equal(real[:12], moved[:12])
+    patches = boxes((real[12:24] != moved[12:24]).any(dim=1))
+    assert min(count for *_, count in patches) > 0.018 * 64**2
     coloured, _ = Pretext(own.override({"method.shift": 0.0, "method.jitter": 0.1}), noise, CPU).batch(0)
     raw = [one * torch.tensor([0.229, 0.224, 0.225])[:, None, None] for one in (plain, coloured)]
     # brightness, contrast, saturation: a tenth of at most 1 each; the hue a tenth of the circle
     away = (raw[1] - raw[0]).abs()
     assert (away.mean(dim=(1, 2, 3)) > 0.005).all() and away.mean() < 0.25
+
+
+def test_a_summary_says_what_is_not_as_published() -> None:
+    paper = load_profile("paper").override(method_values("cutpaste", "paper"))
+    assert "other than published" not in ENTRY.describe(paper)
+    line = ENTRY.describe(load_profile("cpu").override(method_values("cutpaste", "cpu")))
+    assert line.endswith(
+        "; other than published (65,536 updates from nothing at 256 px): model.weights=imagenet, data.image_size=160, "
+        "budget.batch_size=18, method.total_updates=270"
+    )
 
 
 def test_labelled_anomalies_are_left_out_or_one_more_class(config: TrialConfig, noise: TaskImages) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 
 import numpy as np
@@ -23,6 +24,10 @@ from sctune.train.runtime import apply_runtime
 CPU = torch.device("cpu")
 NOISE = np.random.default_rng(0).integers(0, 256, (24, 64, 64, 3), np.uint8)
 NORMAL, ANOMALOUS, SHOWN = np.arange(14), np.arange(14, 18), NOISE[18:]
+gpu = (
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+)
 OWN: dict[str, dict[str, object]] = {
     "saoe": {"method.members": "confetti,turned"},
     "ssm": {"method.width": 2},
@@ -105,18 +110,22 @@ def test_saliency_is_shown_where_training_cuts_by_it(tiny: TrialConfig, kind: st
         assert found.shape == (2, 64, 64) and 0 <= found.min() < found.max() <= 1
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("name", BUILT_IN)
-def test_a_gpu_goes_on_bit_by_bit_and_a_cpu_scores_what_it_trained(tiny: TrialConfig, name: str) -> None:
-    device = torch.device("cuda")
+@pytest.mark.parametrize("device_type", ["cpu", pytest.param("cuda", marks=gpu)])
+def test_a_state_goes_on_bit_by_bit_and_a_cpu_scores_what_was_trained(
+    tiny: TrialConfig, name: str, device_type: str
+) -> None:
+    device = torch.device(device_type)
     turned = {"method.turned": "always"} if name == "saoe" else {}
-    config = config_of(tiny, name, **{"runtime.device": "cuda", **turned})
+    config = config_of(tiny, name, **{"runtime.device": device_type, **turned})
     apply_runtime(config.runtime)
     whole, later = prepared(config, device), prepared(config, device)
     whole.run_epoch(0, lambda: False)
     tensors, values = whole.state()
-    later.load_state({key: value.detach().cpu().clone() for key, value in tensors.items()}, values)
+    # as a checkpoint keeps them
+    later.load_state(
+        {key: value.detach().cpu().clone() for key, value in tensors.items()}, json.loads(json.dumps(values))
+    )
     if config.entry.trains:
         for one in (whole, later):
             one.run_epoch(1, lambda: False)
@@ -125,3 +134,10 @@ def test_a_gpu_goes_on_bit_by_bit_and_a_cpu_scores_what_it_trained(tiny: TrialCo
     model = {key: value.detach().cpu() for key, value in whole.model_state().items()}
     there = trained_method(config.override({"runtime.device": "cpu"}), CPU, model)
     np.testing.assert_allclose(there.score(SHOWN), whole.score(SHOWN), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_a_dry_run_can_time_it(tiny: TrialConfig, name: str) -> None:
+    method = prepared(config_of(tiny, name))
+    seconds, steps = method.time_step()
+    assert 0 < seconds < 60 and steps >= 1

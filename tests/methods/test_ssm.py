@@ -444,6 +444,9 @@ def test_published_settings() -> None:
     assert (paper.budget.epochs, paper.budget.batch_size // 3, paper.optim.weight_decay) == (50, 32, 1e-5)
     rates = [paper.learning_rate(epoch) for epoch in range(50)]
     assert rates == pytest.approx([1e-4] * 15 + [1e-5] * 15 + [1e-6] * 15 + [1e-7] * 5)
+    assert section["total_updates"] == "pass"
+    gpu = load_profile("gpu").override(method_values("ssm_reading", "gpu"))
+    assert gpu.learning_rate(0) == 1e-4
     cpu = load_profile("cpu").override(method_values("ssm_reading", "cpu"))
     assert (cpu.method.model_dump()["width"], cpu.data.image_size, cpu.budget.batch_size) == (6, 160, 18)
     assert cpu.learning_rate(0) == 2e-3

@@ -13,7 +13,7 @@ import torch
 from sctune.config import TrialConfig
 from sctune.deploy.export import export_parity, generated_images
 from sctune.deploy.model import Model, ModelParts
-from sctune.errors import CheckpointError, DataError, NonFiniteError, StoppedError
+from sctune.errors import CheckpointError, ConfigError, DataError, NonFiniteError, StoppedError
 from sctune.methods.base import TaskImages
 from sctune.methods.pixels import ALIKE_BATCH, to_pixels
 from sctune.methods.registry import fresh_method, trained_method
@@ -275,6 +275,19 @@ def test_a_checkpoint_fits_other_ways_to_score(trainer: Trainer) -> None:
     Trainer(other).load_state(tensors, json.loads(json.dumps(meta)))
     with pytest.raises(CheckpointError, match="config differs"):
         Trainer(other.override({"method.cells": "8"})).load_state(tensors, json.loads(json.dumps(meta)))
+
+
+def test_a_training_may_go_over_the_normal_images_in_each_epoch(small: TrialConfig) -> None:
+    own = small.override({"method.total_updates": "pass", "budget.batch_size": 9, "budget.iterations": 1})
+    method = prepared(own)
+    # four images, three in a step
+    assert [list(method.steps(epoch)) for epoch in (0, 1)] == [[0, 1], [2, 3]] and method.images_per_epoch == 6
+    assert [list(prepared(small.override({"method.total_updates": 5})).steps(epoch)) for epoch in (0, 1)] == [
+        [0, 1],
+        [2, 3, 4],
+    ]
+    with pytest.raises(ConfigError, match=r"method\.total_updates=1: each of budget\.epochs=2 needs one"):
+        small.override({"method.total_updates": 1})
 
 
 def prepared(config: TrialConfig) -> SsmMethod:

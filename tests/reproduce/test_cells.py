@@ -54,6 +54,21 @@ def test_general_setting_takes_what_is_there(make_root: Any) -> None:
     assert f"ELPV is not in {root}; `sctune data list` says how to get it" in missing
 
 
+def test_numbers_of_others_stand_beside_data_that_the_table_lacks(make_root: Any) -> None:
+    root = make_root({"sdd/commutator": {"crack": 20}})
+    (sdd,) = all_cells(blocks_of("table3", root, datasets=("sdd",)))
+    assert {key: number.mean for key, number in sdd.row.numbers.items()} == {(0, "kdad"): 0.842}
+    # the sole category of a folder is what is meant by it
+    assert sdd.place is not None and (sdd.place.source, sdd.place.category) == (str(root / "sdd"), "commutator")
+    (bottle,) = all_cells(blocks_of("table3", root, categories=("bottle",)))
+    assert bottle.row.numbers == {}
+    for kind in ("train/good", "test/good", "test/crack"):
+        (root / "sdd/other" / kind).mkdir(parents=True)
+        (root / "sdd/other" / kind / "0.png").touch()
+    (several,) = all_cells(blocks_of("table3", root, datasets=("sdd",)))
+    assert several.reason is not None and "choose one of commutator, other" in several.reason
+
+
 @pytest.mark.parametrize(
     ("once", "twice"),
     [

@@ -192,7 +192,7 @@ def test_columns_that_have_no_use_for_a_value_are_left_out(carpet: Path) -> None
     plan = plan_of("table3", carpet, categories=("carpet",), overrides={"optim.lr": 0.01})
     assert [column.name for column in plan.setup.runnable] == ["saliencycut"]
     # the paper's numbers stay; a reading has none
-    names = ["kdad", "ssm", "cutpaste", "saliencycut", "saliencycut-untrained"]
+    names = ["kdad", "ssm", "cutpaste", "cutpaste_five", "saliencycut", "saliencycut-untrained"]
     assert [column.name for column in plan.columns] == names
     gaps = {cell: gap.reason for gap in plan.missing for cell in gap.cells}
     assert gaps["CutPaste"] == "--set optim.lr=0.01: method cutpaste has no use for it"
@@ -266,6 +266,12 @@ def test_header_says_what_was_run(carpet: Path) -> None:
         "paper protocol: test images are all that is not trained on",
     ):
         assert part in facts.split("; ")
+
+
+def test_a_table_carries_what_the_licences_of_its_images_ask_for(carpet: Path) -> None:
+    (attribution,) = plan_of("table1", carpet, categories=("carpet",)).header.attributions
+    assert attribution.startswith("MVTec AD, by Bergmann") and attribution.endswith("licensed CC BY-NC-SA 4.0")
+    assert plan_of("table1", carpet, datasets=("sdd",)).header.attributions == ()
 
 
 def test_header_says_where_columns_differ(carpet: Path) -> None:

@@ -36,6 +36,7 @@ from sctune.reproduce.tables import (
 from tests.reproduce.conftest import CARPET, write_root
 
 HEADER = Header("table2", "AUROC in the hard setting", "cpu", "profile cpu; seeds 42, 43", ("a note",), False)
+CREDITED = replace(HEADER, attributions=("Images by somebody",))
 
 
 def make_scores(draw: int, pool: str, subset: str, seed: int) -> Scores:
@@ -231,6 +232,7 @@ def test_rows_that_training_makes_worse_are_named() -> None:
             results.append(Result("MVTec AD", row, 0, one, False, ours, None))
     expected = "CutPaste is better before its training than after it: MVTec AD Carpet 0.900 and 0.750"
     assert notes(HEADER, results) == ["a note", expected]
+    assert notes(CREDITED, results) == ["a note", "images: Images by somebody", expected]
     # of shuffled labels nothing is to be learned
     assert notes(replace(HEADER, shuffled=True), results) == ["a note"]
 

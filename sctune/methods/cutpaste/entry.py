@@ -139,14 +139,33 @@ def _check_shuffled(config: TrialConfig) -> None:
 
 
 def summary(config: TrialConfig) -> str:
-    """A configuration in a line."""
+    """A configuration in a line, with what of the paper's recipe is otherwise."""
     section, model = section_of(config), config.model
     kept = f", {model.freeze} blocks kept" if model.freeze else ""
     seen = " and labelled anomalies" if section.seen == "class" and config.n_anomalies != 0 else ""
     return (
         f"CutPaste (Li et al. 2021), {section.variant}{seen}, Gaussian of {', '.join(model.tap_names)} of "
         f"{model.backbone} ({model.weights} weights{kept}), {config.data.image_size} px, seed {config.seed}"
+        f"{_differs(config)}"
     )
+
+
+def _differs(config: TrialConfig) -> str:
+    """What is not as in the paper's experiments, in words behind a summary; empty where all of it is."""
+    section, paper = section_of(config), _published()["cutpaste"]["paper"]
+    total, flat = section.total_updates, config.flat()
+    own = [
+        f"{name}={flat[name]}"
+        for name, value in {
+            "model.weights": paper["model"]["weights"],
+            "data.image_size": paper["data"]["image_size"],
+            "budget.batch_size": paper["budget"]["batch_size"],
+        }.items()
+        if flat[name] != value
+    ]
+    if total != paper["method"]["total_updates"]:
+        own.append(f"method.total_updates={total}")
+    return f"; other than published (65,536 updates from nothing at 256 px): {', '.join(own)}" if own else ""
 
 
 # the method's own batch_norm stands in for the model's

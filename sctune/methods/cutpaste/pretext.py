@@ -21,8 +21,8 @@ class Pretext:
     """Makes batch number 0, 1, ... of a training; the number alone decides what is drawn.
 
     Class 0 are normal images, classes 1 and 2 the same ones with what the variant pastes, the last one labelled
-    anomalies where they are asked for. What is pasted is drawn first; each image then moves and changes its colours by
-    draws of its own, so that two copies of one image are not alike beside what was pasted.
+    anomalies where they are asked for. Each copy moves by a draw of its own, then something is pasted, which so lies
+    whole inside the image, and then its colours change: two copies of one image are not alike beside what was pasted.
     """
 
     def __init__(self, config: TrialConfig, images: TaskImages, device: torch.device) -> None:
@@ -43,15 +43,18 @@ class Pretext:
 
     def batch(self, number: int) -> tuple[Tensor, Tensor]:
         """Normalised images [B, 3, S, S], class after class, and their labels [B] on the device."""
-        seed = self.config.seed
-        pixels = self._drawn(self.images.normals, self.normal, number, "normal")
-        parts = [pixels, *(self.pasted(pixels, rule, number).images for rule in self.rules)]
+        seed, classes = self.config.seed, 1 + len(self.rules)
+        parts = [self._drawn(self.images.normals, self.normal, number, "normal")] * classes
         if self.seen:
             parts.append(self._drawn(self.images.anomalies, self.seen, number, "seen"))
         labels = torch.cat([torch.full((len(part),), label) for label, part in enumerate(parts)])
         if self.config.data.shuffle_labels:
             labels = labels[torch.randperm(len(labels), generator=stream(seed, "shuffle", number))]
-        return normalise(self._changed(torch.cat(parts), number)), labels.to(self.device)
+        moved, _ = changed(torch.cat(parts), self._moves, seed, "moves", number)
+        copies = list(moved.split([len(part) for part in parts]))
+        for place, rule in enumerate(self.rules, start=1):
+            copies[place] = self.pasted(copies[place], rule, number).images
+        return normalise(self._coloured(torch.cat(copies), number)), labels.to(self.device)
 
     def pasted(self, pixels: Tensor, rule: Rule, number: int) -> Cut:
         """Pixels [N, 3, S, S] in [0, 1] with a patch or a scar of themselves, as batch `number` draws it."""
@@ -75,10 +78,9 @@ class Pretext:
         chosen = rows[endless(len(rows), count, number, self.config.seed, name)]
         return to_pixels(self.images.take(chosen), self.device, self.config.runtime.channels_last)
 
-    def _changed(self, pixels: Tensor, number: int) -> Tensor:
-        seed = self.config.seed
-        moved, _ = changed(pixels, self._moves, seed, "moves", number)
+    def _coloured(self, pixels: Tensor, number: int) -> Tensor:
         if not self._jitter:
-            return moved
-        everywhere = torch.ones_like(moved[:, :1], dtype=torch.bool)
-        return jitter_colours(moved, everywhere, draw_jitter(len(moved), self._jitter, stream(seed, "jitter", number)))
+            return pixels
+        everywhere = torch.ones_like(pixels[:, :1], dtype=torch.bool)
+        drawn = draw_jitter(len(pixels), self._jitter, stream(self.config.seed, "jitter", number))
+        return jitter_colours(pixels, everywhere, drawn)

@@ -158,6 +158,7 @@ ENTRY = MethodEntry(
             "paper": _PAPER,
             # each of three members makes a fifteenth of the published updates
             "cpu": {"optim": {"lr": 1e-3}},
+            "gpu": {"method": {"updates": "each"}},
         }
     },
     scoring=("method.scored",),

@@ -17,6 +17,7 @@ from sctune.data.batches import endless, stream
 from sctune.errors import CheckpointError
 from sctune.methods.base import Maps, Scorer, Scores, TaskImages, Variant
 from sctune.methods.gradient import gradient_maps
+from sctune.methods.length import Length
 from sctune.methods.network import Ask, NetworkMethod, Part
 from sctune.methods.pixels import autocast, score_alike, to_images, to_pixels
 from sctune.methods.ssm.entry import CELLS, SIDE, section_of, sides_of
@@ -54,6 +55,8 @@ class SsmMethod(NetworkMethod):
     def prepare(self, images: TaskImages) -> None:
         super().prepare(images)
         unet = self.network.unet
+        passes = -(-len(images.normals) // self.images_per_step)
+        self._length = Length(self.config, section_of(self.config).total_updates, passes)
         self._unet: nn.Module = torch.compile(unet) if self.config.runtime.compile else unet  # type: ignore[assignment]
 
     @property
@@ -62,7 +65,10 @@ class SsmMethod(NetworkMethod):
 
     @property
     def images_per_epoch(self) -> int:
-        return self.config.budget.iterations * self.images_per_step
+        return len(self.steps(0)) * self.images_per_step
+
+    def steps(self, epoch: int) -> range:
+        return range(self._length.before(epoch), self._length.before(epoch + 1))
 
     def batch(self, number: int) -> tuple[Tensor, Tensor]:
         """Images [N, 3, 128, 128] of step `number`, and the masks [1, 3, 1, 128, 128] that all of them get.
