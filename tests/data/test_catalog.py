@@ -202,7 +202,9 @@ def test_missing_package_names_the_way_out(monkeypatch: pytest.MonkeyPatch) -> N
     assert 'pip install "sctune[demo]"' in one_line("elpv")
 
 
-def test_the_package_is_found_without_being_imported() -> None:
+def test_the_package_is_found_without_being_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    # another test may have imported it
+    monkeypatch.delitem(sys.modules, "elpv_dataset", raising=False)
     open_dataset("elpv")
     assert "elpv_dataset" not in sys.modules
 
