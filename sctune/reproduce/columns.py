@@ -22,6 +22,8 @@ DIAGONAL_COUNTS = (2, 3, 4)
 """As the public code places them, on the diagonal; a map of 7 x 7 cells holds no more."""
 
 EPOCHS = "budget.epochs"
+OUTLIERS, WITH_OUTLIERS = "method.outlier_root", "saoe_outliers"
+"""What a column without outliers sets to none, and the name of the column where --set names a folder of them."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,18 @@ def table_columns(table: PaperTable, profile: str, picked: Sequence[str] = ()) -
         for column in known.values()
         if column.name in shown
     )
+
+
+def with_outliers(columns: Sequence[Column], overrides: Mapping[str, Any]) -> tuple[Column, ...]:
+    """The columns, SAOE under its name without restriction where --set gives it outliers to see."""
+    if overrides.get(OUTLIERS) is None:
+        return tuple(columns)
+    return tuple(_seeing_outliers(column) if OUTLIERS in own_values(column) else column for column in columns)
+
+
+def _seeing_outliers(column: Column) -> Column:
+    values = {name: value for name, value in own_values(column).items() if name != OUTLIERS}
+    return replace(column, name=WITH_OUTLIERS, label=column_label(WITH_OUTLIERS), values=values)
 
 
 def own_values(column: Column) -> Mapping[str, Any]:

@@ -15,7 +15,7 @@ from sctune.errors import ConfigError, DataError, WeightsError
 from sctune.paths import home, studies_folder
 from sctune.reproduce.cells import ELPV, Asked, Block, Cell, plain, table_blocks
 from sctune.reproduce.checks import check_setup
-from sctune.reproduce.columns import Column, before_training, table_columns
+from sctune.reproduce.columns import Column, before_training, table_columns, with_outliers
 from sctune.reproduce.header import header_of
 from sctune.reproduce.paper import paper_datasets, paper_table
 from sctune.reproduce.setup import Setup
@@ -149,7 +149,7 @@ def make_plan(options: ReproduceOptions) -> TablePlan:
     for option, numbers in (("--seeds", options.seeds), ("--n-anomalies", options.asked.anomalies)):
         if len(set(numbers)) < len(numbers):
             raise ConfigError(f"{option} {','.join(map(str, numbers))}: name each number once")
-    columns = table_columns(table, profile, options.methods)
+    columns = with_outliers(table_columns(table, profile, options.methods), options.overrides)
     whole = Setup(table, columns, profile, options.seeds, options.overrides, options.shuffled)
     setup, reasons = check_setup(whole, options.methods)
     blocks = table_blocks(table, options.asked, root)

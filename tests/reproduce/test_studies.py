@@ -199,6 +199,17 @@ def test_columns_that_have_no_use_for_a_value_are_left_out(carpet: Path) -> None
     assert {"KDAD", "KDAD on EfficientNet-Lite0 (our reading)", "SSM (our reading)", "CutPaste"} == set(gaps)
 
 
+def test_saoe_has_another_name_where_it_sees_outliers(carpet: Path) -> None:
+    given = {"method.outlier_root": str(carpet)}
+    for methods in ((), ("saoe_no_outliers",)):
+        plan = plan_of("table1", carpet, categories=("carpet",), methods=methods, overrides=given)
+        (column,) = plan.setup.runnable
+        assert (column.name, column.label) == ("saoe_outliers", "SAOE (our reading)")
+        assert plan.setup.config(column).flat()["method.outlier_root"] == str(carpet)
+    gaps = {cell: gap.reason for gap in plan_of("table1", carpet, overrides=given).missing for cell in gap.cells}
+    assert "has no use for it" in gaps["SaliencyCut"]
+
+
 def test_columns_that_cannot_have_a_value_are_left_out(carpet: Path) -> None:
     plan = plan_of("table3", carpet, categories=("carpet",), overrides={"data.image_size": 200})
     assert [column.name for column in plan.setup.runnable] == ["ssm_reading", "cutpaste", "saliencycut"]
