@@ -49,6 +49,7 @@ from sctune.errors import ConfigError, DataError, SctuneError, nearest
 from sctune.methods.named import method_names
 from sctune.methods.untrained import store
 from sctune.metrics.image_level import auroc
+from sctune.reproduce.cells import match
 from sctune.train.memory import give_memory_back
 from sctune.train.trainer import task_of
 
@@ -79,7 +80,8 @@ class Job:
     @property
     def key(self) -> str:
         digest = digest_of(*(self.config(cell) for cell in self.cells))
-        return f"{self.data}:{self.method}:{'+'.join(self.cells)}:{self.seed}:{digest}"
+        apart = "" if self.part is None else f":{self.part}"
+        return f"{self.data}:{self.method}:{'+'.join(self.cells)}:{self.seed}:{digest}{apart}"
 
 
 def cells_of(fields: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -97,14 +99,26 @@ def cells_of(fields: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def jobs_of(options: argparse.Namespace) -> list[Job]:
-    methods, parts = methods_called(options.methods), dict(one.split("=", 1) for one in options.part)
+    methods, sets = methods_called(options.methods), data_sets(options.sets, options.data)
+    parts = dict(_part(one, sets) for one in options.part)
     return [
         replace(job, part=parts.get(job.data))
         for seed in options.seeds
-        for name, fields in data_sets(options.sets, options.data).items()
+        for name, fields in sets.items()
         for method, own in methods.items()
         for job in _jobs(name, method, seed, fields, {**PROTOCOL, **own, **fields, "seed": seed})
     ]
+
+
+def _part(assignment: str, sets: Mapping[str, object]) -> tuple[str, str]:
+    name, _, pattern = assignment.partition("=")
+    if name not in sets or not pattern:
+        raise ConfigError(f"--part {assignment!r}: give NAME=REGEX; {nearest(name, sets)}")
+    try:
+        re.compile(pattern)
+    except re.error as problem:
+        raise ConfigError(f"--part {assignment!r}: {pattern!r} is no regular expression: {problem}") from None
+    return name, pattern
 
 
 def _jobs(data: str, method: str, seed: int, fields: Mapping[str, Any], values: Mapping[str, Any]) -> Iterator[Job]:
@@ -185,11 +199,10 @@ def _trained(job: Job) -> Row:
 
 
 def _of_part(pattern: str | None, paths: Sequence[str], labels: Sequence[int], scores: np.ndarray) -> float | None:
-    """AUROC among the images whose path the pattern finds."""
-    if pattern is None:
-        return None
-    kept = [place for place, path in enumerate(paths) if re.search(pattern, path)]
-    return auroc([labels[place] for place in kept], scores[kept])
+    """AUROC among the images whose path the pattern finds; None where one class is not among them."""
+    kept = [place for place, path in enumerate(paths) if pattern is not None and re.search(pattern, path)]
+    own = [labels[place] for place in kept]
+    return auroc(own, scores[kept]) if len(set(own)) == 2 else None
 
 
 def _untrained(job: Job) -> dict[str, float]:
@@ -344,23 +357,29 @@ def parser() -> argparse.ArgumentParser:
 def main() -> None:
     options = parser().parse_args()
     try:
-        elsewhere = reproduced_rows(options.reproduced)
-        _check_cells(elsewhere, jobs_of(options))
+        elsewhere = _of_the_board(reproduced_rows(options.reproduced), options)
     except SctuneError as problem:
         raise SystemExit(str(problem)) from None
     run_resumable(options, jobs_of, train, partial(show, elsewhere))
 
 
-def _check_cells(elsewhere: Sequence[Row], jobs: Sequence[Job]) -> None:
-    """Raises ConfigError for a data set or a cell that the board has not."""
-    known: dict[str, set[str]] = {}
-    for job in jobs:
-        known.setdefault(job.data, set()).update(job.cells)
+def _of_the_board(elsewhere: Sequence[Row], options: argparse.Namespace) -> list[Row]:
+    """The rows under the board's names of their cells; raises ConfigError for a data set or a cell that it has not."""
+    sets = data_sets(options.sets, None)
+    found = []
     for row in elsewhere:
-        if row["data"] not in known:
-            raise ConfigError(f"--reproduced {row['data']}=...: no such data set; {nearest(row['data'], known)}")
-        if odd := set(row["cells"]) - known[row["data"]]:
-            raise ConfigError(f"--reproduced {row['data']}=...: the board has no cell {min(odd)!r} of {row['data']}")
+        if row["data"] not in sets:
+            raise ConfigError(f"--reproduced {row['data']}=...: no such data set; {nearest(row['data'], sets)}")
+        known = cells_of(sets[row["data"]])
+        cells = {}
+        for name, cell in row["cells"].items():
+            # a class is called otherwise in the paper than its folder is
+            own = match(name, known)
+            if own is None:
+                raise ConfigError(f"--reproduced {row['data']}=...: {nearest(name, known)}, not {name!r}")
+            cells[own] = cell
+        found.append({**row, "cells": cells})
+    return found
 
 
 if __name__ == "__main__":

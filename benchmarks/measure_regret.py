@@ -15,11 +15,13 @@ import argparse
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from measure_common import (
+    PLAIN,
     RESULTS,
     Row,
     Unscored,
@@ -37,6 +39,7 @@ from measure_common import (
 
 from sctune.config import TrialConfig, load_profile, read_yaml
 from sctune.errors import SctuneError
+from sctune.methods.named import method_names
 from sctune.metrics.image_level import auroc
 
 WINNER = "winner"
@@ -109,35 +112,30 @@ def _trained(job: Job) -> Row:
     }
 
 
-def show(jobs: Sequence[Job], rows: Sequence[Row]) -> None:
-    """A table for each data set, the best first, and the winner's regret."""
+def show(options: argparse.Namespace, jobs: Sequence[Job], rows: Sequence[Row]) -> None:
+    """A table for each data set, the best first, and the winner's regret; with the methods of earlier calls."""
+    known = [name for name in dict.fromkeys(row["method"] for row in rows) if name in (PLAIN, *method_names())]
+    whole_grid = argparse.Namespace(**vars(options) | {"methods": [*dict.fromkeys((*options.methods, *known))]})
+    wanted, partitions = {job.key for job in jobs_of(whole_grid)}, {job.partition for job in jobs}
     for row in rows:
-        if "problem" in row:
+        if row["key"] in wanted and "problem" in row:
             print(f"{row['key']} failed: {row['problem']}")
-    wanted, asked = {job.key for job in jobs}, {(job.data, job.method) for job in jobs}
-    partitions = {job.partition for job in jobs}
     for data in dict.fromkeys(job.data for job in jobs):
-        # those of earlier calls beside those that were asked for now
-        mine = [
-            row
-            for row in rows
-            if row["data"] == data
-            and row["partition"] in partitions
-            and (row["key"] in wanted or (data, row["method"]) not in asked)
-            and "problem" not in row
-        ]
+        mine = [row for row in rows if row["data"] == data and row["key"] in wanted and "problem" not in row]
         means = {method: _by_partition(mine, method) for method in dict.fromkeys(row["method"] for row in mine)}
         ranked = sorted(means, key=lambda name: -np.mean(list(means[name].values())))
         whole = [name for name in ranked if name != WINNER and len(means[name]) == len(partitions)]
-        if not whole:
+        if not ranked:
             continue
-        best = whole[0]
+        best = whole[0] if whole else None
         print(f"\n{data}: test AUROC, mean over partitions of the mean over seeds\n")
         print_table(
-            ["method", "partitions", "trainings", "AUROC", f"- {best}"],
+            ["method", "partitions", "trainings", "AUROC", f"- {best or 'best'}"],
             [_line(name, means, best, sum(row["method"] == name for row in mine)) for name in ranked],
         )
-        if WINNER in means:
+        if best is None:
+            print("\nno regret: no method has all partitions")
+        elif WINNER in means:
             print(f"\nregret: {_gap(means[best], means[WINNER])}")
 
 
@@ -149,10 +147,10 @@ def _by_partition(rows: Sequence[Row], method: str) -> dict[int, float]:
     return {partition: float(np.mean(values)) for partition, values in found.items()}
 
 
-def _line(name: str, means: Mapping[str, Mapping[int, float]], best: str, trainings: int) -> list[str]:
+def _line(name: str, means: Mapping[str, Mapping[int, float]], best: str | None, trainings: int) -> list[str]:
     values = means[name]
     mean = f"{np.mean(list(values.values())):.4f}"
-    return [name, str(len(values)), str(trainings), mean, "" if name == best else _gap(values, means[best])]
+    return [name, str(len(values)), str(trainings), mean, "" if best in (name, None) else _gap(values, means[best])]
 
 
 def _gap(values: Mapping[int, float], against: Mapping[int, float]) -> str:
@@ -178,7 +176,8 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    run_resumable(parser().parse_args(), jobs_of, train, show)
+    options = parser().parse_args()
+    run_resumable(options, jobs_of, train, partial(show, options))
 
 
 if __name__ == "__main__":

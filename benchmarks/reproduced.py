@@ -61,4 +61,4 @@ def _cell(table: str, result: Row) -> str | None:
     """The board's cell of a result, None for means and for cells that the board has not."""
     if result["is_mean"] or (table == "table2" and result["n_anomalies"] != HARD):
         return None
-    return CELLS[table].format(n=result["n_anomalies"], row=result["row"].lower())
+    return CELLS[table].format(n=result["n_anomalies"], row=result["row"])

@@ -128,7 +128,7 @@ def _open(source: str, category: str | None, group: str | None) -> DataSet:
 
 def _open_folder(place: Path, category: str | None, group: str | None) -> DataSet:
     if category is not None:
-        known = [name for name in layouts.folders_in(place) if _has_layout(place / name)]
+        known = _categories(place)
         if category not in known:
             raise DataError(f"{place} has no category {category!r}; {nearest(category, known)}")
         return _open_folder(place / category, None, group)
@@ -142,7 +142,7 @@ def _open_folder(place: Path, category: str | None, group: str | None) -> DataSe
     elpv = layouts.elpv_folder(place)
     if elpv:
         return _elpv(place.name, elpv, group)
-    categories = [name for name in layouts.folders_in(place) if _has_layout(place / name)]
+    categories = _categories(place)
     if categories:
         raise DataError(f"{place} holds several categories; choose one of {', '.join(categories)} (data.category)")
     layouts.list_images(place)
@@ -153,11 +153,19 @@ def _open_folder(place: Path, category: str | None, group: str | None) -> DataSe
 
 
 def sole_category(place: Path) -> str | None:
-    """The only category of a folder that has no layout of its own; None where it has one, or other than one."""
-    if _has_layout(place) or layouts.elpv_folder(place):
-        return None
-    categories = [name for name in layouts.folders_in(place) if _has_layout(place / name)]
-    return categories[0] if len(categories) == 1 else None
+    """The only category of a folder that has no layout of its own; None where it has one, or other than one.
+
+    Raises DataError for a folder that cannot be read.
+    """
+    with looking_at(place):
+        if _has_layout(place) or layouts.elpv_folder(place):
+            return None
+        categories = _categories(place)
+        return categories[0] if len(categories) == 1 else None
+
+
+def _categories(place: Path) -> list[str]:
+    return [name for name in layouts.folders_in(place) if _has_layout(place / name)]
 
 
 def _of_folders(name: str, root: Path, found: Reading, group: str | None) -> DataSet:

@@ -202,7 +202,10 @@ def _features(sheet: Sheet, path: Path) -> Path:
 def _views(sheet: Sheet, path: Path) -> Path:
     cloud, views = sheet.cloud, sheet.views
     names = [_view_name(cloud, row, score) for row, score in zip(cloud.looked_at, views.scores, strict=True)]
-    columns = [plots.Column(name, made) for name, made in views.made.items()]
+    columns = [
+        plots.Column(name, made, note="" if made.ndim == 4 else "from 0 (black) to 1")
+        for name, made in views.made.items()
+    ]
     if views.cells is not None:
         note = "what is bright raises the score, in one scale for all images"
         columns.append(plots.Column("heat map, score", views.cells, "all", note))

@@ -39,6 +39,11 @@ class Length:
         return self.before(epoch + 1) - self.before(epoch)
 
     @property
+    def longest(self) -> int:
+        """Updates of the epoch that has most."""
+        return -(-self.whole // self._budget.epochs)
+
+    @property
     def whole(self) -> int:
         """Updates of the training."""
         return self.before(self._budget.epochs)

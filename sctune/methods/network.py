@@ -173,7 +173,8 @@ class NetworkMethod(Method):
             self.settle(lambda: None)
             marks.append(now(self.device))
         step, first, later = np.diff(marks)
-        epochs, count = self.config.epochs, len(self.steps(0))
+        epochs = self.config.epochs
+        count = max(len(self.steps(epoch)) for epoch in range(epochs))
         return float(step + (first + (epochs - 1) * later) / (epochs * count)), count
 
     def score(self, images: np.ndarray) -> Scores:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -276,11 +276,10 @@ def _rows(report: DiffReport, trainers: tuple[Trainer, Trainer], pictured: list[
     return [FlippedRow(one, pixels[row], (sides[0][row], sides[1][row])) for row, one in enumerate(pictured)]
 
 
-def _saliency(trainer: Trainer, images: np.ndarray, batch_size: int = 8) -> np.ndarray:
-    """Saliency maps of training [N, S, S] in [0, 1]: where the trial would not cut, were the image a donor.
+def _saliency(trainer: Trainer, images: np.ndarray, batch_size: int = 8) -> Sequence[np.ndarray | None]:
+    """Saliency maps of training [S, S] in [0, 1]: where the trial would not cut, were the image a donor.
 
-    Flat for a method that looks at none.
+    None each for a training that cuts by none.
     """
     parts = [trainer.method.saliency(images[start : start + batch_size]) for start in range(0, len(images), batch_size)]
-    maps = [part for part in parts if part is not None]
-    return np.concatenate(maps) if maps else np.zeros(images.shape[:3], np.float32)
+    return [one for part in parts if part is not None for one in part] or [None] * len(images)

@@ -20,9 +20,12 @@ _GREEN, _RED = "#1b7837", "#b2182b"
 
 
 class Side(NamedTuple):
-    """An image under one trial: maps [S, S] in [0, 1], score, the trial's threshold, whether it is called anomalous."""
+    """An image under one trial: maps [S, S] in [0, 1], score, the trial's threshold, whether it is called anomalous.
 
-    saliency: np.ndarray
+    saliency: None where the trial cuts by none.
+    """
+
+    saliency: np.ndarray | None
     heat: np.ndarray
     score: float
     threshold: float
@@ -96,13 +99,15 @@ def _line(cells: Sequence[Axes], row: FlippedRow, trials: tuple[int, int]) -> No
     cells[0].set_title(f"{_name(row.image.path)}\n{truth}", fontsize=7)
     for number, side in enumerate(row.sides):
         saliency, heat = cells[1 + 2 * number], cells[2 + 2 * number]
-        saliency.imshow(side.saliency, cmap="magma", vmin=0, vmax=1)
+        if side.saliency is not None:
+            saliency.imshow(side.saliency, cmap="magma", vmin=0, vmax=1)
         heat.imshow(row.pixels if row.pixels.shape[:2] == side.heat.shape else side.heat)
         heat.imshow(side.heat, cmap="inferno", vmin=0, vmax=1, alpha=0.6)
         verdict = "anomalous" if side.anomalous else "normal"
         right = side.anomalous == bool(row.image.label)
         sign = ">" if side.anomalous else "\N{LESS-THAN OR EQUAL TO}"
-        saliency.set_title(f"trial {trials[number]}: saliency\nrank {row.image.ranks[number]:.0f}", fontsize=7)
+        what = "saliency" if side.saliency is not None else "no saliency"
+        saliency.set_title(f"trial {trials[number]}: {what}\nrank {row.image.ranks[number]:.0f}", fontsize=7)
         heat.set_title(
             f"called {verdict}, {'right' if right else 'wrong'}\n{side.score:.3f} {sign} {side.threshold:.3f}",
             fontsize=7,

@@ -197,12 +197,14 @@ class _Places:
             label = paper_datasets()[dataset].label
             return f"{label} is not in {self.root}; `sctune data list` says how to get it"
         source = self.root / folder
-        name = sole_category(source)
+        name = None
         if category is not None:
             name = match(category, folders_in(source))
             if name is None:
                 return f"{source} has no folder {category}; `sctune data list` says how to get it"
         try:
+            if category is None:
+                name = sole_category(source)
             return Place(dataset, str(source), name, open_dataset(str(source), name))
         except DataError as problem:
             return str(problem)

@@ -52,6 +52,10 @@ def table_columns(table: PaperTable, profile: str, picked: Sequence[str] = ()) -
     """
     known = {column.name: column for column in _all_columns(table, profile)}
     for name in picked:
+        if name == WITH_OUTLIERS:
+            raise ConfigError(
+                f"--method {name}: take saoe_no_outliers and --set {OUTLIERS}=DIR, which gives that column"
+            )
         if name not in known:
             raise ConfigError(f"unknown --method {name!r} of {table.name}; {nearest(name, known)}")
         if known[name].values is None:

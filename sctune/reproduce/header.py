@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 from sctune import __version__
 from sctune.config import TrialConfig
-from sctune.data.convert.registry import raw_set
+from sctune.data.convert.registry import SETS
 from sctune.methods.length import steps_text
 from sctune.reproduce.cells import Place
 from sctune.reproduce.columns import is_the_papers
@@ -48,7 +48,7 @@ def header_of(setup: Setup, places: Iterable[Place] = ()) -> Header:
 
 def _attribution(place: Place) -> str:
     """Of the data set that the paper names, also where its folder says nothing of it."""
-    return place.data.attribution or raw_set(place.dataset).attribution
+    return place.data.attribution or next(one for one in SETS if one.name == place.dataset).attribution
 
 
 def _fact(name: str, configs: Configs, words: Callable[[TrialConfig], str]) -> str:
@@ -96,4 +96,5 @@ def _notes(setup: Setup) -> list[str]:
             "methods besides the paper's own may count their steps otherwise than in iterations of an epoch "
             "(docs/methods.md)"
         )
-    return [*notes, *setup.table.notes]
+    names = {column.name for column in setup.runnable}
+    return [*notes, *(note.text for note in setup.table.notes if not note.columns or names & set(note.columns))]

@@ -19,10 +19,11 @@ _NUMBER = re.compile(r"([01]\.\d+)(?:±(\d\.\d{3}))?")
 
 @dataclass(frozen=True)
 class Number:
-    """AUROC in [0, 1] and its standard deviation; None where the paper gives none."""
+    """AUROC in [0, 1] and its standard deviation; None where the paper gives none. source: empty for the paper."""
 
     mean: float
     std: float | None
+    source: str = ""
 
 
 Numbers = Mapping[tuple[int, str], Number]
@@ -52,6 +53,14 @@ class Group:
 
 
 @dataclass(frozen=True)
+class Note:
+    """What a reader must know. columns: it is said where one of them is run; of none: always."""
+
+    text: str
+    columns: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class PaperTable:
     """A table or figure. columns: the paper's, in its order; vary: those that are run unless others are asked for.
 
@@ -66,7 +75,7 @@ class PaperTable:
     columns: tuple[str, ...]
     vary: tuple[str, ...]
     untrained: tuple[str, ...]
-    notes: tuple[str, ...]
+    notes: tuple[Note, ...]
     groups: tuple[Group, ...]
     elsewhere: Mapping[str, Numbers] = field(default_factory=dict)
 
@@ -87,6 +96,7 @@ def paper_table(name: str) -> PaperTable:
         raise ConfigError(f"unknown table {name!r}; {nearest(name, tables)}")
     entry = tables[name]
     columns = tuple(entry.get("columns", ()))
+    sources, elsewhere = entry.get("sources", {}), entry.get("elsewhere", {"numbers": {}})
     return PaperTable(
         name=name,
         title=entry["title"],
@@ -95,11 +105,14 @@ def paper_table(name: str) -> PaperTable:
         columns=columns,
         vary=tuple(entry.get("vary", columns)),
         untrained=tuple(entry.get("untrained", ())),
-        notes=tuple(entry.get("notes", ())),
-        groups=tuple(_group(group, columns) for group in entry["groups"]),
+        notes=tuple(
+            Note(note) if isinstance(note, str) else Note(note["text"], tuple(note["columns"]))
+            for note in entry.get("notes", ())
+        ),
+        groups=tuple(_group(group, columns, sources) for group in entry["groups"]),
         elsewhere={
-            data: _numbers({entry["anomalies"][0]: numbers}, columns)
-            for data, numbers in entry.get("elsewhere", {}).items()
+            data: _numbers({entry["anomalies"][0]: numbers}, columns, dict.fromkeys(columns, elsewhere["source"]))
+            for data, numbers in elsewhere["numbers"].items()
         },
     )
 
@@ -126,36 +139,36 @@ def readings_of(name: str) -> tuple[str, ...]:
     return tuple(_content()["readings"].get(name, ()))
 
 
-def _group(entry: Mapping[str, Any], columns: tuple[str, ...]) -> Group:
+def _group(entry: Mapping[str, Any], columns: tuple[str, ...], sources: Mapping[str, str]) -> Group:
     mean = entry.get("mean", {})
     return Group(
         label=entry["label"],
         dataset=entry["dataset"],
         rows=tuple(
-            PaperRow(row["label"], row.get("category"), row.get("known_class"), _numbers(row, columns))
+            PaperRow(row["label"], row.get("category"), row.get("known_class"), _numbers(row, columns, sources))
             for row in entry["rows"]
         ),
         category=entry.get("category"),
         mean_label=mean.get("label"),
-        means=_numbers(mean, columns),
+        means=_numbers(mean, columns, sources),
     )
 
 
-def _numbers(entry: Mapping[Any, Any], columns: tuple[str, ...]) -> Numbers:
+def _numbers(entry: Mapping[Any, Any], columns: tuple[str, ...], sources: Mapping[str, str]) -> Numbers:
     found = {}
     for anomalies, listed in entry.items():
         if isinstance(anomalies, int):
             for column, text in zip(columns, listed, strict=True):
                 if text is not None:
-                    found[anomalies, column] = _number(str(text))
+                    found[anomalies, column] = _number(str(text), sources.get(column, ""))
     return found
 
 
-def _number(text: str) -> Number:
+def _number(text: str, source: str) -> Number:
     match = _NUMBER.fullmatch(text)
     if match is None:
         raise ValueError(f"paper.yaml: {text!r} is no number of a table")
-    return Number(float(match[1]), None if match[2] is None else float(match[2]))
+    return Number(float(match[1]), None if match[2] is None else float(match[2]), source)
 
 
 @cache

@@ -99,7 +99,14 @@ def _row(block: Block, cell: Cell, column: Column, scored: Scored) -> Result:
     runs = scored.get((cell.key, column.name), ())
     number = cell.row.numbers.get((cell.anomalies, column.name))
     ours = _measured([runs]) if runs else None
-    return Result(block.group.label, cell.row.label, cell.anomalies, column, False, ours, number)
+    return Result(
+        block.group.label, cell.row.label, cell.anomalies, column, False, ours, number, note=_source_note(number)
+    )
+
+
+def _source_note(number: Number | None) -> str:
+    """Whose number it is, where it is not the paper's."""
+    return f"number of {number.source}" if number is not None and number.source else ""
 
 
 def _mean(block: Block, cells: Sequence[Cell], column: Column, scored: Scored) -> Result:
@@ -109,7 +116,7 @@ def _mean(block: Block, cells: Sequence[Cell], column: Column, scored: Scored) -
     # a mean over some of the rows is no counterpart of the paper's
     complete = block.whole and len(there) == len(cells)
     number = group.means.get((anomalies, column.name)) if block.whole else None
-    note = "" if complete or not there else f"partial: {len(there)} of {block.rows} rows"
+    note = _source_note(number) if complete or not there else f"partial: {len(there)} of {block.rows} rows"
     derived = None
     if block.whole and number is None:
         derived = derived_mean([cell.row.numbers for cell in cells], anomalies, column.name)

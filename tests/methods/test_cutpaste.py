@@ -182,10 +182,11 @@ def test_a_summary_says_what_is_not_as_published() -> None:
     paper = load_profile("paper").override(method_values("cutpaste", "paper"))
     assert "other than published" not in ENTRY.describe(paper)
     line = ENTRY.describe(load_profile("cpu").override(method_values("cutpaste", "cpu")))
+    fields = "data.image_size, model.backbone, model.weights, model.tap, model.freeze, method.total_updates, "
     assert line.endswith(
-        "; other than published (65,536 updates from nothing at 256 px): model.weights=imagenet, data.image_size=160, "
-        "budget.batch_size=18, method.total_updates=270"
+        f"; other than published (65,536 updates of ResNet-18 from nothing, 256 px): {fields}budget.batch_size"
     )
+    assert ENTRY.describe(paper.override({"method.sgd_lr": 0.1})).endswith(": method.sgd_lr")
 
 
 def test_labelled_anomalies_are_left_out_or_one_more_class(config: TrialConfig, noise: TaskImages) -> None:

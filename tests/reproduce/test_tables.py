@@ -158,7 +158,7 @@ def test_a_lost_mean_is_worked_out_and_marked(make_root: Any) -> None:
     assert float(row["difference_derived"]) == mean.difference_derived == mean.ours.auroc - mean.derived.mean
     document = mean.to_dict()
     assert document["paper"] is None and document["difference"] is None
-    assert document["paper_derived"] == {"mean": mean.derived.mean, "std": mean.derived.std}
+    assert document["paper_derived"] == {"mean": mean.derived.mean, "std": mean.derived.std, "source": ""}
     assert document["difference_derived"] == mean.difference_derived
 
 

@@ -150,7 +150,7 @@ class CutPasteMethod(Method):
             marks.append(now(self.device))
         step, first, later = np.diff(marks)
         length = self.training.length
-        return float(step + (first + (self.config.epochs - 1) * later) / length.whole), length.of(0)
+        return float(step + (first + (self.config.epochs - 1) * later) / length.whole), length.longest
 
     def embed(self, images: np.ndarray) -> NDArray[np.float32] | None:
         parts = [features.cpu().numpy() for features in self._features.walk(images, BATCH)]

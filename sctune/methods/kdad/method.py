@@ -149,7 +149,7 @@ class KdadMethod(Method):
         measured = training.measured if kdad_section(self.config).relative else 0
         # what finds room is looked at once in a training, what finds none once more where the layers are measured
         once = share * min(count, max(steps * len(places), measured)) + (1 - share) * measured
-        return seconds + look * once / steps, training.length.of(0)
+        return seconds + look * once / steps, training.length.longest
 
     def gradients(self, images: np.ndarray) -> Maps | None:
         with torch.enable_grad():

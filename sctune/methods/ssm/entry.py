@@ -155,7 +155,7 @@ ENTRY = MethodEntry(
     uses=tuple(name for name in ADAM if name != "optim.lr"),
     conditions={"method.weight": _SEVERAL, "method.refine_quantile": (("method.refine", (True,)),)},
     hyperparameters={
-        "method.lr": {"type": "float", "low": 3.0e-4, "high": 1.0e-2, "log": True},
+        "method.lr": {"type": "float", "low": PUBLISHED_RATE, "high": 1.0e-2, "log": True},
         "method.cells": {"values": ["2,4,8", "4,8", "8", "4,8,16"]},
         "method.gms": {"values": [0.3, 1.0, 3.0]},
         "method.ssim": {"values": [0.0, 1.0, 3.0]},
