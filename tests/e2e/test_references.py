@@ -150,6 +150,7 @@ def test_the_last_line_compares_the_best_trial_with_the_best_reference(
     last = ended.stdout.splitlines()[-1]
     found = document["best_vs_reference"]
     word = "beats" if found["beats"] else "does not beat"
+    word += " every reference:" if found["unbeaten"] else ""
     assert last.startswith(f"the best trial (0) {word} the best reference ({best} {values[best]:.4f})")
     assert f"{found['difference']:+.4f} +- {found['se']:.4f}" in last
     assert sctune("status", NAME).stdout.splitlines()[-1] == last

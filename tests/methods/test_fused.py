@@ -62,6 +62,7 @@ def test_a_stopped_training_goes_on_bit_by_bit(trainer, config):
     first = Trainer(config)
     report = first.run_epoch()
     assert {"density_normals", "density_push_weight", "held_out_score_sd"} <= report.metrics.keys()
+    assert report.metrics["density_weight"] == first.method.weight(config)
     second = Trainer(config)
     second.load_state(*first.state())
     while second.epoch < config.epochs:

@@ -136,6 +136,29 @@ def test_the_paired_error_by_hand() -> None:
         assert bare.difference == pytest.approx(1 / 3)
 
 
+def test_every_reference_is_to_be_beaten() -> None:
+    """One that is worse in the mean, on other images, may leave the difference less certain."""
+    random = np.random.default_rng(1)
+    truth = [0] * 60 + [1] * 40
+    good = random.normal(size=100) + 2.2 * np.array(truth)
+    # the best reference errs where the trial does, the other one elsewhere
+    near, far = good - 0.5 * np.array(truth), random.normal(size=100) + 1.6 * np.array(truth)
+    values = [AUROC.value(truth, scores.tolist()) for scores in (good, near, far)]
+    assert values[0] > values[1] > values[2]
+    rivals = [reference("near", values[1], near.tolist()), reference("far", values[2], far.tolist())]
+    found = against_best(row(values[0]), {"t": good.tolist()}, rivals, {"t": truth}, AUROC)
+    alone = against_best(row(values[0]), {"t": good.tolist()}, rivals[:1], {"t": truth}, AUROC)
+    assert alone is not None and alone.beats and alone.unbeaten is None
+    assert found is not None and (found.reference, found.beats, found.loses) == ("near", False, False)
+    assert found.unbeaten is not None and found.unbeaten.reference == "far" and found.unbeaten.beats is False
+    line = verdict_line(rivals, found, True, AUROC)
+    assert line is not None and line.startswith(
+        "the best trial (3) does not beat every reference: the best reference (near"
+    )
+    assert f"but far {values[2]:.4f} by " in line
+    assert found.to_dict()["unbeaten"]["reference"] == "far"  # type: ignore[index]
+
+
 def test_lower_false_alarms_are_ahead() -> None:
     random = np.random.default_rng(0)
     truth = [0] * 200 + [1] * 50
@@ -231,6 +254,7 @@ def test_status_ends_with_the_verdict(recorded: Study) -> None:
         "difference": pytest.approx(document["best_value"] - one["value"]),
         "se": result.against.error,
         "beats": True,
+        "unbeaten": None,
     }
 
 

@@ -51,6 +51,7 @@ HYPERPARAMETERS: dict[str, dict[str, Any]] = {
     "augment.kind": {"values": ["saliencycut", "cutmix", "cutpaste"]},
     "augment.threshold": {"type": "float", "low": 0.1, "high": 0.9},
     "model.normal_head": {"values": ["mlp", "gaussian"]},
+    "score.density": {"values": ["auto", 1.0, 4.0]},
     "model.patch_count": {"type": "int", "low": 2, "high": 4},
     "model.top_k": {"type": "float", "low": 0.02, "high": 0.3, "log": True},
     "optim.lr": {"type": "float", "low": 2.0e-5, "high": 2.0e-3, "log": True},

@@ -118,7 +118,7 @@ class BesideMethod(Method):
     def _rescale(self) -> dict[str, float]:
         scores = self.trained_part.scorer()(self._held)
         self._set_scale(float(scores.mean()), max(float(scores.std(ddof=1)), LEAST_SPREAD), float(self.scale[2]))
-        return {"held_out_score_sd": float(self.scale[1])}
+        return {"held_out_score_sd": float(self.scale[1]), "density_weight": self.weight(self.config)}
 
     def _set_scale(self, mean: float, deviation: float, weight: float) -> None:
         self.scale = torch.tensor([mean, deviation, weight], dtype=torch.float64)

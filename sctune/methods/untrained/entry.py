@@ -130,6 +130,7 @@ def _gaussian(config: TrialConfig) -> str:
 _LABELLED: Conditions = (("data.setting", ("general", "hard")),)
 
 _PUSH: dict[str, Any] = {"values": ["auto", 0.0, 0.25, 0.5, 1.0]}
+"""Weights of the two terms that labelled anomalies give."""
 
 
 def _entry(
@@ -150,7 +151,7 @@ def _entry(
         trains=False,
         reference=True,
         conditions={"method.push": _LABELLED, "method.logistic": _LABELLED, **(conditions or {})},
-        hyperparameters={**searched, "method.push": _PUSH},
+        hyperparameters={**searched, "method.push": _PUSH, "method.logistic": _PUSH},
         published={name: {"config": {"method": {"name": name}}}},
         check=check,
         cost=cost,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sctune.config import TrialConfig, load_profile, method_entry
@@ -100,7 +100,8 @@ class Against:
     """The best trial against the best reference, by their objectives on the same images.
 
     difference: trial minus reference in the objective's own units; ahead: the same, positive where the trial is better;
-    error: paired standard error, None where the images or some scores are gone.
+    error: paired standard error, None where the images or some scores are gone. unbeaten: another reference, where the
+    best one is beaten and that one is not.
     """
 
     trial: int
@@ -109,15 +110,20 @@ class Against:
     difference: float
     ahead: float
     error: float | None
+    unbeaten: Against | None = None
 
     @property
     def beats(self) -> bool | None:
-        """Whether the trial is better by two paired standard errors or more; None where there is no error."""
-        return None if self.error is None else self.ahead >= MIN_GAP * self.error > 0
+        """Whether the trial is better than every reference by more than two paired standard errors; None: unknown."""
+        return None if self.error is None else self._ahead_enough and self.unbeaten is None
 
     @property
     def loses(self) -> bool:
-        return self.error is not None and -self.ahead >= MIN_GAP * self.error > 0
+        return self.error is not None and -self.ahead > MIN_GAP * self.error > 0
+
+    @property
+    def _ahead_enough(self) -> bool:
+        return self.error is not None and self.ahead > MIN_GAP * self.error > 0
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -126,6 +132,7 @@ class Against:
             "difference": self.difference,
             "se": self.error,
             "beats": self.beats,
+            "unbeaten": None if self.unbeaten is None else self.unbeaten.to_dict(),
         }
 
 
@@ -140,7 +147,20 @@ def against_best(
 ) -> Against | None:
     """The best trial, with its scores, against the best reference; None where there is none. labels: of the images."""
     rival = best_reference(references, objective)
-    if rival is None or rival.report is None or rival.value is None or best.value is None:
+    if rival is None:
+        return None
+    found = _against(best, scores, rival, labels, objective)
+    if found is None or not found.beats:
+        return found
+    # one that is worse in the mean may hang on other images, so that less is known of the difference
+    others = (_against(best, scores, one, labels, objective) for one in references if one is not rival)
+    return replace(found, unbeaten=next((one for one in others if one is not None and one.beats is False), None))
+
+
+def _against(
+    best: TrialRow, scores: Scores, rival: Reference, labels: Labels | None, objective: Objective
+) -> Against | None:
+    if rival.report is None or rival.value is None or best.value is None:
         return None
     other = rival.report.scores
     difference, error = best.value - rival.value, None
@@ -192,5 +212,11 @@ def verdict_line(
     gap = f"{against.difference:+.4f} +- {against.error:.4f}"
     if against.loses:
         return f"{trial} does not beat {named}, which is better: {gap}, more than two paired standard errors"
+    if against.unbeaten is not None and against.unbeaten.error is not None:
+        other = against.unbeaten
+        return (
+            f"{trial} does not beat every reference: {named} by {gap}, more than two paired standard errors, but "
+            f"{other.reference} {other.value:.4f} by {other.difference:+.4f} +- {other.error:.4f}, not more"
+        )
     word, more = ("beats", "more") if against.beats else ("does not beat", "not more")
     return f"{trial} {word} {named}: {gap}, {more} than two paired standard errors"
