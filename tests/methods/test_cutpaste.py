@@ -96,14 +96,14 @@ def test_published_settings() -> None:
     )
     cpu = load_profile("cpu").override(method_values("cutpaste", "cpu"))
     assert (cpu.model.backbone, cpu.model.weights, cpu.model.tap) == ("efficientnet_lite0", "imagenet", "middle")
-    assert (cpu.model.freeze, batch_norm(cpu), cpu.method.model_dump()["total_updates"]) == (6, "eval", 270)
+    assert (cpu.model.freeze, batch_norm(cpu), cpu.method.model_dump()["total_updates"]) == (6, "eval", 240)
     assert batch_parts(cpu) == (6, 0)
     # a space that draws the method has the very same
     assert load_profile("cpu").override({"method.name": "cutpaste"}) == cpu
     assert "3way" in cpu.entry.describe(cpu) and "6 blocks kept" in cpu.entry.describe(cpu)
     # of profile paper alone
     gpu = load_profile("gpu").override(method_values("cutpaste", "gpu"))
-    assert (gpu.model.weights, gpu.method.model_dump()["total_updates"]) == ("imagenet", 270)
+    assert (gpu.model.weights, gpu.method.model_dump()["total_updates"]) == ("imagenet", 240)
 
 
 def test_what_is_searched(tiny: TrialConfig) -> None:

@@ -57,7 +57,7 @@ class CutPasteSection(MethodSection):
     head_depth: int = Field(
         1, ge=0, le=8, description="layers of 512 in the head, before the one of 128; it is dropped for scoring"
     )
-    total_updates: TotalUpdates = Field(270, description=ABOUT)
+    total_updates: TotalUpdates = Field(240, description=ABOUT)
     sgd_lr: float = Field(
         0.03, gt=0, le=1, description="learning rate of SGD at its first step, from which it falls as a cosine to 0"
     )
