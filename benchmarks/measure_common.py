@@ -21,7 +21,7 @@ import torch
 from scipy import stats
 from torch import Tensor, nn
 
-from sctune.config import TrialConfig, read_yaml
+from sctune.config import TrialConfig, load_profile, read_yaml
 from sctune.data.decode import Decoding
 from sctune.data.images import ImageCache
 from sctune.data.split import Files
@@ -60,6 +60,24 @@ def digest_of(*configs: TrialConfig) -> str:
     """Of all that a training depends on, short enough for the key of a row."""
     flat = [config.flat() for config in configs]
     return hashlib.sha256(json.dumps(flat if len(flat) > 1 else flat[0], sort_keys=True).encode()).hexdigest()[:12]
+
+
+class OnCpuProfile:
+    """What a job over profile cpu is made of. values: dotted fields; about: what tells it from others, for its key."""
+
+    values: Mapping[str, Any]
+
+    @property
+    def about(self) -> tuple[object, ...]:
+        raise NotImplementedError
+
+    @property
+    def config(self) -> TrialConfig:
+        return load_profile("cpu").override(dict(self.values))
+
+    @property
+    def key(self) -> str:
+        return ":".join(map(str, (*self.about, digest_of(self.config))))
 
 
 def images_of(trainer: Trainer, files: Files) -> np.ndarray:

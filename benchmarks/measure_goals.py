@@ -20,11 +20,11 @@ from typing import Any
 import numpy as np
 from measure_common import (
     RESULTS,
+    OnCpuProfile,
     Row,
     Unscored,
     add_run_options,
     check_partitions,
-    digest_of,
     images_of,
     load_average,
     paired,
@@ -32,7 +32,7 @@ from measure_common import (
     run_resumable,
 )
 
-from sctune.config import TrialConfig, load_profile, read_yaml
+from sctune.config import read_yaml
 from sctune.data.split import Files
 from sctune.errors import ConfigError, nearest
 from sctune.metrics.image_level import auroc
@@ -64,7 +64,7 @@ TODAY = {"model.normal_head": "mlp"}
 
 
 @dataclass(frozen=True)
-class Job:
+class Job(OnCpuProfile):
     """One training. values: dotted, over the profile."""
 
     goal: str
@@ -74,12 +74,8 @@ class Job:
     values: Mapping[str, Any]
 
     @property
-    def config(self) -> TrialConfig:
-        return load_profile("cpu").override(dict(self.values))
-
-    @property
-    def key(self) -> str:
-        return f"{self.goal}:{self.role}:{self.partition}:{self.seed}:{digest_of(self.config)}"
+    def about(self) -> tuple[object, ...]:
+        return self.goal, self.role, self.partition, self.seed
 
 
 def jobs_of(options: argparse.Namespace) -> list[Job]:

@@ -23,12 +23,12 @@ import numpy as np
 from measure_common import (
     PLAIN,
     RESULTS,
+    OnCpuProfile,
     Row,
     Unscored,
     add_run_options,
     check_partitions,
     data_sets,
-    digest_of,
     images_of,
     load_average,
     methods_called,
@@ -37,7 +37,7 @@ from measure_common import (
     run_resumable,
 )
 
-from sctune.config import TrialConfig, load_profile, read_yaml
+from sctune.config import read_yaml
 from sctune.errors import SctuneError
 from sctune.methods.named import method_names
 from sctune.metrics.image_level import auroc
@@ -47,7 +47,7 @@ WINNER = "winner"
 
 
 @dataclass(frozen=True)
-class Job:
+class Job(OnCpuProfile):
     """One training. values: dotted, over the profile."""
 
     data: str
@@ -57,12 +57,8 @@ class Job:
     values: Mapping[str, Any]
 
     @property
-    def config(self) -> TrialConfig:
-        return load_profile("cpu").override(dict(self.values))
-
-    @property
-    def key(self) -> str:
-        return f"{self.data}:{self.method}:{self.partition}:{self.seed}:{digest_of(self.config)}"
+    def about(self) -> tuple[object, ...]:
+        return self.data, self.method, self.partition, self.seed
 
 
 def jobs_of(options: argparse.Namespace) -> list[Job]:
