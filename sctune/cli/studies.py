@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-import yaml
 from rich.console import Console
 from rich.table import Table
 
@@ -98,7 +97,7 @@ def spaces(
     profile: Annotated[str, typer.Option(help="Of `method`: the profile that it is made for.")] = "cpu",
 ) -> None:
     """The search spaces that come with sctune, that over all methods, and those of single ones."""
-    from sctune.config import load_profile, read_yaml
+    from sctune.config import load_profile, read_yaml, yaml_text
     from sctune.errors import SpaceError, nearest
     from sctune.search.plan.method_space import DESCRIPTION, method_space
     from sctune.search.space.named import ALL_METHODS, method_spaces, shipped_spaces
@@ -107,7 +106,7 @@ def spaces(
     if name == ALL_METHODS:
         space = method_space(profile, load_profile(profile), {})
         say(list(space.notes))
-        print(yaml.safe_dump(space.to_dict(), sort_keys=False, default_flow_style=None, width=120), end="")
+        print(yaml_text(space.to_dict(), width=120), end="")
         return
     if name is not None:
         if name not in (*shipped, *own):
@@ -115,7 +114,7 @@ def spaces(
         if name in shipped:
             print(shipped[name].read_text(encoding="utf-8"), end="")
         else:
-            print(yaml.safe_dump({"format_version": 1, **own[name]}, sort_keys=False), end="")
+            print(yaml_text({"format_version": 1, **own[name]}), end="")
         return
     over_all = {ALL_METHODS: {"description": DESCRIPTION}}
     for known, content in {**over_all, **own, **{file: read_yaml(path) for file, path in shipped.items()}}.items():
@@ -126,6 +125,7 @@ def best(
     study: Annotated[str, typer.Argument()], study_root: opt.StudyRoot = None, storage: opt.StoredAt = None
 ) -> None:
     """The winning configuration as a YAML file on stdout."""
+    from sctune.config import yaml_text
     from sctune.search.study.study import Study
 
     result = _stored(study, study_root, storage, noise=False)
@@ -135,7 +135,7 @@ def best(
     config = manifest.config_of(result.best.params)
     say(list(result.notes))
     print(f"# study {study}, trial {result.best.number}, selection {result.objective.label} {result.best.value:.4f}")
-    print(yaml.safe_dump(config.document(), sort_keys=False), end="")
+    print(yaml_text(config.document()), end="")
 
 
 def _stored(name: str, study_root: Path | None, storage: str | None, noise: bool = True) -> StudyResult:

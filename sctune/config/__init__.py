@@ -1,6 +1,6 @@
 """Everything that a trial can be told: its fields, their checks, profiles and dotted overrides."""
 
-from sctune.config.assignments import parse_assignments, read_yaml
+from sctune.config.assignments import parse_assignments, read_yaml, yaml_text
 from sctune.config.data import TASK_FIELDS, DataConfig, SelectionMode, Setting, Task
 from sctune.config.fields import (
     FIXED_FIELDS,
@@ -66,4 +66,5 @@ __all__ = [
     "register",
     "search_defaults",
     "set_dotted",
+    "yaml_text",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,22 @@ def read_yaml(path: Path, error: type[ConfigError] = ConfigError) -> dict[str, A
     if not isinstance(content, dict):
         raise error(f"{path} must hold keys and values, got {type(content).__name__}")
     return content
+
+
+class _Written(yaml.SafeDumper):
+    def ignore_aliases(self, data: Any) -> bool:
+        return True  # a list that two fields share is written twice: people read it, and edit one of them
+
+
+def yaml_text(content: Mapping[str, Any], width: int | None = None) -> str:
+    """A mapping as YAML for people: in its order, without anchors.
+
+    width: characters of a line; with it, lists and mappings of plain values stand on one line each.
+    """
+    flow = False if width is None else None  # None is PyYAML's word for leaves on one line
+    return yaml.dump(
+        dict(content), Dumper=_Written, sort_keys=False, allow_unicode=True, default_flow_style=flow, width=width
+    )
 
 
 def _is_number(text: str) -> bool:

@@ -8,9 +8,9 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-import yaml
 from safetensors.torch import save_file
 
+from sctune.config import yaml_text
 from sctune.data.catalog import open_dataset
 from sctune.data.digests import data_digest
 from sctune.deploy.build import model_parts
@@ -45,7 +45,7 @@ def write_trained(out: Path, trained: Trained) -> None:
             save_file({name: value.cpu().contiguous() for name, value in trainer.method.model_state().items()}, weights)
             write_model_folder(folder, trainer.config, weights, parts)
             document = trainer.config.document()
-            (folder / "config.yaml").write_text(yaml.safe_dump(document, sort_keys=False), encoding="utf-8")
+            (folder / "config.yaml").write_text(yaml_text(document), encoding="utf-8")
             metrics = {"format_version": 1, **trained.metrics}
             (folder / "metrics.json").write_text(json.dumps(metrics, indent=1), encoding="utf-8")
             if trained.test:

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from sctune.config import yaml_text
 from sctune.errors import SctuneError
 from sctune.pages.commands import SPACE_FILE, command, is_shipped, search_words
 from sctune.pages.html import Html, facts, joined, missing, picture, table, tag
@@ -181,7 +180,7 @@ def repeat(view: StudyView) -> Html:
     if manifest.git_commit:
         parts.insert(0, tag("p", f"With sctune at commit {manifest.git_commit}:"))
     if not is_shipped(manifest):
-        text = yaml.safe_dump({"format_version": 1, **manifest.space}, sort_keys=False, allow_unicode=True)
+        text = yaml_text({"format_version": 1, **manifest.space})
         parts += [tag("p", f"{SPACE_FILE}, the space of this study:"), tag("pre", text)]
     note = (
         "Trials that run side by side end in an order of their own, so that a sampler that learns may propose other "

@@ -10,10 +10,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from sctune import __version__
-from sctune.config import Setting, Task
+from sctune.config import Setting, Task, yaml_text
 from sctune.files import replace_files
 from sctune.reproduce.cells import Block, Cell, Place
 from sctune.reproduce.columns import Column, is_the_papers, own_values
@@ -133,7 +131,7 @@ def _alike(setup: Setup, column: Column) -> tuple[int, bool, Trunk | None]:
 def write_space(plan: StudyPlan, folder: Path) -> Path:
     """The study's space as a file, which `sctune search --space` would take too; ConfigError where none can be."""
     path = folder / f"{plan.name}.yaml"
-    text = yaml.safe_dump(dict(plan.space), sort_keys=False)
+    text = yaml_text(plan.space)
     replace_files({path: lambda staged: staged.write_text(text, encoding="utf-8")})
     return path
 

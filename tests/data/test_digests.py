@@ -166,8 +166,8 @@ def test_threads_and_processes_share_it(files: list[str], reads: Reads, tmp_path
         threading.Thread(target=lambda part: found.append(data_digest(root, part, store)), args=(names,))
         for _ in range(4)
     ]
-    fork = multiprocessing.get_context("fork")
-    processes = [fork.Process(target=data_digest, args=(root, names[n::3], store)) for n in range(3)]
+    spawn = multiprocessing.get_context("spawn")  # a fork beside running threads may copy a lock that one of them holds
+    processes = [spawn.Process(target=data_digest, args=(root, names[n::3], store)) for n in range(3)]
     for one in [*threads, *processes]:
         one.start()
     for one in [*threads, *processes]:

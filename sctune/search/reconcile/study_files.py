@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 import optuna
-import yaml
 from optuna.trial import FrozenTrial
 from safetensors.torch import save_file
 
+from sctune.config import yaml_text
 from sctune.data.split import Split
 from sctune.deploy.build import model_parts
 from sctune.deploy.card import CardFacts, model_card
@@ -202,7 +202,7 @@ def _pictures(trainer: Trainer, labels: list[int], folder: Path, attribution: st
     rows = [plots.GalleryRow(*_fields(example)) for example in pseudo_examples(trainer)]
     if rows:
         plots.gallery(rows, folder / "pseudo_anomalies.png", attribution)
-    (folder / "config.yaml").write_text(yaml.safe_dump(trainer.config.document(), sort_keys=False), encoding="utf-8")
+    (folder / "config.yaml").write_text(yaml_text(trainer.config.document()), encoding="utf-8")
     with (folder / "selection_scores.csv").open("w", newline="", encoding="utf-8") as stream:
         columns = (trainer.selection.paths, labels, scores.tolist())
         csv.writer(stream).writerows([("path", "label", "score"), *zip(*columns, strict=True)])
