@@ -25,6 +25,7 @@ from measure_common import (
     images_of,
     load_average,
     paired,
+    paired_text,
     print_table,
     run_resumable,
 )
@@ -210,16 +211,8 @@ def _line(variant: str, own: Mapping[str, dict[int, float]], base: Mapping[str, 
         against = base["alone"] if variant in (DEFAULT, GAUSSIAN) else base[name]
         shared = {number: value for number, value in values.items() if number in against}
         first = variant == DEFAULT and name == "alone"
-        cells.append(_cell(paired(shared, against, first)) if shared else "-")
+        cells.append(paired_text(paired(shared, against, first)) if shared else "-")
     return [variant, str(len(own["alone"])), *cells]
-
-
-def _cell(found: Row) -> str:
-    text = f"{found['auroc']:.4f}"
-    if "difference" not in found:
-        return text
-    low, high = found["interval"]
-    return f"{text} ({found['difference']:+.4f}, {low:+.4f} to {high:+.4f})"
 
 
 def parser() -> argparse.ArgumentParser:

@@ -244,6 +244,15 @@ def paired(values: dict[int, float], baseline: dict[int, float], is_baseline: bo
     }
 
 
+def paired_text(found: Row) -> str:
+    """What `paired` found, in a cell of a table."""
+    text = f"{found['auroc']:.4f}"
+    if "difference" not in found:
+        return text
+    low, high = found["interval"]
+    return f"{text} ({found['difference']:+.4f}, {low:+.4f} to {high:+.4f})"
+
+
 def write_json(path: Path, content: Row) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")

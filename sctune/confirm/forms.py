@@ -18,6 +18,7 @@ from sctune.confirm.refit import (
     Training,
     final_trainings,
     fold_trainings,
+    refit_folds,
     run_trainings,
     stored,
 )
@@ -91,22 +92,26 @@ def make_final(
     seeds = tuple(task.seed for task in tasks)
     made = Final(subset=subset, candidate=it.one.name, refit=form.refit, seeds=seeds, basis="", compared=())
     if not form.refit:
-        basis, rows = _by_unknown(it, tasks, form)
-        return made.model_copy(update={"basis": basis, "compared": rows})
-    members = it.trained_on_all(subset, seeds)
+        unknown = _by_unknown(it, tasks, form)
+        if unknown is not None:
+            return made.model_copy(update={"basis": unknown[0], "compared": unknown[1]})
+    members = it.trained_on_all(subset, seeds) if form.refit else []
+    folds: dict[str, list[Training]] = {}
+    basis = ""
+    rows: tuple[Compared, ...] = ()
     try:
-        folds = fold_trainings(it.one.name, it.config, tasks[0], seeds)
-        basis = ""
+        single = fold_trainings(it.one.name, it.config, tasks[0], seeds)
+        folds = {SINGLE: single, REFIT: refit_folds(single)} if form.refit else {SINGLE: single}
     except DataError as problem:
-        folds, basis = [], f"not compared: {problem}"
-    failed = run_trainings(it.study, it.trained, [*members, *folds], say, address, max_concurrent)
+        basis = f"not compared: {problem}"
+    asked = [*members, *(one for part in folds.values() for one in part)]
+    failed = run_trainings(it.study, it.trained, asked, say, address, max_concurrent)
     for one in members:
         if one.name in failed:
             raise AllTrialsFailedError(f"the training {one.name} for the final model failed: {failed[one.name]}")
     if folds:
-        basis, rows = _by_folds(folds, stored(it.study, it.trained, folds), form, it.found.mode)
-        return made.model_copy(update={"basis": basis, "compared": rows})
-    return made.model_copy(update={"basis": basis})
+        basis, rows = _by_folds(folds, stored(it.study, it.trained, asked), form, it.found.mode)
+    return made.model_copy(update={"basis": basis, "compared": rows})
 
 
 def final_method(it: Confirmed, final: Final, trainer: Trainer) -> tuple[Fitted, Split]:
@@ -181,8 +186,11 @@ def _single(it: Confirmed, chosen: ChosenModel, trainer: Trainer, paths: Sequenc
     return np.array([by_path[path] for path in paths])
 
 
-def _by_unknown(it: Confirmed, tasks: Sequence[Task], form: Form) -> tuple[str, tuple[Compared, ...]]:
-    """An ensemble of the confirmation's own models, on development images of parts that none of them has trained on."""
+def _by_unknown(it: Confirmed, tasks: Sequence[Task], form: Form) -> tuple[str, tuple[Compared, ...]] | None:
+    """An ensemble of the confirmation's own models, on development images of parts that none of them has trained on.
+
+    None where too few of those are anomalies.
+    """
     trainers = [trained_model(it.trained, it.row, task, it.splits[task.key]) for task in tasks]
     first = trainers[0].split
     known = {file.group for one in trainers for file in (*one.split.train, *one.split.calibration)}
@@ -190,7 +198,7 @@ def _by_unknown(it: Confirmed, tasks: Sequence[Task], form: Form) -> tuple[str, 
     columns = [score_files(one, files) for one in trainers]
     labels = np.array([label for _, label, _ in columns[0]], int)
     if int(labels.sum()) < LEAST_ANOMALIES or not (labels == 0).any():
-        return f"not compared: fewer than {LEAST_ANOMALIES} anomalies are left that no member has trained on", ()
+        return None
     paths = tuple(path for path, _, _ in columns[0])
     table: Table = {
         (task.seed, ""): (paths, labels, np.array([score for _, _, score in rows]))
@@ -203,28 +211,24 @@ def _by_unknown(it: Confirmed, tasks: Sequence[Task], form: Form) -> tuple[str, 
 
 
 def _by_folds(
-    folds: Sequence[Training], results: Mapping[str, HeldOut], form: Form, mode: str
+    folds: Mapping[str, Sequence[Training]], results: Mapping[str, HeldOut], form: Form, mode: str
 ) -> tuple[str, tuple[Compared, ...]]:
-    lacking = [one.name for one in folds if one.name not in results]
-    if lacking:
-        return f"not compared: the training {lacking[0]} failed; see the log of the confirmation", ()
-    tables: dict[str, Table] = {SINGLE: {}, REFIT: {}}
-    half = len(folds) // 2
-    for number, one in enumerate(folds):
-        held = results[one.name]
-        if not 0 < int(held.labels.sum()) < len(held.labels) or not np.isfinite(held.scores).all():
-            return f"not compared: the held-out images of {one.name} are of one class, or have no finite score", ()
-        # the first half has the configuration's own anomalies
-        tables[SINGLE if number < half else REFIT][one.task.seed, f"fold {one.task.fold}"] = (
-            held.paths,
-            held.labels,
-            held.scores,
-        )
-    return _folds_basis(folds, results, mode), compare_forms(tables, form)
+    """folds: name of a form of one model -> its trainings."""
+    tables: dict[str, Table] = {name: {} for name in folds}
+    for name, trainings in folds.items():
+        for one in trainings:
+            held = results.get(one.name)
+            if held is None:
+                return f"not compared: the training {one.name} failed; see the log of the confirmation", ()
+            if not 0 < int(held.labels.sum()) < len(held.labels) or not np.isfinite(held.scores).all():
+                return f"not compared: the held-out images of {one.name} are of one class, or have no finite score", ()
+            tables[name][one.task.seed, f"fold {one.task.fold}"] = (held.paths, held.labels, held.scores)
+    return _folds_basis(folds[SINGLE], results, mode), compare_forms(tables, form)
 
 
 def _folds_basis(folds: Sequence[Training], results: Mapping[str, HeldOut], mode: str) -> str:
-    seen = [(path, label) for one in results.values() for path, label in zip(one.paths, one.labels, strict=True)]
+    held = [results[one.name] for one in folds]
+    seen = [(path, label) for one in held for path, label in zip(one.paths, one.labels, strict=True)]
     normal, anomalous = (len({path for path, of in seen if of == label}) for label in (0, 1))
     drawn = "; the single models here are trained on all drawn anomalies outside the fold" if mode == "seen" else ""
     return (

@@ -85,19 +85,25 @@ class HeldOut:
 
 
 def fold_trainings(candidate: str, config: TrialConfig, task: Task, seeds: Sequence[int]) -> list[Training]:
-    """As the configuration has it and on all anomalies, each seed in each fold over those of the development pool.
+    """As the configuration has it, each seed in each fold over the anomalies of the development pool.
 
-    task: of the confirmation. Raises DataError where that could not tell the two apart.
+    task: of the confirmation. Raises DataError where there are no folds, or too small ones.
     """
-    single, refit = (
-        [part for seed in seeds for part in _folds(candidate, config.override({"data.anomalies": which}), task, seed)]
-        for which in (config.data.anomalies, "all")
-    )
-    if all(a.split.digest == b.split.digest for a, b in zip(single, refit, strict=True)):
-        raise DataError("with a fold held out no more anomalies are left than the single model is trained on")
-    if any(sum(file.label for file in one.split.selection) < LEAST_ANOMALIES for one in refit):
+    found = [part for seed in seeds for part in _folds(candidate, config, task, seed)]
+    if any(sum(file.label for file in one.split.selection) < LEAST_ANOMALIES for one in found):
         raise DataError(f"a fold of the development pool would hold out fewer than {LEAST_ANOMALIES} anomalies")
-    return [*single, *refit]
+    return found
+
+
+def refit_folds(single: Sequence[Training]) -> list[Training]:
+    """The same folds, trained on all anomalies outside of them; DataError where that is what they are trained on."""
+    found = []
+    for one in single:
+        config = one.config.override({"data.anomalies": "all"})
+        found.append(Training(one.candidate, config, one.task, split_for(config.for_task(one.task), one.task)))
+    if all(a.split.digest == b.split.digest for a, b in zip(single, found, strict=True)):
+        raise DataError("with a fold held out no more anomalies are left than the single model is trained on")
+    return found
 
 
 def _folds(candidate: str, config: TrialConfig, task: Task, seed: int) -> list[Training]:

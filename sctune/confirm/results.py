@@ -75,7 +75,7 @@ class Tested(_Frozen):
     whose name is `against`; optimism: selection minus test, both AUROC; None where another objective selected.
 
     optimism_search: of the search's own value for the tested trial; optimism_confirm: of the winner's mean over seeds.
-    rivals: all that the winner was compared with, `against` and the best reference; none in documents of before.
+    rivals: all that the winner was compared with: `against`, what trains nothing; none in documents of before.
     """
 
     opened: str

@@ -316,18 +316,16 @@ def _open_test(
 
 
 def compared_with(found: Confirmation) -> list[str]:
-    """What the winner is compared with on the test images: first the paper's default, then the best reference.
+    """What the winner is compared with on the test images: first the paper's default, then what trains nothing.
 
-    Where the default won, the best candidate of the search takes its place. A method that trains nothing and won is
-    compared with the best candidate alone.
+    Where the default, or a method that trains nothing, won, the best candidate of the search takes the first place.
     """
     others = found.ranking[1:]
     searched = [one.name for one in others if one.trial is not None]
     default = [one.name for one in others if one.name == found.reference]
     references = [one.name for one in others if one.name in found.references]
-    if found.winner.name in found.references:
-        return [*searched, *default, *references][:1]
-    return [*(default or searched)[:1], *references[:1]]
+    first = [*searched, *default] if found.winner.name in found.references else [*default, *searched]
+    return [*first[:1], *references]
 
 
 def _now() -> str:

@@ -9,7 +9,7 @@ from sklearn.metrics import roc_auc_score
 from sctune.config import TrialConfig, load_profile
 from sctune.confirm.final import Final, Form, asked_form, check_form, unfit
 from sctune.confirm.forms import compare_forms
-from sctune.confirm.refit import final_trainings, fold_trainings
+from sctune.confirm.refit import final_trainings, fold_trainings, refit_folds
 from sctune.confirm.results import Confirmation, final_lines
 from sctune.errors import ConfigError, DataError
 from sctune.train.trainer import task_of
@@ -93,23 +93,23 @@ def elpv(**fields: object) -> TrialConfig:
 
 def test_trainings_in_folds_differ_in_their_anomalies_only() -> None:
     config = elpv()
-    trainings = fold_trainings("trial-3", config, task_of(config), (1001, 1002))
-    assert len(trainings) == 12 and len({one.name for one in trainings}) == 12
-    single, refit = trainings[:6], trainings[6:]
+    single = fold_trainings("trial-3", config, task_of(config), (1001, 1002))
+    refit = refit_folds(single)
+    assert len(single) == len(refit) == 6 and len({one.name for one in (*single, *refit)}) == 12
     for a, b in zip(single, refit, strict=True):
         assert (a.task, a.split.selection, a.anomalies, b.anomalies) == (b.task, b.split.selection, "drawn", "all")
         assert [one.split.summary()["train_anomalies"] for one in (a, b)] == [10, 124] and not (a.keeps or b.keeps)
     members = final_trainings("trial-3", config, task_of(config), (1001, 1002))
     assert [one.split.summary()["train_anomalies"] for one in members] == [186, 186]
     assert all(one.keeps and not one.split.summary()["selection_anomalies"] for one in members)
-    assert fold_trainings("other", config, task_of(config), (1001,))[0].name != trainings[0].name
+    assert fold_trainings("other", config, task_of(config), (1001,))[0].name != single[0].name
 
 
 @pytest.mark.parametrize("fields", [{"n_anomalies": "all"}, {"anomalies": "all"}])
 def test_what_cannot_differ_is_not_trained_twice(fields: dict[str, object]) -> None:
     config = elpv(**fields)
     with pytest.raises(DataError, match="no more anomalies are left than the single model is trained on"):
-        fold_trainings("trial-3", config, task_of(config), (1001,))
+        refit_folds(fold_trainings("trial-3", config, task_of(config), (1001,)))
 
 
 def test_forms_that_a_configuration_cannot_have() -> None:

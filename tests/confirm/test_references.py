@@ -88,11 +88,11 @@ def confirmation(*names: str) -> Confirmation:
 @pytest.mark.parametrize(
     ("ranking", "expected"),
     [
-        ("trial-1 patch_bank trial-2 gaussian reference", ["reference", "patch_bank"]),
+        ("trial-1 patch_bank trial-2 gaussian reference", ["reference", "patch_bank", "gaussian"]),
         ("trial-1 gaussian", ["gaussian"]),
         ("trial-1 trial-2", ["trial-2"]),
         ("reference trial-1 trial-2 gaussian", ["trial-1", "gaussian"]),
-        ("gaussian patch_bank reference trial-1", ["trial-1"]),
+        ("gaussian patch_bank reference trial-1", ["trial-1", "patch_bank"]),
         ("trial-1", []),
     ],
 )

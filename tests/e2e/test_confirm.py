@@ -286,8 +286,15 @@ def test_the_mean_of_the_seeds_is_deployed_without_a_look(
     assert found is not None
     (final,) = found.finals
     assert final.form.name == "ensemble of 2" and final.test is None
-    # 16 anomalies, of which two seeds draw ten each
-    assert final.gap is None and "fewer than 5 anomalies are left that no member" in final.basis
+    # 16 anomalies, of which two seeds draw ten each, so that none is left to compare on but in folds
+    assert final.basis.startswith("3 folds over 16 anomalies of the development pool")
+    refit = folder / "refit"
+    single, ensemble = final.compared
+    assert single.estimate.value == pytest.approx(fold_value(refit, "drawn", 1001, 1002))
+    assert ensemble.estimate.value == pytest.approx(fold_value(refit, "drawn", 1001, 1002, together=True))
+    assert final.gap is not None
+    assert final.gap.value == pytest.approx(ensemble.estimate.value - single.estimate.value)
+    assert not list(refit.glob("*.safetensors"))
 
 
 def test_the_final_model_is_trained_on_all_and_compared_by_folds(
@@ -312,7 +319,8 @@ def test_the_final_model_is_trained_on_all_and_compared_by_folds(
     assert document["looks"] == before + 1 and looks(study)[-1].command.endswith("--refit all")
     (final,) = (one for one in document["finals"] if one["refit"])
     folder = study.folder / "confirm" / TRAINED / "refit"
-    values = {"single model": fold_value(folder, "drawn"), "refit": fold_value(folder, "all")}
+    (seed,) = final["seeds"]
+    values = {"single model": fold_value(folder, "drawn", seed), "refit": fold_value(folder, "all", seed)}
     single, refit = final["compared"]
     assert (single["name"], refit["name"], single["difference"]) == (*values, None)
     for one in (single, refit):
@@ -333,11 +341,17 @@ def test_the_final_model_is_trained_on_all_and_compared_by_folds(
     assert {file.path for file in split.train if file.label == 1} == pool
 
 
-def fold_value(folder: Path, anomalies: str) -> float:
-    """Mean AUROC over folds and seeds of the stored trainings."""
-    contents = [json.loads(file.read_text()) for file in folder.glob(f"*--{anomalies}--*fold*.json")]
-    assert len(contents) == 3
-    return float(np.mean([roc_auc_score(one["labels"], one["scores"]) for one in contents]))
+def fold_value(folder: Path, anomalies: str, *seeds: int, together: bool = False) -> float:
+    """Mean AUROC over folds and seeds of the stored trainings; together: of the seeds' mean scores."""
+    files = [sorted(folder.glob(f"*--{anomalies}--*seed{seed}-fold*.json")) for seed in seeds]
+    values = []
+    for fold in zip(*files, strict=True):
+        contents = [json.loads(file.read_text()) for file in fold]
+        scores = [one["scores"] for one in contents]
+        shown = [np.mean(scores, axis=0)] if together else scores
+        values += [roc_auc_score(contents[0]["labels"], one) for one in shown]
+    assert len(values) == 3 * (1 if together else len(seeds))
+    return float(np.mean(values))
 
 
 def test_final_forms_that_cannot_be_are_refused(sctune: Any, confirmed: dict[str, Any]) -> None:

@@ -43,6 +43,24 @@ def test_a_plan_names_the_store_of_the_runs_and_makes_none(image_folder, sctune_
     assert [path.name for path in sctune_home.iterdir()] == ["cache"]
 
 
+@pytest.mark.parametrize(
+    ("space", "overrides", "told"),
+    [
+        ("threshold_patch", {}, True),
+        ("threshold_patch", {"augment.rotation": "quarter"}, False),
+        ("gaussian", {}, False),
+        ("method", {}, True),
+    ],
+)
+def test_free_turns_point_to_what_says_whether_the_part_bears_them(image_folder, space, overrides, told):
+    asked = options(image_folder, selection="extra", overrides=overrides).model_copy(update={"space": space})
+    plan = make_plan(asked, has_gpu=False)
+    lines = [line for line in plan_lines(plan, Resources(2, 0, 1, 0, 2, 1)) if "sctune data changes" in line]
+    assert [line.partition("`")[2].partition("`")[0] for line in lines] == (
+        [f"sctune data changes {image_folder}"] if told else []
+    )
+
+
 def test_a_grid_that_nobody_can_run_to_its_end_needs_a_limit(image_folder, tmp_path):
     path = tmp_path / "space.yaml"
     path.write_text("parameters:\n  augment.threshold: {type: float, low: 0.1, high: 0.9, step: 0.00000003}\n")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from typing import Any
 
+from sctune.config import TrialConfig, method_entry
 from sctune.methods.length import steps_text
 from sctune.search.cluster.connection import Resources
 from sctune.search.plan.plan import Plan
@@ -35,6 +37,11 @@ def plan_lines(plan: Plan, resources: Resources) -> list[str]:
         f"{resources.concurrent} trial(s) at a time, each with {resources.cpus:g} CPU and {resources.gpus:g} GPU, "
         f"of {resources.cluster_cpus:g} CPUs and {resources.cluster_gpus:g} GPUs on {resources.nodes} node(s)",
     ]
+    if _turns_freely(plan.space):
+        lines.append(
+            f"training images are turned freely (augment.rotation=free); `{_changes(base)}` says which turns leave a "
+            "normal image of this part normal"
+        )
     if manifest.references:
         lines.append(f"before the trials: {', '.join(manifest.references)} (references, which train nothing)")
     if manifest.data.licence:
@@ -42,6 +49,17 @@ def plan_lines(plan: Plan, resources: Resources) -> list[str]:
     if plan.skipped:
         lines.append(f"skipped {len(plan.skipped)} corrupt images, the first is {plan.skipped[0]}")
     return [*lines, *(f"warning: {line}" for line in plan.warnings)]
+
+
+def _turns_freely(space: Space) -> bool:
+    takes = any(method_entry(name).looks_at("augment.rotation") for name in space.field_values("method.name"))
+    return takes and "free" in space.field_values("augment.rotation")
+
+
+def _changes(base: TrialConfig) -> str:
+    data = base.data
+    words = [str(data.source), *(["--category", data.category] if data.category else [])]
+    return f"sctune data changes {shlex.join(words)}"
 
 
 def _length(space: Space) -> str:
