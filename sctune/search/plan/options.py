@@ -53,7 +53,7 @@ class SearchOptions(StudyOptions):
     selection: SelectionMode = asked(DATA, "auto", "What decides: auto, extra, seen, cross, proxy; test as the paper.")
     trials: int | None = asked(BUDGET, None, "Number of trials; default: the profile's.", ge=1)
     sampler: str | None = asked(SPACE, None, "tpe, gp, cmaes, nsga2, qmc, random or grid.")
-    scheduler: str | None = asked(BUDGET, None, "asha, hyperband, median or none.")
+    scheduler: str | None = asked(BUDGET, None, "asha, hyperband, asha-promotion, hyperband-promotion, median or none.")
     gpus_per_trial: float | None = asked(MACHINES, None, "Fractions share a GPU; default: one each.", ge=0)
     cpus_per_trial: float | None = asked(MACHINES, None, "CPU cores (threads) of a trial.", ge=0.01)
     max_concurrent: int | None = asked(MACHINES, None, "Trials at a time; default: all that fit.", ge=1)

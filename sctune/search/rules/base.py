@@ -75,6 +75,16 @@ class Rule(ABC):
         """
         return ()
 
+    def promote_last(self) -> Sequence[int]:
+        """Numbers of paused trials that go on where nothing else is left; asked again when those are through.
+
+        Without it a search of few trials may have no full run.
+        """
+        return ()
+
+    def promoted(self, number: int, epoch: int) -> None:  # noqa: B027
+        """An earlier launch promoted the trial past this epoch; told after what was reported."""
+
 
 def refill(rule: Rule, history: History) -> None:
     """Take over the reports of earlier launches, as if they had been made here."""

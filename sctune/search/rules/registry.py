@@ -7,6 +7,7 @@ from collections.abc import Callable
 from sctune.errors import ConfigError, nearest
 from sctune.plugins import load_plugin, plugin_names
 from sctune.search.rules.base import Rule, RuleSettings
+from sctune.search.rules.promotion import PromotionHalving, PromotionHyperband
 from sctune.search.rules.stopping import FairHalving, Hyperband, MedianStopping
 
 GROUP = "sctune.rules"
@@ -17,6 +18,8 @@ NO_RULE = "none"
 RULES: dict[str, Callable[[RuleSettings], Rule]] = {
     "asha": lambda s: FairHalving(s.epochs, s.grace, s.factor),
     "hyperband": lambda s: Hyperband(s.epochs, s.grace, s.factor, s.seed),
+    "asha-promotion": lambda s: PromotionHalving(s.epochs, s.grace, s.factor),
+    "hyperband-promotion": lambda s: PromotionHyperband(s.epochs, s.grace, s.factor, s.seed),
     "median": lambda s: MedianStopping(s.epochs, s.grace, s.factor),
 }
 

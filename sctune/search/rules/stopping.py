@@ -34,7 +34,7 @@ class SuccessiveHalving(Rule):
 
     def __init__(self, epochs: int, grace: int, factor: int) -> None:
         """Rungs are grace * factor**k below `epochs`; the last epoch ends a trial anyway."""
-        self.rungs = _rungs(epochs, grace, factor)
+        self.rungs = rungs_of(epochs, grace, factor)
         self._epochs = epochs
         self._share = 1 - 1 / factor
         self._judged: dict[int, dict[int, _Judged]] = {rung: {} for rung in self.rungs}
@@ -66,7 +66,7 @@ class FairHalving(Rule):
     """
 
     def __init__(self, epochs: int, grace: int, factor: int) -> None:
-        self.rungs = _rungs(epochs, grace, factor)
+        self.rungs = rungs_of(epochs, grace, factor)
         self._later = self.rungs[1] if len(self.rungs) > 1 else epochs
         self._first: dict[str, SuccessiveHalving] = defaultdict(lambda: SuccessiveHalving(self._later, grace, factor))
         self._rest = SuccessiveHalving(epochs, self._later, factor)
@@ -89,11 +89,8 @@ class Hyperband(Rule):
     """
 
     def __init__(self, epochs: int, grace: int, factor: int, seed: int) -> None:
-        self.rungs = _rungs(epochs, grace, factor)
-        self.brackets: list[FairHalving | SuccessiveHalving] = [
-            SuccessiveHalving(epochs, rung, factor) if index else FairHalving(epochs, rung, factor)
-            for index, rung in enumerate(self.rungs)
-        ]
+        self.rungs = rungs_of(epochs, grace, factor)
+        self.brackets = [self._bracket(index, epochs, rung, factor) for index, rung in enumerate(self.rungs)]
         n_rungs = len(self.rungs)
         sizes = [math.ceil((n_rungs + 1) / (s + 1) * factor**s) for s in range(n_rungs, -1, -1)]
         self._edges = np.cumsum(sizes) / sum(sizes)
@@ -114,6 +111,20 @@ class Hyperband(Rule):
         if bracket == len(self.brackets):
             return Decision.CONTINUE
         return self.brackets[bracket].decide(number, epoch, value)
+
+    def promote(self) -> Sequence[int]:
+        return [number for bracket in self.brackets for number in bracket.promote()]
+
+    def promote_last(self) -> Sequence[int]:
+        return [number for bracket in self.brackets for number in bracket.promote_last()]
+
+    def promoted(self, number: int, epoch: int) -> None:
+        bracket = self.bracket_of(number)
+        if bracket < len(self.brackets):
+            self.brackets[bracket].promoted(number, epoch)
+
+    def _bracket(self, index: int, epochs: int, rung: int, factor: int) -> Rule:
+        return SuccessiveHalving(epochs, rung, factor) if index else FairHalving(epochs, rung, factor)
 
 
 class MedianStopping(Rule):
@@ -188,7 +199,8 @@ def _median(ordered: Sequence[float]) -> float:
     return ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
 
 
-def _rungs(epochs: int, grace: int, factor: int) -> tuple[int, ...]:
+def rungs_of(epochs: int, grace: int, factor: int) -> tuple[int, ...]:
+    """grace * factor**k, as far as they lie below `epochs`."""
     rungs = []
     while grace < epochs:
         rungs.append(grace)

@@ -170,6 +170,9 @@ class TrialController:
             for trial in trials:
                 rule.join(trial.number, self._method(trial.number))
             refill(rule, ((number, epoch, self._merit(value)) for number, epoch, value in self.history))
+            for number, stored in self._trials.items():
+                if stored.promoted is not None:
+                    rule.promoted(number, stored.promoted)
 
     @property
     def history(self) -> list[tuple[int, int, float]]:
@@ -213,6 +216,8 @@ class TrialController:
             return self._start_again(parked)
         # a running trial may yet have to be started again, or have others promoted
         if not self._live and not len(self._waiting):
+            if self._promote(last=True):
+                return self.next()
             self._come_to_an_end()
         return None
 
@@ -284,16 +289,19 @@ class TrialController:
             self.exhausted = f"space exhausted after {n_trials} of {self.manifest.trials}"
         return frozen
 
-    def _promote(self) -> None:
+    def _promote(self, last: bool = False) -> bool:
+        """Whether a trial goes on; last: nothing else is left."""
         rule = self.rule
         if rule is None or not self._paused:
-            return
+            return False
         nobody: Sequence[int] = ()
-        for number in self._guarded(rule.promote, nobody):
-            if number in self._paused:
-                self._paused.remove(number)
-                self._trials[number].promoted = self._trials[number].paused
-                self._waiting.ready(number)
+        named = self._guarded(rule.promote_last if last else rule.promote, nobody)
+        chosen = [number for number in named if number in self._paused]
+        for number in chosen:
+            self._paused.remove(number)
+            self._trials[number].promoted = self._trials[number].paused
+            self._waiting.ready(number)
+        return bool(chosen)
 
     def _pause(self, number: int, epoch: int) -> None:
         self._trials[number].paused = epoch
