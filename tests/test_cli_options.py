@@ -99,6 +99,8 @@ def test_times_sizes_and_lists_are_read_as_people_write_them() -> None:
         ({"seeds": "1;2"}, "--seeds '1;2': give whole numbers with commas, for example 42,43,44"),
         ({"n_anomalies": "few"}, "--n-anomalies 'few': give a number from 1 on, or all"),
         ({"setting": "easy"}, "--setting 'easy': Input should be 'general', 'hard' or 'anomaly-free'"),
+        ({"audit": 1.5}, "--audit 1.5: Input should be less than or equal to 1"),
+        ({"factor": 1}, "--factor 1: Input should be greater than or equal to 2"),
         ({"set": ["augment"]}, "--set 'augment': write key=value"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",

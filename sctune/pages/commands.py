@@ -12,6 +12,7 @@ from sctune.config import TASK_FIELDS, TrialConfig, parse_assignments, read_yaml
 from sctune.errors import SctuneError
 from sctune.search.plan.base import base_config
 from sctune.search.plan.options import SearchOptions
+from sctune.search.rules.registry import NO_RULE
 from sctune.search.space.named import method_spaces, shipped_spaces
 from sctune.search.study.manifest import StudyManifest
 
@@ -115,6 +116,7 @@ def _search(manifest: StudyManifest) -> list[tuple[str, Any]]:
         ("--sampler", manifest.sampler),
         ("--sampler-seed", manifest.sampler_seed),
         ("--scheduler", manifest.scheduler.name),
+        *_rungs(manifest),
     ]
     if resources.gpus:
         found.append(("--gpus-per-trial", f"{resources.gpus:g}"))
@@ -124,6 +126,17 @@ def _search(manifest: StudyManifest) -> list[tuple[str, Any]]:
         found.append(("--references" if manifest.references else "--no-references", None))
     # how many run at a time decides which results a sampler has seen when it proposes
     return [*found, ("--max-concurrent", resources.max_concurrent)]
+
+
+def _rungs(manifest: StudyManifest) -> list[tuple[str, Any]]:
+    """What was asked of the scheduler, where it stops anybody."""
+    spec, defaults = manifest.scheduler, search_defaults(manifest.profile)
+    if spec.name == NO_RULE:
+        return []
+    usual = defaults.grace if defaults.grace is None else min(defaults.grace, manifest.build_space().epochs)
+    found: list[tuple[str, Any]] = [] if spec.grace == usual else [("--grace", spec.grace)]
+    found += [] if spec.factor == defaults.factor else [("--factor", spec.factor)]
+    return found + ([("--audit", f"{manifest.audit:g}")] if manifest.audit else [])
 
 
 def _written(value: Any) -> str:

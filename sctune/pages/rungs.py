@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sctune.search.rules.registry import make_rule
 from sctune.search.study.leaderboard import TrialRow
 from sctune.search.study.manifest import StudyManifest
+from sctune.search.study.scheduling import rule_of
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,7 @@ class Rung:
 def rungs(manifest: StudyManifest, rows: Sequence[TrialRow]) -> list[Rung]:
     """One for each rung of the scheduler, each epoch at which a trial was stopped, and the last epoch; ascending."""
     epochs = manifest.trial_config().epochs
-    spec = manifest.scheduler
-    rule = make_rule(spec.name, epochs, spec.grace, spec.factor, manifest.sampler_seed)
+    rule = rule_of(manifest, epochs)
     reached = {row.number: max(row.values, default=0) for row in rows}
     stopped = {row.number: reached[row.number] for row in rows if row.state == "PRUNED"}
     places = sorted({*(rule.rungs if rule else ()), *(place for place in stopped.values() if place), epochs})

@@ -16,6 +16,8 @@ from sctune.pages.rungs import rungs
 from sctune.search.reconcile.delivery import BEST, FIGURES, read_model
 from sctune.search.study.leaderboard import TrialRow
 from sctune.search.study.paired import compare, has_scores
+from sctune.search.study.replay import curves_of
+from sctune.search.study.replayed import audit_lines, audit_of
 from sctune.text import duration
 from sctune.urls import without_secrets
 
@@ -89,7 +91,9 @@ def rung_table(view: StudyView) -> Html:
         for one in found
     ]
     what = "no early stopping" if spec.name == "none" else f"scheduler {spec.name}, factor {spec.factor}"
-    return joined([tag("p", f"{what}."), table(("epoch", "reached", "stopped here", "trials stopped"), cells)])
+    audit = audit_of(view.manifest, curves_of(view.manifest, view.trials))
+    told = [] if audit is None else [tag("p", line) for line in audit_lines(audit)]
+    return joined([tag("p", f"{what}."), table(("epoch", "reached", "stopped here", "trials stopped"), cells), *told])
 
 
 def leaderboard_table(view: StudyView) -> Html:

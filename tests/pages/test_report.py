@@ -324,7 +324,7 @@ def test_the_file_is_replaced_at_once_or_not_at_all(tmp_path: Path, tiny: TrialC
 @pytest.mark.parametrize(
     "words",
     [
-        ["--space", "threshold_patch", "--trials", "7", "--seeds", "3,4", "--set", "budget.epochs=3"],
+        "--space threshold_patch --trials 7 --seeds 3,4 --set budget.epochs=3 --grace 2 --factor 3 --audit 0.5".split(),
         pytest.param(
             ["--space", "full", "--setting", "anomaly-free", "--sampler", "random", "--scheduler", "none"],
             marks=pytest.mark.slow,
@@ -356,7 +356,7 @@ def test_the_printed_command_makes_the_same_study(
     assert printed[0] == "sctune"
     again = planned(printed[1:], monkeypatch)
     same = ("config", "tasks", "space", "sampler", "sampler_seed", "scheduler", "trials", "selection", "profile",
-            "partition_seed", "splits")  # fmt: skip
+            "partition_seed", "splits", "audit")  # fmt: skip
     for field in same:
         assert getattr(again, field) == getattr(first, field), field
     assert is_shipped(first) == (words[1] != str(own))

@@ -71,6 +71,18 @@ def test_a_grid_that_nobody_can_run_to_its_end_needs_a_limit(image_folder, tmp_p
     assert plan.manifest.trials == 3
 
 
+def test_rungs_and_audits_are_asked_of_a_scheduler_that_stops(image_folder):
+    plan = make_plan(options(image_folder, selection="extra", grace=1, factor=4, audit=0.5), has_gpu=False)
+    assert plan.manifest.scheduler.model_dump() == {"name": "asha", "grace": 1, "factor": 4}
+    assert plan.manifest.audit == 0.5
+    with pytest.raises(ConfigError, match=r"grace=9 must be in 1 \.\. budget.epochs=4"):
+        make_plan(options(image_folder, selection="extra", grace=9), has_gpu=False)
+    for asked in ({"grace": 1}, {"factor": 3}, {"audit": 0.1}):
+        (name,) = asked
+        with pytest.raises(ConfigError, match=f"--{name} .*: scheduler none stops no trial; leave it out"):
+            make_plan(options(image_folder, selection="extra", scheduler="none", **asked), has_gpu=False)
+
+
 def test_folds_are_tasks(image_folder):
     plan = make_plan(options(image_folder, selection="seen"), has_gpu=False)
     assert [task.key for task in plan.manifest.tasks] == ["seed42-fold1of2", "seed42-fold2of2"]

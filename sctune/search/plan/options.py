@@ -54,6 +54,8 @@ class SearchOptions(StudyOptions):
     trials: int | None = asked(BUDGET, None, "Number of trials; default: the profile's.", ge=1)
     sampler: str | None = asked(SPACE, None, "tpe, gp, cmaes, nsga2, qmc, random or grid.")
     scheduler: str | None = asked(BUDGET, None, "asha, hyperband, asha-promotion, hyperband-promotion, median or none.")
+    grace: int | None = asked(BUDGET, None, "First rung of the scheduler, in epochs; default: the profile's.", ge=1)
+    factor: int | None = asked(BUDGET, None, "One of so many passes a rung; default: the profile's.", ge=2)
     gpus_per_trial: float | None = asked(MACHINES, None, "Fractions share a GPU; default: one each.", ge=0)
     cpus_per_trial: float | None = asked(MACHINES, None, "CPU cores (threads) of a trial.", ge=0.01)
     max_concurrent: int | None = asked(MACHINES, None, "Trials at a time; default: all that fit.", ge=1)

@@ -29,7 +29,7 @@ from sctune.search.plan.locations import free_name, storage_uri
 from sctune.search.plan.options import SearchOptions
 from sctune.search.plan.proxy_evidence import proxy_warning
 from sctune.search.plan.references import planned_references
-from sctune.search.rules.registry import make_rule
+from sctune.search.rules.registry import NO_RULE, make_rule
 from sctune.search.space.definition import Space
 from sctune.search.study.content import content_digest
 from sctune.search.study.database import check_free, storage_url
@@ -317,9 +317,22 @@ def _scheduler(options: SearchOptions, profile: str, sampler: str, space: Space)
     quiet = full_runs or sampler == "grid"
     name = options.scheduler or ("none" if quiet else defaults.scheduler)
     epochs = space.epochs
-    grace = min(defaults.grace, epochs) if defaults.grace is not None else None
-    make_rule(name, epochs, grace, defaults.factor, options.sampler_seed)
+    grace = options.grace or (min(defaults.grace, epochs) if defaults.grace is not None else None)
+    factor = options.factor or defaults.factor
+    make_rule(name, epochs, grace, factor, options.sampler_seed)
     warnings = []
+    if name == NO_RULE:
+        _refuse_without_rule(options)
     if full_runs and name != "none":
         warnings.append(f"sampler {sampler} learns from full runs only; scheduler {name} will leave it few of them")
-    return SchedulerSpec(name=name, grace=grace, factor=defaults.factor), warnings
+    return SchedulerSpec(name=name, grace=grace, factor=factor), warnings
+
+
+def _refuse_without_rule(options: SearchOptions) -> None:
+    """Raises ConfigError where something is asked of a scheduler that stops nobody."""
+    given = {"--audit": options.audit, "--grace": options.grace, "--factor": options.factor}
+    for option, value in given.items():
+        if value:
+            raise ConfigError(
+                f"{option} {value:g}: scheduler {NO_RULE} stops no trial; leave it out, or name another --scheduler"
+            )

@@ -24,7 +24,6 @@ from sctune.search.plan.plan import weights_digests
 from sctune.search.reconcile.recorded import past_reference, past_trial, shown_fields, study_facts
 from sctune.search.reconcile.repair import open_writer
 from sctune.search.reconcile.stored_trials import remove_strays
-from sctune.search.rules.registry import make_rule
 from sctune.search.run.back_pressure import DiskUse, StartGate
 from sctune.search.run.controller import EndReason, TrialController
 from sctune.search.run.faults import Faults
@@ -43,6 +42,7 @@ from sctune.search.study.paired import value_se
 from sctune.search.study.record import AfterRecord
 from sctune.search.study.references import TIME_SHARE, Reference
 from sctune.search.study.result import StudyResult
+from sctune.search.study.scheduling import rule_of
 from sctune.search.study.splits import selection_labels
 from sctune.search.study.study import Study
 from sctune.search.study.trial_log import TrialLog
@@ -135,8 +135,7 @@ class RunningLaunch:
             progress.say(line)
             study.record.then(lambda: study.leave_out(line), always=True)
 
-        spec = manifest.scheduler
-        rule = make_rule(spec.name, self.space.epochs, spec.grace, spec.factor, manifest.sampler_seed)
+        rule = rule_of(manifest, self.space.epochs)
         controller = TrialController(
             manifest, self.space, study.record, observers, self._faults(), gate, left_out, rule
         )

@@ -12,9 +12,17 @@ DATA, SPACE, BUDGET, MACHINES, PLACES = "Data", "Space", "Budget", "Machines", "
 """Panels of the help."""
 
 
-def asked(panel: str, default: Any, description: str, *, ge: float | None = None, lt: float | None = None) -> Any:
+def asked(
+    panel: str,
+    default: Any,
+    description: str,
+    *,
+    ge: float | None = None,
+    lt: float | None = None,
+    le: float | None = None,
+) -> Any:
     """A field that is an option too: description is its help, panel its group in `sctune search --help`."""
-    return Field(default, description=description, json_schema_extra={"panel": panel}, ge=ge, lt=lt)
+    return Field(default, description=description, json_schema_extra={"panel": panel}, ge=ge, lt=lt, le=le)
 
 
 class StudyOptions(BaseModel):
@@ -24,6 +32,9 @@ class StudyOptions(BaseModel):
     sampler_seed: int = asked(SPACE, 0, "Seed of the sampler.", ge=0, lt=2**32)
     partition_seed: int = asked(DATA, 0, "Draws the development and the test pool.", ge=0, lt=2**32)
     time_budget_s: float | None = asked(BUDGET, None, "For example 90s, 30m, 2h; over all launches.")
+    audit: float = asked(
+        BUDGET, 0.0, "Share of the trials, drawn by the seed, that early stopping leaves alone.", ge=0, le=1
+    )
     checkpoint_interval: float = asked(PLACES, 60.0, "Seconds between checkpoints besides rungs.", ge=0)
     keep_best: int = asked(PLACES, 3, "Full runs that keep their checkpoint.", ge=1)
     max_disk: int | None = asked(

@@ -1,0 +1,95 @@
+"""`sctune replay`: what another scheduler would have made of a study."""
+
+from __future__ import annotations
+
+import re
+from itertools import product
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from sctune.cli import options as opt
+from sctune.cli.output import emit, print_lines
+from sctune.errors import ConfigError
+from sctune.paths import studies_folder
+
+if TYPE_CHECKING:
+    from sctune.search.study.manifest import SchedulerSpec
+
+
+def replay(
+    study: Annotated[str, typer.Argument()],
+    scheduler: Annotated[str | None, typer.Option(help="Names with commas; default: the study's own.")] = None,
+    factor: Annotated[str | None, typer.Option(help="Whole numbers with commas; default: the study's own.")] = None,
+    grace: Annotated[
+        str | None, typer.Option(help="First rungs in epochs, with commas; default: the study's own.")
+    ] = None,
+    study_root: opt.StudyRoot = None,
+    storage: opt.StoredAt = None,
+    as_json: opt.AsJson = False,
+) -> None:
+    """What other schedulers would have stopped, saved and lost in a study, from its stored curves; trains nothing.
+
+    A curve ends where its trial was stopped: what a more patient scheduler would have seen of it cannot be known, and
+    is told so. Shows also what the trials of `--audit` tell.
+    """
+    from sctune.search.study.replay import curves_of
+    from sctune.search.study.replayed import audit_lines, audit_of, differing, replayed, table_of
+    from sctune.search.study.study import Study
+
+    stored = Study.open((study_root or studies_folder()).expanduser().absolute(), study, storage)
+    manifest = stored.manifest
+    try:
+        curves = curves_of(manifest, stored.record.load())
+    finally:
+        stored.record.close()
+    asked = _schedulers(manifest.scheduler, scheduler, factor, grace)
+    rows = [replayed(manifest, curves, one) for one in asked]
+    others, found = differing(manifest, curves), audit_of(manifest, curves)
+    document = {
+        "format_version": 1,
+        "study": study,
+        "agrees": not others,
+        "differing": others,
+        "schedulers": [row.to_dict() for row in rows],
+        "audit": None if found is None else found.to_dict(),
+    }
+    if as_json:
+        emit(document, [])
+        return
+    said = "what happened" if not others else f"not what happened to trials {', '.join(map(str, others))}"
+    head, cells = table_of(rows, stored.objective)
+    table = Table(title=f"study {study}: {len(curves.by_number)} trials")
+    for column in head:
+        table.add_column(column, overflow="fold")
+    for line in cells:
+        table.add_row(*line)
+    Console().print(table)
+    told = [] if found is None else audit_lines(found)
+    print_lines([f"replayed with its own scheduler the study gives {said}", *told])
+
+
+def _schedulers(own: SchedulerSpec, names: str | None, factors: str | None, graces: str | None) -> list[SchedulerSpec]:
+    """The study's own first, then every combination of what was asked for."""
+    from sctune.search.rules.registry import NO_RULE
+    from sctune.search.study.manifest import SchedulerSpec
+
+    def numbers(text: str | None, option: str, default: int | None) -> list[int | None]:
+        if text is None:
+            return [default]
+        if not re.fullmatch(r"\d+(,\d+)*", text):
+            raise ConfigError(f"{option} {text!r}: give whole numbers with commas, for example 2,3")
+        return [int(part) for part in text.split(",")]
+
+    found = [SchedulerSpec(name=NO_RULE) if own.name == NO_RULE else own]
+    for name, factor, grace in product(
+        names.split(",") if names else [own.name],
+        numbers(factors, "--factor", own.factor),
+        numbers(graces, "--grace", own.grace),
+    ):
+        spec = SchedulerSpec(name=name, grace=grace, factor=factor or own.factor)
+        # what a rung is means nothing to one that stops nobody
+        found.append(SchedulerSpec(name=NO_RULE) if name == NO_RULE else spec)
+    return list(dict.fromkeys(found))
