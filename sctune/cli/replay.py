@@ -7,6 +7,7 @@ from itertools import product
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
@@ -61,9 +62,9 @@ def replay(
         return
     said = "what happened" if not others else f"not what happened to trials {', '.join(map(str, others))}"
     head, cells = table_of(rows, stored.objective)
-    table = Table(title=f"study {study}: {len(curves.by_number)} trials")
-    for column in head:
-        table.add_column(column, overflow="fold")
+    table = Table(title=f"study {study}: {len(curves.by_number)} trials", box=SIMPLE)
+    for place, column in enumerate(head):
+        table.add_column(column, overflow="fold", no_wrap=place > 0)
     for line in cells:
         table.add_row(*line)
     Console().print(table)

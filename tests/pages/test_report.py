@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import shlex
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -324,7 +325,9 @@ def test_the_file_is_replaced_at_once_or_not_at_all(tmp_path: Path, tiny: TrialC
 @pytest.mark.parametrize(
     "words",
     [
-        "--space threshold_patch --trials 7 --seeds 3,4 --set budget.epochs=3 --grace 2 --factor 3 --audit 0.5".split(),
+        shlex.split(
+            "--space threshold_patch --trials 7 --seeds 3,4 --set budget.epochs=3 --grace 2 --factor 3 --audit .5"
+        ),
         pytest.param(
             ["--space", "full", "--setting", "anomaly-free", "--sampler", "random", "--scheduler", "none"],
             marks=pytest.mark.slow,

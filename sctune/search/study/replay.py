@@ -16,7 +16,7 @@ from sctune.search.study.record import reports_of
 class Fate(Enum):
     """What becomes of a trial; its values are what people read."""
 
-    COMPLETE = "complete"
+    COMPLETE = "full"
     STOPPED = "stopped"
     PAUSED = "paused"
     """And not promoted."""

@@ -202,7 +202,7 @@ def _best(merits: Mapping[int, float]) -> int | None:
 def table_of(rows: Sequence[Replayed], objective: Objective) -> tuple[list[str], list[list[str]]]:
     """Head and cells of a table with a line for each scheduler."""
     fates = [fate for fate in Fate if any(row.count(fate) for row in rows)]
-    head = ["scheduler, grace, factor", *(fate.value for fate in fates), "epochs saved", "best"]
+    head = ["scheduler, grace, factor", *(fate.value for fate in fates), "saved", "best"]
     return [*head, objective.label, "lost"], [_cells(row, fates) for row in rows]
 
 
