@@ -62,9 +62,9 @@ def replay(
         return
     said = "what happened" if not others else f"not what happened to trials {', '.join(map(str, others))}"
     head, cells = table_of(rows, stored.objective)
-    table = Table(title=f"study {study}: {len(curves.by_number)} trials", box=SIMPLE)
+    table = Table(title=f"study {study}: {len(curves.by_number)} trials", box=SIMPLE, padding=0)
     for place, column in enumerate(head):
-        table.add_column(column, overflow="fold", no_wrap=place > 0)
+        table.add_column(column, overflow="fold", no_wrap=place > 0, min_width=0 if place else 15)
     for line in cells:
         table.add_row(*line)
     Console().print(table)
