@@ -232,7 +232,7 @@ def _certainty(view: StudyView) -> list[str]:
     if result.gap is not None:
         verdict = "more" if result.gap.clear else "not more"
         lines.append(
-            f"Best and median trial ({result.gap.second}) differ by {result.gap.difference:+.4f} +- "
+            f"Best and median full run ({result.gap.second}) differ by {result.gap.difference:+.4f} +- "
             f"{result.gap.error:.4f}: {verdict} than two paired standard errors."
         )
     return lines

@@ -29,6 +29,8 @@ from sctune.search.reconcile.delivery import WEIGHTS, write_model
 from sctune.search.study.leaderboard import leaderboard
 from sctune.search.study.ledger import add_look
 from sctune.search.study.manifest import DataSpec, SelectionSpec
+from sctune.search.study.result import summary_lines
+from sctune.search.study.stored import load_result
 from sctune.search.study.study import Study
 from tests.pages.studies import drawn_scores, make_study, record_trial
 
@@ -403,3 +405,24 @@ def test_a_command_with_strange_words_is_quoted(tmp_path: Path, tiny: TrialConfi
 
     line = command(search_words(make_study(tmp_path, tiny).manifest, "a b"))
     assert "--name 'a b'" in line and re.match(r"sctune search --space space\.yaml ", line)
+
+
+def test_the_best_is_compared_with_the_median_full_run(tmp_path: Path, tiny: TrialConfig) -> None:
+    """A trial that was stopped has the value of an earlier epoch, and takes no part, however good or bad that is."""
+    study = make_study(tmp_path, tiny)
+    shifts = {0: 2.0, 1: 1.0, 2: 0.5, 3: 1.5, 4: 0.0, 5: 0.1}
+    values = {}
+    for number, shift in shifts.items():
+        params = {"augment.threshold": 0.2 + number / 10, "optim.lr": 1e-3}
+        full = number < 4
+        scores = drawn_scores(study, shift, seed=1)
+        state = TrialState.COMPLETE if full else TrialState.PRUNED
+        values[number] = record_trial(study, number, state, params, 2 if full else 1, scores)
+    study.record.close()
+    result = load_result(tmp_path, study.name)
+    assert result.best is not None and result.best.number == 0 and result.gap is not None
+    # of four full runs the lower of the two in the middle
+    assert result.gap.second == 1
+    assert values[0] is not None and values[1] is not None
+    assert result.gap.difference == pytest.approx(values[0] - values[1])
+    assert any(line.startswith("best and median full run (1) differ by ") for line in summary_lines(result))

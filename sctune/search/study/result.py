@@ -30,7 +30,7 @@ class StudyResult:
     """A study as it stands. rows: trials in order of merit; noise: standard error of the best value.
 
     equal: full runs, the best one counted in, whose value is exactly the best one's.
-    gap: the best full run against the median trial; indistinct: full runs not told apart from the best one.
+    gap: the best full run against the median one; indistinct: full runs not told apart from the best one.
     saved_share: share of the epochs of all ended trials that early stopping did not spend.
     references: what was run beside the trials, with the standard error of each in reference_errors; against: the best
     trial against the best of them.
@@ -163,7 +163,8 @@ def study_result(
     due = sum(max(row.values, default=0) if row.state == "COMPLETE" else epochs for row in ended)
     noise, gap, indistinct = None, None, 0
     if best is not None and labels is not None:
-        ranked = sorted((row for row in ended if row.value is not None), key=lambda row: merit_of(row, objective))
+        # never against a stopped one, whose value is that of an earlier epoch
+        ranked = sorted((row for row in full if row.value is not None), key=lambda row: merit_of(row, objective))
         median = ranked[(len(ranked) - 1) // 2]
         unscored = sorted({r.number for r in (median, *full) if not has_scores(scores[r.number], labels)})
         if unscored:
@@ -228,10 +229,8 @@ def summary_lines(result: StudyResult) -> list[str]:
     if result.gap is not None:
         gap = result.gap
         verdict = "more" if gap.clear else "not more"
-        median = next(row for row in result.rows if row.number == gap.second)
-        stopped = f", stopped at epoch {max(median.values)}" if median.state == "PRUNED" else ""
         lines.append(
-            f"best and median trial ({gap.second}{stopped}) differ by {gap.difference:+.4f} +- {gap.error:.4f}: "
+            f"best and median full run ({gap.second}) differ by {gap.difference:+.4f} +- {gap.error:.4f}: "
             f"{verdict} than two paired standard errors"
         )
         if result.indistinct:
