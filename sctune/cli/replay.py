@@ -37,7 +37,7 @@ def replay(
     is told so. Shows also what the trials of `--audit` tell.
     """
     from sctune.search.study.replay import curves_of
-    from sctune.search.study.replayed import audit_lines, audit_of, differing, replayed, table_of
+    from sctune.search.study.replayed import as_it_was, audit_lines, audit_of, differing, replayed, table_of
     from sctune.search.study.study import Study
 
     stored = Study.open((study_root or studies_folder()).expanduser().absolute(), study, storage)
@@ -47,12 +47,23 @@ def replay(
     finally:
         stored.record.close()
     asked = _schedulers(manifest.scheduler, scheduler, factor, grace)
-    rows = [replayed(manifest, curves, one) for one in asked]
-    others, found = differing(manifest, curves), audit_of(manifest, curves)
+    try:
+        rows = [as_it_was(manifest, curves)]
+        others, found = differing(curves, rows[0]), audit_of(manifest, curves)
+        said = "what happened" if not others else f"not what happened to trials {', '.join(map(str, others))}"
+        told = [
+            f"replayed with its own scheduler the study gives {said}",
+            *([] if found is None else audit_lines(found)),
+        ]
+    except ConfigError as problem:  # another package's, which is not installed here
+        if not asked:
+            raise
+        rows, others, found, told = [], None, None, [f"not replayed with its own scheduler: {problem}"]
+    rows += [replayed(manifest, curves, one) for one in asked]
     document = {
         "format_version": 1,
         "study": study,
-        "agrees": not others,
+        "agrees": None if others is None else not others,
         "differing": others,
         "schedulers": [row.to_dict() for row in rows],
         "audit": None if found is None else found.to_dict(),
@@ -60,7 +71,6 @@ def replay(
     if as_json:
         emit(document, [])
         return
-    said = "what happened" if not others else f"not what happened to trials {', '.join(map(str, others))}"
     head, cells = table_of(rows, stored.objective)
     table = Table(title=f"study {study}: {len(curves.by_number)} trials", box=SIMPLE, padding=0)
     for place, column in enumerate(head):
@@ -68,12 +78,11 @@ def replay(
     for line in cells:
         table.add_row(*line)
     Console().print(table)
-    told = [] if found is None else audit_lines(found)
-    print_lines([f"replayed with its own scheduler the study gives {said}", *told])
+    print_lines(told)
 
 
 def _schedulers(own: SchedulerSpec, names: str | None, factors: str | None, graces: str | None) -> list[SchedulerSpec]:
-    """The study's own first, then every combination of what was asked for."""
+    """Every combination of what was asked for; none where nothing was."""
     from sctune.search.rules.registry import NO_RULE
     from sctune.search.study.manifest import SchedulerSpec
 
@@ -84,13 +93,15 @@ def _schedulers(own: SchedulerSpec, names: str | None, factors: str | None, grac
             raise ConfigError(f"{option} {text!r}: give whole numbers with commas, for example 2,3")
         return [int(part) for part in text.split(",")]
 
-    found = [SchedulerSpec(name=NO_RULE) if own.name == NO_RULE else own]
+    if names is factors is graces is None:
+        return []
+    found = []
     for name, factor, grace in product(
         names.split(",") if names else [own.name],
         numbers(factors, "--factor", own.factor),
         numbers(graces, "--grace", own.grace),
     ):
-        spec = SchedulerSpec(name=name, grace=grace, factor=factor or own.factor)
+        spec = SchedulerSpec(name=name, grace=grace, factor=own.factor if factor is None else factor)
         # what a rung is means nothing to one that stops nobody
         found.append(SchedulerSpec(name=NO_RULE) if name == NO_RULE else spec)
     return list(dict.fromkeys(found))

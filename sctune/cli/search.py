@@ -47,6 +47,8 @@ def search(
     references: opt.References = None,
     sampler: opt.Sampler = None,
     sampler_seed: opt.SamplerSeed = 0,
+    look_behind: opt.LookBehind = None,
+    free_running: opt.FreeRunning = False,
     trials: opt.Trials = None,
     time_budget: opt.TimeBudget = None,
     scheduler: opt.Scheduler = None,

@@ -76,6 +76,8 @@ def confirm_plan(study: Study, name: str, chosen: Sequence[Candidate], seeds: Se
         "data": manifest.data.model_copy(update={"digest": content_digest(splits)}),
         "splits": {key: split.digest for key, split in splits.items()},
         "storage_path": sibling(manifest.storage_path, name),
+        "look_behind": None,
+        "audit": 0.0,
         "keep_best": len(chosen),
         "time_budget_s": None,
         "versions": package_versions(),

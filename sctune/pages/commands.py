@@ -117,6 +117,7 @@ def _search(manifest: StudyManifest) -> list[tuple[str, Any]]:
         ("--sampler-seed", manifest.sampler_seed),
         ("--scheduler", manifest.scheduler.name),
         *_rungs(manifest),
+        ("--free-running", None) if manifest.look_behind is None else ("--look-behind", manifest.look_behind),
     ]
     if resources.gpus:
         found.append(("--gpus-per-trial", f"{resources.gpus:g}"))

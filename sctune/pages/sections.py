@@ -186,10 +186,12 @@ def repeat(view: StudyView) -> Html:
     if not is_shipped(manifest):
         text = yaml_text({"format_version": 1, **manifest.space})
         parts += [tag("p", f"{SPACE_FILE}, the space of this study:"), tag("pre", text)]
-    note = (
-        "Trials that run side by side end in an order of their own, so that a sampler that learns may propose other "
-        "points; with the same configuration and seed a trial is the same on the same machine."
+    order = (
+        "Trials that run side by side end in an order of their own, so that a sampler that learns may propose other points"
+        if manifest.look_behind is None
+        else "Proposals and stops do not depend on what ran when: on the same machine the search is the same again"
     )
+    note = f"{order}; with the same configuration and seed a trial is the same on the same machine."
     return joined([*parts, tag("p", note, kind="soft")])
 
 

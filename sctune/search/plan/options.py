@@ -54,6 +54,9 @@ class SearchOptions(StudyOptions):
     trials: int | None = asked(BUDGET, None, "Number of trials; default: the profile's.", ge=1)
     sampler: str | None = asked(SPACE, None, "tpe, gp, cmaes, nsga2, qmc, random or grid.")
     scheduler: str | None = asked(BUDGET, None, "asha, hyperband, asha-promotion, hyperband-promotion, median or none.")
+    free_running: bool = asked(
+        SPACE, False, "Trials are drawn and judged by whatever has ended: never waits, and never the same search twice."
+    )
     grace: int | None = asked(BUDGET, None, "First rung of the scheduler, in epochs; default: the profile's.", ge=1)
     factor: int | None = asked(BUDGET, None, "One of so many passes a rung; default: the profile's.", ge=2)
     gpus_per_trial: float | None = asked(MACHINES, None, "Fractions share a GPU; default: one each.", ge=0)

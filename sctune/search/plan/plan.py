@@ -27,6 +27,7 @@ from sctune.paths import cache_folder, home, studies_folder
 from sctune.search.plan.base import base_config, search_space
 from sctune.search.plan.locations import free_name, storage_uri
 from sctune.search.plan.options import SearchOptions
+from sctune.search.plan.order import check_order
 from sctune.search.plan.proxy_evidence import proxy_warning
 from sctune.search.plan.references import planned_references
 from sctune.search.rules.registry import NO_RULE, make_rule
@@ -319,8 +320,14 @@ def _scheduler(options: SearchOptions, profile: str, sampler: str, space: Space)
     epochs = space.epochs
     grace = options.grace or (min(defaults.grace, epochs) if defaults.grace is not None else None)
     factor = options.factor or defaults.factor
-    make_rule(name, epochs, grace, factor, options.sampler_seed)
+    rule = make_rule(name, epochs, grace, factor, options.sampler_seed)
+    check_order(options, name, rule)
     warnings = []
+    if rule is not None and options.time_budget_s is not None and rule.pauses:
+        warnings.append(
+            f"scheduler {name} compares trials before it trains any of them long, so that a --time-budget may be spent "
+            "before a trial has run to its end; what is paused then goes on with `sctune resume`"
+        )
     if name == NO_RULE:
         _refuse_without_rule(options)
     if full_runs and name != "none":

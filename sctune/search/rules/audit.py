@@ -22,10 +22,13 @@ def is_audited(number: int, share: float, seed: int) -> bool:
 
 @dataclass
 class _Shadow:
-    """What the rule believes of an audited trial. held: what it reported since the rule paused it."""
+    """What the rule believes of an audited trial. paused: the epoch at which the rule has it paused; passed: the last
+    one that it was promoted past; held: what it reported since it was paused.
+    """
 
     stopped: bool = False
-    paused: bool = False
+    paused: int | None = None
+    passed: int = 0
     held: list[tuple[int, float]] = field(default_factory=list)
 
 
@@ -37,54 +40,77 @@ class Audited(Rule):
     """
 
     def __init__(self, rule: Rule, audited: Callable[[int], bool]) -> None:
-        self.rungs = rule.rungs
+        self.rungs, self.pauses, self.looks_behind = rule.rungs, rule.pauses, rule.looks_behind
         self._rule, self._audited = rule, audited
         self._shadows: dict[int, _Shadow] = {}
+        self._named: list[int] = []
 
     def join(self, number: int, group: str) -> None:
         self._rule.join(number, group)
 
     def decide(self, number: int, epoch: int, value: float) -> Decision:
         if not self._audited(number):
-            return self._rule.decide(number, epoch, value)
-        shadow = self._shadows.setdefault(number, _Shadow())
-        if shadow.paused:
-            shadow.held.append((epoch, value))
-        elif not shadow.stopped:
-            self._tell(number, shadow, epoch, value)
-        return Decision.CONTINUE
+            decision = self._rule.decide(number, epoch, value)
+        else:
+            decision = Decision.CONTINUE
+            self._heard(number, epoch, value)
+        # at once, and not when a worker is free: so it is the same when stored reports are told again
+        self._promote_shadows()
+        return decision
 
     def promote(self) -> Sequence[int]:
-        return self._others(self._rule.promote())
+        self._promote_shadows()
+        named, self._named = self._named, []
+        return named
 
     def promote_last(self) -> Sequence[int]:
-        # an audited trial that goes on may leave the others as they were
+        # that an audited trial goes on may leave the others as they were
         while named := self._rule.promote_last():
-            others = self._others(named)
-            if others:
-                return others
-        return ()
+            moved = self._move(named)
+            self._promote_shadows()
+            if self._named or not moved:
+                break
+        return self.promote()
 
     def promoted(self, number: int, epoch: int) -> None:
         self._rule.promoted(number, epoch)
+        self._promote_shadows()
 
-    def _others(self, named: Sequence[int]) -> list[int]:
-        """Those of the named that do pause; the audited ones have been going on all the time."""
+    def ended(self, number: int, failed: bool) -> None:
+        self._rule.ended(number, failed)
+        self._promote_shadows()
+
+    def _heard(self, number: int, epoch: int, value: float) -> None:
+        shadow = self._shadows.setdefault(number, _Shadow())
+        if shadow.paused is not None:
+            shadow.held.append((epoch, value))
+        elif not shadow.stopped:
+            self._tell(number, shadow, epoch, value)
+
+    def _promote_shadows(self) -> None:
+        while self._move(self._rule.promote()):
+            pass
+
+    def _move(self, named: Sequence[int]) -> bool:
+        """Keep the named that really pause for `promote`; tell what the audited ones did meanwhile. Whether any did."""
+        self._named += [number for number in named if not self._audited(number)]
+        moved = False
         for number in filter(self._audited, named):
-            shadow = self._shadows[number]
-            held, shadow.held, shadow.paused = shadow.held, [], False
-            for place, (epoch, value) in enumerate(held):
-                self._tell(number, shadow, epoch, value)
-                if shadow.paused:
-                    shadow.held = held[place + 1 :]
-                if shadow.paused or shadow.stopped:
-                    break
-        return [number for number in named if not self._audited(number)]
+            shadow = self._shadows.get(number)
+            if shadow is None or shadow.paused is None:
+                continue
+            moved, shadow.passed, shadow.paused = True, shadow.paused, None
+            held, shadow.held = shadow.held, []
+            for epoch, value in held:
+                self._heard(number, epoch, value)
+        return moved
 
     def _tell(self, number: int, shadow: _Shadow, epoch: int, value: float) -> None:
         decision = self._rule.decide(number, epoch, value)
         shadow.stopped = decision is Decision.STOP
-        shadow.paused = decision is Decision.PAUSE
+        # a rule may answer as before where an epoch is told again
+        if decision is Decision.PAUSE and epoch > shadow.passed:
+            shadow.paused = epoch
 
 
 def audited_rule(rule: Rule | None, share: float, seed: int) -> Rule | None:

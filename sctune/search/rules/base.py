@@ -34,13 +34,15 @@ class RuleSettings:
     """What a rule is made from.
 
     epochs: the full budget of a trial, 1 or more. grace: first rung, in 1 .. epochs. factor: 2 or more, the share of
-    trials that a rung lets pass is 1/factor. seed: of the study, in [0, 2**32).
+    trials that a rung lets pass is 1/factor. seed: of the study, in [0, 2**32). behind: a trial is judged by those that
+    are more than so many numbers before it alone, which have all ended by then; None: by whoever came before it.
     """
 
     epochs: int
     grace: int
     factor: int
     seed: int
+    behind: int | None = None
 
 
 class Rule(ABC):
@@ -50,6 +52,10 @@ class Rule(ABC):
     """
 
     rungs: tuple[int, ...] = ()
+    pauses = False
+    """Whether it answers PAUSE; told to people only."""
+    looks_behind = False
+    """Whether its answers keep to `RuleSettings.behind`, so that they do not depend on what else runs when."""
 
     def join(self, number: int, group: str) -> None:  # noqa: B027
         """A trial begins, or is known from an earlier launch; told before its first report. group: its method's name.
@@ -83,7 +89,13 @@ class Rule(ABC):
         return ()
 
     def promoted(self, number: int, epoch: int) -> None:  # noqa: B027
-        """An earlier launch promoted the trial past this epoch; told after what was reported."""
+        """An earlier launch promoted the trial, which has not ended, past this epoch; told after what was reported."""
+
+    def ended(self, number: int, failed: bool) -> None:  # noqa: B027
+        """The trial has ended before its last epoch, by a failure or by the rule's word, and cannot go on any more.
+
+        Of an earlier launch it is told after what was reported and promoted.
+        """
 
 
 def refill(rule: Rule, history: History) -> None:

@@ -13,18 +13,24 @@ from sctune.search.rules.stopping import Hyperband, rungs_of
 
 @dataclass
 class _Peers:
-    """Those that are compared with each other at a rung. passed: whom the rung let go on."""
+    """Those that are compared with each other at a rung. passed: whom the rung let go on; gone: ended at it."""
 
     values: dict[int, float] = field(default_factory=dict)
     passed: set[int] = field(default_factory=set)
+    gone: set[int] = field(default_factory=set)
 
-    def ranked(self) -> list[int]:
-        """Numbers, the best first, the earlier one of equals."""
-        return sorted(self.values, key=lambda number: (-self.values[number], number))
+    def able(self) -> list[int]:
+        """Numbers of those that have gone on or can, the best first, the earlier one of equals."""
+        able = self.values.keys() - (self.gone - self.passed)
+        return sorted(able, key=lambda number: (-self.values[number], number))
 
     def promotable(self, factor: int) -> list[int]:
-        """Of the best 1/factor, those that have not gone on yet, the best first."""
-        return [number for number in self.ranked()[: len(self.values) // factor] if number not in self.passed]
+        """Of as many as are 1/factor of all, the best that have not gone on yet, the best first."""
+        return [number for number in self.able()[: len(self.values) // factor] if number not in self.passed]
+
+    def forget(self, number: int) -> None:
+        self.values.pop(number, None)
+        self.passed.discard(number)
 
 
 class PromotionHalving(Rule):
@@ -33,10 +39,12 @@ class PromotionHalving(Rule):
     A trial that reaches a rung pauses there, unless it is at once among the best 1/factor of those that have; paused
     ones go on when they come to be among them, those of the highest rung first. Where the stopping variant lets the
     first trials pass whatever they are worth, this one waits for others to compare with. When nothing else is left a
-    rung that let nobody pass gives its best one.
+    rung that let nobody pass gives its best one. Trials that failed count nowhere.
 
     fair: the first rung compares the trials of a method with each other, as `FairHalving` does.
     """
+
+    pauses = True
 
     def __init__(self, epochs: int, grace: int, factor: int, fair: bool = True) -> None:
         """Rungs are grace * factor**k below `epochs`; the last epoch ends a trial anyway."""
@@ -70,8 +78,8 @@ class PromotionHalving(Rule):
 
     def promote_last(self) -> Sequence[int]:
         for rung in reversed(self._peers):
-            waiting = [peers for peers in rung.values() if peers.values and not peers.passed]
-            named = [peers.ranked()[0] for peers in waiting]
+            waiting = [peers for peers in rung.values() if peers.able() and not peers.passed]
+            named = [peers.able()[0] for peers in waiting]
             for peers, number in zip(waiting, named, strict=True):
                 peers.passed.add(number)
             if named:
@@ -80,6 +88,13 @@ class PromotionHalving(Rule):
 
     def promoted(self, number: int, epoch: int) -> None:
         self._let_pass(number, bisect_right(self.rungs, epoch))
+
+    def ended(self, number: int, failed: bool) -> None:
+        for peers in self._from_the_top():
+            if failed:
+                peers.forget(number)
+            elif number in peers.values:
+                peers.gone.add(number)
 
     def _let_pass(self, number: int, index: int) -> None:
         """The trial has gone on past the rungs below `index`."""
@@ -96,6 +111,8 @@ class PromotionHalving(Rule):
 
 class PromotionHyperband(Hyperband):
     """Hyperband whose brackets promote, drawn as those of `Hyperband`; the last one never pauses a trial."""
+
+    pauses, looks_behind = True, False
 
     def _bracket(self, index: int, epochs: int, rung: int, factor: int) -> Rule:
         return PromotionHalving(epochs, rung, factor, fair=index == 0)

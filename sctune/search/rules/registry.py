@@ -16,11 +16,11 @@ GROUP = "sctune.rules"
 NO_RULE = "none"
 
 RULES: dict[str, Callable[[RuleSettings], Rule]] = {
-    "asha": lambda s: FairHalving(s.epochs, s.grace, s.factor),
-    "hyperband": lambda s: Hyperband(s.epochs, s.grace, s.factor, s.seed),
+    "asha": lambda s: FairHalving(s.epochs, s.grace, s.factor, s.behind),
+    "hyperband": lambda s: Hyperband(s.epochs, s.grace, s.factor, s.seed, s.behind),
     "asha-promotion": lambda s: PromotionHalving(s.epochs, s.grace, s.factor),
     "hyperband-promotion": lambda s: PromotionHyperband(s.epochs, s.grace, s.factor, s.seed),
-    "median": lambda s: MedianStopping(s.epochs, s.grace, s.factor),
+    "median": lambda s: MedianStopping(s.epochs, s.grace, s.factor, behind=s.behind),
 }
 
 
@@ -33,8 +33,10 @@ def default_grace(epochs: int) -> int:
     return max(1, epochs // 9)
 
 
-def make_rule(name: str, epochs: int, grace: int | None, factor: int, seed: int) -> Rule | None:
-    """The rule by name; None for `none`. grace: first rung in epochs, None for the default.
+def make_rule(
+    name: str, epochs: int, grace: int | None, factor: int, seed: int, behind: int | None = None
+) -> Rule | None:
+    """The rule by name; None for `none`. grace: first rung in epochs, None for the default; behind: see RuleSettings.
 
     Raises ConfigError for an unknown name, a grace outside 1 .. epochs, a factor below 2, and a rule of another
     package that cannot be loaded.
@@ -49,5 +51,5 @@ def make_rule(name: str, epochs: int, grace: int | None, factor: int, seed: int)
     if factor < 2:
         raise ConfigError(f"scheduler {name}: factor={factor} must be 2 or more")
     make = RULES.get(name) or load_plugin(GROUP, name)
-    rule: Rule = make(RuleSettings(epochs, grace, factor, seed))
+    rule: Rule = make(RuleSettings(epochs, grace, factor, seed, behind))
     return rule

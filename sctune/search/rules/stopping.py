@@ -29,12 +29,16 @@ class _Judged:
 class SuccessiveHalving(Rule):
     """Asynchronous successive halving by stopping (Li et al. 2020, the stopping variant).
 
-    At each rung a trial must not be below the (1 - 1/factor) quantile of the values recorded there before it.
+    At each rung a trial must not be below the (1 - 1/factor) quantile of the values recorded there before it, or,
+    with `behind`, by trials that are more than so many numbers before it.
     """
 
-    def __init__(self, epochs: int, grace: int, factor: int) -> None:
+    looks_behind = True
+
+    def __init__(self, epochs: int, grace: int, factor: int, behind: int | None = None) -> None:
         """Rungs are grace * factor**k below `epochs`; the last epoch ends a trial anyway."""
         self.rungs = rungs_of(epochs, grace, factor)
+        self._behind = behind
         self._epochs = epochs
         self._share = 1 - 1 / factor
         self._judged: dict[int, dict[int, _Judged]] = {rung: {} for rung in self.rungs}
@@ -49,7 +53,7 @@ class SuccessiveHalving(Rule):
             return False
         peers = self._judged[self.rungs[index - 1]]
         if number not in peers:
-            values = [peer.value for peer in peers.values()]
+            values = [peer.value for other, peer in peers.items() if _counts(other, number, self._behind)]
             bar = float(np.quantile(values, self._share)) if values else NO_BAR
             peers[number] = _Judged(epoch, value, bar)
         own = peers[number]
@@ -65,11 +69,15 @@ class FairHalving(Rule):
     method it is `SuccessiveHalving`.
     """
 
-    def __init__(self, epochs: int, grace: int, factor: int) -> None:
+    looks_behind = True
+
+    def __init__(self, epochs: int, grace: int, factor: int, behind: int | None = None) -> None:
         self.rungs = rungs_of(epochs, grace, factor)
         self._later = self.rungs[1] if len(self.rungs) > 1 else epochs
-        self._first: dict[str, SuccessiveHalving] = defaultdict(lambda: SuccessiveHalving(self._later, grace, factor))
-        self._rest = SuccessiveHalving(epochs, self._later, factor)
+        self._first: dict[str, SuccessiveHalving] = defaultdict(
+            lambda: SuccessiveHalving(self._later, grace, factor, behind)
+        )
+        self._rest = SuccessiveHalving(epochs, self._later, factor, behind)
         self._groups: dict[int, str] = {}
 
     def join(self, number: int, group: str) -> None:
@@ -88,8 +96,11 @@ class Hyperband(Rule):
     bracket 0 alone has, compares within a method as `FairHalving` does.
     """
 
-    def __init__(self, epochs: int, grace: int, factor: int, seed: int) -> None:
+    looks_behind = True
+
+    def __init__(self, epochs: int, grace: int, factor: int, seed: int, behind: int | None = None) -> None:
         self.rungs = rungs_of(epochs, grace, factor)
+        self._behind = behind
         self.brackets = [self._bracket(index, epochs, rung, factor) for index, rung in enumerate(self.rungs)]
         n_rungs = len(self.rungs)
         sizes = [math.ceil((n_rungs + 1) / (s + 1) * factor**s) for s in range(n_rungs, -1, -1)]
@@ -123,8 +134,13 @@ class Hyperband(Rule):
         if bracket < len(self.brackets):
             self.brackets[bracket].promoted(number, epoch)
 
+    def ended(self, number: int, failed: bool) -> None:
+        for bracket in self.brackets:
+            bracket.ended(number, failed)
+
     def _bracket(self, index: int, epochs: int, rung: int, factor: int) -> Rule:
-        return SuccessiveHalving(epochs, rung, factor) if index else FairHalving(epochs, rung, factor)
+        kind = SuccessiveHalving if index else FairHalving
+        return kind(epochs, rung, factor, self._behind)
 
 
 class MedianStopping(Rule):
@@ -134,8 +150,12 @@ class MedianStopping(Rule):
     grace * factor, where other methods may know more or less by then, and all of them later.
     """
 
-    def __init__(self, epochs: int, grace: int, factor: int = 1, min_samples: int = 3) -> None:
-        self._epochs, self._grace, self._min_samples = epochs, grace, min_samples
+    looks_behind = True
+
+    def __init__(
+        self, epochs: int, grace: int, factor: int = 1, min_samples: int = 3, behind: int | None = None
+    ) -> None:
+        self._epochs, self._grace, self._min_samples, self._behind = epochs, grace, min_samples, behind
         self._later = grace * factor
         self._curves: dict[int, dict[int, float]] = {}
         self._bars: dict[int, dict[int, float]] = {}
@@ -159,7 +179,8 @@ class MedianStopping(Rule):
         own_means = self._own_means[self._groups.get(number, "")]
         if self._grace <= epoch and epoch > latest:
             # its own mean is not among them yet
-            means = (self._means if epoch >= self._later else own_means).at(epoch)
+            known = self._means if epoch >= self._later else own_means
+            means = known.at(epoch) if self._behind is None else known.before(epoch, number - self._behind)
             bars[epoch] = _median(means) if len(means) >= self._min_samples else NO_BAR
         curve[epoch] = value
         for kept in (self._means, own_means):
@@ -182,6 +203,10 @@ class _RunningMeans:
     def at(self, epoch: int) -> list[float]:
         return self._sorted.get(epoch, [])
 
+    def before(self, epoch: int, number: int) -> list[float]:
+        """Those of trials with a lower number, sorted."""
+        return sorted(mean for (other, reached), mean in self._of_trial.items() if reached == epoch and other < number)
+
     def update(self, number: int, curve: Mapping[int, float], since: int) -> None:
         """Take over a trial's curve where it is new or was changed, from epoch `since` on."""
         for epoch in range(since, max(curve) + 1):
@@ -192,6 +217,11 @@ class _RunningMeans:
             mean = fmean(value for reached, value in curve.items() if reached <= epoch)
             self._of_trial[number, epoch] = mean
             insort(means, mean)
+
+
+def _counts(other: int, number: int, behind: int | None) -> bool:
+    """Whether a trial is judged by another one."""
+    return behind is None or other < number - behind
 
 
 def _median(ordered: Sequence[float]) -> float:

@@ -15,13 +15,13 @@ from optuna.trial import FrozenTrial, TrialState
 
 from sctune.report import EpochReport, TrialFailure
 from sctune.search.cluster.resources import TrialResources
-from sctune.search.rules.base import Decision, Rule, refill
+from sctune.search.rules.base import Decision, Rule
 from sctune.search.run.back_pressure import OPEN, Gate
 from sctune.search.run.faults import FIRST_FAILURES, FailureAction, Faults, WaitingTrials, common_cause
-from sctune.search.run.recorder import PAUSED, PROMOTED, RESOURCES, Observer, TrialEnd, TrialRecorder
+from sctune.search.run.recorder import RESOURCES, Observer, TrialEnd, TrialRecorder
 from sctune.search.space.definition import Space
 from sctune.search.study.manifest import StudyManifest
-from sctune.search.study.record import Record
+from sctune.search.study.record import PAUSED, PROMOTED, Record, events_of
 from sctune.search.suggest.samplers import make_sampler
 from sctune.search.suggest.suggester import Suggester
 
@@ -164,15 +164,29 @@ class TrialController:
             in_order=manifest.sampler == "grid",
             taken=record.foreign,
             objective=objective,
+            behind=manifest.look_behind,
         )
+        for number in self._paused:
+            self.suggester.pause(number)
         self._recorder = TrialRecorder(record, self.suggester, trials, self._launch, observers, self._found_bug)
         if rule is not None:
             for trial in trials:
                 rule.join(trial.number, self._method(trial.number))
-            refill(rule, ((number, epoch, self._merit(value)) for number, epoch, value in self.history))
-            for number, stored in self._trials.items():
-                if stored.promoted is not None:
-                    rule.promoted(number, stored.promoted)
+            self._refill(rule, trials)
+            for number in unfinished:
+                epoch = self._trials[number].promoted
+                if epoch is not None:
+                    rule.promoted(number, epoch)
+
+    def _refill(self, rule: Rule, trials: Sequence[FrozenTrial]) -> None:
+        """Tell the rule what earlier launches told it, in the order in which it came."""
+        by_number = {trial.number: trial for trial in trials}
+        for number, epoch in events_of(trials):
+            trial = by_number[number]
+            if epoch is None:
+                rule.ended(number, trial.state is TrialState.FAIL)
+            else:
+                rule.decide(number, epoch, self._merit(trial.intermediate_values[epoch]))
 
     @property
     def history(self) -> list[tuple[int, int, float]]:
@@ -218,7 +232,8 @@ class TrialController:
         if not self._live and not len(self._waiting):
             if self._promote(last=True):
                 return self.next()
-            self._come_to_an_end()
+            if not self.stopping:
+                self._come_to_an_end()
         return None
 
     def decide(self, number: int, report: EpochReport) -> Decision:
@@ -284,6 +299,8 @@ class TrialController:
             return None
         # a write that failed for good ends the search here; nothing waits for those on their way
         self.record.check()
+        if not self.suggester.may_ask:
+            return None
         frozen = self.suggester.ask()
         if frozen is None:
             self.exhausted = f"space exhausted after {n_trials} of {self.manifest.trials}"
@@ -295,17 +312,27 @@ class TrialController:
         if rule is None or not self._paused:
             return False
         nobody: Sequence[int] = ()
-        named = self._guarded(rule.promote_last if last else rule.promote, nobody)
-        chosen = [number for number in named if number in self._paused]
+        ask = rule.promote_last if last else rule.promote
+        named = self._guarded(ask, nobody)
+        chosen = [number for number in dict.fromkeys(named) if number in self._paused]
+        if last and named and not chosen:
+            # they are passed over; each is named once, but a rule of another package may not keep to it
+            for _ in self._paused:
+                named = self._guarded(ask, nobody)
+                chosen = [number for number in dict.fromkeys(named) if number in self._paused]
+                if chosen:
+                    break
         for number in chosen:
             self._paused.remove(number)
             self._trials[number].promoted = self._trials[number].paused
             self._waiting.ready(number)
+            self.suggester.go_on(number)
         return bool(chosen)
 
     def _pause(self, number: int, epoch: int) -> None:
         self._trials[number].paused = epoch
         self._paused.append(number)
+        self.suggester.pause(number)
         self._recorder.pause(number, epoch, f"paused by {self.manifest.scheduler.name} after epoch {epoch}")
 
     def _come_to_an_end(self) -> None:
@@ -374,7 +401,11 @@ class TrialController:
         return self._trials[number].resources or self._faults.base
 
     def _end_trial(self, number: int, end: TrialEnd) -> None:
+        self.suggester.go_on(number)
         self._recorder.end(number, end)
+        rule, failed = self.rule, end.failure is not None
+        if rule is not None and end.state is not TrialState.COMPLETE:
+            self._guarded(lambda: rule.ended(number, failed), None)
         if end.failure is None:
             self._succeeded = True
         else:

@@ -60,6 +60,7 @@ def planned(options: SearchOptions) -> Iterator[tuple[Plan, Resources]]:
     """
     import torch
 
+    from sctune.search.plan.order import in_order
     from sctune.search.plan.plan import make_plan
 
     if options.address is None:
@@ -71,7 +72,8 @@ def planned(options: SearchOptions) -> Iterator[tuple[Plan, Resources]]:
 
             plan = make_plan(options, has_gpu=ray.cluster_resources().get("GPU", 0) > 0)
         plan = replace(plan, warnings=(*plan.warnings, *warnings))
-        yield _with_resources(plan, options.address, options.gpus_per_trial, options.max_concurrent)
+        plan, resources = _with_resources(plan, options.address, options.gpus_per_trial, options.max_concurrent)
+        yield in_order(plan, options, resources.concurrent), resources
 
 
 def run_plan(

@@ -42,6 +42,11 @@ def plan_lines(plan: Plan, resources: Resources) -> list[str]:
             f"training images are turned freely (augment.rotation=free); `{_changes(base)}` says which turns leave a "
             "normal image of this part normal"
         )
+    if manifest.look_behind is not None:
+        lines.append(
+            f"trial n is drawn and judged by the trials before n - {manifest.look_behind} alone, so that the same "
+            "search is the same again (--free-running: by whatever has ended)"
+        )
     if manifest.references:
         lines.append(f"before the trials: {', '.join(manifest.references)} (references, which train nothing)")
     if manifest.data.licence:

@@ -12,11 +12,8 @@ from optuna.trial import FrozenTrial, TrialState
 from sctune.report import EpochReport, TrialFailure
 from sctune.search.cluster.resources import TrialResources
 from sctune.search.space.definition import Values
-from sctune.search.study.record import Record, reports_of
+from sctune.search.study.record import PAUSED, PROMOTED, Record, reports_of
 from sctune.search.suggest.suggester import Suggester
-
-PAUSED, PROMOTED = "paused", "promoted"
-"""User attributes of a trial: the epoch after which it was last paused, and the last one that it was promoted past."""
 
 RESOURCES = "share"
 """User attribute {"cpus", "gpus"} of a trial that needed more than it was planned with; the name is the format's."""

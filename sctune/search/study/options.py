@@ -35,6 +35,13 @@ class StudyOptions(BaseModel):
     audit: float = asked(
         BUDGET, 0.0, "Share of the trials, drawn by the seed, that early stopping leaves alone.", ge=0, le=1
     )
+    look_behind: int | None = asked(
+        SPACE,
+        None,
+        "Trial n is drawn and judged by the trials before n - N alone, so that the same search is the same whatever "
+        "runs when; default: twice the trials at a time less two, 2 or more.",
+        ge=1,
+    )
     checkpoint_interval: float = asked(PLACES, 60.0, "Seconds between checkpoints besides rungs.", ge=0)
     keep_best: int = asked(PLACES, 3, "Full runs that keep their checkpoint.", ge=1)
     max_disk: int | None = asked(

@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import islice
@@ -41,6 +41,9 @@ from sctune.urls import without_secrets
 
 REPORT_PREFIX = "report:"
 """User attribute `report:<epoch>`: {"metrics": {...}, "time": first arrival in ms since 1970}."""
+
+PAUSED, PROMOTED = "paused", "promoted"
+"""User attributes of a trial: the epoch after which it was last paused, and the last one that it was promoted past."""
 
 REFERENCE_PREFIX = "sctune:reference:"
 """Study attributes about references; samplers never see them."""
@@ -361,6 +364,18 @@ def reports_of(trial: FrozenTrial) -> dict[int, dict[str, Any]]:
     }
     # a report is complete when its value is there
     return {epoch: found[epoch] for epoch in sorted(found) if epoch in trial.intermediate_values}
+
+
+def events_of(trials: Iterable[FrozenTrial]) -> list[tuple[int, int | None]]:
+    """(number, epoch) of each report of stored trials, (number, None) of each end before a last epoch, as they came."""
+    found: list[tuple[float, bool, int, int | None]] = []
+    for trial in trials:
+        times = {epoch: report["time"] for epoch, report in reports_of(trial).items()}
+        found += [(time, False, trial.number, epoch) for epoch, time in times.items()]
+        if trial.state in (TrialState.FAIL, TrialState.PRUNED):
+            ended = 0.0 if trial.datetime_complete is None else 1000 * trial.datetime_complete.timestamp()
+            found.append((max([ended, *times.values()]), True, trial.number, None))
+    return [(number, epoch) for _, _, number, epoch in sorted(found, key=lambda one: one[:3])]
 
 
 def _is_foreign(trial: FrozenTrial) -> bool:

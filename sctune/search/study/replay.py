@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -10,7 +10,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from sctune.search.rules.base import Decision, Rule
 from sctune.search.study.manifest import StudyManifest
-from sctune.search.study.record import reports_of
+from sctune.search.study.record import PROMOTED, events_of, reports_of
 
 
 class Fate(Enum):
@@ -27,15 +27,19 @@ class Fate(Enum):
 
 @dataclass(frozen=True)
 class Curve:
-    """A stored trial. group: its method's name; points: (epoch, merit), ascending; full: whether it came to its end."""
+    """A stored trial. group: its method's name; points: (epoch, merit), ascending; promoted: the last epoch that it was
+    paused at and promoted past, 0 where it never was.
+    """
 
     number: int
     group: str
     points: tuple[tuple[int, float], ...]
     state: TrialState
+    promoted: int = 0
 
     @property
     def full(self) -> bool:
+        """Whether it came to its end."""
         return self.state is TrialState.COMPLETE
 
     @property
@@ -54,10 +58,12 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Curves:
-    """The curves of a study by number. order: a number for each report, as they came; epochs: of a full run."""
+    """The curves of a study by number. order: (number, whether it ended) for each report and for each end before the
+    last epoch, as they came; epochs: of a full run.
+    """
 
     by_number: Mapping[int, Curve]
-    order: tuple[int, ...]
+    order: tuple[tuple[int, bool], ...]
     epochs: int
 
     @property
@@ -75,29 +81,30 @@ def curves_of(manifest: StudyManifest, trials: Sequence[FrozenTrial]) -> Curves:
     """From a study's record."""
     space, merit = manifest.build_space(), manifest.build_objective().merit
     found: dict[int, Curve] = {}
-    arrivals: list[tuple[int, int]] = []
     for trial in trials:
         reports = reports_of(trial)
         chosen = space.assignments(space.decode(trial.params))
         points = tuple((epoch, merit(trial.intermediate_values[epoch])) for epoch in reports)
         group = str(chosen.get("method.name", space.base.method.name))
-        found[trial.number] = Curve(trial.number, group, points, trial.state)
-        arrivals += [(report["time"], trial.number) for report in reports.values()]
-    return Curves(found, tuple(number for _, number in sorted(arrivals)), space.epochs)
+        promoted = int(trial.user_attrs.get(PROMOTED, 0))
+        found[trial.number] = Curve(trial.number, group, points, trial.state, promoted)
+    order = tuple((number, epoch is None) for number, epoch in events_of(trials))
+    return Curves(found, order, space.epochs)
 
 
-def replay(curves: Curves, rule: Rule | None) -> dict[int, Outcome]:
+def replay(curves: Curves, rule: Rule | None, as_recorded: Container[int] = ()) -> dict[int, Outcome]:
     """Number -> what the rule (fresh; None: never stops) makes of each trial.
 
-    A report that came while the rule has its trial paused is told when the trial is promoted. With the study's own
-    rule this is what happened.
+    A report that came while the rule has its trial paused is told when the trial is promoted. as_recorded: trials whose
+    promotions and ends are taken from the record, where several launches have left them: with the study's own rule, and
+    all of its trials, what comes out is what happened.
     """
-    return _Replay(curves, rule).run()
+    return _Replay(curves, rule, as_recorded).run()
 
 
 class _Replay:
-    def __init__(self, curves: Curves, rule: Rule | None) -> None:
-        self.curves, self.rule = curves, rule
+    def __init__(self, curves: Curves, rule: Rule | None, as_recorded: Container[int]) -> None:
+        self.curves, self.rule, self.as_recorded = curves, rule, as_recorded
         self.arrived = dict.fromkeys(curves.by_number, 0)
         self.told = dict.fromkeys(curves.by_number, 0)
         self.fates: dict[int, Fate] = {}
@@ -106,22 +113,49 @@ class _Replay:
                 rule.join(curve.number, curve.group)
 
     def run(self) -> dict[int, Outcome]:
-        for number in self.curves.order:
+        for number, ended in self.curves.order:
             self.promote(self.rule.promote() if self.rule else ())
+            if ended:
+                self.end(number)
+                continue
             self.arrived[number] += 1
+            if number in self.as_recorded and self.fates.get(number) is Fate.PAUSED:
+                self.follow(number)
             self.tell(number)
-        while self.rule is not None and any(fate is Fate.PAUSED for fate in self.fates.values()):
-            named = self.rule.promote() or self.rule.promote_last()
-            if not named:
+        # each trial is named once a rung, but a rule of another package may not keep to it
+        for _ in self.curves.order:
+            if self.rule is None or not (self.promote(self.rule.promote()) or self.promote(self.rule.promote_last())):
                 break
-            self.promote(named)
         return {number: Outcome(self.fate(number), self.epoch(number)) for number in self.curves.by_number}
 
-    def promote(self, named: Iterable[int]) -> None:
-        for number in named:
-            if self.fates.get(number) is Fate.PAUSED:
-                del self.fates[number]
-                self.tell(number)
+    def promote(self, named: Iterable[int]) -> bool:
+        """Whether any of the named had paused."""
+        paused = [number for number in named if self.fates.get(number) is Fate.PAUSED]
+        for number in paused:
+            if number in self.as_recorded:
+                continue
+            del self.fates[number]
+            self.tell(number)
+        return bool(paused)
+
+    def follow(self, number: int) -> None:
+        """A report of a trial that the study promoted."""
+        at = self.epoch(number)
+        if self.curves.by_number[number].promoted >= at and self.rule is not None:
+            self.rule.promoted(number, at)
+            del self.fates[number]
+
+    def end(self, number: int) -> None:
+        """The trial ended so in the study: by a failure whatever the rule says, or by a rule."""
+        failed = self.curves.by_number[number].state is TrialState.FAIL
+        recorded = number in self.as_recorded
+        if failed and (number not in self.fates or recorded):
+            # one that was promoted may have failed before it told anything more
+            self.fates[number] = Fate.FAILED
+        elif failed or not recorded:
+            return
+        if self.rule is not None:
+            self.rule.ended(number, failed)
 
     def tell(self, number: int) -> None:
         """All reports of a trial that have come and are not told yet, until the rule has enough of it."""
@@ -138,10 +172,7 @@ class _Replay:
                     self.fates[number] = Fate.STOPPED if decision is Decision.STOP else Fate.PAUSED
 
     def fate(self, number: int) -> Fate:
-        known = self.fates.get(number)
-        if known is not None:
-            return known
-        return Fate.FAILED if self.curves.by_number[number].state is TrialState.FAIL else Fate.UNKNOWN
+        return self.fates.get(number, Fate.UNKNOWN)
 
     def epoch(self, number: int) -> int:
         told = self.told[number]

@@ -12,6 +12,7 @@ from scipy import stats
 
 from sctune.metrics.objective import Objective
 from sctune.search.rules.audit import is_audited
+from sctune.search.rules.base import Rule
 from sctune.search.rules.registry import NO_RULE, make_rule
 from sctune.search.study.manifest import SchedulerSpec, StudyManifest
 from sctune.search.study.replay import Curve, Curves, Fate, Outcome, replay
@@ -62,16 +63,28 @@ class Replayed:
 
 
 def replayed(manifest: StudyManifest, curves: Curves, scheduler: SchedulerSpec) -> Replayed:
-    """Raises ConfigError for a scheduler that cannot be."""
-    rule = make_rule(scheduler.name, curves.epochs, scheduler.grace, scheduler.factor, manifest.sampler_seed)
-    outcomes = replay(curves, rule)
-    objective = manifest.build_objective()
-    whole = final_merits(curves)
+    """What another scheduler makes of all trials, none of them audited; ConfigError for one that cannot be."""
+    return _summed(manifest, curves, scheduler, replay(curves, _rule(manifest, curves, scheduler)))
+
+
+def as_it_was(manifest: StudyManifest, curves: Curves) -> Replayed:
+    """The study with its own scheduler and its own exceptions; ConfigError where that is not installed here."""
+    outcomes = replay(curves, rule_of(manifest, curves.epochs), curves.by_number)
+    return _summed(manifest, curves, manifest.scheduler, outcomes)
+
+
+def _rule(manifest: StudyManifest, curves: Curves, spec: SchedulerSpec) -> Rule | None:
+    return make_rule(spec.name, curves.epochs, spec.grace, spec.factor, manifest.sampler_seed, manifest.look_behind)
+
+
+def _summed(
+    manifest: StudyManifest, curves: Curves, scheduler: SchedulerSpec, outcomes: Mapping[int, Outcome]
+) -> Replayed:
+    objective, whole = manifest.build_objective(), final_merits(curves)
     kept = {number: whole[number] for number, one in outcomes.items() if one.fate is Fate.COMPLETE}
     best = _best(kept)
-    top = max(whole.values(), default=None)
     # what a failure cost, no scheduler saves
-    counted = {number: one for number, one in outcomes.items() if one.fate is not Fate.FAILED}
+    counted = {number: one for number, one in outcomes.items() if curves.by_number[number].state is not TrialState.FAIL}
     return Replayed(
         scheduler=scheduler,
         outcomes=outcomes,
@@ -82,18 +95,17 @@ def replayed(manifest: StudyManifest, curves: Curves, scheduler: SchedulerSpec) 
         full=sum(curves.last_epoch(number) for number in counted),
         best=best,
         value=None if best is None else objective.merit(kept[best]),
-        regret=None if best is None or top is None else top - kept[best],
+        regret=None if best is None else max(whole.values()) - kept[best],
     )
 
 
-def differing(manifest: StudyManifest, curves: Curves) -> list[int]:
+def differing(curves: Curves, own: Replayed) -> list[int]:
     """Numbers of the ended trials that a replay of the study as it was makes something else of than happened."""
-    outcomes = replay(curves, rule_of(manifest, curves.epochs))
     same = {TrialState.COMPLETE: (Fate.COMPLETE,), TrialState.PRUNED: (Fate.STOPPED, Fate.PAUSED)}
     return [
         one.number
         for one in curves.ended
-        if outcomes[one.number].fate not in same[one.state] or outcomes[one.number].epoch != one.end
+        if own.outcomes[one.number].fate not in same[one.state] or own.outcomes[one.number].epoch != one.end
     ]
 
 
@@ -118,9 +130,9 @@ class Audit:
     """What the audited trials of a study tell of those that it stopped.
 
     trials: audited and run to their end; stopped: of these, those that the scheduler would have stopped; better: of
-    these, those that end above the best full run that it let through. lost: chance that the study stopped at least one
-    that is better than its winner, with its interval, from the share better / stopped and the number that it did stop;
-    None where nothing is known. cost: epochs that the audited trials took after their stop.
+    these, those that end above the best full run that it let through. lost: chance that at least one of the
+    `really_stopped` other trials, which the study did stop, would have ended above it too, with its interval, from the
+    share better / stopped; None where nothing is known. cost: epochs that the audited trials took after their stop.
     """
 
     trials: int
@@ -135,7 +147,7 @@ class Audit:
         return {
             "trials": self.trials,
             "would_be_stopped": self.stopped,
-            "better_than_the_winner": self.better,
+            "better_than_what_was_let_through": self.better,
             "stopped_in_the_study": self.really_stopped,
             "chance_that_a_better_one_was_stopped": None
             if self.lost is None
@@ -147,35 +159,33 @@ class Audit:
 
 def audit_of(manifest: StudyManifest, curves: Curves) -> Audit | None:
     """None for a study without audited trials."""
-    spec = manifest.scheduler
-    rule = make_rule(spec.name, curves.epochs, spec.grace, spec.factor, manifest.sampler_seed)
+    rule = _rule(manifest, curves, manifest.scheduler)
     if rule is None or not manifest.audit:
         return None
-    outcomes, merits = replay(curves, rule), final_merits(curves)
-    audited = {number for number in merits if is_audited(number, manifest.audit, manifest.sampler_seed)}
-    ended = (Fate.STOPPED, Fate.PAUSED)
-    stopped = [number for number in audited if outcomes[number].fate in ended]
+    audited = {number for number in curves.by_number if is_audited(number, manifest.audit, manifest.sampler_seed)}
+    outcomes, merits = replay(curves, rule, curves.by_number.keys() - audited), final_merits(curves)
+    ran = sorted(audited & merits.keys())
+    stopped = [number for number in ran if outcomes[number].fate in (Fate.STOPPED, Fate.PAUSED)]
     let_through = [merits[number] for number in merits if outcomes[number].fate is Fate.COMPLETE]
-    bar = max(let_through, default=-np.inf)
-    better = sum(merits[number] > bar for number in stopped)
-    really = sum(
-        outcomes[number].fate in ended and not is_audited(number, manifest.audit, manifest.sampler_seed)
-        for number in outcomes
-    )
+    better = sum(merits[number] > max(let_through) for number in stopped) if let_through else 0
+    really = sum(one.state is TrialState.PRUNED and number not in audited for number, one in curves.by_number.items())
     return Audit(
-        trials=len(audited),
+        trials=len(ran),
         stopped=len(stopped),
         better=better,
         really_stopped=really,
-        lost=_lost(better, len(stopped), really),
+        lost=_lost(better, len(stopped), really) if let_through else None,
         cost=sum(curves.by_number[number].end - outcomes[number].epoch for number in stopped),
-        rungs=tuple(agreement([curves.by_number[number] for number in sorted(audited)], rung) for rung in rule.rungs),
+        rungs=tuple(agreement([curves.by_number[number] for number in ran], rung) for rung in rule.rungs),
     )
 
 
 def agreement(curves: Sequence[Curve], epoch: int) -> RungAgreement:
-    """How well the order at an epoch is that at the end, of full curves; percentile interval over resampled trials."""
-    pairs = np.array([(dict(one.points)[epoch], one.points[-1][1]) for one in curves if epoch in dict(one.points)])
+    """How well the order at an epoch is that at the end, of full curves that are longer; percentile interval over
+    resampled trials.
+    """
+    known = [one for one in curves if one.end > epoch and epoch in dict(one.points)]
+    pairs = np.array([(dict(one.points)[epoch], one.points[-1][1]) for one in known])
     if len(pairs) < LEAST_FOR_TAU or any(len(set(column)) < 2 for column in pairs.T):
         return RungAgreement(epoch, len(pairs), None, None, None)
     rng = np.random.default_rng(0)
@@ -217,13 +227,14 @@ def _cells(row: Replayed, fates: Sequence[Fate]) -> list[str]:
 def audit_lines(found: Audit) -> list[str]:
     lines = [
         f"audited: {found.trials} trial(s) ran to their end whatever the scheduler said. It would have stopped "
-        f"{found.stopped} of them and saved {found.cost} epochs; {found.better} of these end above the best of the rest"
+        f"{found.stopped} of them and saved {found.cost} epochs; {found.better} of these end above the best it let "
+        "through"
     ]
     if found.lost is not None:
         value, low, high = (100 * one for one in found.lost)
         lines.append(
-            f"chance that one of the {found.really_stopped} that it did stop is better than the winner: {value:.0f} % "
-            f"({low:.0f} to {high:.0f} %)"
+            f"chance that one of the {found.really_stopped} that it did stop would have ended above it too: "
+            f"{value:.0f} % ({low:.0f} to {high:.0f} %)"
         )
     for rung in found.rungs:
         text = "too few" if rung.tau is None else f"{rung.tau:+.2f} ({rung.low:+.2f} to {rung.high:+.2f})"

@@ -5,12 +5,13 @@ Optuna is pinned to one minor version for them. `models` are the tables of its s
 
 from __future__ import annotations
 
+from collections.abc import Container
 from typing import Any
 
 from optuna.exceptions import StorageInternalError
 from optuna.storages import InMemoryStorage, RDBStorage
 from optuna.storages._rdb import models as models
-from optuna.trial import FrozenTrial, Trial
+from optuna.trial import FrozenTrial, Trial, TrialState
 
 CMA_PICKLE = "cma:optimizer"
 """System attributes that begin so hold the pieces of the pickled optimizer of its CmaEsSampler."""
@@ -22,7 +23,33 @@ def trial_id(trial: FrozenTrial | Trial) -> int:
 
 
 class SuggesterStorage(InMemoryStorage):
-    """Optuna's storage in memory, which can also forget its latest trial; Optuna has no way to delete one."""
+    """Optuna's storage in memory, which can also forget its latest trial; Optuna has no way to delete one.
+
+    horizon: trials from this number on look unfinished to a sampler; None: every trial looks as it is. paused: numbers
+    of running trials that look pruned, with their latest value.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.horizon: int | None = None
+        self.paused: set[int] = set()
+
+    def get_all_trials(
+        self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
+    ) -> list[FrozenTrial]:
+        if self.horizon is None and not self.paused:
+            return super().get_all_trials(study_id, deepcopy, states)
+        trials = [self._as_shown(trial) for trial in super().get_all_trials(study_id, deepcopy)]
+        return trials if states is None else [trial for trial in trials if trial.state in states]
+
+    def _as_shown(self, trial: FrozenTrial) -> FrozenTrial:
+        if self.horizon is not None and trial.number >= self.horizon:
+            waits = trial.state is TrialState.WAITING
+            return trial if waits else _in_state(trial, TrialState.RUNNING, {}, None)
+        if trial.number in self.paused and trial.intermediate_values:
+            latest = trial.intermediate_values[max(trial.intermediate_values)]
+            return _in_state(trial, TrialState.PRUNED, trial.intermediate_values, latest)
+        return trial
 
     def forget_latest(self, study_id: int) -> None:
         """As if the latest trial had never been asked for: its number and id are given again."""
@@ -31,6 +58,24 @@ class SuggesterStorage(InMemoryStorage):
             del self._trial_id_to_study_id_and_number[trials.pop()._trial_id]
             self._max_trial_id -= 1
             self._prev_waiting_trial_number[study_id] = min(self._prev_waiting_trial_number[study_id], len(trials))
+
+
+def _in_state(
+    trial: FrozenTrial, state: TrialState, intermediate: dict[int, float], value: float | None
+) -> FrozenTrial:
+    return FrozenTrial(
+        number=trial.number,
+        trial_id=trial._trial_id,
+        state=state,
+        value=value,
+        datetime_start=trial.datetime_start,
+        datetime_complete=trial.datetime_start if state.is_finished() else None,
+        params=trial.params,
+        distributions=trial.distributions,
+        user_attrs=trial.user_attrs,
+        system_attrs=trial.system_attrs,
+        intermediate_values=intermediate,
+    )
 
 
 class _SecondTryError(Exception):

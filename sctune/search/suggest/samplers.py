@@ -66,12 +66,14 @@ class Seeding(Enum):
 class SamplerEntry:
     """make: seed in [0, 2**32) -> an Optuna sampler for a single objective.
 
-    learns_from_full_runs: it ignores pruned trials, so it defaults to scheduler `none`, and another one warns.
+    learns_from_full_runs: it ignores pruned trials, so it defaults to scheduler `none`, and another one warns. learns:
+    from results at all.
     """
 
     make: Callable[[int], BaseSampler]
     seeding: Seeding = Seeding.BY_LAUNCH
     learns_from_full_runs: bool = False
+    learns: bool = True
 
 
 GROUP = "sctune.samplers"
@@ -83,10 +85,10 @@ REGISTRY: dict[str, SamplerEntry] = {
     # its distribution lies with the trials
     "cmaes": SamplerEntry(_cmaes, Seeding.BY_NUMBER, learns_from_full_runs=True),
     "nsga2": SamplerEntry(_nsga2, learns_from_full_runs=True),
-    "qmc": SamplerEntry(_qmc, Seeding.ONCE),
-    "random": SamplerEntry(_random, Seeding.BY_NUMBER),
+    "qmc": SamplerEntry(_qmc, Seeding.ONCE, learns=False),
+    "random": SamplerEntry(_random, Seeding.BY_NUMBER, learns=False),
     # the suggester tries every point in declared order; Optuna's GridSampler breaks through ask and tell
-    "grid": SamplerEntry(_random),
+    "grid": SamplerEntry(_random, learns=False),
 }
 
 SAMPLERS = tuple(REGISTRY)

@@ -44,10 +44,13 @@ class Suggester:
         in_order: bool = False,
         taken: Sequence[int] = (),
         objective: Objective = AUROC,
+        behind: int | None = None,
     ) -> None:
         """trials: of earlier launches, in order of their numbers; in_order: try all points as declared (a grid).
 
-        taken: numbers between theirs that are no trials of the study, and are not given again.
+        taken: numbers between theirs that are no trials of the study, and are not given again. behind: a proposal knows
+        the results of the trials that are more than so many numbers before it, which have all ended by then, and of no
+        others; None: of all that have ended.
         """
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._space = space
@@ -55,7 +58,9 @@ class Suggester:
         self._direction = StudyDirection[objective.direction.upper()]
         self._seed = seed
         self._in_order = in_order
+        self._behind = behind
         self._size = space.size()
+        self._unfinished = {trial.number for trial in trials if not trial.state.is_finished()}
         self._params = {trial.number: space.decode(trial.params) for trial in trials}
         self._seen = {space.key(values) for values in self._params.values()}
         # each earlier trial took one at most, while there were some; one that is tried again draws on for its number
@@ -80,8 +85,23 @@ class Suggester:
     def ask(self) -> FrozenTrial | None:
         """A running trial with an untried point, or None when there is none left.
 
-        First the start points (all points in order for a grid), then the sampler, then any untried point.
+        First the start points (all points in order for a grid), then the sampler, then any untried point. Not before
+        `may_ask`.
         """
+        self._storage.horizon = None if self._behind is None else self._next_number - self._behind
+        try:
+            return self._ask()
+        finally:
+            self._storage.horizon = None
+
+    @property
+    def may_ask(self) -> bool:
+        """Whether all that the next proposal may know has ended."""
+        if self._behind is None:
+            return True
+        return min(self._unfinished, default=self._next_number) >= self._next_number - self._behind
+
+    def _ask(self) -> FrozenTrial | None:
         if self._size is not None and len(self._seen) >= self._size:
             return None
         while self._start:
@@ -110,6 +130,14 @@ class Suggester:
     def value(self, number: int, epoch: int) -> float:
         return self._storage.get_trial(self._id(number)).intermediate_values[epoch]
 
+    def pause(self, number: int) -> None:
+        """A trial pauses: until it goes on, a sampler takes it for one that was stopped, with its latest value."""
+        self._storage.paused.add(number)
+
+    def go_on(self, number: int) -> None:
+        """It does not pause any more; nothing for one that never did."""
+        self._storage.paused.discard(number)
+
     def tell(self, number: int, state: TrialState, value: float | None) -> None:
         """End a running trial. value: None for FAIL."""
         trial = self._storage.get_trial(self._id(number))
@@ -117,6 +145,7 @@ class Suggester:
         # study.tell() insists on the highest epoch's value for PRUNED; after a resume it may be of another attempt
         self._sampler.after_trial(self._study, trial, state, values)
         self._storage.set_trial_state_values(trial_id(trial), state, values)
+        self._unfinished.discard(number)
 
     def _try(self, point: Values | None, sampler: BaseSampler | None = None) -> FrozenTrial | None:
         """One proposal: of the sampler, or (a part of) a given point. None when the point was tried before."""
@@ -132,6 +161,8 @@ class Suggester:
             return None
         self._seen.add(key)
         self._params[trial.number] = values
+        self._unfinished.add(trial.number)
+        self._next_number = trial.number + 1
         return self._storage.get_trial(trial_id(trial))
 
     def _try_untried(self) -> FrozenTrial | None:
@@ -165,6 +196,7 @@ class Suggester:
             self._storage.set_study_system_attr(self._study_id, key, value)
         for trial in trials:
             self._storage.create_new_trial(self._study_id, trial)
+        self._next_number = len(trials)
 
     def _id(self, number: int) -> int:
         return self._storage.get_trial_id_from_study_id_trial_number(self._study_id, number)

@@ -1,0 +1,58 @@
+"""Whether the same search twice is the same search: by what a trial is drawn and judged (`--look-behind`)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from sctune.errors import ConfigError
+from sctune.search.plan.options import SearchOptions
+from sctune.search.rules.base import Rule
+from sctune.search.study.scheduling import rule_of
+from sctune.search.suggest.samplers import sampler_entry
+
+if TYPE_CHECKING:
+    from sctune.search.plan.plan import Plan
+
+LEAST = 2
+"""Enough for two trials at a time, and few enough that a search of a dozen learns something."""
+
+
+def default_behind(concurrent: int) -> int:
+    """Of so many trials at a time."""
+    return max(LEAST, 2 * concurrent - 2)
+
+
+def check_order(options: SearchOptions, scheduler: str, rule: Rule | None) -> None:
+    """Raises ConfigError for options that do not go together."""
+    if options.look_behind is None:
+        return
+    if options.free_running:
+        raise ConfigError("--look-behind and --free-running: the one keeps an order, the other none; give one of them")
+    if rule is not None and not rule.looks_behind:
+        raise ConfigError(
+            f"--look-behind {options.look_behind}: what scheduler {scheduler} decides about a trial depends on "
+            "those that come after it; leave it out, or take --scheduler asha, hyperband, median or none"
+        )
+
+
+def in_order(plan: Plan, options: SearchOptions, concurrent: int) -> Plan:
+    """The plan with its look-behind. concurrent: trials at a time.
+
+    Twice the trials at a time less two lets nearly all workers be busy where the slowest trial takes three times as
+    long as the fastest. None where nothing is learned from results, or the scheduler cannot keep to it.
+    """
+    manifest = plan.manifest
+    rule = rule_of(manifest, plan.space.epochs)
+    uses = rule is not None or sampler_entry(manifest.sampler).learns
+    keeps = rule is None or rule.looks_behind
+    behind = None
+    if uses and keeps and not options.free_running:
+        behind = options.look_behind or default_behind(concurrent)
+    warnings = plan.warnings
+    if behind is not None and concurrent > behind + 1:
+        warnings += (
+            f"--look-behind {behind} lets {behind + 1} trials run at a time, of {concurrent} that there is room for; "
+            f"give --look-behind {default_behind(concurrent)} or --free-running",
+        )
+    return replace(plan, manifest=manifest.model_copy(update={"look_behind": behind}), warnings=warnings)
