@@ -187,7 +187,7 @@ def repeat(view: StudyView) -> Html:
         text = yaml_text({"format_version": 1, **manifest.space})
         parts += [tag("p", f"{SPACE_FILE}, the space of this study:"), tag("pre", text)]
     order = (
-        "Trials that run side by side end in an order of their own, so that a sampler that learns may propose other points"
+        "Trials that run side by side end in an order of their own, so that a sampler that learns may propose others"
         if manifest.look_behind is None
         else "Proposals and stops do not depend on what ran when: on the same machine the search is the same again"
     )
