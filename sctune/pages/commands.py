@@ -125,7 +125,7 @@ def _search(manifest: StudyManifest) -> list[tuple[str, Any]]:
         found.append(("--cpus-per-trial", f"{resources.cpus:g}"))
     if bool(manifest.references) != defaults.references:
         found.append(("--references" if manifest.references else "--no-references", None))
-    # how many run at a time decides which results a sampler has seen when it proposes
+    # of a free-running study it decides which results a sampler has seen when it proposes
     return [*found, ("--max-concurrent", resources.max_concurrent)]
 
 

@@ -189,7 +189,7 @@ def repeat(view: StudyView) -> Html:
     order = (
         "Trials that run side by side end in an order of their own, so that a sampler that learns may propose others"
         if manifest.look_behind is None
-        else "Proposals and stops do not depend on what ran when: on the same machine the search is the same again"
+        else f"A trial is drawn and judged by those before it less {manifest.look_behind} alone, whatever ran when"
     )
     note = f"{order}; with the same configuration and seed a trial is the same on the same machine."
     return joined([*parts, tag("p", note, kind="soft")])

@@ -29,11 +29,16 @@ def check_order(options: SearchOptions, scheduler: str, rule: Rule | None) -> No
         return
     if options.free_running:
         raise ConfigError("--look-behind and --free-running: the one keeps an order, the other none; give one of them")
-    if rule is not None and not rule.looks_behind:
+    if not _keeps(rule):
         raise ConfigError(
             f"--look-behind {options.look_behind}: what scheduler {scheduler} decides about a trial depends on "
             "those that come after it; leave it out, or take --scheduler asha, hyperband, median or none"
         )
+
+
+def _keeps(rule: Rule | None) -> bool:
+    # who pauses waits for trials that come later, which wait for it
+    return rule is None or (rule.looks_behind and not rule.pauses)
 
 
 def in_order(plan: Plan, options: SearchOptions, concurrent: int) -> Plan:
@@ -45,10 +50,9 @@ def in_order(plan: Plan, options: SearchOptions, concurrent: int) -> Plan:
     manifest = plan.manifest
     rule = rule_of(manifest, plan.space.epochs)
     uses = rule is not None or sampler_entry(manifest.sampler).learns
-    keeps = rule is None or rule.looks_behind
-    behind = None
-    if uses and keeps and not options.free_running:
-        behind = options.look_behind or default_behind(concurrent)
+    behind = options.look_behind
+    if behind is None and uses and _keeps(rule) and not options.free_running:
+        behind = default_behind(concurrent)
     warnings = plan.warnings
     if behind is not None and concurrent > behind + 1:
         warnings += (

@@ -199,16 +199,24 @@ class _RunningMeans:
     def __init__(self) -> None:
         self._sorted: dict[int, list[float]] = {}
         self._of_trial: dict[tuple[int, int], float] = {}
+        self._newest = -1
 
     def at(self, epoch: int) -> list[float]:
         return self._sorted.get(epoch, [])
 
     def before(self, epoch: int, number: int) -> list[float]:
         """Those of trials with a lower number, sorted."""
-        return sorted(mean for (other, reached), mean in self._of_trial.items() if reached == epoch and other < number)
+        means = list(self.at(epoch))
+        # few are so young
+        for other in range(max(number, 0), self._newest + 1):
+            mean = self._of_trial.get((other, epoch))
+            if mean is not None:
+                del means[bisect_left(means, mean)]
+        return means
 
     def update(self, number: int, curve: Mapping[int, float], since: int) -> None:
         """Take over a trial's curve where it is new or was changed, from epoch `since` on."""
+        self._newest = max(self._newest, number)
         for epoch in range(since, max(curve) + 1):
             means = self._sorted.setdefault(epoch, [])
             before = self._of_trial.get((number, epoch))

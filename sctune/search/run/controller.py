@@ -185,7 +185,8 @@ class TrialController:
             trial = by_number[number]
             if epoch is None:
                 rule.ended(number, trial.state is TrialState.FAIL)
-            else:
+            # nobody is asked about a trial's last epoch
+            elif trial.state is not TrialState.COMPLETE or epoch < max(trial.intermediate_values):
                 rule.decide(number, epoch, self._merit(trial.intermediate_values[epoch]))
 
     @property

@@ -41,7 +41,11 @@ def _nsga2(seed: int) -> BaseSampler:
 
 
 def _qmc(seed: int) -> BaseSampler:
-    return optuna.samplers.QMCSampler(scramble=True, seed=seed, warn_independent_sampling=False)
+    # what is outside of its space would else be drawn again from the start after a resume
+    beside = SeededByNumber(_random, seed)
+    return optuna.samplers.QMCSampler(
+        scramble=True, seed=seed, independent_sampler=beside, warn_independent_sampling=False
+    )
 
 
 def _random(seed: int) -> BaseSampler:
@@ -67,7 +71,7 @@ class SamplerEntry:
     """make: seed in [0, 2**32) -> an Optuna sampler for a single objective.
 
     learns_from_full_runs: it ignores pruned trials, so it defaults to scheduler `none`, and another one warns. learns:
-    from results at all.
+    from other trials at all; QMC takes its space from those that have ended.
     """
 
     make: Callable[[int], BaseSampler]
@@ -85,10 +89,10 @@ REGISTRY: dict[str, SamplerEntry] = {
     # its distribution lies with the trials
     "cmaes": SamplerEntry(_cmaes, Seeding.BY_NUMBER, learns_from_full_runs=True),
     "nsga2": SamplerEntry(_nsga2, learns_from_full_runs=True),
-    "qmc": SamplerEntry(_qmc, Seeding.ONCE, learns=False),
+    "qmc": SamplerEntry(_qmc, Seeding.ONCE),
     "random": SamplerEntry(_random, Seeding.BY_NUMBER, learns=False),
     # the suggester tries every point in declared order; Optuna's GridSampler breaks through ask and tell
-    "grid": SamplerEntry(_random, learns=False),
+    "grid": SamplerEntry(_random, Seeding.BY_NUMBER, learns=False),
 }
 
 SAMPLERS = tuple(REGISTRY)
