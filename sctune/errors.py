@@ -103,8 +103,15 @@ class AllTrialsFailedError(SctuneError):
     exit_code = 4
 
 
+MOST_NAMED = 50
+"""Known names that a message lists: it stays one that can be read."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
-    """End of a message about an unknown name: the nearest known one, else all of them."""
+    """End of a message about an unknown name: the nearest known one, else all of them, or the first of many."""
     names = sorted(map(str, known))
     close = get_close_matches(str(name), names, n=1, cutoff=0.5)
-    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(names) or 'none'}"
+    if close:
+        return f"did you mean {close[0]!r}?"
+    more = f", ... ({len(names)} in all)" if len(names) > MOST_NAMED else ""
+    return f"known: {', '.join(names[:MOST_NAMED]) or 'none'}{more}"

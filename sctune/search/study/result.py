@@ -153,8 +153,7 @@ def study_result(
     objective = study.objective
     rows = leaderboard(trials, objective)
     best = best_row(rows, objective)
-    scores = {trial.number: trial.user_attrs.get("scores", {}) for trial in trials}
-    notes = [*notes]
+    scores, notes = {trial.number: trial.user_attrs.get("scores", {}) for trial in trials}, [*notes]
     full = [row for row in rows if row.state == "COMPLETE"]
     epochs = study.manifest.build_space().epochs
     ended = [row for row in rows if row.state in ("COMPLETE", "PRUNED")]
