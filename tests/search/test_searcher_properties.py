@@ -209,8 +209,6 @@ class SearcherMachine(RuleBasedStateMachine):
         self.ids += 1
         trials = trials_of(self.events)
         config = self.searcher.suggest(str(self.ids))
-        if not self.stopping:
-            self.flushed = len(self.events)
         size = SIZES[self.space]
         if self.stopping or (not self.waiting and len(trials) >= min(self.budget, size or self.budget)):
             # a running trial may yet have to be started again
@@ -353,6 +351,7 @@ class SearcherMachine(RuleBasedStateMachine):
     def check(self) -> None:
         """The record, and the searcher's own view, say what happened."""
         self.record.flush()
+        self.flushed = len(self.events)
         expected = trials_of(self.events)
         assert stored_trials(self.study) == expected
         stored = self.study.record.load()
