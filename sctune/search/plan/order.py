@@ -53,10 +53,14 @@ def in_order(plan: Plan, options: SearchOptions, concurrent: int) -> Plan:
     behind = options.look_behind
     if behind is None and uses and _keeps(rule) and not options.free_running:
         behind = default_behind(concurrent)
-    warnings = plan.warnings
-    if behind is not None and concurrent > behind + 1:
-        warnings += (
-            f"--look-behind {behind} lets {behind + 1} trials run at a time, of {concurrent} that there is room for; "
-            f"give --look-behind {default_behind(concurrent)} or --free-running",
-        )
-    return replace(plan, manifest=manifest.model_copy(update={"look_behind": behind}), warnings=warnings)
+    way = f"; give --look-behind {default_behind(concurrent)} or --free-running"
+    warnings = tuple(f"{line}{way}" for line in idle_lines(behind, concurrent))
+    made = manifest.model_copy(update={"look_behind": behind})
+    return replace(plan, manifest=made, warnings=(*plan.warnings, *warnings))
+
+
+def idle_lines(behind: int | None, concurrent: int) -> list[str]:
+    """A line where fewer trials can run at a time than there is room for."""
+    if behind is None or concurrent <= behind + 1:
+        return []
+    return [f"--look-behind {behind} lets {behind + 1} trials run at a time, of {concurrent} that there is room for"]

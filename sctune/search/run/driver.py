@@ -24,6 +24,7 @@ from sctune.search.cluster.connection import (
 )
 from sctune.search.cluster.node_check import check_nodes
 from sctune.search.plan.options import SearchOptions
+from sctune.search.plan.order import idle_lines, in_order
 
 if TYPE_CHECKING:
     from sctune.data.split import Split
@@ -60,7 +61,6 @@ def planned(options: SearchOptions) -> Iterator[tuple[Plan, Resources]]:
     """
     import torch
 
-    from sctune.search.plan.order import in_order
     from sctune.search.plan.plan import make_plan
 
     if options.address is None:
@@ -192,8 +192,8 @@ def resume(
             asked = study.manifest.resources
             at_a_time = max_concurrent or asked.asked_concurrent
             left_out = lacking_nodes(study.manifest, splits, address)
-            _tell(list(left_out.values()), console)
             resources = plan_resources(asked.cpus, asked.gpus, at_a_time, address is not None, left_out)
+            _tell([*left_out.values(), *idle_lines(study.manifest.look_behind, resources.concurrent)], console)
             if max_disk is not None:
                 study.with_max_disk(max_disk)
             if more_trials:
