@@ -189,11 +189,7 @@ def resume(
         seconds_left = _budget_left(study, budget_s)
         with session(address) as warnings:
             _tell(warnings, console)
-            asked = study.manifest.resources
-            at_a_time = max_concurrent or asked.asked_concurrent
-            left_out = lacking_nodes(study.manifest, splits, address)
-            resources = plan_resources(asked.cpus, asked.gpus, at_a_time, address is not None, left_out)
-            _tell([*left_out.values(), *idle_lines(study.manifest.look_behind, resources.concurrent)], console)
+            resources = _resources_again(study.manifest, splits, address, max_concurrent, console)
             if max_disk is not None:
                 study.with_max_disk(max_disk)
             if more_trials:
@@ -203,6 +199,23 @@ def resume(
             space = study.manifest.build_space()
             launch = RunningLaunch(study, space, splits, resources, seconds_left, console, started)
             return run_launch(launch, notify)
+
+
+def _resources_again(
+    manifest: StudyManifest,
+    splits: Mapping[str, Split],
+    address: str | None,
+    max_concurrent: int | None,
+    console: Console | None,
+) -> Resources:
+    """Those of a resumed study; what is left out, and what will stay idle, is told."""
+    asked = manifest.resources
+    left_out = lacking_nodes(manifest, splits, address)
+    _tell(list(left_out.values()), console)
+    at_a_time = max_concurrent or asked.asked_concurrent
+    resources = plan_resources(asked.cpus, asked.gpus, at_a_time, address is not None, left_out)
+    _tell(idle_lines(manifest.look_behind, resources.concurrent), console)
+    return resources
 
 
 def _warn_about_tracking(study: Study, console: Console | None) -> None:
