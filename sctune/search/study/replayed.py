@@ -197,7 +197,7 @@ def agreement(curves: Sequence[Curve], epoch: int) -> RungAgreement:
 
 
 def _lost(better: int, stopped: int, really: int) -> tuple[float, float, float] | None:
-    if not stopped:
+    if not stopped or not really:
         return None
     share = better / stopped
     interval = stats.binomtest(better, stopped).proportion_ci(CONFIDENCE)
