@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -61,3 +62,9 @@ def suggest(searcher: StudySearcher, trial_id: str) -> dict[str, Any]:
     config = searcher.suggest(trial_id)
     assert isinstance(config, dict)
     return config
+
+
+def refill(rule: Rule, history: Iterable[tuple[int, int, float]]) -> None:
+    """Tell a rule (number, epoch, value) of earlier launches, as the controller does where no trial has ended."""
+    for number, epoch, value in history:
+        rule.decide(number, epoch, value)

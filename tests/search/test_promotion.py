@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from ray.tune.search import Searcher
 
 from sctune.report import REPORT
-from sctune.search.rules.base import Decision, Rule, refill
+from sctune.search.rules.base import Decision, Rule
 from sctune.search.rules.promotion import PromotionHalving, PromotionHyperband
 from sctune.search.rules.registry import make_rule
 from sctune.search.run.controller import End, EndReason
 from tests.builders import FLAT
-from tests.search.searching import EPOCHS, make_study, open_searcher, result
+from tests.search.searching import EPOCHS, make_study, open_searcher, refill, result
 
 CONTINUE, PAUSE = Decision.CONTINUE, Decision.PAUSE
 

@@ -15,9 +15,10 @@ import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
-from sctune.search.rules.base import Decision, Rule, refill
+from sctune.search.rules.base import Decision, Rule
 from sctune.search.rules.registry import make_rule
 from sctune.search.rules.stopping import Hyperband
+from tests.search.searching import refill
 
 EPOCHS = 9
 TRIALS = 6

@@ -9,12 +9,9 @@ what it was: a trial whose stop was decided, and not written down before the dri
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
-
-History = Iterable[tuple[int, int, float]]
-"""(trial number, epoch, value) in the order in which they first arrived."""
 
 
 class Decision(Enum):
@@ -96,9 +93,3 @@ class Rule(ABC):
 
         Of an earlier launch it is told after what was reported and promoted.
         """
-
-
-def refill(rule: Rule, history: History) -> None:
-    """Take over the reports of earlier launches, as if they had been made here."""
-    for number, epoch, value in history:
-        rule.decide(number, epoch, value)
