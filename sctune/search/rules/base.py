@@ -1,7 +1,7 @@
 """What a rule is: asked after each epoch of a trial whether it goes on, ends, or pauses for the others.
 
 Time is the trainer's own epoch: the same share of a trial's budget, whatever its method. All rules are asynchronous:
-they answer at once from what has been reported so far.
+they answer at once from what has been reported so far, or from the part of it that they may know (`looks_behind`).
 Values are maximised. A resumed study replays the stored reports in the order of their first arrival, so a rule is
 what it was: a trial whose stop was decided, and not written down before the driver died, is stopped when it is back.
 """
