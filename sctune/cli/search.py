@@ -50,6 +50,7 @@ def search(
     look_behind: opt.LookBehind = None,
     free_running: opt.FreeRunning = False,
     trials: opt.Trials = None,
+    replicates: opt.Replicates = None,
     time_budget: opt.TimeBudget = None,
     scheduler: opt.Scheduler = None,
     grace: opt.Grace = None,

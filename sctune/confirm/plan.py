@@ -77,6 +77,7 @@ def confirm_plan(study: Study, name: str, chosen: Sequence[Candidate], seeds: Se
         "splits": {key: split.digest for key, split in splits.items()},
         "storage_path": sibling(manifest.storage_path, name),
         "look_behind": None,
+        "replicates": 1,
         "audit": 0.0,
         "keep_best": len(chosen),
         "time_budget_s": None,

@@ -103,6 +103,7 @@ def _tasks(manifest: StudyManifest) -> list[tuple[str, Any]]:
     return [
         *found,
         ("--seeds", seeds),
+        *([] if manifest.replicates == 1 else [("--replicates", manifest.replicates)]),
         ("--selection", data.selection),
         *([] if manifest.build_objective().is_default else [("--objective", manifest.objective)]),
         ("--partition-seed", manifest.partition_seed),
@@ -134,7 +135,7 @@ def _rungs(manifest: StudyManifest) -> list[tuple[str, Any]]:
     spec, defaults = manifest.scheduler, search_defaults(manifest.profile)
     if spec.name == NO_RULE:
         return []
-    usual = defaults.grace if defaults.grace is None else min(defaults.grace, manifest.build_space().epochs)
+    usual = defaults.grace if defaults.grace is None else min(defaults.grace, manifest.replicate_epochs)
     found: list[tuple[str, Any]] = [] if spec.grace == usual else [("--grace", spec.grace)]
     found += [] if spec.factor == defaults.factor else [("--factor", spec.factor)]
     return found + ([("--audit", f"{manifest.audit:g}")] if manifest.audit else [])

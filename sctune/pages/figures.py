@@ -34,7 +34,7 @@ class Drawing:
 
 def study_drawings(manifest: StudyManifest, trials: Sequence[FrozenTrial], rows: Sequence[TrialRow]) -> list[Drawing]:
     """All figures in the order of the page; those that cannot be made say why."""
-    study, epochs = rebuilt(manifest, trials), manifest.trial_config().epochs
+    study, epochs = rebuilt(manifest, trials), manifest.full_epochs
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     names = sorted({name for trial in complete for name in trial.params})
     none = None if complete else "no trial is complete yet"

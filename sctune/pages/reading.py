@@ -127,7 +127,7 @@ def cost_of(
     references: Sequence[Reference] = (),
 ) -> Cost:
     """What the reports' own seconds come to with a trial's share of the machine."""
-    epochs = manifest.trial_config().epochs
+    epochs = manifest.full_epochs
     spent = saved = 0.0
     run = 0
     for trial in trials:

@@ -22,8 +22,7 @@ class Rung:
 
 def rungs(manifest: StudyManifest, rows: Sequence[TrialRow]) -> list[Rung]:
     """One for each rung of the scheduler, each epoch at which a trial was stopped, and the last epoch; ascending."""
-    epochs = manifest.trial_config().epochs
-    rule = rule_of(manifest, epochs)
+    epochs, rule = manifest.full_epochs, rule_of(manifest, manifest.replicate_epochs)
     reached = {row.number: max(row.values, default=0) for row in rows}
     stopped = {row.number: reached[row.number] for row in rows if row.state == "PRUNED"}
     places = sorted({*(rule.rungs if rule else ()), *(place for place in stopped.values() if place), epochs})

@@ -32,6 +32,7 @@ class TrialSpec(BaseModel):
     weights_sha256: of the backbone's weights file, by backbone.
     objective: name of what the study is searched by.
     stop_key: where the driver raises the flag that ends the launch's trials.
+    replicates: equal parts of the tasks that are trained one after another; epochs: of each, where there are several.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -48,6 +49,8 @@ class TrialSpec(BaseModel):
     versions: dict[str, str]
     objective: str = DEFAULT
     stop_key: str = ""
+    replicates: int = 1
+    epochs: int = 0
 
 
 def package_versions() -> dict[str, str]:

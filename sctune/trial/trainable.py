@@ -20,11 +20,12 @@ from ray import tune
 
 from sctune.config import TrialConfig
 from sctune.errors import PlaceError, StoppedError, StorageError
-from sctune.report import FAILURE, REPORT, VALUE, EpochReport, Origin, TrialFailure, merge_reports
+from sctune.report import FAILURE, REPORT, VALUE, EpochReport, Origin, TrialFailure
 from sctune.train.memory import give_memory_back
 from sctune.train.trainer import Trainer
 from sctune.trial.building import TrainerBuilder, TrialSpec
-from sctune.trial.checkpoint import TrialStore
+from sctune.trial.checkpoint import TaskState, TrialStore
+from sctune.trial.course import Course
 from sctune.trial.step_log import StepLog
 from sctune.trial.stop_flag import StopFlag
 from sctune.trial.storage import answering, reason
@@ -45,6 +46,8 @@ class SaliencyCutTrainable(tune.Trainable):
     of the launch which began the trial, 0 where an earlier version did.
     """
 
+    course: Course | None
+
     def setup(self, config: dict[str, Any], spec: dict[str, Any]) -> None:
         self.spec = TrialSpec.model_validate(spec)
         self.log = StepLog.attach()
@@ -64,16 +67,9 @@ class SaliencyCutTrainable(tune.Trainable):
         are: Ray takes dictionaries apart.
         """
         try:
-            if not self.trainers:
-                self._build()
-            trained = not self.pending
-            if self.pending:
-                report = self.pending.popleft()
-            else:
-                report = merge_reports({trainer.task.key: trainer.run_epoch() for trainer in self.trainers})
-            if trained:
-                self._save(report)
-                self.sent.append(report.to_dict())
+            if self.course is None:
+                self.course = self._restore()
+            report = self.pending.popleft() if self.pending else self._train(self.course)
         except StoppedError:
             # the driver has stopped listening; the trial goes on from its checkpoint in the next launch
             self._drop()
@@ -102,29 +98,58 @@ class SaliencyCutTrainable(tune.Trainable):
         self.pending: deque[EpochReport] = deque()
 
     def _drop(self) -> None:
+        self.course = None
+        self._let_go()
+        self.through: dict[str, TaskState] = {}
+
+    def _let_go(self) -> None:
         self.trainers: list[Trainer] = []
         gc.collect()
         give_memory_back()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
-    def _build(self) -> None:
+    def _train(self, course: Course) -> EpochReport:
+        """An epoch of the replicate that is trained now; the last one frees its memory for the next."""
+        if not self.trainers:
+            self.trainers = self._build(course)
+        report = course.report({trainer.task.key: trainer.run_epoch() for trainer in self.trainers})
+        self._save(report)
+        self.sent.append(report.to_dict())
+        course.told(report)
+        if course.ends(report.epoch):
+            self.through |= {trainer.task.key: trainer.state() for trainer in self.trainers}
+            self._let_go()
+        return report
+
+    def _build(self, course: Course) -> list[Trainer]:
         config = TrialConfig.load(self.spec.config).override(self.params)
-        trainers = self._builder.build(config, self.spec.tasks, self._should_stop)
+        return self._builder.build(config, course.tasks, self._should_stop)
+
+    def _restore(self) -> Course:
+        """Where the trial stands by its latest checkpoint, with trainers as they were then."""
+        course = Course(self.spec.tasks, self.spec.replicates, self.spec.epochs)
         self.store = TrialStore(self.spec.storage, self.number)
         if self.attempt == 1:
             # left over by a trial that took this number and whose driver was killed before it was recorded
             with answering(self.spec.storage):
                 self.store.clear_before(self.launch)
         saved = self.store.load_latest(self.first_launch)
-        if saved is not None:
-            for trainer in trainers:
+        if saved is None:
+            return course
+        # the driver may have died before these reached its record; told twice they change nothing
+        told = [*saved.earlier, *([saved.report] if saved.report is not None else [])]
+        self.pending = deque(map(EpochReport.from_dict, told))
+        self.sent = [dict(row) for row in told]
+        for report in self.pending:
+            course.told(report)
+        now = {task.key for task in course.tasks}
+        self.through = {key: state for key, state in saved.tasks.items() if key not in now}
+        if not course.several or now & saved.tasks.keys():
+            self.trainers = self._build(course)
+            for trainer in self.trainers:
                 trainer.load_state(*saved.tasks[trainer.task.key])
-            # the driver may have died before these reached its record; told twice they change nothing
-            reports = [*saved.earlier, *([saved.report] if saved.report is not None else [])]
-            self.pending = deque(map(EpochReport.from_dict, reports))
-            self.sent = [dict(row) for row in reports]
-        self.trainers = trainers
+        return course
 
     def _save(self, report: EpochReport) -> None:
         """The checkpoint of an epoch where one is due. The last one is the model, so it is tried for a while.
@@ -154,12 +179,14 @@ class SaliencyCutTrainable(tune.Trainable):
 
     def _checkpoint(self, report: EpochReport) -> None:
         waited = time.monotonic() - self.saved_at
-        due = report.last or report.epoch in self.spec.checkpoint_epochs or waited >= self.spec.checkpoint_interval
-        if due:
+        rung = report.epoch in self.spec.checkpoint_epochs or (
+            self.course is not None and self.course.ends(report.epoch)
+        )
+        if report.last or rung or waited >= self.spec.checkpoint_interval:
             self.store.save(
                 report.epoch,
                 self.attempt,
-                {trainer.task.key: trainer.state() for trainer in self.trainers},
+                {**self.through, **{trainer.task.key: trainer.state() for trainer in self.trainers}},
                 report.to_dict(),
                 report.last,
                 self.sent,

@@ -63,16 +63,9 @@ def make_trial(trouble: Any) -> type[trainable.SaliencyCutTrainable]:
             self.epoch = meta["epoch"]
 
     class Troubled(trainable.SaliencyCutTrainable):
-        def _build(self) -> None:
-            from sctune.trial.checkpoint import TrialStore
-
+        def _build(self, course: Any) -> Any:
             config = TrialConfig.load(self.spec.config).override(self.params)
-            self.store = TrialStore(self.spec.storage, self.number)
-            self.trainers = [Empty(config, task, self) for task in self.spec.tasks]  # type: ignore[misc]
-            saved = self.store.load_latest()
-            if saved is not None:
-                for trainer in self.trainers:
-                    trainer.load_state(*saved.tasks[trainer.task.key])
+            return [Empty(config, task, self) for task in course.tasks]
 
     return Troubled
 

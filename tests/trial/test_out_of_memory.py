@@ -19,7 +19,7 @@ def make_trial(tmp_path: Path, device: str) -> SaliencyCutTrainable:
     """A trial that asks for more memory than there is when it is built."""
 
     class Greedy(SaliencyCutTrainable):
-        def _build(self) -> None:
+        def _build(self, course: Any) -> Any:
             torch.empty(PETABYTE, dtype=torch.uint8, device=device)
 
     spec = TrialSpec(

@@ -52,8 +52,13 @@ class SearchOptions(StudyOptions):
     )
     selection: SelectionMode = asked(DATA, "auto", "What decides: auto, extra, seen, cross, proxy; test as the paper.")
     trials: int | None = asked(BUDGET, None, "Number of trials; default: the profile's.", ge=1)
+    replicates: int | None = asked(
+        BUDGET, None, "Times that a trial is trained, with a seed each; `--scheduler race`: at most.", ge=1, le=100
+    )
     sampler: str | None = asked(SPACE, None, "tpe, gp, cmaes, nsga2, qmc, random or grid.")
-    scheduler: str | None = asked(BUDGET, None, "asha, hyperband, asha-promotion, hyperband-promotion, median or none.")
+    scheduler: str | None = asked(
+        BUDGET, None, "asha, hyperband, asha-promotion, hyperband-promotion, race, median or none."
+    )
     free_running: bool = asked(
         SPACE, False, "Trials are drawn and judged by whatever has ended: never waits, and never the same search twice."
     )

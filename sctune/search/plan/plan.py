@@ -30,6 +30,7 @@ from sctune.search.plan.options import SearchOptions
 from sctune.search.plan.order import check_order
 from sctune.search.plan.proxy_evidence import proxy_warning
 from sctune.search.plan.references import planned_references
+from sctune.search.plan.replicates import check_race, planned_replicates
 from sctune.search.rules.registry import NO_RULE, make_rule
 from sctune.search.space.definition import Space
 from sctune.search.study.content import content_digest
@@ -89,11 +90,12 @@ def make_plan(options: SearchOptions, has_gpu: bool) -> Plan:
     sampler = options.sampler or ("grid" if space.is_grid else search_defaults(profile).sampler)
     _check_sampler(options, sampler, space)
     scheduler, warnings = _scheduler(options, profile, sampler, space)
+    replicates, seeds = planned_replicates(options, scheduler.name, base.seed)
     warnings += space.notes
     datasets = {
         category: open_dataset(base.data.source, category, base.data.group) for category in _categories(options)
     }
-    tasks, splits, selection = _tasks(options, base, profile, datasets)
+    tasks, splits, selection = _tasks(options, base, profile, datasets, seeds, by_seed=replicates > 1)
     depth = _depth(base, splits)
     space = replace(space, base=base.override({"data.range": depth.range}))
     base = space.base
@@ -115,7 +117,7 @@ def make_plan(options: SearchOptions, has_gpu: bool) -> Plan:
             warnings.append(f"what is known of the proxy was measured with {AUROC.label}, not with {objective.label}")
     references, left_out = planned_references(options.references, profile, base)
     warnings += left_out
-    asked = _Asked(name, profile, sampler, scheduler, selection, references, store.uri, storage, record)
+    asked = _Asked(name, profile, sampler, scheduler, replicates, selection, references, store.uri, storage, record)
     manifest = _manifest(options, asked, space, tasks, _data_spec(datasets, splits))
     manifest = manifest.model_copy(update={"splits": {key: split.digest for key, split in splits.items()}})
     return Plan(
@@ -131,6 +133,7 @@ class _Asked:
     profile: str
     sampler: str
     scheduler: SchedulerSpec
+    replicates: int
     selection: SelectionSpec
     references: tuple[str, ...]
     tracking_uri: str
@@ -153,6 +156,7 @@ def _manifest(options: SearchOptions, asked: _Asked, space: Space, tasks: list[T
         tasks=tuple(tasks),
         sampler=asked.sampler,
         scheduler=asked.scheduler,
+        replicates=asked.replicates,
         trials=options.trials or points or defaults.trials,
         selection=asked.selection,
         references=asked.references,
@@ -211,15 +215,21 @@ def _categories(options: SearchOptions) -> tuple[str | None, ...]:
 
 
 def _tasks(
-    options: SearchOptions, config: TrialConfig, profile: str, datasets: dict[str | None, DataSet]
+    options: SearchOptions,
+    config: TrialConfig,
+    profile: str,
+    datasets: dict[str | None, DataSet],
+    seeds: tuple[int, ...],
+    by_seed: bool,
 ) -> tuple[list[Task], dict[str, Split], SelectionSpec]:
-    """Every category x known class x seed, and x fold where the seen anomalies select."""
+    """Every category x known class x seed, and x fold where the seen anomalies select; by_seed: one seed's together."""
     tasks: list[Task] = []
     splits: dict[str, Split] = {}
     spec: SelectionSpec | None = None
-    for category, known, seed in itertools.product(
-        datasets, options.known_classes or (None,), options.seeds or (config.seed,)
-    ):
+    subjects = list(itertools.product(datasets, options.known_classes or (None,), seeds))
+    if by_seed:
+        subjects.sort(key=lambda subject: seeds.index(subject[2]))
+    for category, known, seed in subjects:
         task = Task(source=config.data.source, category=category, setting=options.setting, known_class=known, seed=seed)
         folds = search_defaults(profile).folds
         split = split_for(config, task.model_copy(update={"folds": folds}), datasets[category])
@@ -320,8 +330,10 @@ def _scheduler(options: SearchOptions, profile: str, sampler: str, space: Space)
     epochs = space.epochs
     grace = options.grace or (min(defaults.grace, epochs) if defaults.grace is not None else None)
     factor = options.factor or defaults.factor
-    rule = make_rule(name, epochs, grace, factor, options.sampler_seed)
+    replicates, _ = planned_replicates(options, name, space.base.seed)
+    rule = make_rule(name, epochs, grace, factor, options.sampler_seed, replicates=replicates)
     check_order(options, name, rule)
+    check_race(options, name)
     warnings = []
     if rule is not None and options.time_budget_s is not None and rule.pauses:
         warnings.append(

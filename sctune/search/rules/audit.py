@@ -76,6 +76,10 @@ class Audited(Rule):
         self._rule.promoted(number, epoch)
         self._promote_shadows()
 
+    def completed(self, number: int, value: float) -> None:
+        if not self._audited(number):
+            self._rule.completed(number, value)
+
     def ended(self, number: int, failed: bool) -> None:
         self._rule.ended(number, failed)
         self._promote_shadows()

@@ -40,6 +40,8 @@ class RuleSettings:
     factor: int
     seed: int
     behind: int | None = None
+    replicates: int = 1
+    trials: int = 1
 
 
 class Rule(ABC):
@@ -87,6 +89,9 @@ class Rule(ABC):
 
     def promoted(self, number: int, epoch: int) -> None:  # noqa: B027
         """An earlier launch promoted the trial, which has not ended, past this epoch; told after what was reported."""
+
+    def completed(self, number: int, value: float) -> None:  # noqa: B027
+        """The trial has told its last epoch, whose value this is."""
 
     def ended(self, number: int, failed: bool) -> None:  # noqa: B027
         """The trial has ended before its last epoch, by a failure or by the rule's word, and cannot go on any more.

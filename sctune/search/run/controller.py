@@ -185,9 +185,10 @@ class TrialController:
             trial = by_number[number]
             if epoch is None:
                 rule.ended(number, trial.state is TrialState.FAIL)
-            # nobody is asked about a trial's last epoch
             elif trial.state is not TrialState.COMPLETE or epoch < max(trial.intermediate_values):
                 rule.decide(number, epoch, self._merit(trial.intermediate_values[epoch]))
+            else:
+                rule.completed(number, self._merit(trial.intermediate_values[epoch]))
 
     @property
     def history(self) -> list[tuple[int, int, float]]:
@@ -405,7 +406,10 @@ class TrialController:
         self.suggester.go_on(number)
         self._recorder.end(number, end)
         rule, failed = self.rule, end.failure is not None
-        if rule is not None and end.state is not TrialState.COMPLETE:
+        if rule is not None and end.state is TrialState.COMPLETE and end.epoch is not None:
+            merit = self._merit(self.suggester.value(number, end.epoch))
+            self._guarded(lambda: rule.completed(number, merit), None)
+        elif rule is not None:
             self._guarded(lambda: rule.ended(number, failed), None)
         if end.failure is None:
             self._succeeded = True

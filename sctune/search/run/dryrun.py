@@ -16,6 +16,7 @@ from sctune.search.cluster.connection import Resources
 from sctune.search.plan import costs
 from sctune.search.plan.options import SearchOptions
 from sctune.search.plan.plan import Plan
+from sctune.search.plan.replicates import trainings
 from sctune.search.run.driver import planned
 from sctune.search.run.plan_lines import fields_text, plan_lines
 from sctune.search.run.probe import Probe, Timed, Trial, probe_apart, timed_at
@@ -85,11 +86,15 @@ class DryRun:
             return [_seconds(one), f"memory: {_memory(one.probe)} a trial, Ray's own aside"]
         return [
             *(
-                f"{one.method}: a trial {duration(one.trial_seconds)} and {_memory(one.probe)}; {_seconds(one)}"
+                f"{one.method}: a {self._unit} {duration(one.trial_seconds)} and {_memory(one.probe)}; {_seconds(one)}"
                 for one in self.timed
             ),
             *(f"{name}: cannot be timed: {problem}" for name, problem in self.problems.items()),
         ]
+
+    @property
+    def _unit(self) -> str:
+        return "trial" if self.plan.manifest.replicates == 1 else "replicate"
 
     @property
     def _bound(self) -> str:
@@ -159,7 +164,9 @@ def time_methods(plan: Plan, threads: int) -> tuple[list[Timed], dict[str, str]]
     """
     found: list[Timed] = []
     problems: dict[str, SctuneError] = {}
-    task, tasks = plan.manifest.tasks[0], len(plan.manifest.tasks)
+    task, replicates = plan.manifest.tasks[0], plan.manifest.replicates
+    # those of a replicate are trained together
+    tasks = len(plan.manifest.tasks) // replicates
     for name, point in dearest_points(plan.space).items():
         config = plan.space.config(point)
         try:
@@ -167,7 +174,7 @@ def time_methods(plan: Plan, threads: int) -> tuple[list[Timed], dict[str, str]]
         except SctuneError as problem:
             problems[name] = problem
             continue
-        found.append(timed_at(config, point, probe, tasks))
+        found.append(timed_at(config, point, probe, tasks, replicates))
     if not found:
         raise next(iter(problems.values()))
     return found, {name: str(problem) for name, problem in problems.items()}
@@ -187,7 +194,7 @@ def costed(
     references: seconds of each on the first task.
     """
     manifest, trials = plan.manifest, [one.trial_seconds for one in timed]
-    turns = math.ceil(manifest.trials / resources.concurrent)
+    turns = math.ceil(trainings(manifest) / resources.concurrent)
     start = start_s + costs.WORKERS_S
     end = end_s + costs.END_S + max(one.probe.final_seconds for one in timed)
     # running trials hold one checkpoint each (two for a moment), the best ones keep theirs
@@ -197,6 +204,7 @@ def costed(
         beside = min(beside, TIME_SHARE * manifest.time_budget_s)
     images = max(len(split.development) for split in plan.splits.values())
     weights, epochs = max(one.probe.weights_bytes for one in timed), max(one.epochs for one in timed)
+    epochs *= math.ceil(trainings(manifest) / manifest.trials)
     return DryRun(
         plan=plan,
         resources=resources,

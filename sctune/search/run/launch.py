@@ -112,7 +112,7 @@ class RunningLaunch:
         labels = selection_labels(manifest, self.splits)
         progress = SearchProgress(
             manifest.trials,
-            self.space.epochs,
+            manifest.full_epochs,
             self.resources.concurrent,
             trials,
             lambda scores: value_se(scores, labels, objective),
@@ -269,6 +269,8 @@ def trial_spec(study: Study, space: Space, splits: dict[str, Split], rungs: list
         versions=manifest.versions,
         objective=manifest.objective,
         stop_key=_stop_key(study),
+        replicates=manifest.replicates,
+        epochs=space.epochs,
     )
 
 

@@ -10,6 +10,7 @@ from sctune.config import TrialConfig, method_entry
 from sctune.methods.length import steps_text
 from sctune.search.cluster.connection import Resources
 from sctune.search.plan.plan import Plan
+from sctune.search.plan.replicates import replicate_lines
 from sctune.search.space.definition import Space
 from sctune.search.space.parameter import Parameter
 from sctune.search.space.variants import VARIANT
@@ -34,6 +35,7 @@ def plan_lines(plan: Plan, resources: Resources) -> list[str]:
         f"selection by {manifest.selection.mode}: {manifest.selection.reason}",
         *([] if objective.is_default else [f"objective {objective.label}: {objective.about}"]),
         f"tasks: {', '.join(task.key for task in manifest.tasks)}; {_length(plan.space)} of {base.data.image_size} px",
+        *replicate_lines(manifest),
         f"{resources.concurrent} trial(s) at a time, each with {resources.cpus:g} CPU and {resources.gpus:g} GPU, "
         f"of {resources.cluster_cpus:g} CPUs and {resources.cluster_gpus:g} GPUs on {resources.nodes} node(s)",
     ]

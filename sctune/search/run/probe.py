@@ -57,7 +57,9 @@ class Trial:
 
 @dataclass(frozen=True)
 class Timed:
-    """A method at the point of it whose epochs take longest. steps: of an epoch; tasks: that a trial trains on."""
+    """A method at the point of it whose epochs take longest. steps: of an epoch; epochs: of a replicate; tasks: that
+    one trains on; replicates: of a trial.
+    """
 
     method: str
     point: Values
@@ -65,6 +67,7 @@ class Timed:
     epochs: int
     steps: int
     tasks: int
+    replicates: int = 1
 
     @property
     def epoch_seconds(self) -> float:
@@ -73,11 +76,12 @@ class Timed:
 
     @property
     def trial_seconds(self) -> float:
+        """Of one replicate."""
         return costs.TRIAL_S + self.epochs * self.epoch_seconds
 
     @property
     def checkpoint_bytes(self) -> int:
-        return self.probe.checkpoint_bytes * self.tasks
+        return self.probe.checkpoint_bytes * self.tasks * self.replicates
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -91,10 +95,10 @@ class Timed:
         }
 
 
-def timed_at(config: TrialConfig, point: Values, probe: Probe, tasks: int) -> Timed:
-    """What a probe of a configuration says of its method."""
+def timed_at(config: TrialConfig, point: Values, probe: Probe, tasks: int, replicates: int = 1) -> Timed:
+    """What a probe of a configuration says of its method; tasks: of a replicate."""
     steps = config.budget.iterations if probe.steps is None else probe.steps
-    return Timed(config.method.name, point, probe, config.epochs, steps, tasks)
+    return Timed(config.method.name, point, probe, config.epochs, steps, tasks, replicates)
 
 
 def probe_apart(trial: Trial) -> Probe:

@@ -79,6 +79,7 @@ class StudyManifest(StudyOptions, Frozen):
     config: the base TrialConfig tree, with the space's `set:` and the command line merged.
     storage_path: URI that all nodes see (checkpoints); storage_url: SQLAlchemy URL of the record, None: SQLite in
     the study's folder. No URL here holds a password. checkpoint_interval: seconds.
+    replicates: parts of the tasks, one seed each, in which a trial is trained one after another; 1: on all at once.
     splits: task key -> digest of its lists of files. references: methods that train nothing and are run before the
     trials; a study of before has none. confirms: id of the study whose best trials this one trains anew.
     """
@@ -94,6 +95,7 @@ class StudyManifest(StudyOptions, Frozen):
     sampler: str
     scheduler: SchedulerSpec
     trials: int = Field(ge=1)
+    replicates: int = Field(1, ge=1)
     selection: SelectionSpec
     splits: dict[str, str] = {}
     folds: int = 2
@@ -110,6 +112,16 @@ class StudyManifest(StudyOptions, Frozen):
 
     def trial_config(self) -> TrialConfig:
         return TrialConfig.load(self.config)
+
+    @property
+    def replicate_epochs(self) -> int:
+        """Epochs of a replicate of a trial that is not stopped."""
+        return self.build_space().epochs
+
+    @property
+    def full_epochs(self) -> int:
+        """Epochs of all its replicates."""
+        return self.replicates * self.replicate_epochs
 
     def build_objective(self) -> Objective:
         """Raises ConfigError where it is another package's, which is not installed here."""

@@ -89,7 +89,7 @@ def curves_of(manifest: StudyManifest, trials: Sequence[FrozenTrial]) -> Curves:
         promoted = int(trial.user_attrs.get(PROMOTED, 0))
         found[trial.number] = Curve(trial.number, group, points, trial.state, promoted)
     order = tuple((number, epoch is None) for number, epoch in events_of(trials))
-    return Curves(found, order, space.epochs)
+    return Curves(found, order, manifest.replicates * space.epochs)
 
 
 def replay(curves: Curves, rule: Rule | None, as_recorded: Container[int] = ()) -> dict[int, Outcome]:
@@ -166,6 +166,8 @@ class _Replay:
             # nobody is asked about a trial's last epoch
             if curve.full and epoch == curve.end:
                 self.fates[number] = Fate.COMPLETE
+                if self.rule is not None:
+                    self.rule.completed(number, merit)
             elif self.rule is not None:
                 decision = self.rule.decide(number, epoch, merit)
                 if decision is not Decision.CONTINUE:

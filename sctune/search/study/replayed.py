@@ -12,11 +12,10 @@ from scipy import stats
 
 from sctune.metrics.objective import Objective
 from sctune.search.rules.audit import is_audited
-from sctune.search.rules.base import Rule
-from sctune.search.rules.registry import NO_RULE, make_rule
+from sctune.search.rules.registry import NO_RULE
 from sctune.search.study.manifest import SchedulerSpec, StudyManifest
 from sctune.search.study.replay import Curve, Curves, Fate, Outcome, replay
-from sctune.search.study.scheduling import rule_of
+from sctune.search.study.scheduling import rule_by, rule_of
 
 LEAST_FOR_TAU = 4
 """Trials that a rank correlation takes."""
@@ -64,17 +63,14 @@ class Replayed:
 
 def replayed(manifest: StudyManifest, curves: Curves, scheduler: SchedulerSpec) -> Replayed:
     """What another scheduler makes of all trials, none of them audited; ConfigError for one that cannot be."""
-    return _summed(manifest, curves, scheduler, replay(curves, _rule(manifest, curves, scheduler)))
+    rule = rule_by(manifest, scheduler, curves.epochs // manifest.replicates)
+    return _summed(manifest, curves, scheduler, replay(curves, rule))
 
 
 def as_it_was(manifest: StudyManifest, curves: Curves) -> Replayed:
     """The study with its own scheduler and its own exceptions; ConfigError where that is not installed here."""
-    outcomes = replay(curves, rule_of(manifest, curves.epochs), curves.by_number)
+    outcomes = replay(curves, rule_of(manifest, curves.epochs // manifest.replicates), curves.by_number)
     return _summed(manifest, curves, manifest.scheduler, outcomes)
-
-
-def _rule(manifest: StudyManifest, curves: Curves, spec: SchedulerSpec) -> Rule | None:
-    return make_rule(spec.name, curves.epochs, spec.grace, spec.factor, manifest.sampler_seed, manifest.look_behind)
 
 
 def _summed(
@@ -159,7 +155,7 @@ class Audit:
 
 def audit_of(manifest: StudyManifest, curves: Curves) -> Audit | None:
     """None for a study without audited trials."""
-    rule = _rule(manifest, curves, manifest.scheduler)
+    rule = rule_by(manifest, manifest.scheduler, curves.epochs // manifest.replicates)
     if rule is None or not manifest.audit:
         return None
     audited = {number for number in curves.by_number if is_audited(number, manifest.audit, manifest.sampler_seed)}

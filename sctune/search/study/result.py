@@ -13,6 +13,7 @@ from sctune.metrics.merit import merit_of
 from sctune.metrics.objective import AUROC, Objective
 from sctune.search.study.leaderboard import TrialRow, best_row, leaderboard
 from sctune.search.study.paired import Gap, compare, has_scores, value_se
+from sctune.search.study.racing import Certainty, certainty
 from sctune.search.study.references import (
     Against,
     Reference,
@@ -33,7 +34,7 @@ class StudyResult:
     gap: the best full run against the median one; indistinct: full runs not told apart from the best one.
     saved_share: share of the epochs of all ended trials that early stopping did not spend.
     references: what was run beside the trials, with the standard error of each in reference_errors; against: the best
-    trial against the best of them.
+    trial against the best of them. certainty: of the best trial, in a study with replicates.
     """
 
     name: str
@@ -57,6 +58,7 @@ class StudyResult:
     references: tuple[Reference, ...] = ()
     reference_errors: Mapping[str, float | None] = field(default_factory=dict)
     against: Against | None = None
+    certainty: Certainty | None = None
 
     @property
     def way_on(self) -> str | None:
@@ -116,6 +118,7 @@ class StudyResult:
             "best_vs_reference": None if self.against is None else self.against.to_dict(),
             "epochs_saved_share": self.saved_share,
             "seconds": self.seconds,
+            "certainty": None if self.certainty is None else self.certainty.to_dict(),
             "stopped": self.stopped,
             "exhausted": self.exhausted,
             "tracking_uri": self.tracking_uri,
@@ -155,11 +158,6 @@ def study_result(
     best = best_row(rows, objective)
     scores, notes = {trial.number: trial.user_attrs.get("scores", {}) for trial in trials}, [*notes]
     full = [row for row in rows if row.state == "COMPLETE"]
-    epochs = study.manifest.build_space().epochs
-    ended = [row for row in rows if row.state in ("COMPLETE", "PRUNED")]
-    spent = sum(max(row.values, default=0) for row in ended)
-    # a full run has spent what it had: one epoch where its method trains nothing
-    due = sum(max(row.values, default=0) if row.state == "COMPLETE" else epochs for row in ended)
     noise, gap, indistinct = None, None, 0
     if best is not None and labels is not None:
         # never against a stopped one, whose value is that of an earlier epoch
@@ -184,7 +182,7 @@ def study_result(
         gap=gap,
         indistinct=indistinct,
         equal=sum(row.value == best.value for row in full) if best is not None else 0,
-        saved_share=1 - spent / due if due else 0.0,
+        saved_share=_saved_share(rows, study.manifest.full_epochs),
         seconds=seconds,
         tracking_uri=tracking_uri,
         parent_run_id=parent_run_id,
@@ -194,8 +192,25 @@ def study_result(
         objective=objective,
         references=tuple(references),
         reference_errors={one.name: reference_error(one, labels, objective) for one in references},
+        certainty=None if best is None else _certainty(study, rows, best),
         against=None if best is None else against_best(best, scores[best.number], references, labels, objective),
     )
+
+
+def _saved_share(rows: Sequence[TrialRow], epochs: int) -> float:
+    """Of the epochs of all ended trials; epochs: of a full run."""
+    ended = [row for row in rows if row.state in ("COMPLETE", "PRUNED")]
+    spent = sum(max(row.values, default=0) for row in ended)
+    # a full run has spent what it had: one epoch where its method trains nothing
+    due = sum(max(row.values, default=0) if row.state == "COMPLETE" else epochs for row in ended)
+    return 1 - spent / due if due else 0.0
+
+
+def _certainty(study: Study, rows: Sequence[TrialRow], best: TrialRow) -> Certainty | None:
+    manifest = study.manifest
+    if manifest.replicates == 1:
+        return None
+    return certainty(rows, best.number, manifest.replicate_epochs, study.objective)
 
 
 def _unscored_line(numbers: Sequence[int]) -> str:
@@ -234,5 +249,7 @@ def summary_lines(result: StudyResult) -> list[str]:
         )
         if result.indistinct:
             lines.append(f"{result.indistinct} other full run(s) cannot be told apart from the best")
+    if result.certainty is not None:
+        lines += result.certainty.lines
     lines += [reference_line(one, result.reference_errors[one.name], result.objective) for one in result.references]
     return [*lines, *result.notes]
