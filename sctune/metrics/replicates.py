@@ -2,8 +2,9 @@
 
 A value is y = m + u + s + e: a level, what the configuration adds, what the replicate (its seed: anomalies that are
 trained on, first weights, batches) adds to every trial, and the rest. All trials meet the same replicates, so that s
-takes no part in a difference between two that both have it. u, s and e are normal; their variances are pooled over all
-trials and shrunk to a prior, since two or three replicates of a trial say little about its own spread. Means given
+takes no part in a difference between two that both have it. u, s and e are normal; their variances are those of all
+trials together, the likeliest ones with a weak prior, since two or three replicates of a trial say little about its own
+spread. Means given
 the values, best linear unbiased predictions of m + u, are shrunk to m, the more the fewer replicates stand behind
 them (Robinson 1991, "That BLUP is a good thing"). That the better trials have more replicates does no harm: who is
 replicated is decided by what the model knows.
@@ -16,15 +17,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import optimize
 
 Array = np.ndarray
 
-PRIOR_DEGREES = 4.0
-"""What the prior of the error counts for, in degrees of freedom."""
 PRIOR_SHARE = 0.5
-"""Of the variance among first replicates: what the prior takes for error."""
-LEAST_SPREAD = 0.1
-"""Of the same variance: the least that the configurations are taken to differ by."""
+"""What the prior takes each of the three variances for, of the variance among first replicates."""
+PRIOR_SD = 0.7
+"""Of the logarithm of each variance, beside how well the variance among first replicates is known."""
 DRAWS = 4000
 _TINY = 1e-12
 
@@ -33,9 +33,9 @@ _TINY = 1e-12
 class Standing:
     """What is known of some trials. numbers [N]: of the trials, ascending; counts [N]: replicates of each.
 
-    means [N]: expected merit over all seeds; error: SD of a replicate about its trial without what all trials share;
-    spread: SD among configurations. Covariance of the means: diag(own) + shared @ common @ shared.T, with own [N],
-    shared [N, R + 1] and common [R + 1, R + 1].
+    means [N]: expected merit over all seeds; error: SD of a replicate about its trial, without what all trials share;
+    spread: SD among configurations; moved: SD of what a replicate does to all. Covariance of the means: diag(own) +
+    shared @ common @ shared.T, with own [N], shared [N, R + 1] and common [R + 1, R + 1].
     """
 
     numbers: tuple[int, ...]
@@ -43,6 +43,7 @@ class Standing:
     means: Array
     error: float
     spread: float
+    moved: float
     own: Array
     shared: Array
     common: Array
@@ -97,48 +98,69 @@ def standing(values: Mapping[int, Sequence[float]]) -> Standing:
         raise ValueError("no trial has a replicate")
     numbers = tuple(sorted(values))
     counts = np.array([len(values[number]) for number in numbers])
-    n_replicates = int(counts.max())
-    has = np.arange(n_replicates) < counts[:, None]
+    has = np.arange(int(counts.max())) < counts[:, None]
     table = np.zeros(has.shape)
     table[has] = np.concatenate([np.asarray(values[number], np.float64) for number in numbers])
     # figures near each other, told apart exactly
     level = float(table[:, 0].mean())
     table = np.where(has, table - level, 0.0)
-    spread, error = _variances(table, has)
-    own = 1 / (counts / error + 1 / spread)
-    # the level, and each replicate: [R + 1]
-    design = np.column_stack([counts, has]) / error
-    between = _between(has, error)
-    rest = np.concatenate([[table.sum()], table.sum(axis=0)]) / error - design.T @ (own * table.sum(axis=1) / error)
-    common = np.linalg.inv(between - design.T @ (own[:, None] * design))
-    fixed = common @ rest
-    shared = -own[:, None] * design
+    logs = _likeliest(table, has)
+    solved = _solve(table, has, logs)
+    shared = -solved.own[:, None] * solved.design
     shared[:, 0] += 1
-    means = level + shared @ fixed + own * table.sum(axis=1) / error
-    return Standing(numbers, counts, means, math.sqrt(error), math.sqrt(spread), own, shared, common)
+    common = np.linalg.inv(solved.between)
+    sums = table.sum(axis=1) / math.exp(logs[0])
+    means = level + shared @ (common @ solved.rest) + solved.own * sums
+    error, spread, moved = np.exp(logs / 2)
+    return Standing(numbers, counts, means, error, spread, moved, solved.own, shared, common)
 
 
-def _between(has: Array, error: float) -> Array:
-    """Information about the level and the replicates [R + 1, R + 1]; those spread as the error does."""
+@dataclass(frozen=True)
+class _Solved:
+    """Henderson's equations without the trials. own [N]; design [N, R + 1]; between [R + 1, R + 1]; rest [R + 1]."""
+
+    own: Array
+    design: Array
+    between: Array
+    rest: Array
+
+
+def _solve(table: Array, has: Array, logs: Array) -> _Solved:
+    """logs: of the variances of error, trials and replicates."""
+    error, spread, moved = np.exp(logs)
+    own = 1 / (has.sum(axis=1) / error + 1 / spread)
+    # the level, and each replicate
+    design = np.column_stack([has.sum(axis=1), has]) / error
     per = has.sum(axis=0)
-    found = np.diag(np.concatenate([[per.sum()], per + 1.0]))
-    found[0, 1:] = found[1:, 0] = per
-    return found / error
+    between = np.diag(np.concatenate([[per.sum()], per + error / moved])) / error
+    between[0, 1:] = between[1:, 0] = per / error
+    between -= design.T @ (own[:, None] * design)
+    rest = np.concatenate([[table.sum()], table.sum(axis=0)]) / error - design.T @ (own * table.sum(axis=1) / error)
+    return _Solved(own, design, between, rest)
 
 
-def _variances(table: Array, has: Array) -> tuple[float, float]:
-    """Of the configurations and of the error; table [N, R], 0 where there is no replicate."""
+def _likeliest(table: Array, has: Array) -> Array:
+    """Logarithms of the variances of error, trials and replicates: the restricted likelihood with a weak prior.
+
+    What few trials say of a variance is little, and the prior's own place is the less sure the fewer they are.
+    """
     total = max(float(table[:, 0].var(ddof=1)), _TINY) if len(table) > 1 else _TINY
-    squares, degrees = _residual(table[has.sum(axis=1) > 1], has[has.sum(axis=1) > 1])
-    error = (squares + PRIOR_DEGREES * PRIOR_SHARE * total) / (degrees + PRIOR_DEGREES)
-    return max(total - error, LEAST_SPREAD * total), error
+    start = np.full(3, math.log(PRIOR_SHARE * total))
+    width = PRIOR_SD**2 + 2 / max(len(table) - 1, 1)
+
+    def deviance(logs: Array) -> float:
+        return _deviance(table, has, logs) + float(((logs - start) ** 2).sum()) / width
+
+    found = optimize.minimize(deviance, start, method="L-BFGS-B", bounds=[(one - 12, one + 12) for one in start])
+    return np.asarray(found.x)
 
 
-def _residual(table: Array, has: Array) -> tuple[float, int]:
-    """Sum of squares about trial and replicate effects, and its degrees of freedom; of trials with two replicates."""
-    if len(table) < 2:
-        return 0.0, 0
-    trial, replicate = np.nonzero(has)
-    design = np.column_stack([np.eye(len(table))[trial], np.eye(table.shape[1])[replicate][:, 1:]])
-    found, _, rank, _ = np.linalg.lstsq(design, table[has], rcond=None)
-    return float(((table[has] - design @ found) ** 2).sum()), len(trial) - int(rank)
+def _deviance(table: Array, has: Array, logs: Array) -> float:
+    """-2 log of the restricted likelihood, but for a constant (Harville 1977)."""
+    solved = _solve(table, has, logs)
+    error = math.exp(logs[0])
+    sums = table.sum(axis=1) / error
+    explained = solved.rest @ np.linalg.solve(solved.between, solved.rest) + (solved.own * sums**2).sum()
+    determinant = np.linalg.slogdet(solved.between)[1] - np.log(solved.own).sum()
+    sizes = np.array([has.sum(), *has.shape])
+    return float(sizes @ logs + determinant + (table**2).sum() / error - explained)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import optimize
 
 from sctune.metrics.replicates import Standing, standing
 
@@ -20,7 +21,7 @@ def dense(found: Standing, values: dict[int, list[float]]) -> tuple[np.ndarray, 
     for row, (place, seed, _) in enumerate(rows):
         design[row, [0, 1 + place, 1 + n_trials + seed]] = 1
     error = found.error**2
-    prior = np.diag([0.0] + [1 / found.spread**2] * n_trials + [1 / error] * n_seeds)
+    prior = np.diag([0.0] + [1 / found.spread**2] * n_trials + [1 / found.moved**2] * n_seeds)
     covariance = np.linalg.inv(design.T @ design / error + prior)
     solution = covariance @ (design.T @ np.array([y for *_, y in rows]) / error)
     to_means = np.hstack([np.ones((n_trials, 1)), np.eye(n_trials), np.zeros((n_trials, n_seeds))])
@@ -43,12 +44,12 @@ def test_it_solves_the_mixed_models_equations(seed: int, trials: int, most: int)
 
 
 def test_means_are_shrunk_the_more_the_fewer_replicates() -> None:
-    lucky = standing({0: [0.9], 1: [0.7], 2: [0.72], 3: [0.71]})
-    steady = standing({0: [0.9, 0.9, 0.9], 1: [0.7, 0.7, 0.7], 2: [0.72, 0.72, 0.72], 3: [0.71, 0.71, 0.71]})
-    level = (0.9 + 0.7 + 0.72 + 0.71) / 4
-    # half of the variance of single values is taken for error: each goes half of the way
-    assert lucky.means == pytest.approx([level + (y - level) / 2 for y in (0.9, 0.7, 0.72, 0.71)])
-    assert abs(steady.means[0] - 0.9) < 0.02 < 0.07 < abs(lucky.means[0] - 0.9)
+    values = {0: 0.9, 1: 0.7, 2: 0.72, 3: 0.71}
+    lucky, steady = (standing({number: [y] * times for number, y in values.items()}) for times in (1, 3))
+    level = sum(values.values()) / 4
+    # of single values nobody knows what part is error: the prior's half, so that each goes half of the way
+    assert lucky.means == pytest.approx([level + (y - level) / 2 for y in values.values()])
+    assert abs(steady.means[0] - 0.9) < 0.01 < 0.07 < abs(lucky.means[0] - 0.9)
     assert steady.gap_errors(0)[1] < lucky.gap_errors(0)[1]
 
 
@@ -62,15 +63,44 @@ def test_what_a_seed_does_to_all_is_no_error() -> None:
     assert unlucky.means[4] > unlucky.means[0]
 
 
-def test_the_variances_by_hand() -> None:
-    values = {0: [0.8, 0.84], 1: [0.7, 0.70], 2: [0.6]}
-    first = np.var([0.8, 0.7, 0.6], ddof=1)
-    # two trials, two seeds: one degree of freedom, whose square is half the square of the double difference
-    double = (0.84 - 0.8) - (0.70 - 0.7)
-    error = (double**2 / 4 + 4 * 0.5 * first) / (1 + 4)
+def written_out(values: dict[int, list[float]], logs: np.ndarray) -> float:
+    """-2 log of the restricted likelihood with the whole covariance of all values, and the prior."""
+    rows = [(place, seed, y) for place, number in enumerate(sorted(values)) for seed, y in enumerate(values[number])]
+    trial, replicate, y = (np.array(column) for column in zip(*rows, strict=True))
+    error, spread, moved = np.exp(logs)
+    same = trial[:, None] == trial, replicate[:, None] == replicate
+    covariance = error * np.eye(len(y)) + spread * same[0] + moved * same[1]
+    ones, inverse = np.ones(len(y)), np.linalg.inv(covariance)
+    information = ones @ inverse @ ones
+    rest = y - ones * (ones @ inverse @ y) / information
+    first = np.var([row[0] for row in values.values()], ddof=1)
+    prior = ((logs - np.log(0.5 * first)) ** 2).sum() / (0.7**2 + 2 / (len(values) - 1))
+    return float(np.linalg.slogdet(covariance)[1] + np.log(information) + rest @ inverse @ rest + prior)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2, 3])
+def test_the_variances_are_the_likeliest(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    values = {number: list(rng.normal(0.8 + number / 100, 0.02, rng.integers(1, 5))) for number in range(8)}
     found = standing(values)
-    assert found.error**2 == pytest.approx(error)
-    assert found.spread**2 == pytest.approx(first - error)
+    ours = 2 * np.log([found.error, found.spread, found.moved])
+    best = optimize.minimize(
+        lambda logs: written_out(values, logs), ours, method="Nelder-Mead", options={"xatol": 1e-5}
+    )
+    assert ours == pytest.approx(best.x, abs=0.02)
+
+
+def test_the_variances_of_many_drawn_trials() -> None:
+    errors, spreads = [], []
+    rng = np.random.default_rng(7)
+    for _ in range(20):
+        seeds = rng.normal(0, 0.05, 4)
+        true = rng.normal(0.8, 0.03, 24)
+        counts = [4, 4, 3, 3, 3, *[2] * 6, *[1] * 13]
+        found = standing({n: list(true[n] + seeds[:k] + rng.normal(0, 0.02, k)) for n, k in enumerate(counts)})
+        errors.append(found.error)
+        spreads.append(found.spread)
+    assert np.mean(errors) == pytest.approx(0.02, rel=0.15) and np.mean(spreads) == pytest.approx(0.03, rel=0.15)
 
 
 def test_chances_of_equal_trials_are_equal_and_of_a_far_one_all() -> None:

@@ -71,6 +71,51 @@ def test_a_grid_that_nobody_can_run_to_its_end_needs_a_limit(image_folder, tmp_p
     assert plan.manifest.trials == 3
 
 
+@pytest.mark.parametrize(
+    ("asked", "replicates", "keys"),
+    [
+        ({"replicates": 2}, 2, ["seed42", "seed43"]),
+        ({"seeds": (7, 3), "replicates": 2}, 2, ["seed7", "seed3"]),
+        ({"seeds": (7,), "scheduler": "race", "replicates": 3}, 3, ["seed7", "seed8", "seed9"]),
+        ({"seeds": (7, 3, 5), "scheduler": "race"}, 3, ["seed7", "seed3", "seed5"]),
+        ({"seeds": (2**32 - 1,), "replicates": 2}, 2, ["seed4294967295", "seed0"]),
+        # as ever: one training on both at once
+        ({"seeds": (7, 3)}, 1, ["seed7", "seed3"]),
+        ({"replicates": 1}, 1, ["seed42"]),
+    ],
+)
+def test_replicates_are_seeds_one_after_another(image_folder, asked, replicates, keys):
+    plan = make_plan(options(image_folder, selection="extra", **asked), has_gpu=False)
+    assert plan.manifest.replicates == replicates and [task.key for task in plan.manifest.tasks] == keys
+    assert plan.manifest.full_epochs == replicates * plan.space.epochs
+    told = [line for line in plan_lines(plan, Resources(2, 0, 1, 0, 2, 1)) if line.startswith("replicates")]
+    assert bool(told) == (replicates > 1)
+
+
+def test_the_tasks_of_a_replicate_stand_together(image_folder):
+    asked = options(image_folder, selection="seen", seeds=(1, 2), replicates=2)
+    tasks = make_plan(asked, has_gpu=False).manifest.tasks
+    # two folds of each seed
+    assert [(task.seed, task.fold) for task in tasks] == [(1, 0), (1, 1), (2, 0), (2, 1)]
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        (
+            {"replicates": 3, "seeds": (1, 2)},
+            r"--replicates 3 and --seeds 1,2: each replicate has a seed of its own; give 3 se",
+        ),
+        ({"replicates": 1, "scheduler": "race"}, r"scheduler race compares .* have one; give --replicates 4"),
+        ({"scheduler": "race", "audit": 0.1}, r"--audit 0.1: a race gives its further replicates"),
+        ({"scheduler": "race", "look_behind": 2}, r"--look-behind 2: what scheduler race decides"),
+    ],
+)
+def test_a_race_that_cannot_be_is_refused(image_folder, asked, message):
+    with pytest.raises(ConfigError, match=message):
+        make_plan(options(image_folder, selection="extra", **asked), has_gpu=False)
+
+
 def test_rungs_and_audits_are_asked_of_a_scheduler_that_stops(image_folder):
     plan = make_plan(options(image_folder, selection="extra", grace=1, factor=4, audit=0.5), has_gpu=False)
     assert plan.manifest.scheduler.model_dump() == {"name": "asha", "grace": 1, "factor": 4}

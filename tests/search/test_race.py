@@ -253,6 +253,8 @@ def test_a_race_keeps_its_promises_whatever_the_workers_and_kills(
     assert driver.spent <= further_replicates(trials, replicates) + (replicates - 1) * (failed + workers)
 
 
+@pytest.mark.slow  # 300 searches, half a minute
+@pytest.mark.timeout(600)
 def test_a_race_finds_what_single_runs_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of 150 drawn searches: 12 more at 36 trainings, and not many fewer at 12."""
     monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))

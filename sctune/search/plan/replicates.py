@@ -21,7 +21,7 @@ def planned_replicates(options: SearchOptions, scheduler: str, seed: int) -> tup
     seeds, asked = options.seeds, options.replicates
     if asked is None and scheduler == RACE:
         asked = len(seeds) if len(seeds) > 1 else RACE_REPLICATES
-    if asked is None or (asked == 1 and not seeds):
+    if asked is None or asked == 1:
         return 1, seeds or (seed,)
     if not seeds:
         return asked, tuple((seed + place) % _SEEDS for place in range(asked))

@@ -76,7 +76,7 @@ class Race(WithinFirst):
         self._means: dict[int, dict[int, float]] = {}
         self._begun: dict[int, int] = {}
         self._gone: set[int] = set()
-        self._last = False
+        self._found: Standing | None = None
 
     def join(self, number: int, group: str) -> None:
         super().join(number, group)
@@ -89,12 +89,12 @@ class Race(WithinFirst):
             return super().decide(number, epoch, value)
         if epoch % self._epochs:
             return Decision.CONTINUE
-        self._means.setdefault(number, {})[epoch // self._epochs] = value
+        self._tell(number, epoch // self._epochs, value)
         return Decision.STOP if self._is_hopeless(number) else Decision.PAUSE
 
     def completed(self, number: int, value: float) -> None:
         self._begun[number] = self._replicates
-        self._means.setdefault(number, {})[self._replicates] = value
+        self._tell(number, self._replicates, value)
 
     def promote(self) -> Sequence[int]:
         n_first = len(self._means)
@@ -123,15 +123,23 @@ class Race(WithinFirst):
         self._gone.add(number)
         if failed:
             self._means.pop(number, None)
+            self._found = None
 
     @property
     def _spent(self) -> int:
         return sum(begun - 1 for begun in self._begun.values() if begun > 1)
 
+    def _tell(self, number: int, replicate: int, value: float) -> None:
+        self._means.setdefault(number, {})[replicate] = value
+        self._found = None
+
     def _standing(self) -> Standing | None:
         """Of all that have a replicate; none where nobody can lead any more."""
-        values = {number: _own_values(means) for number, means in self._means.items()}
-        return standing(values) if values.keys() - self._gone else None
+        if not self._means.keys() - self._gone:
+            return None
+        if self._found is None:
+            self._found = standing({number: _own_values(means) for number, means in self._means.items()})
+        return self._found
 
     def _leader(self, found: Standing) -> int:
         able = [place for place, number in enumerate(found.numbers) if number not in self._gone]

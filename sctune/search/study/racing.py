@@ -16,6 +16,8 @@ NEAR = 0.005
 """In units of the objective: a trial that is so near to the best is as good as the best."""
 CONFIDENCE = 2.0
 """Errors of a difference from which on two trials are told apart."""
+LEAST = 4
+"""Trials with a replicate: of fewer nothing can be said about how trials differ."""
 _SHOWN = 5
 
 
@@ -25,7 +27,8 @@ class Certainty:
 
     best: chance that it is the best of them over all seeds; near: that it is at most NEAR below the best. rivals:
     numbers of those that are not told apart from it. cost: about how many further trainings would tell them apart.
-    spread, error: SD among configurations, and of a replicate about its trial, in units of the objective.
+    spread, error, moved: SD among configurations, of a replicate about its trial, and of what a seed does to all, in
+    units of the objective.
     """
 
     trial: int
@@ -38,6 +41,7 @@ class Certainty:
     cost: int
     spread: float
     error: float
+    moved: float
 
     def to_dict(self) -> dict[str, Any]:
         return {**vars(self), "rivals": list(self.rivals)}
@@ -45,8 +49,8 @@ class Certainty:
     @property
     def lines(self) -> list[str]:
         found = [
-            f"{self.trainings} trainings of {self.trials} trials: from seed to seed a trial moves by {self.error:.4f} "
-            f"(SD, beside what a seed does to all), the trials differ by {self.spread:.4f}",
+            f"{self.trainings} whole trainings of {self.trials} trials: the trials differ by {self.spread:.4f} (SD), "
+            f"from seed to seed one moves by {self.error:.4f} by itself and all together by {self.moved:.4f}",
             f"chance that trial {self.trial} ({self.replicates} replicates) is the best of them {100 * self.best:.0f} %"
             f", that it is within {NEAR:g} of the best {100 * self.near:.0f} %",
         ]
@@ -59,10 +63,10 @@ class Certainty:
 
 
 def certainty(rows: Sequence[TrialRow], best: int, epochs: int, objective: Objective) -> Certainty | None:
-    """Of trial `best`; epochs: of a replicate. None where no other trial has a replicate."""
+    """Of trial `best`; epochs: of a replicate. None where fewer than LEAST trials have one."""
     values = {row.number: _merits(row, epochs, objective) for row in rows if row.state != "FAIL"}
     values = {number: merits for number, merits in values.items() if merits}
-    if best not in values or len(values) < 2:
+    if best not in values or len(values) < LEAST:
         return None
     found = standing(values)
     place = found.numbers.index(best)
@@ -78,6 +82,7 @@ def certainty(rows: Sequence[TrialRow], best: int, epochs: int, objective: Objec
         cost=found.cost_to_settle(place, NEAR, CONFIDENCE),
         spread=found.spread,
         error=found.error,
+        moved=found.moved,
     )
 
 
