@@ -89,7 +89,7 @@ def test_fig7a_is_a_grid_of_seven_thresholds() -> None:
 def test_what_repeats_the_paper_has_no_density(name: str) -> None:
     for profile in ("cpu", "gpu"):
         base = load_profile(profile)
-        assert base.model.normal_head == "gaussian"
+        assert base.model.normal_head == "mixture"
         assert load_space(name, base).base.model.normal_head == "mlp"
         assert load_space(name, base, {"model.normal_head": "mixture"}).base.model.normal_head == "mixture"
 

@@ -97,7 +97,7 @@ def test_a_run_of_another_method_than_the_base_s_has_all_of_its_own_fields(tmp_p
     assert fields(point) == space.base.override(variants["cloner"]).flat()
     # what the base has and kdad has no use for is not told of its run
     shown = {**space.base.flat(), **fields(point)}
-    assert space.base.model.normal_head == "gaussian" and shown["model.normal_head"] == TrialConfig().model.normal_head
+    assert space.base.model.normal_head == "mixture" and shown["model.normal_head"] == TrialConfig().model.normal_head
     assert shown["method.total_updates"] == 7 and "method.cache_mb" in shown
 
 

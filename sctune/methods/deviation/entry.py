@@ -50,7 +50,7 @@ HYPERPARAMETERS: dict[str, dict[str, Any]] = {
     "model.heads": {"values": ["two_head_patch", "two_head_latent", "four_head"]},
     "augment.kind": {"values": ["saliencycut", "cutmix", "cutpaste"]},
     "augment.threshold": {"type": "float", "low": 0.1, "high": 0.9},
-    "model.normal_head": {"values": ["mlp", "gaussian"]},
+    "model.normal_head": {"values": ["mlp", "gaussian", "mixture"]},
     "score.density": {"values": ["auto", 1.0, 4.0]},
     "model.patch_count": {"type": "int", "low": 2, "high": 4},
     "model.top_k": {"type": "float", "low": 0.02, "high": 0.3, "log": True},
