@@ -19,7 +19,7 @@ from sctune.search.run.notify import VARIABLE
 if TYPE_CHECKING:
     from sctune.search.study.study import Study
 
-LOCAL_PATHS = ("space", "data", "normal", "anomalous", "study_root", "storage_path")
+LOCAL_PATHS = ("space", "data", "normal", "anomalous", "prior", "study_root", "storage_path")
 """Options that may name a place relative to this folder, which is not the one that a Ray job runs in."""
 
 

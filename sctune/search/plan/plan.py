@@ -28,6 +28,7 @@ from sctune.search.plan.base import base_config, search_space
 from sctune.search.plan.locations import free_name, storage_uri
 from sctune.search.plan.options import SearchOptions
 from sctune.search.plan.order import check_order
+from sctune.search.plan.priors import read_priors
 from sctune.search.plan.proxy_evidence import proxy_warning
 from sctune.search.plan.references import planned_references
 from sctune.search.rules.registry import NO_RULE, make_rule
@@ -36,6 +37,7 @@ from sctune.search.study.content import content_digest
 from sctune.search.study.database import check_free, storage_url
 from sctune.search.study.manifest import DataSpec, ResourceSpec, SchedulerSpec, SelectionSpec, StudyManifest
 from sctune.search.study.options import StudyOptions
+from sctune.search.suggest.beliefs import Prior
 from sctune.search.suggest.samplers import make_sampler, sampler_entry
 from sctune.tracking.choice import choose_store
 from sctune.tracking.server import check_tracking
@@ -88,6 +90,7 @@ def make_plan(options: SearchOptions, has_gpu: bool) -> Plan:
     base = space.base
     sampler = options.sampler or ("grid" if space.is_grid else search_defaults(profile).sampler)
     _check_sampler(options, sampler, space)
+    priors = read_priors(options.priors, space, sampler, options.method, root, options.storage)
     scheduler, warnings = _scheduler(options, profile, sampler, space)
     warnings += space.notes
     datasets = {
@@ -115,7 +118,7 @@ def make_plan(options: SearchOptions, has_gpu: bool) -> Plan:
             warnings.append(f"what is known of the proxy was measured with {AUROC.label}, not with {objective.label}")
     references, left_out = planned_references(options.references, profile, base)
     warnings += left_out
-    asked = _Asked(name, profile, sampler, scheduler, selection, references, store.uri, storage, record)
+    asked = _Asked(name, profile, sampler, priors, scheduler, selection, references, store.uri, storage, record)
     manifest = _manifest(options, asked, space, tasks, _data_spec(datasets, splits))
     manifest = manifest.model_copy(update={"splits": {key: split.digest for key, split in splits.items()}})
     return Plan(
@@ -130,6 +133,7 @@ class _Asked:
     name: str
     profile: str
     sampler: str
+    priors: tuple[Prior, ...]
     scheduler: SchedulerSpec
     selection: SelectionSpec
     references: tuple[str, ...]
@@ -152,6 +156,7 @@ def _manifest(options: SearchOptions, asked: _Asked, space: Space, tasks: list[T
         config=space.base.model_dump(),
         tasks=tuple(tasks),
         sampler=asked.sampler,
+        priors=asked.priors,
         scheduler=asked.scheduler,
         trials=options.trials or points or defaults.trials,
         selection=asked.selection,
