@@ -13,6 +13,7 @@ from sctune.metrics.merit import merit_of
 from sctune.metrics.objective import AUROC, Objective
 from sctune.search.study.leaderboard import TrialRow, best_row, leaderboard
 from sctune.search.study.paired import Gap, compare, has_scores, value_se
+from sctune.search.study.proposals import PriorUse, prior_uses
 from sctune.search.study.references import (
     Against,
     Reference,
@@ -33,7 +34,7 @@ class StudyResult:
     gap: the best full run against the median one; indistinct: full runs not told apart from the best one.
     saved_share: share of the epochs of all ended trials that early stopping did not spend.
     references: what was run beside the trials, with the standard error of each in reference_errors; against: the best
-    trial against the best of them.
+    trial against the best of them. priors: who proposed the trials.
     """
 
     name: str
@@ -57,6 +58,7 @@ class StudyResult:
     references: tuple[Reference, ...] = ()
     reference_errors: Mapping[str, float | None] = field(default_factory=dict)
     against: Against | None = None
+    priors: tuple[PriorUse, ...] = ()
 
     @property
     def way_on(self) -> str | None:
@@ -114,6 +116,7 @@ class StudyResult:
             "equal_to_best": self.equal,
             "references": self.reference_rows,
             "best_vs_reference": None if self.against is None else self.against.to_dict(),
+            **({"priors": [vars(one) for one in self.priors]} if self.priors else {}),
             "epochs_saved_share": self.saved_share,
             "seconds": self.seconds,
             "stopped": self.stopped,
@@ -195,6 +198,7 @@ def study_result(
         references=tuple(references),
         reference_errors={one.name: reference_error(one, labels, objective) for one in references},
         against=None if best is None else against_best(best, scores[best.number], references, labels, objective),
+        priors=prior_uses(study.manifest, trials),
     )
 
 
@@ -216,6 +220,7 @@ def summary_lines(result: StudyResult) -> list[str]:
         + (", ".join(f"{count} {state}" for state, count in counts.items() if count) or "no trial yet")
         + f" in {duration(result.seconds)}; early stopping saved {100 * result.saved_share:.0f} % of the epochs"
     ]
+    lines += [one.line for one in result.priors]
     if result.exhausted:
         lines.append(result.exhausted)
     if result.best is not None and result.best.value is not None:
