@@ -11,7 +11,9 @@ points.
 - two: a narrow best place, and a broad one that is .8 times as good somewhere else.
 
 Priors: near5 and near15, the best random point with each number moved by a standard deviation of 5 and 15 % of its
-range; good, the best of 25 random points; random, any point; wrong, one of the worst twentieth. All of it is seeded.
+range; good, the best of 25 random points; random, any point; wrong, one of the worst twentieth; alike and unlike,
+earlier studies of EARLIER noisy trials, of the same landscape with its best place moved by a standard deviation of 10 %
+in each direction, and of another landscape altogether. All of it is seeded.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ from optuna.distributions import CategoricalDistribution
 from optuna.trial import TrialState
 
 from sctune.config import load_profile
+from sctune.search.plan.earlier import prior_of_trials
 from sctune.search.space.definition import Space, Values, load_space
 from sctune.search.suggest.beliefs import Centre, Prior, from_unit, start_points, unit_cell
 from sctune.search.suggest.samplers import make_sampler
@@ -38,9 +41,10 @@ from sctune.search.suggest.suggester import Suggester
 POINTS = 20_000
 WITHIN = 0.01
 TRUE_SD = 0.03
+EARLIER = 30
 BEHIND = 2
 """What a search on one slot or two has."""
-PRIORS = ("none", "near5", "near15", "good", "random", "wrong")
+PRIORS = ("none", "near5", "near15", "good", "random", "wrong", "alike", "unlike")
 LANDSCAPES = ("peak", "ridge", "two")
 
 
@@ -100,13 +104,15 @@ def places(space: Space, values: Mapping[str, object]) -> np.ndarray:
 class Landscape:
     """True values over a space."""
 
-    def __init__(self, name: str, kind: str, seed: int) -> None:
+    def __init__(self, name: str, kind: str, seed: int, moved: float = 0.0) -> None:
         self.kind = kind
         rng = np.random.default_rng([seed, 1])
         count = len(space_of(name).parameters)
         self.weights = rng.permutation(0.6 ** np.arange(count))
         self.best_place, self.other_place = rng.uniform(0.15, 0.85, count), rng.uniform(0.1, 0.9, count)
         self.turn = np.linalg.qr(rng.normal(size=(count, count)))[0]
+        # what each seed draws stays the same with and without
+        self.best_place = np.clip(self.best_place + moved * rng.normal(size=count), 0.0, 1.0)
         self.values = self(random_points(name)[1])
         self.best = float(self.values.max())
 
@@ -124,6 +130,8 @@ class Landscape:
 def prior_of(job: Job, landscape: Landscape) -> list[Prior]:
     if job.prior == "none":
         return []
+    if job.prior in ("alike", "unlike"):
+        return [_earlier(job)]
     points, rng = random_points(job.space)[0], np.random.default_rng([job.seed, 2])
     order = np.argsort(landscape.values)
     if job.prior.startswith("near"):
@@ -134,6 +142,20 @@ def prior_of(job: Job, landscape: Landscape) -> list[Prior]:
     else:
         values = points[order[rng.integers(POINTS if job.prior == "random" else POINTS // 20)]]
     return [Prior(kind="file", name="prior", centres=(Centre(values=values),))]
+
+
+def _earlier(job: Job) -> Prior:
+    moved = 0.1 if job.prior == "alike" else 0.0
+    landscape = Landscape(job.space, job.landscape, job.seed + (0 if moved else 10_000), moved)
+    space, noise = space_of(job.space), np.random.default_rng([job.seed, 4])
+    suggester = Suggester(space, make_sampler("tpe", job.seed + 1, space=space), job.seed + 1)
+    scale = TRUE_SD / landscape.values.std()
+    for _ in range(EARLIER):
+        trial = suggester.ask()
+        assert trial is not None
+        value = float(landscape(places(space, suggester.params(trial.number))[None])[0]) * scale
+        suggester.tell(trial.number, TrialState.COMPLETE, value + TRUE_SD * noise.normal())
+    return prior_of_trials(job.prior, suggester.trials(), 1.0, space, space)
 
 
 def _moved(space: Space, point: Values, by: float, rng: np.random.Generator) -> Values:
@@ -192,6 +214,11 @@ def table(options: argparse.Namespace, found: Mapping[Job, int]) -> list[str]:
         own = [[n for job, n in found.items() if group == _group(job) and job.prior == one] for one in options.priors]
         lines.append(f"| {' | '.join([*map(str, group), *_cells([float(np.median(n)) for n in own], options.cap)])} |")
     for sampler in options.samplers:
+        whole = [
+            float(np.median([n for job, n in found.items() if job.sampler == sampler and job.prior == one]))
+            for one in options.priors
+        ]
+        lines.append(f"| {sampler} | all | median of all searches | | {' | '.join(_cells(whole, options.cap))} |")
         logs = []
         for one in options.priors:
             ratios = []

@@ -146,6 +146,9 @@ def _absolute(name: str, text: str) -> str:
     """A path as it is found from any folder; names of shipped spaces and data sets, and URIs, as they are."""
     path = Path(text).expanduser()
     made = name in ("study_root", "storage_path")
+    # any other word is a study's name, or `paper`, whatever lies here under it
+    if name == "prior" and path.suffix not in (".yaml", ".yml"):
+        return text
     if name not in LOCAL_PATHS or "://" in text or not (made or path.exists()):
         return text
     return str(path.absolute())

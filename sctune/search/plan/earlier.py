@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from sctune.errors import ConfigError, SctuneError
 from sctune.search.space.definition import Space, Values
@@ -42,33 +43,46 @@ def prior_of_study(name: str, space: Space, study_root: Path, storage: str | Non
     except SctuneError as problem:
         raise type(problem)(f"--prior {name}: {problem}; a file ends in .yaml, the published one is `paper`") from None
     try:
-        trials = [
-            one for one in study.record.load() if one.state in (TrialState.COMPLETE, TrialState.PRUNED) and one.params
-        ]
+        earlier, sign, stored = study.manifest.build_space(), study.objective.merit(1.0), _stored(study)
+    except SctuneError as problem:
+        raise type(problem)(f"--prior {name}: {problem}") from None
+    trials = [one for one in stored if one.state in (TrialState.COMPLETE, TrialState.PRUNED) and one.params]
+    return prior_of_trials(name, trials, sign, earlier, space)
+
+
+def _stored(study: Study) -> list[FrozenTrial]:
+    try:
+        return study.record.load()
     finally:
         study.record.close()
-    objective = study.objective
-    earlier = study.manifest.build_space()
-    ranks = merits(trials, objective.merit(1.0))
-    inside = [(values, float(rank), trial) for trial, rank in zip(trials, ranks, strict=True)
-              if (values := overlap(earlier, earlier.decode(trial.params), space))]  # fmt: skip
+
+
+def prior_of_trials(name: str, trials: Sequence[FrozenTrial], sign: float, earlier: Space, space: Space) -> Prior:
+    """Of ended trials of an earlier space; sign: 1 where more was better there, -1 where less was."""
+    ranks = merits(trials, sign)
+    told = [
+        (overlap(earlier, earlier.decode(trial.params), space), float(rank), trial.number)
+        for trial, rank in zip(trials, ranks, strict=True)
+    ]
+    inside = sorted((one for one in told if one[0]), key=lambda one: (-one[1], one[2]))
     if len(inside) < LEAST:
         raise ConfigError(
             f"--prior {name}: {len(inside)} of its {len(trials)} ended trials lie in space {space.name}, and {LEAST} "
             "are needed to learn from; leave it out, or take a space that varies the same fields over the same values"
         )
-    inside.sort(key=lambda one: (-one[1], one[2].number))
     best = inside[:BEST]
-    kept = [inside[i] for i in sorted({int(i) for i in np.linspace(0, len(inside) - 1, MOST).round()})]
-    shared = sorted({field for values, _, _ in inside for field in values}, key=list(space.by_name).index)
+    kept = [inside[place] for place in sorted({int(one) for one in np.linspace(0, len(inside) - 1, MOST).round()})]
+    shared = {field for values, _, _ in inside for field in values}
     first = ", ".join(f"{field}={value}" for field, value in best[0][0].items())
     return Prior(
         kind="study",
         name=name,
-        centres=tuple(Centre(values=values, weight=float(len(best) - i)) for i, (values, _, _) in enumerate(best)),
+        centres=tuple(
+            Centre(values=values, weight=float(len(best) - place)) for place, (values, _, _) in enumerate(best)
+        ),
         trials=tuple(Told(values=values, merit=rank) for values, rank, _ in kept),
-        note=f"{len(inside)} of its {len(trials)} trials lie in this space; the best is trial {best[0][2].number}: "
-        f"{first}; {len(shared)} of {len(space.parameters)} parameters",
+        note=f"{len(inside)} of its {len(trials)} trials lie in this space; the best is trial {best[0][2]}: {first}; "
+        f"{len(shared)} of {len(space.parameters)} parameters",
     )
 
 

@@ -210,7 +210,7 @@ def nearest_value(parameter: Parameter, value: Any) -> list[Any]:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return []
     if isinstance(parameter, Range):
-        return [parameter.decode(min(max(value, parameter.low), parameter.distribution().high))]  # type: ignore[attr-defined]
+        return [parameter.decode(min(max(value, parameter.low), parameter._at(-1)))]
     numbers = [one for one in parameter.choices if isinstance(one, int | float) and not isinstance(one, bool)]
     return [min(numbers, key=lambda one: abs(one - value))] if parameter.ordered and numbers else []
 

@@ -158,11 +158,6 @@ def study_result(
     best = best_row(rows, objective)
     scores, notes = {trial.number: trial.user_attrs.get("scores", {}) for trial in trials}, [*notes]
     full = [row for row in rows if row.state == "COMPLETE"]
-    epochs = study.manifest.build_space().epochs
-    ended = [row for row in rows if row.state in ("COMPLETE", "PRUNED")]
-    spent = sum(max(row.values, default=0) for row in ended)
-    # a full run has spent what it had: one epoch where its method trains nothing
-    due = sum(max(row.values, default=0) if row.state == "COMPLETE" else epochs for row in ended)
     noise, gap, indistinct = None, None, 0
     if best is not None and labels is not None:
         # never against a stopped one, whose value is that of an earlier epoch
@@ -187,7 +182,7 @@ def study_result(
         gap=gap,
         indistinct=indistinct,
         equal=sum(row.value == best.value for row in full) if best is not None else 0,
-        saved_share=1 - spent / due if due else 0.0,
+        saved_share=_saved_share(rows, study.manifest.build_space().epochs),
         seconds=seconds,
         tracking_uri=tracking_uri,
         parent_run_id=parent_run_id,
@@ -200,6 +195,15 @@ def study_result(
         against=None if best is None else against_best(best, scores[best.number], references, labels, objective),
         priors=prior_uses(study.manifest, trials),
     )
+
+
+def _saved_share(rows: Sequence[TrialRow], epochs: int) -> float:
+    """Of the epochs of all ended trials; epochs: of a full run."""
+    ended = [row for row in rows if row.state in ("COMPLETE", "PRUNED")]
+    spent = sum(max(row.values, default=0) for row in ended)
+    # a full run has spent what it had: one epoch where its method trains nothing
+    due = sum(max(row.values, default=0) if row.state == "COMPLETE" else epochs for row in ended)
+    return 1 - spent / due if due else 0.0
 
 
 def _unscored_line(numbers: Sequence[int]) -> str:

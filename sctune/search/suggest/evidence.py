@@ -120,15 +120,17 @@ class Judged:
 
 
 START = 0.5
+"""Credibility of a prior before anything is seen."""
+
 RIGHT = 0.6
-"""Correlation of a right belief with what is seen; half of it speaks neither for nor against."""
+"""Correlation of a right prior with what is seen; half of it speaks neither for nor against."""
 
 
 def credibility(expected: np.ndarray, seen: np.ndarray) -> float:
-    """In (0, 1): that a belief is right and not without any use, 1/2 before anything is seen.
+    """Chance that a prior is right rather than of no use, in (0, 1); START before anything is seen.
 
-    expected: (trials,) of the prior; seen: (trials,) merits. By Fisher's z: the correlation of n trials is told with a
-    standard error of 1 / sqrt(n - 1), so that the odds change by exp((n - 1) (r RIGHT - RIGHT^2 / 2)).
+    expected: (trials,) of the prior; seen: (trials,) merits. The correlation r of n trials errs by about
+    1 / sqrt(n - 1); that it is RIGHT rather than 0 is then exp((n - 1) (r RIGHT - RIGHT^2 / 2)) times as likely.
     """
     n = len(seen)
     if n < 3 or np.ptp(expected) == 0 or np.ptp(seen) == 0:

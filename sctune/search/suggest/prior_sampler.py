@@ -1,9 +1,9 @@
 """A sampler with priors: it proposes around what somebody believes in, and lets go of it as evidence comes.
 
 The way of PriorBand (Mallik et al., NeurIPS 2023): each proposal is drawn by the sampler, around a prior, or around the
-best trial so far, and by chances that what was seen so far decides. Here a prior's share is what is left of MOST after
-`credibility` (evidence.py) and after HALF trials half of that; the best trial takes of it what PriorBand's weights say:
-how likely the best third of the trials is around the one and around the other.
+best trial so far. Priors and best trial have a share that falls with the number of trials and goes with the credibility
+of the priors (evidence.py); the best trial takes of it what PriorBand's weights say, by how likely the best third of
+the trials is around the one and around the other.
 """
 
 from __future__ import annotations
