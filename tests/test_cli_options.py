@@ -122,6 +122,19 @@ def test_a_detached_search_is_asked_for_the_same(word: str | None) -> None:
     assert [one for one in words if "references" in one] == ([] if word is None else [word])
 
 
+def test_a_detached_search_finds_a_prior_and_takes_no_name_for_a_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "hall").mkdir()
+    (tmp_path / "mine.yaml").write_text("")
+    command = get_command(app).commands["search"]  # type: ignore[attr-defined]
+    given = ["--prior", "paper", "--prior", "hall", "--prior", "mine.yaml"]
+    words = _words(command.make_context("search", ["--name", "n", *given]), "n", None, ())
+    found = [words[place + 1] for place, word in enumerate(words) if word == "--prior"]
+    assert found == ["paper", "hall", str(tmp_path / "mine.yaml")]
+
+
 def test_a_limit_stands_in_one_place() -> None:
     found = CliRunner().invoke(app, ["search", "--max-concurrent", "0"], standalone_mode=False)
     assert isinstance(found.exception, typer.BadParameter.__mro__[1])

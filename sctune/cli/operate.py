@@ -19,7 +19,7 @@ from sctune.search.run.notify import VARIABLE
 if TYPE_CHECKING:
     from sctune.search.study.study import Study
 
-LOCAL_PATHS = ("space", "data", "normal", "anomalous", "study_root", "storage_path")
+LOCAL_PATHS = ("space", "data", "normal", "anomalous", "prior", "study_root", "storage_path")
 """Options that may name a place relative to this folder, which is not the one that a Ray job runs in."""
 
 
@@ -146,6 +146,9 @@ def _absolute(name: str, text: str) -> str:
     """A path as it is found from any folder; names of shipped spaces and data sets, and URIs, as they are."""
     path = Path(text).expanduser()
     made = name in ("study_root", "storage_path")
+    # any other word is a study's name, or `paper`, whatever lies here under it
+    if name == "prior" and path.suffix not in (".yaml", ".yml"):
+        return text
     if name not in LOCAL_PATHS or "://" in text or not (made or path.exists()):
         return text
     return str(path.absolute())

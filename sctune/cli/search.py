@@ -47,6 +47,7 @@ def search(
     references: opt.References = None,
     sampler: opt.Sampler = None,
     sampler_seed: opt.SamplerSeed = 0,
+    prior: opt.Prior = None,
     look_behind: opt.LookBehind = None,
     free_running: opt.FreeRunning = False,
     trials: opt.Trials = None,

@@ -71,6 +71,7 @@ def confirm_plan(study: Study, name: str, chosen: Sequence[Candidate], seeds: Se
         "config": space.base.model_dump(),
         "tasks": tuple(tasks),
         "sampler": "grid",
+        "priors": (),
         "scheduler": SchedulerSpec(name="none"),
         "trials": len(chosen),
         "data": manifest.data.model_copy(update={"digest": content_digest(splits)}),

@@ -116,6 +116,7 @@ def _search(manifest: StudyManifest) -> list[tuple[str, Any]]:
         ("--trials", manifest.trials),
         ("--sampler", manifest.sampler),
         ("--sampler-seed", manifest.sampler_seed),
+        *(("--prior", prior.name) for prior in manifest.priors),
         ("--scheduler", manifest.scheduler.name),
         *_rungs(manifest),
         ("--free-running", None) if manifest.look_behind is None else ("--look-behind", manifest.look_behind),

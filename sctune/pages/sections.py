@@ -60,6 +60,7 @@ def summary(view: StudyView) -> Html:
         tag("p", f"{len(result.rows)} of {view.manifest.trials} trials: {states}; {duration(result.seconds)} in all.")
     ]
     lines += [tag("p", view.launches.lines()[0], ".")] if view.launches.driver is not None else []
+    lines += [tag("p", one.line, ".") for one in result.priors]
     best = result.best
     if best is None:
         failed = counts.get("FAIL", 0) == len(result.rows) and bool(result.rows)
@@ -203,6 +204,7 @@ def setup(view: StudyView) -> Html:
         ("profile", manifest.profile),
         ("tasks", ", ".join(task.key for task in manifest.tasks)),
         ("sampler", f"{manifest.sampler}, seed {manifest.sampler_seed}"),
+        *((f"prior {one.name}", one.note) for one in manifest.priors),
         ("scheduler", manifest.scheduler.name),
         ("MLflow", view.result.tracking_uri),
         ("checkpoints", without_secrets(manifest.storage_path)),

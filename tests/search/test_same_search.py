@@ -22,6 +22,7 @@ from sctune.search.run.searcher import StudySearcher
 from sctune.search.study.manifest import SchedulerSpec, StudyManifest
 from sctune.search.study.scheduling import rule_of
 from sctune.search.study.study import Study
+from sctune.search.suggest.beliefs import Centre, Prior
 from tests.builders import ANYWHERE, FLAT, make_manifest, make_space
 from tests.search.searching import result
 
@@ -108,6 +109,19 @@ def test_workers_speed_and_kills_change_nothing(tmp_path: Path, sampler: str, sc
     states = {state for _, _, state, _, _ in found[0]}
     # or there is nothing that could have been different
     assert states == {"COMPLETE", "PRUNED"} and len(found[0]) == 24
+
+
+def test_with_a_prior_too(tmp_path: Path) -> None:
+    """Who proposes a trial is drawn from the record alone, and from no more of it than the sampler may know."""
+    centre = Centre(values={"augment.threshold": 0.4}, widths={"augment.threshold": 0.1})
+    priors = (Prior(kind="file", name="mine.yaml", centres=(centre,)),)
+    fields = {"priors": priors, "scheduler": SchedulerSpec(name="asha", grace=1, factor=2)}
+    found = [
+        Driver(tmp_path, w, kill, speed, **fields).run() for w, kill, speed in [(1, None, 0), (4, None, 2), (3, 7, 3)]
+    ]
+    assert all(one == found[0] for one in found)
+    assert found[0][0][1]["augment.threshold"] == 0.4
+    assert found[0] != Driver(tmp_path, 2, None, 1, **fields | {"priors": ()}).run()
 
 
 def test_free_running_searches_differ(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ OPTION_NAMES = {
     "categories": "category",
     "known_classes": "known_class",
     "overrides": "set",
+    "priors": "prior",
     "time_budget_s": "time_budget",
 }
 """Field -> name of its option where that is another one."""
@@ -58,6 +59,9 @@ class SearchOptions(StudyOptions):
     sampler: str | None = asked(SPACE, None, "tpe, gp, cmaes, nsga2, qmc, random or grid.")
     scheduler: str | None = asked(
         BUDGET, None, "asha, hyperband, asha-promotion, hyperband-promotion, race, median or none."
+    )
+    priors: tuple[str, ...] = asked(
+        SPACE, (), "Begin around what is believed: paper, an earlier STUDY or a FILE.yaml; repeatable."
     )
     free_running: bool = asked(
         SPACE, False, "Trials are drawn and judged by whatever has ended: never waits, and never the same search twice."

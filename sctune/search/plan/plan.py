@@ -28,6 +28,7 @@ from sctune.search.plan.base import base_config, search_space
 from sctune.search.plan.locations import free_name, storage_uri
 from sctune.search.plan.options import SearchOptions
 from sctune.search.plan.order import check_order
+from sctune.search.plan.priors import read_priors
 from sctune.search.plan.proxy_evidence import proxy_warning
 from sctune.search.plan.references import planned_references
 from sctune.search.plan.replicates import check_race, planned_replicates
@@ -37,6 +38,7 @@ from sctune.search.study.content import content_digest
 from sctune.search.study.database import check_free, storage_url
 from sctune.search.study.manifest import DataSpec, ResourceSpec, SchedulerSpec, SelectionSpec, StudyManifest
 from sctune.search.study.options import StudyOptions
+from sctune.search.suggest.beliefs import Prior
 from sctune.search.suggest.samplers import make_sampler, sampler_entry
 from sctune.tracking.choice import choose_store
 from sctune.tracking.server import check_tracking
@@ -89,6 +91,7 @@ def make_plan(options: SearchOptions, has_gpu: bool) -> Plan:
     base = space.base
     sampler = options.sampler or ("grid" if space.is_grid else search_defaults(profile).sampler)
     _check_sampler(options, sampler, space)
+    priors = read_priors(options.priors, space, sampler, options.method, root, options.storage)
     scheduler, warnings = _scheduler(options, profile, sampler, space)
     replicates, seeds = planned_replicates(options, scheduler.name, base.seed)
     warnings += space.notes
@@ -117,7 +120,9 @@ def make_plan(options: SearchOptions, has_gpu: bool) -> Plan:
             warnings.append(f"what is known of the proxy was measured with {AUROC.label}, not with {objective.label}")
     references, left_out = planned_references(options.references, profile, base)
     warnings += left_out
-    asked = _Asked(name, profile, sampler, scheduler, replicates, selection, references, store.uri, storage, record)
+    asked = _Asked(
+        name, profile, sampler, priors, scheduler, replicates, selection, references, store.uri, storage, record
+    )
     manifest = _manifest(options, asked, space, tasks, _data_spec(datasets, splits))
     manifest = manifest.model_copy(update={"splits": {key: split.digest for key, split in splits.items()}})
     return Plan(
@@ -132,6 +137,7 @@ class _Asked:
     name: str
     profile: str
     sampler: str
+    priors: tuple[Prior, ...]
     scheduler: SchedulerSpec
     replicates: int
     selection: SelectionSpec
@@ -155,6 +161,7 @@ def _manifest(options: SearchOptions, asked: _Asked, space: Space, tasks: list[T
         config=space.base.model_dump(),
         tasks=tuple(tasks),
         sampler=asked.sampler,
+        priors=asked.priors,
         scheduler=asked.scheduler,
         replicates=asked.replicates,
         trials=options.trials or points or defaults.trials,

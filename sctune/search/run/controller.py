@@ -22,6 +22,7 @@ from sctune.search.run.recorder import RESOURCES, Observer, TrialEnd, TrialRecor
 from sctune.search.space.definition import Space
 from sctune.search.study.manifest import StudyManifest
 from sctune.search.study.record import PAUSED, PROMOTED, Record, events_of
+from sctune.search.suggest.beliefs import start_points
 from sctune.search.suggest.samplers import make_sampler
 from sctune.search.suggest.suggester import Suggester
 
@@ -157,10 +158,13 @@ class TrialController:
         self._succeeded = any(trial.state in (TrialState.COMPLETE, TrialState.PRUNED) for trial in trials)
         self.suggester = Suggester(
             space,
-            make_sampler(manifest.sampler, manifest.sampler_seed, space=space, n_before=len(trials)),
+            make_sampler(
+                manifest.sampler, manifest.sampler_seed, space=space, n_before=len(trials), priors=manifest.priors
+            ),
             manifest.sampler_seed,
             trials,
             record.load_study_attrs(),
+            first=start_points(space, manifest.priors),
             in_order=manifest.sampler == "grid",
             taken=record.foreign,
             objective=objective,
@@ -373,7 +377,7 @@ class TrialController:
 
     def _start_new(self, frozen: FrozenTrial) -> Assignment:
         self._trials[frozen.number] = _Trial(attempt=1, first_launch=self._launch)
-        self._recorder.start(frozen, self.space.decode(frozen.params))
+        self._recorder.start(frozen, self.space.decode(frozen.params), self.suggester.proposal(frozen.number))
         rule = self.rule
         if rule is not None:
             self._guarded(lambda: rule.join(frozen.number, self._method(frozen.number)), None)

@@ -49,6 +49,7 @@ def plan_lines(plan: Plan, resources: Resources) -> list[str]:
             f"trial n is drawn and judged by the trials before n - {manifest.look_behind} alone, so that the same "
             "search is the same again (--free-running: by whatever has ended)"
         )
+    lines += [f"prior {prior.name}: {prior.note}" for prior in manifest.priors]
     if manifest.references:
         lines.append(f"before the trials: {', '.join(manifest.references)} (references, which train nothing)")
     if manifest.data.licence:

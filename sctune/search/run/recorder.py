@@ -12,7 +12,8 @@ from optuna.trial import FrozenTrial, TrialState
 from sctune.report import EpochReport, TrialFailure
 from sctune.search.cluster.resources import TrialResources
 from sctune.search.space.definition import Values
-from sctune.search.study.record import PAUSED, PROMOTED, Record, reports_of
+from sctune.search.study.record import PAUSED, PROMOTED, PROPOSAL, Record, reports_of
+from sctune.search.suggest.prior_sampler import Proposal
 from sctune.search.suggest.suggester import Suggester
 
 RESOURCES = "share"
@@ -73,10 +74,16 @@ class TrialRecorder:
         order = sorted((time, number, epoch) for number, times in self._times.items() for epoch, time in times.items())
         return [(number, epoch, curves[number][epoch]) for _, number, epoch in order if epoch in curves[number]]
 
-    def start(self, frozen: FrozenTrial, params: Values) -> None:
-        """A new trial."""
+    def start(self, frozen: FrozenTrial, params: Values, proposal: Proposal | None = None) -> None:
+        """A new trial. proposal: who proposed it, of a study with priors."""
         # older programs count launches from 0 in "launch"
-        attrs = {"params": params, "attempt": 1, "launch": self._launch - 1, "first_launch": self._launch}
+        attrs: dict[str, Any] = {
+            "params": params,
+            "attempt": 1,
+            "launch": self._launch - 1,
+            "first_launch": self._launch,
+        }
+        attrs |= {} if proposal is None else {PROPOSAL: proposal.model_dump()}
         frozen.user_attrs = attrs
         self.record.set_study_attrs(self._suggester.changed_study_attrs())
         self.record.start(frozen)

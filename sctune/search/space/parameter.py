@@ -203,6 +203,18 @@ class Choice:
 Parameter = Range | Choice
 
 
+def nearest_value(parameter: Parameter, value: Any) -> list[Any]:
+    """A value as the parameter has it, or the nearest that it has, in a list; empty where nothing is near."""
+    if parameter.contains(value):
+        return [value]
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return []
+    if isinstance(parameter, Range):
+        return [parameter.decode(min(max(value, parameter.low), parameter._at(-1)))]
+    numbers = [one for one in parameter.choices if isinstance(one, int | float) and not isinstance(one, bool)]
+    return [min(numbers, key=lambda one: abs(one - value))] if parameter.ordered and numbers else []
+
+
 def parse_parameter(name: str, body: Any, where: str) -> Parameter:
     """One entry of `parameters:`. `where` starts the message of the SpaceError that a mistake raises."""
     if not isinstance(body, Mapping):

@@ -16,6 +16,7 @@ from sctune.errors import StudyError
 from sctune.metrics.objective import Objective, find_objective
 from sctune.search.space.definition import Space
 from sctune.search.study.options import StudyOptions
+from sctune.search.suggest.beliefs import Prior
 
 FORMAT_VERSION = 1
 
@@ -81,7 +82,8 @@ class StudyManifest(StudyOptions, Frozen):
     the study's folder. No URL here holds a password. checkpoint_interval: seconds.
     replicates: parts of the tasks, one seed each, in which a trial is trained one after another; 1: on all at once.
     splits: task key -> digest of its lists of files. references: methods that train nothing and are run before the
-    trials; a study of before has none. confirms: id of the study whose best trials this one trains anew.
+    trials; a study of before has none. confirms: id of the study whose best trials this one trains anew. priors: whole,
+    with what earlier studies told, which are not asked again.
     """
 
     format_version: Literal[1] = 1
@@ -109,6 +111,7 @@ class StudyManifest(StudyOptions, Frozen):
     launches: tuple[Launch, ...] = ()
     references: tuple[str, ...] = ()
     confirms: str | None = None
+    priors: tuple[Prior, ...] = ()
 
     def trial_config(self) -> TrialConfig:
         return TrialConfig.load(self.config)

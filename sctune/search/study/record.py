@@ -45,6 +45,9 @@ REPORT_PREFIX = "report:"
 PAUSED, PROMOTED = "paused", "promoted"
 """User attributes of a trial: the epoch after which it was last paused, and the last one that it was promoted past."""
 
+PROPOSAL = "proposal"
+"""User attribute of a trial of a study with priors: who proposed it, and the shares of the priors by then."""
+
 REFERENCE_PREFIX = "sctune:reference:"
 """Study attributes about references; samplers never see them."""
 

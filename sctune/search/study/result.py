@@ -13,6 +13,7 @@ from sctune.metrics.merit import merit_of
 from sctune.metrics.objective import AUROC, Objective
 from sctune.search.study.leaderboard import TrialRow, best_row, leaderboard
 from sctune.search.study.paired import Gap, compare, has_scores, value_se
+from sctune.search.study.proposals import PriorUse, prior_uses
 from sctune.search.study.racing import Certainty, certainty
 from sctune.search.study.references import (
     Against,
@@ -34,7 +35,8 @@ class StudyResult:
     gap: the best full run against the median one; indistinct: full runs not told apart from the best one.
     saved_share: share of the epochs of all ended trials that early stopping did not spend.
     references: what was run beside the trials, with the standard error of each in reference_errors; against: the best
-    trial against the best of them. certainty: of the best trial, in a study with replicates.
+    trial against the best of them. certainty: of the best trial, in a study with replicates. priors: who proposed the
+    trials.
     """
 
     name: str
@@ -59,6 +61,7 @@ class StudyResult:
     reference_errors: Mapping[str, float | None] = field(default_factory=dict)
     against: Against | None = None
     certainty: Certainty | None = None
+    priors: tuple[PriorUse, ...] = ()
 
     @property
     def way_on(self) -> str | None:
@@ -116,6 +119,7 @@ class StudyResult:
             "equal_to_best": self.equal,
             "references": self.reference_rows,
             "best_vs_reference": None if self.against is None else self.against.to_dict(),
+            **({"priors": [vars(one) for one in self.priors]} if self.priors else {}),
             "epochs_saved_share": self.saved_share,
             "seconds": self.seconds,
             "certainty": None if self.certainty is None else self.certainty.to_dict(),
@@ -194,6 +198,7 @@ def study_result(
         reference_errors={one.name: reference_error(one, labels, objective) for one in references},
         certainty=None if best is None else _certainty(study, rows, best),
         against=None if best is None else against_best(best, scores[best.number], references, labels, objective),
+        priors=prior_uses(study.manifest, trials),
     )
 
 
@@ -231,6 +236,7 @@ def summary_lines(result: StudyResult) -> list[str]:
         + (", ".join(f"{count} {state}" for state, count in counts.items() if count) or "no trial yet")
         + f" in {duration(result.seconds)}; early stopping saved {100 * result.saved_share:.0f} % of the epochs"
     ]
+    lines += [one.line for one in result.priors]
     if result.exhausted:
         lines.append(result.exhausted)
     if result.best is not None and result.best.value is not None:

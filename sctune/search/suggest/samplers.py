@@ -20,6 +20,8 @@ from optuna.trial import FrozenTrial, TrialState
 from sctune.errors import ConfigError, nearest
 from sctune.plugins import load_plugin, plugin_names
 from sctune.search.space.definition import Space
+from sctune.search.suggest.beliefs import Prior
+from sctune.search.suggest.prior_sampler import WithPriors
 
 
 def _tpe(seed: int) -> BaseSampler:
@@ -115,12 +117,17 @@ def sampler_entry(name: str) -> SamplerEntry:
     return entry
 
 
-def make_sampler(name: str, seed: int, *, space: Space | None = None, n_before: int = 0) -> BaseSampler:
+def make_sampler(
+    name: str, seed: int, *, space: Space | None = None, n_before: int = 0, priors: Sequence[Prior] = ()
+) -> BaseSampler:
     """A seeded Optuna sampler for a single objective.
 
-    seed: in [0, 2**32). n_before: trials that the study holds already (see Seeding).
+    seed: in [0, 2**32). n_before: trials that the study holds already (see Seeding). priors: need the space.
     Raises ConfigError for an unknown name, and for `grid` on a space with a continuous parameter.
     """
+    if priors:
+        assert space is not None
+        return WithPriors(make_sampler(name, seed, space=space, n_before=n_before), priors, space, seed)
     entry = sampler_entry(name)
     if name == "grid" and space is not None and space.size() is None:
         endless = [parameter.name for parameter in space.parameters if parameter.count is None]

@@ -17,6 +17,7 @@ from sctune.metrics.objective import AUROC, Objective
 from sctune.search.space.definition import Space, Values
 from sctune.search.suggest.cma_state import restored_attrs
 from sctune.search.suggest.optuna_private import SuggesterStorage, trial_id
+from sctune.search.suggest.prior_sampler import START, UNTRIED, Proposal, WithPriors
 
 MAX_ASKS = 20
 """Proposals of the sampler that may repeat a point before an untried one is taken instead."""
@@ -41,12 +42,14 @@ class Suggester:
         trials: Sequence[FrozenTrial] = (),
         study_attrs: Mapping[str, Any] | None = None,
         *,
+        first: Sequence[tuple[str, Values]] = (),
         in_order: bool = False,
         taken: Sequence[int] = (),
         objective: Objective = AUROC,
         behind: int | None = None,
     ) -> None:
-        """trials: of earlier launches, in order of their numbers; in_order: try all points as declared (a grid).
+        """trials: of earlier launches, in order of their numbers; first: who believes in it, and a point, tried
+        before the space's own start points; in_order: try all points as declared (a grid).
 
         taken: numbers between theirs that are no trials of the study, and are not given again. behind: a proposal knows
         the results of the trials that are more than so many numbers before it, which have all ended by then, and of no
@@ -64,10 +67,11 @@ class Suggester:
         self._params = {trial.number: space.decode(trial.params) for trial in trials}
         self._seen = {space.key(values) for values in self._params.values()}
         # each earlier trial took one at most, while there were some; one that is tried again draws on for its number
-        self._start = deque(space.start[len(trials) :])
+        self._start = deque([*first, *((START, point) for point in space.start)][len(trials) :])
         # what was passed was tried, and stays so: a proposal late in a large grid costs what the first one did
         self._ahead = (point for point in space.points() if space.key(point) not in self._seen)
         self._listed: dict[str, Values] | None = None
+        self._proposals: dict[int, Proposal] = {}
         self._study_attrs = dict(study_attrs or {})
         blanks = [_blank(number) for number in taken]
         self._fill(sorted([*map(_bare, trials), *blanks], key=lambda trial: trial.number))
@@ -105,7 +109,8 @@ class Suggester:
         if self._size is not None and len(self._seen) >= self._size:
             return None
         while self._start:
-            trial = self._try(self._start.popleft())
+            source, point = self._start.popleft()
+            trial = self._try(point, source=source)
             if trial is not None:
                 return trial
         if self._in_order:
@@ -115,6 +120,10 @@ class Suggester:
             if trial is not None:
                 return trial
         return self._try_untried()
+
+    def proposal(self, number: int) -> Proposal | None:
+        """Who proposed a trial of this launch; None in a study without priors."""
+        return self._proposals.get(number)
 
     def changed_study_attrs(self) -> dict[str, Any]:
         """The study's system attributes that the sampler has set since the last call."""
@@ -147,8 +156,13 @@ class Suggester:
         self._storage.set_trial_state_values(trial_id(trial), state, values)
         self._unfinished.discard(number)
 
-    def _try(self, point: Values | None, sampler: BaseSampler | None = None) -> FrozenTrial | None:
-        """One proposal: of the sampler, or (a part of) a given point. None when the point was tried before."""
+    def _try(
+        self, point: Values | None, sampler: BaseSampler | None = None, source: str = UNTRIED
+    ) -> FrozenTrial | None:
+        """One proposal: of the sampler, or (a part of) a given point. None when the point was tried before.
+
+        source: who proposes, where it is not the study's sampler.
+        """
         if point is not None:
             self._study.enqueue_trial(self._space.encode(point))
         self._study.sampler = sampler or self._sampler
@@ -163,6 +177,10 @@ class Suggester:
         self._params[trial.number] = values
         self._unfinished.add(trial.number)
         self._next_number = trial.number + 1
+        if isinstance(self._sampler, WithPriors):
+            made = self._sampler.proposal
+            own = point is None and sampler is None
+            self._proposals[trial.number] = made if own else made.model_copy(update={"source": source})
         return self._storage.get_trial(trial_id(trial))
 
     def _try_untried(self) -> FrozenTrial | None:
