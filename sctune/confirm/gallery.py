@@ -126,8 +126,8 @@ def _draw(path: Path, study: Study, found: Confirmation, final: Final, scene: Sc
         more = f"; the {MOST} worst" if len(heads[head]) > MOST else ""
         pictured = [Shown(drawn.pictures[row.path], _text(row, drawn)) for row in rows if row.path in drawn.pictures]
         blocks.append(Block(f"{head}{more}", pictured))
-    images = f"{len(scene.images)} {scene.where} images ({escapes.normal} normal, {escapes.anomalous} anomalous)"
-    source = images if scene.where == TEST else f"{images}: {final.basis}"
+    images = f"{escapes.normal} normal and {escapes.anomalous} anomalous test images"
+    source = images if scene.where == TEST else final.basis
     title = f"study {study.name}: {final.candidate}, {final.form.name}, beside the single model\n{source}"
     foot = [_threshold_note(found, scene), drawn.note, study.manifest.data.attribution or ""]
     blocks_picture(blocks, drawn.look, path, title, [line for line in foot if line])
@@ -140,7 +140,7 @@ def _drawn(scene: Scene, paths: Sequence[str]) -> Drawn:
     pictures: list[list[np.ndarray]] = [[image] for image in images]
     kind = scene.trainer.config.method.name
     if scene.models is None:
-        note = "No heat maps: models of folds are not kept, and the final model has learned from these images."
+        note = "No heat maps: models of folds are not kept, and the final model has learned from some of these images."
     else:
         chosen: Kind = choose_heat_map(scene.trainer)["kind"] if files else "gradient"
         maps = [either_heat_maps(model, images, chosen) for model in scene.models]
@@ -163,7 +163,7 @@ def _drawn(scene: Scene, paths: Sequence[str]) -> Drawn:
 def _text(row: Judged, drawn: Drawn) -> str:
     right, wrong = ("found", "escaped") if row.label else ("normal", "false alarm")
     told = [
-        f"{name} {of.score:.3f} {right if of.anomalous == bool(row.label) else wrong}"
+        f"{name} {of.score:.4g} {right if of.anomalous == bool(row.label) else wrong}"
         for name, of in (("single", row.single), ("final", row.final))
     ]
     if drawn.look is WITH_MAPS:
@@ -173,10 +173,11 @@ def _text(row: Judged, drawn: Drawn) -> str:
 
 
 def _threshold_note(found: Confirmation, scene: Scene) -> str:
-    wanted = f"{100 * found.false_alarm_rate:.3g} %"
+    wanted = f"conformal, for {100 * found.false_alarm_rate:.3g} % false alarms"
     if scene.models is None:
         return (
-            f"Each fold was scored by models that were not trained on it. Thresholds let {wanted} of the fold's own "
-            "normal images be false alarms, since its models have no calibration images."
+            "Each fold was scored by models that were not trained on it, at thresholds of its own normal images "
+            f"({wanted}), since these models have no calibration images."
         )
-    return f"Thresholds: of {wanted} false alarms, by each model's scores of the calibration images."
+    single, final = (of.threshold for of in (scene.images[0].single, scene.images[0].final))
+    return f"Thresholds: single model {single:.4g}, final form {final:.4g} ({wanted}, by the calibration images)."
