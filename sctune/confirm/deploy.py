@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from sctune.confirm.built import Built, build, confirmed_one, tried
 from sctune.confirm.final import Final, Form, asked_form
 from sctune.confirm.forms import Confirmed, make_final
+from sctune.confirm.gallery import gallery_lines
 from sctune.confirm.gate import (
     LATENCY_MS,
     Step,
@@ -173,6 +174,7 @@ def _final(it: Confirmed, subset: str, form: Form, options: DeployOptions, say: 
     """The final model that the confirmation knows, or one that is made now, without a look at the test images."""
     known = it.found.final(it.one.name, subset, form)
     if known is not None:
+        say(gallery_lines(it.study, it.found, known))
         return known
     made = make_final(it, subset, form, say, options.address)
     say(final_lines(made))

@@ -10,9 +10,11 @@ import numpy as np
 from safetensors.torch import load_file
 
 from sctune.config import Task, TrialConfig
-from sctune.confirm.final import Compared, Final, FinalTest, Form, unfit
+from sctune.confirm.comparison import REFIT, SINGLE, Held, by_folds, by_unknown
+from sctune.confirm.escapes import judged
+from sctune.confirm.final import Final, FinalTest, Form, unfit
+from sctune.confirm.gallery import DEVELOPMENT, TEST, Scene, show_escapes
 from sctune.confirm.refit import (
-    LEAST_ANOMALIES,
     HeldOut,
     Say,
     Training,
@@ -31,13 +33,11 @@ from sctune.methods.base import Fitted, Method
 from sctune.methods.ensemble import Ensemble
 from sctune.methods.registry import trained_member
 from sctune.metrics.statistics import Scores, seeded_difference, seeded_interval
-from sctune.metrics.threshold import conformal_threshold, escape_rate, false_alarm_rate
+from sctune.metrics.threshold import Threshold, conformal_threshold, escape_rate, false_alarm_rate
 from sctune.search.study.leaderboard import TrialRow
 from sctune.search.study.study import Study
-from sctune.train.single import score_files, score_test
+from sctune.train.single import score_test
 from sctune.train.trainer import Trainer
-
-SINGLE, REFIT = Form().name, Form(refit=True).name
 
 
 class Confirmed(NamedTuple):
@@ -91,27 +91,48 @@ def make_final(
     tasks = it.tasks(subset)[: form.size]
     seeds = tuple(task.seed for task in tasks)
     made = Final(subset=subset, candidate=it.one.name, refit=form.refit, seeds=seeds, basis="", compared=())
+    held = None
     if not form.refit:
-        unknown = _by_unknown(it, tasks, form)
-        if unknown is not None:
-            return made.model_copy(update={"basis": unknown[0], "compared": unknown[1]})
+        trainers = [trained_model(it.trained, it.row, task, it.splits[task.key]) for task in tasks]
+        held = by_unknown(trainers, tasks, form, it.found.false_alarm_rate)
+    if held is None:
+        held = _trained_and_compared(it, subset, tasks, form, say, address, max_concurrent)
+    made = made.model_copy(update={"basis": held.basis, "compared": held.rows})
+    if held.images:
+        task = tasks[0]
+        single = trained_model(it.trained, it.row, task, it.splits[task.key])
+        say(show_escapes(it.study, it.found, made, Scene(DEVELOPMENT, single, held.images, held.models)))
+    return made
+
+
+def _trained_and_compared(
+    it: Confirmed,
+    subset: str,
+    tasks: Sequence[Task],
+    form: Form,
+    say: Say,
+    address: str | None,
+    max_concurrent: int | None,
+) -> Held:
+    """What folds say of a form, after all of its trainings; raises AllTrialsFailedError as `make_final` does."""
+    seeds = [task.seed for task in tasks]
     members = it.trained_on_all(subset, seeds) if form.refit else []
     folds: dict[str, list[Training]] = {}
-    basis = ""
-    rows: tuple[Compared, ...] = ()
+    refused = ""
     try:
         single = fold_trainings(it.one.name, it.config, tasks[0], seeds)
         folds = {SINGLE: single, REFIT: refit_folds(single)} if form.refit else {SINGLE: single}
     except DataError as problem:
-        basis = f"not compared: {problem}"
+        refused = f"not compared: {problem}"
     asked = [*members, *(one for part in folds.values() for one in part)]
     failed = run_trainings(it.study, it.trained, asked, say, address, max_concurrent)
     for one in members:
         if one.name in failed:
             raise AllTrialsFailedError(f"the training {one.name} for the final model failed: {failed[one.name]}")
-    if folds:
-        basis, rows = _by_folds(folds, stored(it.study, it.trained, asked), form, it.found.mode)
-    return made.model_copy(update={"basis": basis, "compared": rows})
+    if not folds:
+        return Held(refused)
+    results = stored(it.study, it.trained, asked)
+    return by_folds(folds, results, form, it.found.mode, it.found.false_alarm_rate)
 
 
 def final_method(it: Confirmed, final: Final, trainer: Trainer) -> tuple[Fitted, Split]:
@@ -149,22 +170,28 @@ def test_final(it: Confirmed, final: Final, chosen: ChosenModel, say: Say) -> Fi
     say([f"scored {len(rows)} test images with {final.candidate}, {final.form.name}"])
     paths, labels = tuple(path for path, _, _ in rows), np.array([label for _, label, _ in rows])
     scores = np.array([score for _, _, score in rows])
-    own, other = (
-        Scores("test", "", paths, labels, values, task.seed) for values in (scores, _single(it, chosen, trainer, paths))
-    )
+    singles = _single(it, chosen, trainer, paths)
+    own, before = (Scores("test", "", paths, labels, values, task.seed) for values in (scores, singles))
     calibration = calibrate(trainer, method)
     rate = it.found.false_alarm_rate
     threshold = None if calibration is None else conformal_threshold(calibration.scores, rate)
     tested = FinalTest(
         opened=datetime.now(UTC).isoformat(timespec="seconds"),
         estimate=seeded_interval([own]),
-        difference=seeded_difference([own], [other]),
+        difference=seeded_difference([own], [before]),
         threshold=None if threshold is None else threshold.to_dict(),
         escapes=None if threshold is None else escape_rate(labels, scores, threshold.value),
         false_alarms=None if threshold is None else false_alarm_rate(labels, scores, threshold.value),
         scores=file,
     )
-    return final.model_copy(update={"test": tested})
+    made = final.model_copy(update={"test": tested})
+    if threshold is not None and chosen.threshold is not None:
+        other = Threshold.from_dict(chosen.threshold)
+        images = judged(paths, labels, singles, scores, (other.value, threshold.value))
+        say(show_escapes(it.study, it.found, made, Scene(TEST, trainer, images, (trainer.method, method))))
+    else:
+        say(["no picture of its escapes: no image was held out to set a threshold by"])
+    return made
 
 
 def _loaded(trainer: Trainer, result: HeldOut) -> Method:
@@ -184,88 +211,3 @@ def _single(it: Confirmed, chosen: ChosenModel, trainer: Trainer, paths: Sequenc
     else:
         by_path = {path: score for path, _, score in score_test(trainer)}
     return np.array([by_path[path] for path in paths])
-
-
-def _by_unknown(it: Confirmed, tasks: Sequence[Task], form: Form) -> tuple[str, tuple[Compared, ...]] | None:
-    """An ensemble of the confirmation's own models, on development images of parts that none of them has trained on.
-
-    None where too few of those are anomalies.
-    """
-    trainers = [trained_model(it.trained, it.row, task, it.splits[task.key]) for task in tasks]
-    first = trainers[0].split
-    known = {file.group for one in trainers for file in (*one.split.train, *one.split.calibration)}
-    files = [file for file in first.development if file.group not in known]
-    columns = [score_files(one, files) for one in trainers]
-    labels = np.array([label for _, label, _ in columns[0]], int)
-    if int(labels.sum()) < LEAST_ANOMALIES or not (labels == 0).any():
-        return None
-    paths = tuple(path for path, _, _ in columns[0])
-    table: Table = {
-        (task.seed, ""): (paths, labels, np.array([score for _, _, score in rows]))
-        for task, rows in zip(tasks, columns, strict=True)
-    }
-    basis = (
-        f"{int((labels == 0).sum())} normal and {int(labels.sum())} anomalous development images that no member knows"
-    )
-    return basis, compare_forms({SINGLE: table}, form)
-
-
-def _by_folds(
-    folds: Mapping[str, Sequence[Training]], results: Mapping[str, HeldOut], form: Form, mode: str
-) -> tuple[str, tuple[Compared, ...]]:
-    """folds: name of a form of one model -> its trainings."""
-    tables: dict[str, Table] = {name: {} for name in folds}
-    for name, trainings in folds.items():
-        for one in trainings:
-            held = results.get(one.name)
-            if held is None:
-                return f"not compared: the training {one.name} failed; see the log of the confirmation", ()
-            if not 0 < int(held.labels.sum()) < len(held.labels) or not np.isfinite(held.scores).all():
-                return f"not compared: the held-out images of {one.name} are of one class, or have no finite score", ()
-            tables[name][one.task.seed, f"fold {one.task.fold}"] = (held.paths, held.labels, held.scores)
-    return _folds_basis(folds[SINGLE], results, mode), compare_forms(tables, form)
-
-
-def _folds_basis(folds: Sequence[Training], results: Mapping[str, HeldOut], mode: str) -> str:
-    held = [results[one.name] for one in folds]
-    seen = [(path, label) for one in held for path, label in zip(one.paths, one.labels, strict=True)]
-    normal, anomalous = (len({path for path, of in seen if of == label}) for label in (0, 1))
-    drawn = "; the single models here are trained on all drawn anomalies outside the fold" if mode == "seen" else ""
-    return (
-        f"{folds[0].task.folds} folds over {anomalous} anomalies of the development pool, beside {normal} selection "
-        f"normals{drawn}"
-    )
-
-
-Table = dict[tuple[int, str], tuple[tuple[str, ...], np.ndarray, np.ndarray]]
-"""Seed and fold -> paths, labels and scores."""
-
-
-def compare_forms(tables: Mapping[str, Table], form: Form) -> tuple[Compared, ...]:
-    """Each form of each table, with its paired difference to the first table's single models."""
-    base = _runs(tables[SINGLE])
-    found = []
-    for name, table in tables.items():
-        runs = _runs(table)
-        gap = None if name == SINGLE else seeded_difference(runs, base)
-        found.append(Compared(name=name, estimate=seeded_interval(runs), difference=gap))
-        if form.size > 1:
-            means = _means(table)
-            own = Form(name == REFIT, form.size).name
-            alone = [run for run in means if run.seed == means[0].seed]
-            found.append(Compared(name=own, estimate=seeded_interval(alone), difference=seeded_difference(means, base)))
-    return tuple(found)
-
-
-def _runs(table: Table) -> list[Scores]:
-    return [
-        Scores(pool="development", subset=fold, paths=paths, labels=labels, scores=scores, seed=seed)
-        for (seed, fold), (paths, labels, scores) in sorted(table.items())
-    ]
-
-
-def _means(table: Table) -> list[Scores]:
-    """The ensemble in the place of each of its members: it is paired with each of them."""
-    folds = sorted({fold for _, fold in table})
-    means = {fold: np.mean([one[2] for (_, of), one in table.items() if of == fold], axis=0) for fold in folds}
-    return _runs({(seed, fold): (*one[:2], means[fold]) for (seed, fold), one in table.items()})

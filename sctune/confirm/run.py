@@ -15,6 +15,7 @@ from sctune.confirm.built import confirmed_one
 from sctune.confirm.candidates import REFERENCE, Candidate, best_candidates, reference, untrained
 from sctune.confirm.final import Final, Form, asked_form, check_form, unfit
 from sctune.confirm.forms import make_final, test_final
+from sctune.confirm.gallery import gallery_lines
 from sctune.confirm.outcome import ScoredRival, tested
 from sctune.confirm.plan import confirm_name, confirm_plan, fresh_seeds
 from sctune.confirm.ranking import final_values, rank
@@ -93,7 +94,9 @@ def run_confirm(
         if not form.is_plain and _untested(known, form):
             return _later_final(study, known, form, options, say)
         if not form.is_plain:
-            say([f"its final form ({form.name}) is there"])
+            made = (known.final(known.winner.name, model.subset, form) for model in known.test.models)
+            pictures = [line for one in made if one is not None for line in gallery_lines(study, known, one)]
+            say([f"its final form ({form.name}) is there", *pictures])
         say([f"study {name} is confirmed already; --again trains on other seeds, and looks at the test images again"])
         return ConfirmOutcome(known, len(looks(study)))
     form = asked_form(options.refit, options.ensemble, options.n_seeds)

@@ -127,17 +127,23 @@ def score_digest(model: Model) -> str:
     return digest.hexdigest()
 
 
-def heat_map_png(image: NDArray[np.uint8], heat: NDArray[np.float32]) -> bytes:
-    """The image uint8 [S, S, 3] under its heat map [S, S] in [0, 1], as PNG."""
+def under_heat_map(image: NDArray[np.uint8], heat: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """The image uint8 [S, S, 3] under its heat map [S, S] in [0, 1]: uint8 [S, S, 3]."""
     from matplotlib import colormaps
-    from PIL import Image
 
     colours = colormaps["inferno"](heat)[..., :3] * 255
     # what is cold keeps its own look
     share = 0.65 * heat[..., None]
-    mixed = (1 - share) * image + share * colours
+    mixed: NDArray[np.float64] = (1 - share) * image + share * colours
+    return mixed.round().clip(0, 255).astype(np.uint8)
+
+
+def heat_map_png(image: NDArray[np.uint8], heat: NDArray[np.float32]) -> bytes:
+    """`under_heat_map` as PNG."""
+    from PIL import Image
+
     stream = BytesIO()
-    Image.fromarray(mixed.round().clip(0, 255).astype(np.uint8)).save(stream, "PNG")
+    Image.fromarray(under_heat_map(image, heat)).save(stream, "PNG")
     return stream.getvalue()
 
 

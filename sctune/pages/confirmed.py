@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from sctune.confirm.gallery import galleries
 from sctune.confirm.results import Confirmation, final_lines, further_rivals, gap_text, read_confirmation
 from sctune.errors import StudyError
 from sctune.metrics.statistics import Estimate
-from sctune.pages.html import Html, facts, joined, missing, table, tag
+from sctune.pages.html import Html, facts, joined, missing, picture, table, tag
 from sctune.pages.reading import figure
 from sctune.search.study.ledger import looks
 from sctune.search.study.study import Study
@@ -41,7 +42,7 @@ def confirm_section(study: Study) -> Html:
                 f"ranked by the selection objective, and written down at {found.written}."),
             table(("place", "name", "trial", "mean", "std over seeds", "in the search", "fields"), rows),
             _test(found),
-            *_finals(found),
+            *_finals(study, found),
             *(tag("p", note, kind="soft") for note in found.notes),
         ]
     )  # fmt: skip
@@ -95,12 +96,16 @@ def _test(found: Confirmation) -> Html:
     return joined([tag("h3", "On the test images, which decided nothing"), facts(rows)])
 
 
-def _finals(found: Confirmation) -> list[Html]:
-    """Final forms of the winner beside its single model."""
+def _finals(study: Study, found: Confirmation) -> list[Html]:
+    """Final forms of the winner beside its single model, with the pictures of their escapes that are here."""
     if not found.finals:
         return []
-    lines = [line.strip() for final in found.finals for line in final_lines(final)]
-    return [tag("h3", "Final models, beside the single one"), *(tag("p", line) for line in lines)]
+    parts = [tag("h3", "Final models, beside the single one")]
+    for final in found.finals:
+        parts += [tag("p", line.strip()) for line in final_lines(final)]
+        for path in galleries(study, found, final):
+            parts.append(picture(path, f"Escapes before and after: {path.stem}.", path.stem))
+    return parts
 
 
 def _interval(found: Estimate, sign: bool = False) -> str:

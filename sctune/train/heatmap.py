@@ -33,13 +33,16 @@ def heat_maps(method: Fitted, images: np.ndarray, kind: Kind = "gradient", batch
     return np.concatenate(parts) if parts else np.zeros((0, *images.shape[1:3]), np.float32)
 
 
+def either_heat_maps(method: Fitted, images: np.ndarray, kind: Kind) -> Maps | None:
+    """As `heat_maps`; of the other kind where the method has none of this one, None where it has neither."""
+    made = (heat_maps(method, images, each) for each in dict.fromkeys((kind, *KINDS)))
+    return next((maps for maps in made if maps is not None), None)
+
+
 def some_heat_maps(method: Fitted, images: np.ndarray, kind: Kind) -> Maps:
-    """As `heat_maps`; of the other kind where the method has none of this one, and flat where it has neither."""
-    for each in dict.fromkeys((kind, *KINDS)):
-        maps = heat_maps(method, images, each)
-        if maps is not None:
-            return maps
-    return np.zeros(images.shape[:3], np.float32)
+    """As `either_heat_maps`, and flat where the method has neither kind."""
+    maps = either_heat_maps(method, images, kind)
+    return np.zeros(images.shape[:3], np.float32) if maps is None else maps
 
 
 def scaled(maps: Maps) -> Maps:

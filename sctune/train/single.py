@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from sctune.config import TrialConfig
 from sctune.data.catalog import ImageFile
 from sctune.data.decode import Decoding
@@ -61,12 +63,18 @@ def score_files(
     trainer: Trainer, files: Sequence[ImageFile], method: Fitted | None = None
 ) -> list[tuple[str, int, float]]:
     """Path, label and score of images of the trainer's data set, those left out that cannot be decoded."""
-    data, split = trainer.config.data, trainer.split
-    paths, developed = [file.path for file in files], [file.path for file in split.development]
-    if set(paths) <= set(developed):
-        # they were decoded for the training already, those of the test in mode `test`
-        paths = developed
-    cached = ImageCache(cache_folder()).array(split.root, paths, Decoding.of(data), data.skip_corrupt)
-    files = [file for file in files if file.path in cached.index]
-    scores = (method or trainer.method).score(cached.array[[cached.index[file.path] for file in files]])
+    files, images = read_files(trainer, files)
+    scores = (method or trainer.method).score(images)
     return [(file.path, file.label, float(score)) for file, score in zip(files, scores, strict=True)]
+
+
+def read_files(trainer: Trainer, files: Sequence[ImageFile]) -> tuple[list[ImageFile], np.ndarray]:
+    """Those images of the trainer's data set that can be decoded, and their pixels uint8 [N, S, S, 3]."""
+    data, split = trainer.config.data, trainer.split
+    paths = [file.path for file in files]
+    # as they were decoded already: for the training, where in mode `test` the test images are too, or for a look
+    pools = ([file.path for file in pool] for pool in (split.development, split.test))
+    paths = next((pool for pool in pools if set(paths) <= set(pool)), paths)
+    cached = ImageCache(cache_folder()).array(split.root, paths, Decoding.of(data), data.skip_corrupt)
+    readable = [file for file in files if file.path in cached.index]
+    return readable, cached.array[[cached.index[file.path] for file in readable]]

@@ -7,8 +7,8 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from sctune.config import TrialConfig, load_profile
+from sctune.confirm.comparison import compare_forms
 from sctune.confirm.final import Final, Form, asked_form, check_form, unfit
-from sctune.confirm.forms import compare_forms
 from sctune.confirm.refit import final_trainings, fold_trainings, refit_folds
 from sctune.confirm.results import Confirmation, final_lines
 from sctune.errors import ConfigError, DataError

@@ -16,6 +16,7 @@ from sklearn.metrics import roc_auc_score
 
 from sctune.confirm import deploy as confirm_deploy
 from sctune.confirm import run as confirm_run
+from sctune.confirm.gallery import galleries
 from sctune.confirm.results import read_confirmation
 from sctune.confirm.run import ConfirmOptions, run_confirm
 from sctune.data.split import split_for
@@ -295,6 +296,9 @@ def test_the_mean_of_the_seeds_is_deployed_without_a_look(
     assert final.gap is not None
     assert final.gap.value == pytest.approx(ensemble.estimate.value - single.estimate.value)
     assert not list(refit.glob("*.safetensors"))
+    # of the folds' images, since no test image was looked at
+    (pictured,) = galleries(study, found, final)
+    assert pictured.name == f"{winner}--ensemble-of-2--escapes-development.png" and pictured.parent == folder
 
 
 def test_the_final_model_is_trained_on_all_and_compared_by_folds(
@@ -331,8 +335,21 @@ def test_the_final_model_is_trained_on_all_and_compared_by_folds(
     assert final["test"]["estimate"]["value"] == pytest.approx(value)
     (model,) = document["test"]["models"]
     assert final["test"]["difference"]["value"] == pytest.approx(value - model["test_auroc"])
-    # nothing is trained or looked at again
-    assert sctune.json("confirm", NAME, "--refit", "all") == document
+    # nothing is trained, drawn or looked at again
+    known = read_confirmation(study)
+    assert known is not None
+    pictures = galleries(study, known, next(one for one in known.finals if one.refit))
+    assert [path.stem.rpartition("-")[2] for path in pictures] == ["development", "test"]
+    made = [path.stat().st_mtime_ns for path in pictures]
+    again = sctune("confirm", NAME, "--refit", "all", "--json")
+    assert json.loads(again.stdout) == document and all(str(path) in again.stderr for path in pictures)
+    assert [path.stat().st_mtime_ns for path in pictures] == made
+    client = mlflow_client(study.manifest.tracking_uri)
+    condition = f"tags.`{STUDY_TAG}` = '{study.manifest.study_id}' and tags.`sctune.role` = 'study'"
+    (run,) = client.search_runs([one.experiment_id for one in client.search_experiments()], condition)
+    assert {Path(one.path).name for one in client.list_artifacts(run.info.run_id, "confirm")} >= {
+        path.name for path in pictures
+    }
     trained = Study.open(study.folder.parent, TRAINED)
     (task,) = (one for one in trained.manifest.tasks if one.seed == final["seeds"][0])
     config = trained.manifest.trial_config().override({"data.anomalies": "all", "data.selection": "proxy"})

@@ -484,7 +484,6 @@ def test_the_dry_run_scores_what_it_has_timed(config: TrialConfig, monkeypatch: 
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_onnx_gives_the_scores(trainer: Trainer, tmp_path: Path) -> None:
     images = np.concatenate([trainer.selection.images[:8], generated_images(trainer.config.data.image_size)])
     pixels = pixels_of(images)

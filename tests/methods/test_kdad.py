@@ -466,7 +466,6 @@ def test_what_is_no_model_of_it_is_refused(trainer: Trainer) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_onnx_gives_the_same_scores(learned: Trainer, tmp_path: Path) -> None:
     images = np.array(learned.selection.images[:: max(1, len(learned.selection.images) // 7)])
     onnxruntime = pytest.importorskip("onnxruntime")

@@ -209,7 +209,8 @@ def test_references_are_counted(plan: Plan, concurrent: int, budget: float | Non
     assert told.study_seconds == pytest.approx(without["study_seconds"] + seconds)
     assert without["references_seconds"] == 0
     assert any(f"for start and end and {seconds:.0f} s for references, " in line for line in told.lines)
-    assert "before the trials: one, two (references, which train nothing)" in told.lines
+    most = {None: f"{4 // concurrent} min", 100.0: "10 s", 20.0: "2 s"}[budget]
+    assert f"before the trials: one, two (references, which train nothing), {most} at most" in told.lines
 
 
 @pytest.mark.parametrize("broken", [False, True])

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,9 +25,10 @@ from sctune.pages.report import write_report
 from sctune.report import EpochReport
 from sctune.search.plan.options import SearchOptions
 from sctune.search.plan.plan import make_plan
+from sctune.search.plan.references import Limit, reference_limit
 from sctune.search.run import session
 from sctune.search.study.leaderboard import TrialRow
-from sctune.search.study.manifest import StudyManifest
+from sctune.search.study.manifest import ResourceSpec, StudyManifest
 from sctune.search.study.references import (
     Against,
     Reference,
@@ -319,6 +321,42 @@ def test_a_profile_or_an_option_asks_for_them(image_folder: Path) -> None:
     assert "--no-references" in search_words(without, "t") and "--references" in search_words(asked, "t")
     again = search_words(planned(image_folder).manifest, "t")
     assert not {"--references", "--no-references"} & set(again)
+
+
+def limit(folder: Path, concurrent: int, left_s: float | None, ran_s: Sequence[float] = (), **changes: Any) -> Limit:
+    """Of two references on two tasks of the profile `cpu`, each with 346 selection images."""
+    config = load_profile("cpu").override(changes.pop("overrides", {})).model_dump()
+    tasks = (Task(seed=1), Task(seed=2))
+    fields: dict[str, Any] = {"config": config, "tasks": tasks, "references": ("one", "two"), "trials": 12}
+    manifest = make_manifest(make_space(folder, parameters=FEW), **fields | changes)
+    splits: Any = {task.key: SimpleNamespace(selection=range(346)) for task in tasks}
+    return reference_limit(manifest, splits, concurrent, left_s, ran_s)
+
+
+def test_a_tenth_of_the_searchs_time_is_theirs(tmp_path: Path) -> None:
+    assert limit(tmp_path, 2, 600.0) == (60.0, "10 % of the time budget")
+    # by full runs of 150 s on both tasks in the mean: 12 of them, two at a time
+    found = limit(tmp_path, 2, None, [1000.0, 5000.0, 3000.0])
+    assert found.seconds == pytest.approx(0.1 * 12 * 3000 / 2) and "by its full runs; --time-budget" in found.what
+    # six epochs of 20 x 18 and 346 images of 160 x 160 px, each pixel 7000 multiply-adds, on two tasks
+    trial = 2 * (1.5 + 6 * (20 * 18 + 346) * 160**2 * 7000 / 2e9)
+    found = limit(tmp_path, 1, None)
+    assert found.seconds == pytest.approx(0.1 * 12 * trial) and "on a slow machine" in found.what
+    assert limit(tmp_path, 1, None, trials=24).seconds == pytest.approx(2 * found.seconds)
+    # a method that says itself how many updates it makes: 300 in all
+    updates = limit(tmp_path, 1, None, trials=24, overrides={"method.name": "kdad"}).seconds
+    assert updates == pytest.approx(0.1 * 24 * 2 * (1.5 + (300 * 18 + 6 * 346) * 160**2 * 7000 / 2e9))
+
+
+def test_a_fast_search_keeps_its_references(tmp_path: Path) -> None:
+    """Four works, two minutes for each turn, however short the search is, and where nothing is known of it."""
+    short = {"overrides": {"budget.epochs": 1}}
+    for concurrent, turns in ((1, 4), (2, 2), (3, 2), (4, 1), (9, 1)):
+        seconds, what = limit(tmp_path, concurrent, None, **short)
+        assert seconds == 120 * turns >= 60 and what.startswith("the least that references get; --time-budget")
+    assert limit(tmp_path, 2, None, [1.0] * 3).seconds == 240
+    assert limit(tmp_path, 2, None, resources=ResourceSpec(gpus=1.0)).seconds == 240
+    assert limit(tmp_path, 2, 30.0, **short).seconds == 3, "a budget is what was asked for"
 
 
 def test_one_that_does_not_fit_is_told_before_anything_starts(image_folder: Path) -> None:

@@ -13,6 +13,7 @@ import ray
 from sctune.config import Task
 from sctune.report import EpochReport
 from sctune.search.cluster.connection import RAY_ENVIRONMENT, Resources
+from sctune.search.plan.references import Limit
 from sctune.search.run import references
 from sctune.search.run.references import ReferenceRuns
 from sctune.search.study.references import Reference, read_references
@@ -59,7 +60,7 @@ Work = Callable[[Mapping[str, Any], Mapping[str, Any], str], dict[str, Any]]
 def run(study: Study, monkeypatch: pytest.MonkeyPatch, work: Work, **changes: Any) -> list[Reference]:
     """What is told of the references, each of which is `work`; local functions travel by value."""
     ended: list[Reference] = []
-    fields: dict[str, Any] = {"stopping": lambda: False, "limit_s": None, "concurrent": 2} | changes
+    fields: dict[str, Any] = {"stopping": lambda: False, "limit": Limit(60, "the least"), "concurrent": 2} | changes
     resources = Resources(4, 0, 1.0, 0.0, fields.pop("concurrent"), 1)
     monkeypatch.setattr(references, "run_reference", work)
     ReferenceRuns(study, SPEC, resources, ended.append, **fields).run()
@@ -137,9 +138,9 @@ def test_no_more_than_their_share_of_the_time(study: Study, tmp_path: Path, monk
         return {"report": report.to_dict()}
 
     # time enough for the first one's worker to start on a busy machine
-    (one,) = run(study, monkeypatch, work, limit_s=12.0)
+    (one,) = run(study, monkeypatch, work, limit=Limit(12, "10 % of the time budget"))
     assert one.failure == {
-        "kind": "TimeBudget",
+        "kind": "TimeLimit",
         "message": "it was not done within 12 s, which is 10 % of the time budget",
     }
     assert one == stored(study) and one.missing == ("seed2",)

@@ -13,13 +13,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sctune.data.batches import stream
-from sctune.methods.base import Maps, Scores
+from sctune.methods.base import Maps, Scores, TaskImages
 from sctune.methods.density import Gaussian, Rows, fit_gaussian
 from sctune.methods.untrained.combination import Combination
 from sctune.methods.untrained.crossfit import FOLDS, Weight, choose_weights, cross_fit, folds_of, moments
 from sctune.methods.untrained.extractor import CellGrid
 from sctune.methods.untrained.labelled import directions
 from sctune.methods.untrained.reference import Ask, Images, Reference, raised
+from sctune.methods.untrained.store import CELLS
 
 MOST_HELD = 200
 """Normals whose held-out distances are taken: enough for a mean and a standard deviation."""
@@ -123,10 +124,13 @@ class CellMethod(Reference):
     """A bank of some kind over the cells of the maps of several depths on one grid, scaled by cross-fitting."""
 
     extractor_kind = CellGrid
-    # maps of a set of images are hundreds of megabytes
-    keeps_on_disk = False
+    place = CELLS
     sums_maps: ClassVar[bool]
     """Whether `fit_cells` asks for sums of maps: of five folds, at 20 x 20 cells of 1000 channels 16 MB."""
+
+    def keeps(self, images: TaskImages, size: int) -> bool:
+        # a GPU makes maps in less time than a disk gives them back
+        return self.device.type == "cpu" and super().keeps(images, size)
 
     def fit(self, normals: Images, anomalies: Images, ask: Ask) -> tuple[nn.Module, dict[str, float]]:
         seed = self.config.seed

@@ -64,6 +64,15 @@ class Extractor(nn.Module):
     def pooled(features: Tensor) -> Tensor:
         """One row [N, D] of each image from what `forward` gave."""
 
+    def kept(self, pixels: Tensor) -> Tensor:
+        """What is kept of each image, [N, F]: the parts of all maps, which take less room than what `join` makes."""
+        return torch.cat([self.part(one).flatten(1) for one in self.maps(pixels)], dim=1)
+
+    def opened(self, rows: Tensor, shapes: Sequence[torch.Size]) -> Tensor:
+        """Features [N, ...] from rows [N, F] of `kept`. shapes: of the parts of one image."""
+        parts = rows.split([shape.numel() for shape in shapes], dim=1)
+        return self.join([part.unflatten(1, shape) for part, shape in zip(parts, shapes, strict=True)])
+
     def maps(self, pixels: Tensor) -> list[Tensor]:
         """The maps [N, C_i, S_i, S_i]; one where a network gives several on one grid."""
         return [one.float() for one in self.backbone.maps(normalise(pixels))]
@@ -75,8 +84,8 @@ class Extractor(nn.Module):
 
     @property
     def digest(self) -> str:
-        """SHA-256 of what it computes: its kind, its taps and every weight."""
-        found = hashlib.sha256(repr((type(self).__name__, self.taps)).encode())
+        """SHA-256 of what `kept` computes: its kind, its taps and every weight."""
+        found = hashlib.sha256(repr(("parts", type(self).__name__, self.taps)).encode())
         for name, value in sorted(self.state_dict().items()):
             found.update(f"{name}{value.dtype}{tuple(value.shape)}".encode())
             found.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())

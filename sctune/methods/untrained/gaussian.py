@@ -19,6 +19,7 @@ from sctune.methods.untrained.entry import GaussianSection
 from sctune.methods.untrained.extractor import PooledMaps
 from sctune.methods.untrained.labelled import directions
 from sctune.methods.untrained.reference import Ask, Images, Reference, raised
+from sctune.methods.untrained.store import POOLED
 
 MOST_TYPICAL = 64
 """Normals whose mean maps are kept for heat maps."""
@@ -58,7 +59,7 @@ class GaussianScore(nn.Module):
 
 class GaussianMethod(Reference):
     extractor_kind = PooledMaps
-    keeps_on_disk = True
+    place = POOLED
 
     def prepare(self, images: TaskImages) -> None:
         super().prepare(images)

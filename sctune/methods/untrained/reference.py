@@ -24,7 +24,7 @@ from sctune.methods.base import Method, Scores, TaskImages
 from sctune.methods.pixels import autocast, score_alike, to_pixels
 from sctune.methods.untrained.entry import taps_of
 from sctune.methods.untrained.extractor import Extractor, build_extractor
-from sctune.methods.untrained.store import FeatureStore, image_digest
+from sctune.methods.untrained.store import FeatureStore, Place, image_digest
 
 LEAST_NORMALS = 10
 AT_ONCE = 16
@@ -76,8 +76,8 @@ class Reference(Method):
     """
 
     extractor_kind: ClassVar[type[Extractor]]
-    keeps_on_disk: ClassVar[bool]
-    """Whether features are small enough to be kept for other processes."""
+    place: ClassVar[Place]
+    """Where features are kept for other processes."""
 
     def __init__(self, config: TrialConfig, device: torch.device, extractor: Extractor) -> None:
         super().__init__(config, device)
@@ -85,6 +85,7 @@ class Reference(Method):
         self.model: nn.Module | None = None
         self._images: TaskImages | None = None
         self._store: FeatureStore | None = None
+        self._shapes: dict[int, list[torch.Size]] = {}
 
     @classmethod
     def fresh(cls, config: TrialConfig, device: torch.device, weights: Path | None = None) -> Self:
@@ -113,7 +114,7 @@ class Reference(Method):
             )
         self._images = images
         # a model that only scores sees each image once, and keeps nothing
-        self._store = FeatureStore(self._digest(), self._shape(images), self.keeps_on_disk)
+        self._store = self._store_for(images)
 
     def run_epoch(self, epoch: int, should_stop: Callable[[], bool]) -> dict[str, float]:
         if self._images is None:
@@ -169,7 +170,7 @@ class Reference(Method):
             raise CheckpointError(f"the model is none of method {self.config.method.name}: {line}") from None
         self.model = None if model is None else model.to(self.device).requires_grad_(False).eval()
         if self._images is not None:
-            self._store = FeatureStore(self._digest(), self._shape(self._images), self.keeps_on_disk)
+            self._store = self._store_for(self._images)
 
     def module(self) -> nn.Module:
         return PixelScore(self.extractor, self.fitted).requires_grad_(False).eval()
@@ -195,10 +196,24 @@ class Reference(Method):
         for start in range(0, len(images), AT_ONCE):
             ask()
             part = images[start : start + AT_ONCE]
-            yield self._features(part) if self._store is None else self._store.of(part, self._features)
+            rows = self._kept(part) if self._store is None else self._store.of(part, self._kept)
+            yield self._opened(rows, part.shape[1])
+
+    def keeps(self, images: TaskImages, size: int) -> bool:
+        """Whether other processes get the features of these images, so many bytes each."""
+        return self.place.takes(len(images.array), size)
 
     def _features(self, images: np.ndarray) -> NDArray[np.float32]:
+        return self._opened(self._kept(images), images.shape[1])
+
+    def _kept(self, images: np.ndarray) -> NDArray[np.float32]:
         return score_alike(self._extract, images, self.device)
+
+    def _opened(self, rows: NDArray[np.float32], side: int) -> NDArray[np.float32]:
+        """On the CPU, whatever made the rows, and of one image after the other: the same numbers wherever they lay."""
+        shapes = self._parts(side)
+        opened = [self.extractor.opened(torch.from_numpy(row[None]), shapes).numpy() for row in rows]
+        return np.concatenate(opened)
 
     def _extract(self, images: np.ndarray, batch_size: int) -> NDArray[np.float32]:
         parts = []
@@ -206,7 +221,7 @@ class Reference(Method):
             for start in range(0, len(images), batch_size):
                 pixels = to_pixels(images[start : start + batch_size], self.device, self.config.runtime.channels_last)
                 with autocast(self.config.runtime, self.device):
-                    parts.append(self.extractor(pixels).float().cpu().numpy())
+                    parts.append(self.extractor.kept(pixels).float().cpu().numpy())
         return np.concatenate(parts)
 
     def _scores(self, features: NDArray[np.float32]) -> Scores:
@@ -231,10 +246,18 @@ class Reference(Method):
     def _ordered(array: np.ndarray, rows: np.ndarray) -> NDArray[np.intp]:
         return np.array(sorted(rows, key=lambda row: image_digest(array[row])), np.intp)
 
-    def _shape(self, images: TaskImages) -> tuple[int, ...]:
-        side = images.array.shape[1]
-        with torch.inference_mode():
-            return tuple(self.extractor(torch.zeros(1, 3, side, side, device=self.device)).shape[1:])
+    def _store_for(self, images: TaskImages) -> FeatureStore:
+        count = sum(shape.numel() for shape in self._parts(images.array.shape[1]))
+        size = count * np.dtype(np.float32).itemsize
+        return FeatureStore(self._digest(), (count,), self.place if self.keeps(images, size) else None)
+
+    def _parts(self, side: int) -> list[torch.Size]:
+        """Shapes of the parts of an image of this side."""
+        if side not in self._shapes:
+            with torch.inference_mode():
+                maps = self.extractor.maps(torch.zeros(1, 3, side, side, device=self.device))
+                self._shapes[side] = [self.extractor.part(one).shape[1:] for one in maps]
+        return self._shapes[side]
 
     def _digest(self) -> str:
         runtime = self.config.runtime

@@ -7,12 +7,19 @@ profile `smoke` on ELPV (4 trials, 1317 development images, 64 px, a local MLflo
 
 from __future__ import annotations
 
+from sctune.backbones.registry import backbone_entry
+from sctune.config import TrialConfig
+
 WORKERS_S = 15.0
 """From the launch until the first trials begin: Ray starts their workers, which import torch and sctune."""
 TRIAL_S = 1.5
 """A trial in a worker that is there: reset, model and images."""
 END_S = 14.0
 """Figures, pictures of the best trial, registering its model, the end of the workers; without scoring."""
+
+SLOW_CORE = 2e9
+"""Multiply-adds of backbones that a slow or busy core makes in a second of a trial; two free cores made 7e9 each, in
+trials of profile `cpu` of 108 s."""
 
 FIGURES_BYTES = 19_400_000
 """Figures and tables of a study, four of them with plotly.js inside; twice: its folder and its run."""
@@ -31,6 +38,19 @@ IMAGE_BYTES = 300
 
 WEIGHTS_COPIES = 3
 """The study's folder, the best trial's run, the registered model."""
+
+
+def slow_trial_s(config: TrialConfig, scored: int) -> float:
+    """About how many seconds a trial takes on one task and a slow core, from its images alone.
+
+    scored: images, after each epoch.
+    """
+    total = getattr(config.method, "total_updates", None)
+    # of one that goes over the normal images: as many as a budget has
+    steps = total if isinstance(total, int) else config.epochs * config.budget.iterations
+    images = steps * config.budget.batch_size + config.epochs * scored
+    macs = 1000 * backbone_entry(config.model.backbone).cost * config.data.image_size**2
+    return TRIAL_S + images * macs / SLOW_CORE
 
 
 def files_bytes(weights: int, trials: int, epochs: int, images: int) -> int:

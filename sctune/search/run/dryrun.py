@@ -16,12 +16,13 @@ from sctune.search.cluster.connection import Resources
 from sctune.search.plan import costs
 from sctune.search.plan.options import SearchOptions
 from sctune.search.plan.plan import Plan
+from sctune.search.plan.references import reference_limit
 from sctune.search.plan.replicates import trainings
 from sctune.search.run.driver import planned
 from sctune.search.run.plan_lines import fields_text, plan_lines
 from sctune.search.run.probe import Probe, Timed, Trial, probe_apart, timed_at
 from sctune.search.space.definition import Space, Values
-from sctune.search.study.references import TIME_SHARE, reference_fields
+from sctune.search.study.references import reference_fields
 from sctune.text import duration
 from sctune.tracking.server import safe_uri
 
@@ -200,8 +201,7 @@ def costed(
     # running trials hold one checkpoint each (two for a moment), the best ones keep theirs
     held = 2 * resources.concurrent + manifest.keep_best
     beside = _together([seconds for seconds in references for _ in manifest.tasks], resources.concurrent)
-    if manifest.time_budget_s is not None:
-        beside = min(beside, TIME_SHARE * manifest.time_budget_s)
+    beside = min(beside, reference_limit(manifest, plan.splits, resources.concurrent, manifest.time_budget_s).seconds)
     images = max(len(split.development) for split in plan.splits.values())
     weights, epochs = max(one.probe.weights_bytes for one in timed), max(one.epochs for one in timed)
     epochs *= math.ceil(trainings(manifest) / manifest.trials)

@@ -21,6 +21,7 @@ from sctune.paths import cache_folder
 from sctune.search.cluster.connection import Resources, largest_resources, nodes_alive, nodes_for
 from sctune.search.cluster.resources import TrialResources
 from sctune.search.plan.plan import weights_digests
+from sctune.search.plan.references import reference_limit
 from sctune.search.reconcile.recorded import past_reference, past_trial, shown_fields, study_facts
 from sctune.search.reconcile.repair import open_writer
 from sctune.search.reconcile.stored_trials import remove_strays
@@ -38,9 +39,10 @@ from sctune.search.run.signals import LeaveNow, Stop, stop_signals
 from sctune.search.space.definition import Space
 from sctune.search.study.content import task_digests
 from sctune.search.study.driver import stop_requests
+from sctune.search.study.leaderboard import leaderboard
 from sctune.search.study.paired import value_se
 from sctune.search.study.record import AfterRecord
-from sctune.search.study.references import TIME_SHARE, Reference
+from sctune.search.study.references import Reference
 from sctune.search.study.result import StudyResult
 from sctune.search.study.scheduling import rule_of
 from sctune.search.study.splits import selection_labels
@@ -170,7 +172,9 @@ class RunningLaunch:
             tracking.replay(past_reference(one, study.objective))
 
         spec = trial_spec(study, self.space, self.splits, [])
-        limit = None if self.seconds_left is None else TIME_SHARE * self.seconds_left
+        rows = leaderboard(study.record.load(), study.objective)
+        ran = [row.seconds for row in rows if row.state == "COMPLETE" and row.seconds is not None]
+        limit = reference_limit(study.manifest, self.splits, self.resources.concurrent, self.seconds_left, ran)
         ReferenceRuns(study, spec, self.resources, ended, lambda: controller.stopping, limit).run()
 
     def _faults(self) -> Faults:

@@ -10,10 +10,12 @@ from sctune.config import TrialConfig, method_entry
 from sctune.methods.length import steps_text
 from sctune.search.cluster.connection import Resources
 from sctune.search.plan.plan import Plan
+from sctune.search.plan.references import reference_limit
 from sctune.search.plan.replicates import replicate_lines
 from sctune.search.space.definition import Space
 from sctune.search.space.parameter import Parameter
 from sctune.search.space.variants import VARIANT
+from sctune.text import duration
 from sctune.tracking.server import safe_uri
 
 
@@ -51,7 +53,11 @@ def plan_lines(plan: Plan, resources: Resources) -> list[str]:
         )
     lines += [f"prior {prior.name}: {prior.note}" for prior in manifest.priors]
     if manifest.references:
-        lines.append(f"before the trials: {', '.join(manifest.references)} (references, which train nothing)")
+        limit = reference_limit(manifest, plan.splits, resources.concurrent, manifest.time_budget_s)
+        lines.append(
+            f"before the trials: {', '.join(manifest.references)} (references, which train nothing), "
+            f"{duration(limit.seconds)} at most"
+        )
     if manifest.data.licence:
         lines.append(f"data licence: {manifest.data.licence}")
     if plan.skipped:

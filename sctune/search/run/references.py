@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sctune.search.cluster.connection import Resources
+from sctune.search.plan.references import Limit
 from sctune.search.run.remote import RemoteTasks
 from sctune.search.study.references import (
     FAILURE,
     REPORT,
     TIME,
-    TIME_SHARE,
     Reference,
     read_references,
     reference_fields,
@@ -34,7 +34,7 @@ class ReferenceRuns:
     """Runs what a study lacks of its references. A failure is told and leaves the search unharmed.
 
     on_end: told each one that is run on all tasks, or has failed, after the record. stopping: whether the launch ends.
-    limit_s: seconds that they may take together, None: as long as they need.
+    limit: of all together.
     """
 
     study: Study
@@ -42,12 +42,12 @@ class ReferenceRuns:
     resources: Resources
     on_end: Callable[[Reference], None]
     stopping: Callable[[], bool]
-    limit_s: float | None
+    limit: Limit
     _stored: dict[str, Any] = field(default_factory=dict, init=False)
 
     def run(self) -> None:
         """Come back when all have been tried, the time is spent or the launch is to end."""
-        end = None if self.limit_s is None else time.monotonic() + self.limit_s
+        end = time.monotonic() + self.limit.seconds
         self._stored = self.study.record.load_references()
         waiting = deque(
             (one.name, key) for one in read_references(self.study.manifest, self._stored) for key in one.missing
@@ -56,7 +56,7 @@ class ReferenceRuns:
         tasks = RemoteTasks[tuple[str, str]](self.resources)
         try:
             while (waiting or tasks.keys) and not self.stopping():
-                if end is not None and time.monotonic() > end:
+                if time.monotonic() > end:
                     return self._out_of_time({name for name, _ in [*waiting, *tasks.keys]} - failed)
                 while waiting and tasks.room:
                     name, key = waiting.popleft()
@@ -90,7 +90,7 @@ class ReferenceRuns:
             self.on_end(one)
 
     def _out_of_time(self, names: set[str]) -> None:
-        message = f"it was not done within {self.limit_s:.0f} s, which is {100 * TIME_SHARE:.0f} % of the time budget"
+        message = f"it was not done within {self.limit.seconds:.0f} s, which is {self.limit.what}"
         for one in read_references(self.study.manifest, self._stored):
             if one.name in names:
-                self._tell(one.name, one.missing[0], {FAILURE: {"kind": "TimeBudget", "message": message}})
+                self._tell(one.name, one.missing[0], {FAILURE: {"kind": "TimeLimit", "message": message}})

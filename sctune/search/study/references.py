@@ -19,7 +19,7 @@ REPORT, FAILURE, TIME = "report", "failure", "time"
 
 BACKBONE = "model.backbone"
 TIME_SHARE = 0.1
-"""Of the time budget: the references get no more of it."""
+"""Of a search's time: the references get no more of it."""
 
 Scores = Mapping[str, Sequence[float]]
 Labels = Mapping[str, Sequence[int]]
