@@ -54,6 +54,7 @@ def search(
     scheduler: opt.Scheduler = None,
     grace: opt.Grace = None,
     factor: opt.Factor = None,
+    stop_confidence: opt.StopConfidence = None,
     audit: opt.Audit = 0.0,
     address: opt.Address = None,
     max_concurrent: opt.MaxConcurrent = None,

@@ -137,6 +137,7 @@ def _rungs(manifest: StudyManifest) -> list[tuple[str, Any]]:
     usual = defaults.grace if defaults.grace is None else min(defaults.grace, manifest.build_space().epochs)
     found: list[tuple[str, Any]] = [] if spec.grace == usual else [("--grace", spec.grace)]
     found += [] if spec.factor == defaults.factor else [("--factor", spec.factor)]
+    found += [] if spec.stop_confidence is None else [("--stop-confidence", spec.stop_confidence)]
     return found + ([("--audit", f"{manifest.audit:g}")] if manifest.audit else [])
 
 

@@ -91,6 +91,7 @@ def rung_table(view: StudyView) -> Html:
         for one in found
     ]
     what = "no early stopping" if spec.name == "none" else f"scheduler {spec.name}, factor {spec.factor}"
+    what += "" if spec.stop_confidence is None else f", stop confidence {spec.stop_confidence:g}"
     audit = audit_of(view.manifest, curves_of(view.manifest, view.trials))
     told = [] if audit is None else [tag("p", line) for line in audit_lines(audit)]
     return joined([tag("p", f"{what}."), table(("epoch", "reached", "stopped here", "trials stopped"), cells), *told])

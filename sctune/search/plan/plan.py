@@ -320,7 +320,7 @@ def _scheduler(options: SearchOptions, profile: str, sampler: str, space: Space)
     epochs = space.epochs
     grace = options.grace or (min(defaults.grace, epochs) if defaults.grace is not None else None)
     factor = options.factor or defaults.factor
-    rule = make_rule(name, epochs, grace, factor, options.sampler_seed)
+    rule = make_rule(name, epochs, grace, factor, options.sampler_seed, confidence=options.stop_confidence)
     check_order(options, name, rule)
     warnings = []
     if rule is not None and options.time_budget_s is not None and rule.pauses:
@@ -332,12 +332,18 @@ def _scheduler(options: SearchOptions, profile: str, sampler: str, space: Space)
         _refuse_without_rule(options)
     if full_runs and name != "none":
         warnings.append(f"sampler {sampler} learns from full runs only; scheduler {name} will leave it few of them")
-    return SchedulerSpec(name=name, grace=grace, factor=factor), warnings
+    spec = SchedulerSpec(name=name, grace=grace, factor=factor, stop_confidence=options.stop_confidence)
+    return spec, warnings
 
 
 def _refuse_without_rule(options: SearchOptions) -> None:
     """Raises ConfigError where something is asked of a scheduler that stops nobody."""
-    given = {"--audit": options.audit, "--grace": options.grace, "--factor": options.factor}
+    given = {
+        "--audit": options.audit,
+        "--grace": options.grace,
+        "--factor": options.factor,
+        "--stop-confidence": options.stop_confidence,
+    }
     for option, value in given.items():
         if value:
             raise ConfigError(

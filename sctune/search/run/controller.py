@@ -20,6 +20,8 @@ from sctune.search.run.back_pressure import OPEN, Gate
 from sctune.search.run.faults import FIRST_FAILURES, FailureAction, Faults, WaitingTrials, common_cause
 from sctune.search.run.recorder import RESOURCES, Observer, TrialEnd, TrialRecorder
 from sctune.search.space.definition import Space
+from sctune.search.study.full_runs import PAIRED_ERROR, FullRuns, stored_error
+from sctune.search.study.full_runs import refill as refill_runs
 from sctune.search.study.manifest import StudyManifest
 from sctune.search.study.record import PAUSED, PROMOTED, Record, events_of
 from sctune.search.suggest.samplers import make_sampler
@@ -130,11 +132,12 @@ class TrialController:
         gate: Gate = OPEN,
         on_left_out: Callable[[str], None] = lambda _line: None,
         rule: Rule | None = None,
+        runs: FullRuns | None = None,
     ) -> None:
         """faults: decides about trials in trouble (none: of one CPU each); gate: asked before each start.
 
         on_left_out: told in one line of a node that gets no trials any more. rule: early stopping, fresh: it is
-        refilled here.
+        refilled here. runs: none yet, for a rule that is told how well full runs are told apart.
         """
         self.manifest, self.space, self.record = manifest, space, record
         objective = manifest.build_objective()
@@ -144,7 +147,7 @@ class TrialController:
         self.exhausted: str | None = None
         alone = TrialResources(1.0, 0.0)
         self._faults = faults or Faults(alone, alone, lambda _node: True)
-        self._gate, self._on_left_out, self.rule = gate, on_left_out, rule
+        self._gate, self._on_left_out, self.rule, self._runs = gate, on_left_out, rule, runs
         # no other driver of the study has this number, one that was cut off included
         self._launch = len(manifest.launches) + 1
         trials = record.load()
@@ -169,6 +172,8 @@ class TrialController:
         for number in self._paused:
             self.suggester.pause(number)
         self._recorder = TrialRecorder(record, self.suggester, trials, self._launch, observers, self._found_bug)
+        if runs is not None:
+            refill_runs(runs, trials)
         if rule is not None:
             for trial in trials:
                 rule.join(trial.number, self._method(trial.number))
@@ -185,9 +190,13 @@ class TrialController:
             trial = by_number[number]
             if epoch is None:
                 rule.ended(number, trial.state is TrialState.FAIL)
+                continue
+            merit = self._merit(trial.intermediate_values[epoch])
             # nobody is asked about a trial's last epoch
-            elif trial.state is not TrialState.COMPLETE or epoch < max(trial.intermediate_values):
-                rule.decide(number, epoch, self._merit(trial.intermediate_values[epoch]))
+            if trial.state is TrialState.COMPLETE and epoch == max(trial.intermediate_values):
+                rule.completed(number, merit, stored_error(trial))
+            else:
+                rule.decide(number, epoch, merit)
 
     @property
     def history(self) -> list[tuple[int, int, float]]:
@@ -274,8 +283,8 @@ class TrialController:
         finished = report is not None and report.last
         if not finished and trial.pausing == epoch:
             self._pause(number, epoch)
-        elif finished:
-            self._end_trial(number, TrialEnd(TrialState.COMPLETE, "all epochs done", epoch))
+        elif report is not None and finished:
+            self._complete(number, report)
         elif not self.stopping:
             reason = f"stopped by {self.manifest.scheduler.name} at epoch {epoch}"
             self._end_trial(number, TrialEnd(TrialState.PRUNED, reason, epoch))
@@ -401,9 +410,21 @@ class TrialController:
     def _resources(self, number: int) -> TrialResources:
         return self._trials[number].resources or self._faults.base
 
-    def _end_trial(self, number: int, end: TrialEnd) -> None:
+    def _complete(self, number: int, report: EpochReport) -> None:
+        runs, rule, error = self._runs, self.rule, None
+        if runs is not None:
+            error = runs.error(number, report.scores)
+            runs.add(number, report.scores)
+        attrs = {} if error is None else {PAIRED_ERROR: error}
+        self._end_trial(number, TrialEnd(TrialState.COMPLETE, "all epochs done", report.epoch), attrs)
+        if rule is not None:
+            merit = self._merit(self.suggester.value(number, report.epoch))
+            self._guarded(lambda: rule.completed(number, merit, error), None)
+
+    def _end_trial(self, number: int, end: TrialEnd, attrs: Mapping[str, Any] | None = None) -> None:
+        """attrs: what the record keeps with the trial besides."""
         self.suggester.go_on(number)
-        self._recorder.end(number, end)
+        self._recorder.end(number, end, attrs or {})
         rule, failed = self.rule, end.failure is not None
         if rule is not None and end.state is not TrialState.COMPLETE:
             self._guarded(lambda: rule.ended(number, failed), None)

@@ -38,6 +38,7 @@ from sctune.search.run.signals import LeaveNow, Stop, stop_signals
 from sctune.search.space.definition import Space
 from sctune.search.study.content import task_digests
 from sctune.search.study.driver import stop_requests
+from sctune.search.study.full_runs import FullRuns
 from sctune.search.study.paired import value_se
 from sctune.search.study.record import AfterRecord
 from sctune.search.study.references import TIME_SHARE, Reference
@@ -136,8 +137,9 @@ class RunningLaunch:
             study.record.then(lambda: study.leave_out(line), always=True)
 
         rule = rule_of(manifest, self.space.epochs)
+        runs = FullRuns(labels, objective, manifest.look_behind) if manifest.scheduler.stop_confidence else None
         controller = TrialController(
-            manifest, self.space, study.record, observers, self._faults(), gate, left_out, rule
+            manifest, self.space, study.record, observers, self._faults(), gate, left_out, rule, runs
         )
         study.add_launch(_now(), tuple(self.resources.left_out.values()))
         tracking.on_study_start()

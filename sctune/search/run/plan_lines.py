@@ -13,6 +13,7 @@ from sctune.search.plan.plan import Plan
 from sctune.search.space.definition import Space
 from sctune.search.space.parameter import Parameter
 from sctune.search.space.variants import VARIANT
+from sctune.search.study.manifest import SchedulerSpec
 from sctune.tracking.server import safe_uri
 
 
@@ -24,7 +25,7 @@ def plan_lines(plan: Plan, resources: Resources) -> list[str]:
     lines = [
         f"study {manifest.name}: space {manifest.space['name']} ({size}), "
         f"profile {manifest.profile}, {manifest.trials} trials, sampler {manifest.sampler}, "
-        f"scheduler {manifest.scheduler.name}",
+        f"scheduler {_scheduler(manifest.scheduler)}",
         *(_parameter(plan.space, parameter) for parameter in plan.space.parameters),
         *(f"  variant {name}: {fields_text(fields)}" for name, fields in plan.space.variants.items()),
         f"runs: {safe_uri(manifest.tracking_uri)} ({plan.tracking_origin})",
@@ -54,6 +55,11 @@ def plan_lines(plan: Plan, resources: Resources) -> list[str]:
     if plan.skipped:
         lines.append(f"skipped {len(plan.skipped)} corrupt images, the first is {plan.skipped[0]}")
     return [*lines, *(f"warning: {line}" for line in plan.warnings)]
+
+
+def _scheduler(spec: SchedulerSpec) -> str:
+    asked = spec.stop_confidence
+    return spec.name if asked is None else f"{spec.name} with stop confidence {asked:g}"
 
 
 def _turns_freely(space: Space) -> bool:

@@ -28,6 +28,7 @@ class SchedulerSpec(Frozen):
     name: str
     grace: int | None = None
     factor: int = 3
+    stop_confidence: float | None = None
 
 
 class SelectionSpec(Frozen):

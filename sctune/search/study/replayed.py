@@ -12,11 +12,10 @@ from scipy import stats
 
 from sctune.metrics.objective import Objective
 from sctune.search.rules.audit import is_audited
-from sctune.search.rules.base import Rule
-from sctune.search.rules.registry import NO_RULE, make_rule
+from sctune.search.rules.registry import NO_RULE
 from sctune.search.study.manifest import SchedulerSpec, StudyManifest
 from sctune.search.study.replay import Curve, Curves, Fate, Outcome, replay
-from sctune.search.study.scheduling import rule_of
+from sctune.search.study.scheduling import fresh_rule, rule_of
 
 LEAST_FOR_TAU = 4
 """Trials that a rank correlation takes."""
@@ -64,17 +63,13 @@ class Replayed:
 
 def replayed(manifest: StudyManifest, curves: Curves, scheduler: SchedulerSpec) -> Replayed:
     """What another scheduler makes of all trials, none of them audited; ConfigError for one that cannot be."""
-    return _summed(manifest, curves, scheduler, replay(curves, _rule(manifest, curves, scheduler)))
+    return _summed(manifest, curves, scheduler, replay(curves, fresh_rule(manifest, scheduler, curves.epochs)))
 
 
 def as_it_was(manifest: StudyManifest, curves: Curves) -> Replayed:
     """The study with its own scheduler and its own exceptions; ConfigError where that is not installed here."""
     outcomes = replay(curves, rule_of(manifest, curves.epochs), curves.by_number)
     return _summed(manifest, curves, manifest.scheduler, outcomes)
-
-
-def _rule(manifest: StudyManifest, curves: Curves, spec: SchedulerSpec) -> Rule | None:
-    return make_rule(spec.name, curves.epochs, spec.grace, spec.factor, manifest.sampler_seed, manifest.look_behind)
 
 
 def _summed(
@@ -159,7 +154,7 @@ class Audit:
 
 def audit_of(manifest: StudyManifest, curves: Curves) -> Audit | None:
     """None for a study without audited trials."""
-    rule = _rule(manifest, curves, manifest.scheduler)
+    rule = fresh_rule(manifest, manifest.scheduler, curves.epochs)
     if rule is None or not manifest.audit:
         return None
     audited = {number for number in curves.by_number if is_audited(number, manifest.audit, manifest.sampler_seed)}
@@ -212,16 +207,18 @@ def _best(merits: Mapping[int, float]) -> int | None:
 def table_of(rows: Sequence[Replayed], objective: Objective) -> tuple[list[str], list[list[str]]]:
     """Head and cells of a table with a line for each scheduler."""
     fates = [fate for fate in Fate if any(row.count(fate) for row in rows)]
-    head = ["scheduler, grace, factor", *(fate.value for fate in fates), "saved", "best"]
+    told = "" if all(row.scheduler.stop_confidence is None for row in rows) else ", confidence"
+    head = [f"scheduler, grace, factor{told}", *(fate.value for fate in fates), "saved", "best"]
     return [*head, objective.label, "lost"], [_cells(row, fates) for row in rows]
 
 
 def _cells(row: Replayed, fates: Sequence[Fate]) -> list[str]:
     spec, (low, high) = row.scheduler, (100 * share for share in row.saved)
-    setting = [] if spec.name == NO_RULE else [*([] if spec.grace is None else [spec.grace]), spec.factor]
+    given = [] if spec.name == NO_RULE else [spec.grace, spec.factor, spec.stop_confidence]
+    setting = [f"{value:g}" for value in given if value is not None]
     saved = f"{high:.0f} %" if row.spent == row.most else f"{low:.0f} to {high:.0f} %"
     best = ["-", "-", "-"] if row.value is None else [str(row.best), f"{row.value:.4f}", f"{row.regret:.4f}"]
-    return [", ".join(map(str, [spec.name, *setting])), *(str(row.count(fate)) for fate in fates), saved, *best]
+    return [", ".join([spec.name, *setting]), *(str(row.count(fate)) for fate in fates), saved, *best]
 
 
 def audit_lines(found: Audit) -> list[str]:
