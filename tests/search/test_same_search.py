@@ -18,7 +18,7 @@ from sctune.report import OBJECTIVE, REPORT, EpochReport
 from sctune.search.plan.options import SearchOptions
 from sctune.search.plan.order import check_order, default_behind, in_order
 from sctune.search.plan.plan import make_plan
-from sctune.search.rules.base import Decision
+from sctune.search.rules.base import Decision, Rule
 from sctune.search.rules.registry import make_rule
 from sctune.search.run.controller import TrialController
 from sctune.search.run.searcher import StudySearcher
@@ -214,3 +214,38 @@ def test_the_order_is_planned(image_folder: Path) -> None:
     with pytest.raises(ConfigError, match="--look-behind 2: what scheduler asha-promotion decides"):
         planned(2, look_behind=2, scheduler="asha-promotion")
     check_order(SearchOptions(look_behind=2), "none", None)
+
+
+class Spy(Rule):
+    """What a rule is told, in its order."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[Any, ...]] = []
+
+    def decide(self, number: int, epoch: int, value: float) -> Decision:
+        self.told.append((number, epoch, value))
+        return Decision.CONTINUE
+
+    def completed(self, number: int, value: float, error: float | None) -> None:
+        self.told.append((number, "end", value, error))
+
+
+def test_a_resumed_rule_is_told_of_each_end_in_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spies: list[Spy] = []
+
+    def spy(*_: object) -> Spy:
+        spies.append(Spy())
+        return spies[-1]
+
+    monkeypatch.setattr(f"{__name__}.rule_of", spy)
+    fields = {"trials": 9, "look_behind": None, "scheduler": SchedulerSpec(name="asha", stop_confidence=0.9)}
+    driver = Driver(tmp_path, 3, **fields)
+    driver.run()
+    searcher = driver.open()
+    searcher.controller.record.close()
+    live, again = (one.told for one in spies)
+    assert live == again
+    ends = [told for told in live if told[1] == "end"]
+    assert sorted(number for number, *_ in ends) == list(range(9))
+    # the first has nothing to be compared with
+    assert [error is None for *_, error in ends] == [True] + [False] * 8
