@@ -51,6 +51,7 @@ def search(
     free_running: opt.FreeRunning = False,
     trials: opt.Trials = None,
     time_budget: opt.TimeBudget = None,
+    min_gain: opt.MinGain = None,
     scheduler: opt.Scheduler = None,
     grace: opt.Grace = None,
     factor: opt.Factor = None,

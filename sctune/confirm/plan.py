@@ -78,6 +78,8 @@ def confirm_plan(study: Study, name: str, chosen: Sequence[Candidate], seeds: Se
         "storage_path": sibling(manifest.storage_path, name),
         "look_behind": None,
         "audit": 0.0,
+        "min_gain": 0.0,
+        "sure_trials": 0,
         "keep_best": len(chosen),
         "time_budget_s": None,
         "versions": package_versions(),

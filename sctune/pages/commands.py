@@ -11,6 +11,7 @@ from typing import Any
 from sctune.config import TASK_FIELDS, TrialConfig, parse_assignments, read_yaml, search_defaults
 from sctune.errors import SctuneError
 from sctune.search.plan.base import base_config
+from sctune.search.plan.gain import default_min_gain
 from sctune.search.plan.options import SearchOptions
 from sctune.search.rules.registry import NO_RULE
 from sctune.search.space.named import method_spaces, shipped_spaces
@@ -117,6 +118,7 @@ def _search(manifest: StudyManifest) -> list[tuple[str, Any]]:
         ("--sampler-seed", manifest.sampler_seed),
         ("--scheduler", manifest.scheduler.name),
         *_rungs(manifest),
+        *_min_gain(manifest),
         ("--free-running", None) if manifest.look_behind is None else ("--look-behind", manifest.look_behind),
     ]
     if resources.gpus:
@@ -127,6 +129,12 @@ def _search(manifest: StudyManifest) -> list[tuple[str, Any]]:
         found.append(("--references" if manifest.references else "--no-references", None))
     # of a free-running study it decides which results a sampler has seen when it proposes
     return [*found, ("--max-concurrent", resources.max_concurrent)]
+
+
+def _min_gain(manifest: StudyManifest) -> list[tuple[str, Any]]:
+    asked = manifest.min_gain or 0.0
+    usual = default_min_gain(manifest.profile, manifest.sampler, manifest.objective)
+    return [] if asked == usual else [("--min-gain", asked)]
 
 
 def _rungs(manifest: StudyManifest) -> list[tuple[str, Any]]:

@@ -60,6 +60,7 @@ def summary(view: StudyView) -> Html:
         tag("p", f"{len(result.rows)} of {view.manifest.trials} trials: {states}; {duration(result.seconds)} in all.")
     ]
     lines += [tag("p", view.launches.lines()[0], ".")] if view.launches.driver is not None else []
+    lines += [tag("p", f"{result.ended_by_itself}.")] if result.ended_by_itself else []
     best = result.best
     if best is None:
         failed = counts.get("FAIL", 0) == len(result.rows) and bool(result.rows)

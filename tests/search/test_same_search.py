@@ -49,7 +49,8 @@ class Driver:
     """Trials on workers of which each takes its own time; the clock is virtual. kill: before each so many reports."""
 
     def __init__(self, folder: Path, workers: int, kill: int | None = None, speed: int = 0, **fields: Any) -> None:
-        space = make_space(folder, parameters=FLAT, set={**ANYWHERE, "budget.epochs": EPOCHS})
+        parameters = fields.pop("space", FLAT)
+        space = make_space(folder, parameters=parameters, set={**ANYWHERE, "budget.epochs": EPOCHS})
         asked: dict[str, Any] = {"sampler": "tpe", "trials": 24, "look_behind": 3}
         self.root = folder / f"studies-{workers}-{kill}-{speed}"
         self.study = Study.create(self.root, make_manifest(space, **asked | fields))
@@ -62,7 +63,7 @@ class Driver:
         study = Study.open(self.root, self.study.name)
         self.study = study
         manifest, rule = study.manifest, rule_of(study.manifest, EPOCHS)
-        runs = FullRuns({"seed42": LABELS}, AUROC, manifest.look_behind) if manifest.scheduler.stop_confidence else None
+        runs = FullRuns({"seed42": LABELS}, AUROC, manifest.look_behind) if manifest.tells_noise else None
         return StudySearcher(TrialController(manifest, manifest.build_space(), study.record, rule=rule, runs=runs))
 
     def run(self) -> list[tuple[Any, ...]]:

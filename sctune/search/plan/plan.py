@@ -25,6 +25,7 @@ from sctune.files import file_sha256
 from sctune.metrics.objective import AUROC, find_objective
 from sctune.paths import cache_folder, home, studies_folder
 from sctune.search.plan.base import base_config, search_space
+from sctune.search.plan.gain import min_gain
 from sctune.search.plan.locations import free_name, storage_uri
 from sctune.search.plan.options import SearchOptions
 from sctune.search.plan.order import check_order
@@ -115,7 +116,8 @@ def make_plan(options: SearchOptions, has_gpu: bool) -> Plan:
             warnings.append(f"what is known of the proxy was measured with {AUROC.label}, not with {objective.label}")
     references, left_out = planned_references(options.references, profile, base)
     warnings += left_out
-    asked = _Asked(name, profile, sampler, scheduler, selection, references, store.uri, storage, record)
+    gain = min_gain(options, profile, sampler)
+    asked = _Asked(name, profile, sampler, scheduler, selection, references, store.uri, storage, record, gain)
     manifest = _manifest(options, asked, space, tasks, _data_spec(datasets, splits))
     manifest = manifest.model_copy(update={"splits": {key: split.digest for key, split in splits.items()}})
     return Plan(
@@ -136,6 +138,7 @@ class _Asked:
     tracking_uri: str
     storage_path: str
     storage_url: str | None
+    min_gain: float
 
 
 def _manifest(options: SearchOptions, asked: _Asked, space: Space, tasks: list[Task], data: DataSpec) -> StudyManifest:
@@ -144,7 +147,7 @@ def _manifest(options: SearchOptions, asked: _Asked, space: Space, tasks: list[T
     kept = {name: getattr(options, name) for name in StudyOptions.model_fields}
     return StudyManifest(
         # a space may set it too
-        **kept | {"partition_seed": space.base.data.partition_seed},
+        **kept | {"partition_seed": space.base.data.partition_seed, "min_gain": asked.min_gain},
         name=asked.name,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         space=space.to_dict(),

@@ -83,7 +83,7 @@ class RunningLaunch:
             controller, result = self._search(tracking, writer)
             hopeless = controller.end is not None and controller.end.reason is EndReason.HOPELESS
             reason = "failed" if hopeless else "stopped" if result.stopped else ended(result)
-            study.end_launch(_now(), reason)
+            study.end_launch(_now(), reason, result.little_gain)
         except BaseException as problem:
             # the trials stay as the record has them; nothing may look as if it still ran
             if study.launched and not study.taken:
@@ -137,7 +137,7 @@ class RunningLaunch:
             study.record.then(lambda: study.leave_out(line), always=True)
 
         rule = rule_of(manifest, self.space.epochs)
-        runs = FullRuns(labels, objective, manifest.look_behind) if manifest.scheduler.stop_confidence else None
+        runs = FullRuns(labels, objective, manifest.look_behind) if manifest.tells_noise else None
         controller = TrialController(
             manifest, self.space, study.record, observers, self._faults(), gate, left_out, rule, runs
         )

@@ -10,6 +10,7 @@ from sctune.config import TrialConfig, method_entry
 from sctune.methods.length import steps_text
 from sctune.search.cluster.connection import Resources
 from sctune.search.plan.plan import Plan
+from sctune.search.rules.gain import LEAST
 from sctune.search.space.definition import Space
 from sctune.search.space.parameter import Parameter
 from sctune.search.space.variants import VARIANT
@@ -47,6 +48,11 @@ def plan_lines(plan: Plan, resources: Resources) -> list[str]:
         lines.append(
             f"trial n is drawn and judged by the trials before n - {manifest.look_behind} alone, so that the same "
             "search is the same again (--free-running: by whatever has ended)"
+        )
+    if manifest.min_gain and manifest.trials > LEAST:
+        lines.append(
+            f"ends by itself where the rest is expected to improve the best by less than {manifest.min_gain:g}, once "
+            f"{LEAST} trials are full runs (--min-gain 0: never)"
         )
     if manifest.references:
         lines.append(f"before the trials: {', '.join(manifest.references)} (references, which train nothing)")

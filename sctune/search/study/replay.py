@@ -86,7 +86,7 @@ def curves_of(
     space, merit = manifest.build_space(), manifest.build_objective().merit
     found: dict[int, Curve] = {}
     runs = None if labels is None else FullRuns(labels, manifest.build_objective(), manifest.look_behind)
-    errors = {} if runs is None else errors_of(runs, trials)
+    errors: Mapping[int, float] = {} if runs is None else errors_of(runs, trials)
     for trial in trials:
         reports = reports_of(trial)
         chosen = space.assignments(space.decode(trial.params))
