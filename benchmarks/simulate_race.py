@@ -54,7 +54,7 @@ def race(values: np.ndarray) -> int:
             mean = float(values[number, : begun[number]].mean())
             if begun[number] == replicates:
                 full[number] = mean
-                rule.completed(number, mean)
+                rule.completed(number, mean, None)
             elif rule.decide(number, begun[number], mean) is Decision.STOP:
                 rule.ended(number, failed=False)
 

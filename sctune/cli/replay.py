@@ -27,6 +27,7 @@ def replay(
     grace: Annotated[
         str | None, typer.Option(help="First rungs in epochs, with commas; default: the study's own.")
     ] = None,
+    stop_confidence: Annotated[str | None, typer.Option(help="From .5 to below 1, with commas; likewise.")] = None,
     study_root: opt.StudyRoot = None,
     storage: opt.StoredAt = None,
     as_json: opt.AsJson = False,
@@ -38,15 +39,19 @@ def replay(
     """
     from sctune.search.study.replay import curves_of
     from sctune.search.study.replayed import as_it_was, audit_lines, audit_of, differing, replayed, table_of
+    from sctune.search.study.stored import stored_labels
     from sctune.search.study.study import Study
 
     stored = Study.open((study_root or studies_folder()).expanduser().absolute(), study, storage)
     manifest = stored.manifest
+    asked = _schedulers(manifest.scheduler, scheduler, factor, grace, stop_confidence)
+    # a study that was searched without has no paired errors in its record
+    new = manifest.scheduler.stop_confidence is None and any(one.stop_confidence is not None for one in asked)
+    labels, missing = stored_labels(manifest) if new else (None, None)
     try:
-        curves = curves_of(manifest, stored.record.load())
+        curves = curves_of(manifest, stored.record.load(), labels)
     finally:
         stored.record.close()
-    asked = _schedulers(manifest.scheduler, scheduler, factor, grace)
     try:
         rows = [as_it_was(manifest, curves)]
         others, found = differing(curves, rows[0]), audit_of(manifest, curves)
@@ -60,6 +65,7 @@ def replay(
             raise
         rows, others, found, told = [], None, None, [f"not replayed with its own scheduler: {problem}"]
     rows += [replayed(manifest, curves, one) for one in asked]
+    told += [] if missing is None else [f"without the paired errors of full runs, so more is stopped: {missing}"]
     document = {
         "format_version": 1,
         "study": study,
@@ -70,21 +76,34 @@ def replay(
     }
     if as_json:
         emit(document, [])
-        return
-    head, cells = table_of(rows, stored.objective)
-    table = Table(title=f"study {study}: {len(curves.by_number)} trials", box=SIMPLE, padding=0)
+    else:
+        _show(f"study {study}: {len(curves.by_number)} trials", *table_of(rows, stored.objective))
+        print_lines(told)
+
+
+def _show(title: str, head: list[str], cells: list[list[str]]) -> None:
+    table = Table(title=title, box=SIMPLE, padding=0)
     for place, column in enumerate(head):
         table.add_column(column, overflow="fold", no_wrap=place > 0, min_width=0 if place else 15)
     for line in cells:
         table.add_row(*line)
     Console().print(table)
-    print_lines(told)
 
 
-def _schedulers(own: SchedulerSpec, names: str | None, factors: str | None, graces: str | None) -> list[SchedulerSpec]:
+def _schedulers(
+    own: SchedulerSpec, names: str | None, factors: str | None, graces: str | None, chances: str | None
+) -> list[SchedulerSpec]:
     """Every combination of what was asked for; none where nothing was."""
     from sctune.search.rules.registry import NO_RULE
     from sctune.search.study.manifest import SchedulerSpec
+
+    def confidences(name: str) -> list[float | None]:
+        if chances is None:
+            # the study's own goes with its own scheduler: others may not know it
+            return [own.stop_confidence if name == own.name else None]
+        if not re.fullmatch(r"\d*\.?\d+(,\d*\.?\d+)*", chances):
+            raise ConfigError(f"--stop-confidence {chances!r}: give numbers with commas, for example .8,.95")
+        return [float(part) for part in chances.split(",")]
 
     def numbers(text: str | None, option: str, default: int | None) -> list[int | None]:
         if text is None:
@@ -93,15 +112,19 @@ def _schedulers(own: SchedulerSpec, names: str | None, factors: str | None, grac
             raise ConfigError(f"{option} {text!r}: give whole numbers with commas, for example 2,3")
         return [int(part) for part in text.split(",")]
 
-    if names is factors is graces is None:
+    if names is factors is graces is chances is None:
         return []
     found = []
-    for name, factor, grace in product(
-        names.split(",") if names else [own.name],
-        numbers(factors, "--factor", own.factor),
-        numbers(graces, "--grace", own.grace),
-    ):
-        spec = SchedulerSpec(name=name, grace=grace, factor=own.factor if factor is None else factor)
-        # what a rung is means nothing to one that stops nobody
-        found.append(SchedulerSpec(name=NO_RULE) if name == NO_RULE else spec)
+    for name in names.split(",") if names else [own.name]:
+        for factor, grace, confidence in product(
+            numbers(factors, "--factor", own.factor), numbers(graces, "--grace", own.grace), confidences(name)
+        ):
+            spec = SchedulerSpec(
+                name=name,
+                grace=grace,
+                factor=own.factor if factor is None else factor,
+                stop_confidence=confidence,
+            )
+            # what a rung is means nothing to one that stops nobody
+            found.append(SchedulerSpec(name=NO_RULE) if name == NO_RULE else spec)
     return list(dict.fromkeys(found))

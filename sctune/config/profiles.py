@@ -21,6 +21,7 @@ class SearchDefaults(Section):
     scheduler: str = "asha"
     grace: int | None = Field(None, ge=1, description="first rung in epochs; none: max(1, epochs / 9)")
     factor: int = Field(3, ge=2, description="one in `factor` trials passes a rung")
+    min_gain: float = Field(0.002, ge=0, description="a search ends by itself where its rest gains less; 0: never")
     folds: int = Field(5, ge=2, description="folds over the anomalies in selection modes `seen` and `cross`")
     cpus_per_trial: float = Field(1.0, gt=0)
     references: bool = Field(True, description="run the references, methods that train nothing, before the trials")

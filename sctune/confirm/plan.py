@@ -80,6 +80,8 @@ def confirm_plan(study: Study, name: str, chosen: Sequence[Candidate], seeds: Se
         "look_behind": None,
         "replicates": 1,
         "audit": 0.0,
+        "min_gain": 0.0,
+        "sure_trials": 0,
         "keep_best": len(chosen),
         "time_budget_s": None,
         "versions": package_versions(),

@@ -174,6 +174,11 @@ def objective_names() -> tuple[str, ...]:
     return (*_BUILT_IN, *plugin_names(GROUP, but=_BUILT_IN))
 
 
+def is_shipped(name: str) -> bool:
+    """Whether an objective is sctune's own, in [0, 1]; those of other packages have units of their own."""
+    return name in _BUILT_IN
+
+
 def find_objective(name: str) -> Objective:
     """Raises ConfigError for a name that nothing is known by, and for another package's that cannot be used."""
     if name in _BUILT_IN:

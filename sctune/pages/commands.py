@@ -11,6 +11,7 @@ from typing import Any
 from sctune.config import TASK_FIELDS, TrialConfig, parse_assignments, read_yaml, search_defaults
 from sctune.errors import SctuneError
 from sctune.search.plan.base import base_config
+from sctune.search.plan.gain import default_min_gain
 from sctune.search.plan.options import SearchOptions
 from sctune.search.rules.registry import NO_RULE
 from sctune.search.space.named import method_spaces, shipped_spaces
@@ -119,6 +120,7 @@ def _search(manifest: StudyManifest) -> list[tuple[str, Any]]:
         *(("--prior", prior.name) for prior in manifest.priors),
         ("--scheduler", manifest.scheduler.name),
         *_rungs(manifest),
+        *_min_gain(manifest),
         ("--free-running", None) if manifest.look_behind is None else ("--look-behind", manifest.look_behind),
     ]
     if resources.gpus:
@@ -131,6 +133,12 @@ def _search(manifest: StudyManifest) -> list[tuple[str, Any]]:
     return [*found, ("--max-concurrent", resources.max_concurrent)]
 
 
+def _min_gain(manifest: StudyManifest) -> list[tuple[str, Any]]:
+    asked = manifest.min_gain or 0.0
+    usual = default_min_gain(manifest.profile, manifest.sampler, manifest.objective)
+    return [] if asked == usual else [("--min-gain", asked)]
+
+
 def _rungs(manifest: StudyManifest) -> list[tuple[str, Any]]:
     """What was asked of the scheduler, where it stops anybody."""
     spec, defaults = manifest.scheduler, search_defaults(manifest.profile)
@@ -139,6 +147,7 @@ def _rungs(manifest: StudyManifest) -> list[tuple[str, Any]]:
     usual = defaults.grace if defaults.grace is None else min(defaults.grace, manifest.replicate_epochs)
     found: list[tuple[str, Any]] = [] if spec.grace == usual else [("--grace", spec.grace)]
     found += [] if spec.factor == defaults.factor else [("--factor", spec.factor)]
+    found += [] if spec.stop_confidence is None else [("--stop-confidence", spec.stop_confidence)]
     return found + ([("--audit", f"{manifest.audit:g}")] if manifest.audit else [])
 
 

@@ -61,6 +61,7 @@ def summary(view: StudyView) -> Html:
     ]
     lines += [tag("p", view.launches.lines()[0], ".")] if view.launches.driver is not None else []
     lines += [tag("p", one.line, ".") for one in result.priors]
+    lines += [tag("p", f"{result.ended_by_itself}.")] if result.ended_by_itself else []
     best = result.best
     if best is None:
         failed = counts.get("FAIL", 0) == len(result.rows) and bool(result.rows)
@@ -92,6 +93,7 @@ def rung_table(view: StudyView) -> Html:
         for one in found
     ]
     what = "no early stopping" if spec.name == "none" else f"scheduler {spec.name}, factor {spec.factor}"
+    what += "" if spec.stop_confidence is None else f", stop confidence {spec.stop_confidence:g}"
     audit = audit_of(view.manifest, curves_of(view.manifest, view.trials))
     told = [] if audit is None else [tag("p", line) for line in audit_lines(audit)]
     return joined([tag("p", f"{what}."), table(("epoch", "reached", "stopped here", "trials stopped"), cells), *told])

@@ -327,7 +327,8 @@ def test_the_file_is_replaced_at_once_or_not_at_all(tmp_path: Path, tiny: TrialC
     "words",
     [
         shlex.split(
-            "--space threshold_patch --trials 7 --seeds 3,4 --set budget.epochs=3 --grace 2 --factor 3 --audit .5"
+            "--space threshold_patch --trials 7 --seeds 3,4 --set budget.epochs=3 --grace 2 --factor 3 --audit .5 "
+            "--stop-confidence .9 --min-gain .01"
         ),
         pytest.param(
             ["--space", "full", "--setting", "anomaly-free", "--sampler", "random", "--scheduler", "none"],

@@ -66,7 +66,7 @@ def test_the_database_is_the_truth_of_both_machines(begin: Begin, url: str, post
     assert (second.manifest, second.is_here) == (first.manifest, False)
     assert not (tmp_path / "b").exists()
     with first.lock():
-        first.with_trials(30)
+        first.with_more_trials(30 - first.manifest.trials)
         first.add_launch("2026-01-01T00:00:00+00:00")
         with pytest.raises(StudyError, match=f"being run by process {os.getpid()} on"), second.lock():
             pass

@@ -118,13 +118,20 @@ def test_a_race_that_cannot_be_is_refused(image_folder, asked, message):
 
 def test_rungs_and_audits_are_asked_of_a_scheduler_that_stops(image_folder):
     plan = make_plan(options(image_folder, selection="extra", grace=1, factor=4, audit=0.5), has_gpu=False)
-    assert plan.manifest.scheduler.model_dump() == {"name": "asha", "grace": 1, "factor": 4}
+    spec = {"name": "asha", "grace": 1, "factor": 4, "stop_confidence": None}
+    assert plan.manifest.scheduler.model_dump() == spec
+    certain = options(image_folder, selection="extra", stop_confidence=0.9)
+    assert make_plan(certain, has_gpu=False).manifest.scheduler.stop_confidence == 0.9
+    with pytest.raises(ConfigError, match=r"--stop-confidence 0\.9: scheduler asha-promotion pauses trials"):
+        make_plan(certain.model_copy(update={"scheduler": "asha-promotion"}), has_gpu=False)
     assert plan.manifest.audit == 0.5
     with pytest.raises(ConfigError, match=r"grace=9 must be in 1 \.\. budget.epochs=4"):
         make_plan(options(image_folder, selection="extra", grace=9), has_gpu=False)
-    for asked in ({"grace": 1}, {"factor": 3}, {"audit": 0.1}):
+    for asked in ({"grace": 1}, {"factor": 3}, {"audit": 0.1}, {"stop_confidence": 0.8}):
         (name,) = asked
-        with pytest.raises(ConfigError, match=f"--{name} .*: scheduler none stops no trial; leave it out"):
+        with pytest.raises(
+            ConfigError, match=f"--{name.replace('_', '-')} .*: scheduler none stops no trial; leave it out"
+        ):
             make_plan(options(image_folder, selection="extra", scheduler="none", **asked), has_gpu=False)
 
 

@@ -48,7 +48,7 @@ def test_by_hand() -> None:
     assert rule.promote() == (1,) and rule.promote() == ()
     assert rule.decide(1, 3, 0.8) is CONTINUE and rule.decide(1, 4, 0.78) is PAUSE
     assert rule.promote() == (1,)
-    rule.completed(1, 0.77)
+    rule.completed(1, 0.77, None)
     assert rule.promote() == () and rule.promote_last() == ()
 
 
@@ -65,7 +65,7 @@ def test_those_that_may_be_the_best_race_and_the_leader_comes_to_its_end() -> No
         named.append(number)
         done[number] += 1
         if done[number] == 4:
-            rule.completed(number, values[number])
+            rule.completed(number, values[number], None)
         else:
             assert rule.decide(number, done[number], values[number]) is PAUSE
     # four in all, three of which the leader needs
@@ -98,7 +98,7 @@ def test_a_failed_leader_leaves_the_race_to_others() -> None:
     assert rule.decide(1, 4, 0.8) is PAUSE and rule.promote() == ()
     # the budget is spent, and nobody is at his end
     assert rule.promote_last() == (1,)
-    rule.completed(1, 0.8)
+    rule.completed(1, 0.8, None)
     assert rule.promote_last() == ()
 
 
@@ -161,7 +161,7 @@ class Driver:
             if replicate is None:
                 self.rule.ended(number, self.gone[number])
             elif replicate == self.replicates:
-                self.rule.completed(number, self.mean(number, replicate))
+                self.rule.completed(number, self.mean(number, replicate), None)
             else:
                 self.rule.decide(number, replicate, self.mean(number, replicate))
         for number, replicate in self.promoted.items():
@@ -219,7 +219,7 @@ class Driver:
         self.order.append((number, replicate))
         if replicate == self.replicates:
             self.full.add(number)
-            self.rule.completed(number, self.mean(number, replicate))
+            self.rule.completed(number, self.mean(number, replicate), None)
             return
         decision = self.rule.decide(number, replicate, self.mean(number, replicate))
         assert decision is not CONTINUE

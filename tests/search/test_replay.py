@@ -27,12 +27,21 @@ from tests.pages.studies import make_study, record_trial
 
 EPOCHS = 9
 RULES = ("asha", "hyperband", "median", "asha-promotion", "hyperband-promotion")
+NOISY = ("asha .6", "hyperband .6", "median .6")
+"""With a stop confidence, as the command says it."""
 
 
 def fresh(name: str, audit: float = 0.0, factor: int = 3) -> Rule:
-    rule = audited_rule(make_rule(name, EPOCHS, 1, factor, 7), audit, 7)
+    name, _, confidence = name.partition(" ")
+    asked = float(confidence) if confidence else None
+    rule = audited_rule(make_rule(name, EPOCHS, 1, factor, 7, confidence=asked), audit, 7)
     assert rule is not None
     return rule
+
+
+def error(number: int) -> float | None:
+    """Of a full run; some have none."""
+    return None if number % 3 == 0 else number % 5 / 20
 
 
 class Search:
@@ -77,6 +86,8 @@ class Search:
         for number, end in self.order:
             if end:
                 self.rule.ended(number, self.ended[number].fate is Fate.FAILED)
+            elif self.points[number][told[number]][0] == EPOCHS:
+                self.rule.completed(number, self.points[number][-1][1], error(number))
             else:
                 self.rule.decide(number, *self.points[number][told[number]])
                 told[number] += 1
@@ -125,7 +136,9 @@ class Search:
     def end(self, number: int, fate: Fate) -> None:
         self.live.discard(number)
         self.ended[number] = Outcome(fate, len(self.points[number]))
-        if fate is not Fate.COMPLETE:
+        if fate is Fate.COMPLETE:
+            self.rule.completed(number, self.points[number][-1][1], error(number))
+        else:
             self.order.append((number, True))
             self.rule.ended(number, fate is Fate.FAILED)
 
@@ -139,6 +152,7 @@ class Search:
                 tuple(points),
                 states.get(self.ended[number].fate, TrialState.PRUNED),
                 self.promoted.get(number, 0),
+                error(number),
             )
             for number, points in self.points.items()
         }
@@ -152,9 +166,9 @@ def made(name: str, audit: float, factor: int) -> Callable[[], Rule]:
 @pytest.mark.parametrize(
     ("name", "audit", "trouble"),
     [
-        *((name, *how) for name in RULES for how in ((0.0, 0.0), (0.3, 0.0), (0.0, 0.2))),
+        *((name, *how) for name in (*RULES, *NOISY) for how in ((0.0, 0.0), (0.3, 0.0), (0.0, 0.2))),
         # where audited trials would have been promoted, a driver that was killed may believe another order of events
-        *((name, 0.3, 0.2) for name in RULES if "promotion" not in name),
+        *((name, 0.3, 0.2) for name in (*RULES, *NOISY) if "promotion" not in name),
     ],
 )
 def test_a_study_is_repeated_exactly_by_its_own_scheduler(name: str, audit: float, trouble: float) -> None:
@@ -164,7 +178,7 @@ def test_a_study_is_repeated_exactly_by_its_own_scheduler(name: str, audit: floa
         assert replay(search.curves, make(), search.points) == search.ended, seed
 
 
-@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("name", (*RULES, *NOISY))
 def test_so_is_one_that_went_on_after_its_end(name: str) -> None:
     for seed in range(60):
         make = made(name, 0.0, 2 + seed % 2)
@@ -184,7 +198,7 @@ def test_a_search_has_full_runs_unless_every_one_failed(name: str, audit: float)
         assert Fate.COMPLETE in fates or fates == {Fate.FAILED}, seed
 
 
-@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("name", (*RULES, *NOISY))
 def test_a_rule_does_not_know_that_audited_trials_go_on(name: str) -> None:
     """All other trials end as they would had the audited ones been stopped: replayed without exceptions they do."""
     for seed in range(80):
@@ -340,13 +354,28 @@ def test_the_command(tmp_path: Path, tiny: TrialConfig) -> None:
     }
     # all values are equal, so that nobody was below a bar: that trial 1 was stopped is not ASHA's doing
     assert document["agrees"] is False and document["differing"] == [1] and document["audit"] is None
+    certain = json.loads(run("--stop-confidence", ".5,0.95", "--scheduler", "asha,none", "--json"))["schedulers"]
+    assert [(row["name"], row["stop_confidence"]) for row in certain] == [
+        ("asha", None),
+        ("asha", 0.5),
+        ("asha", 0.95),
+        ("none", None),
+    ]
+    assert "asha, 1, 2, 0.95" in run("--stop-confidence", "0.95")
     shown = run()
+    assert "confidence" not in shown
     assert "asha" in shown and "the study gives not what happened to trials 1" in shown
     for words, message in (
         (("--factor", "two"), "--factor 'two': give whole numbers"),
         (("--factor", "0"), "factor=0 must be 2 or more"),
         (("--scheduler", "asja"), "did you mean 'asha'"),
         (("--grace", "9"), "grace=9 must be in 1"),
+        (("--stop-confidence", "much"), "--stop-confidence 'much': give numbers"),
+        (("--stop-confidence", "1"), "--stop-confidence 1: give a chance from 0.5 to below 1"),
+        (
+            ("--stop-confidence", ".8", "--scheduler", "asha-promotion"),
+            "--stop-confidence 0.8: scheduler asha-promotion",
+        ),
     ):
         with pytest.raises(ConfigError, match=message):
             run(*words)

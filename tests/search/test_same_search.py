@@ -7,19 +7,26 @@ import heapq
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from optuna.trial import FrozenTrial
 from ray.tune.search import Searcher
 
 from sctune.errors import ConfigError
-from sctune.report import REPORT
+from sctune.metrics.objective import AUROC
+from sctune.report import OBJECTIVE, REPORT, EpochReport
 from sctune.search.plan.options import SearchOptions
 from sctune.search.plan.order import check_order, default_behind, in_order
 from sctune.search.plan.plan import make_plan
-from sctune.search.rules.base import Decision
+from sctune.search.rules.base import Decision, Rule
 from sctune.search.rules.registry import make_rule
 from sctune.search.run.controller import TrialController
 from sctune.search.run.searcher import StudySearcher
+from sctune.search.study.full_runs import FullRuns
 from sctune.search.study.manifest import SchedulerSpec, StudyManifest
+from sctune.search.study.paired import compare
+from sctune.search.study.replay import curves_of
+from sctune.search.study.replayed import as_it_was, differing
 from sctune.search.study.scheduling import rule_of
 from sctune.search.study.study import Study
 from sctune.search.suggest.beliefs import Centre, Prior
@@ -27,6 +34,7 @@ from tests.builders import ANYWHERE, FLAT, make_manifest, make_space
 from tests.search.searching import result
 
 EPOCHS = 6
+LABELS = [0] * 8 + [1] * 6
 
 
 def drawn(*key: object) -> float:
@@ -42,7 +50,8 @@ class Driver:
     """Trials on workers of which each takes its own time; the clock is virtual. kill: before each so many reports."""
 
     def __init__(self, folder: Path, workers: int, kill: int | None = None, speed: int = 0, **fields: Any) -> None:
-        space = make_space(folder, parameters=FLAT, set={**ANYWHERE, "budget.epochs": EPOCHS})
+        parameters = fields.pop("space", FLAT)
+        space = make_space(folder, parameters=parameters, set={**ANYWHERE, "budget.epochs": EPOCHS})
         asked: dict[str, Any] = {"sampler": "tpe", "trials": 24, "look_behind": 3}
         self.root = folder / f"studies-{workers}-{kill}-{speed}"
         self.study = Study.create(self.root, make_manifest(space, **asked | fields))
@@ -54,8 +63,9 @@ class Driver:
     def open(self) -> StudySearcher:
         study = Study.open(self.root, self.study.name)
         self.study = study
-        rule = rule_of(study.manifest, EPOCHS)
-        return StudySearcher(TrialController(study.manifest, study.manifest.build_space(), study.record, rule=rule))
+        manifest, rule = study.manifest, rule_of(study.manifest, EPOCHS)
+        runs = FullRuns({"seed42": LABELS}, AUROC, manifest.look_behind) if manifest.tells_noise else None
+        return StudySearcher(TrialController(manifest, manifest.build_space(), study.record, rule=rule, runs=runs))
 
     def run(self) -> list[tuple[Any, ...]]:
         """Number, parameters, state, value and last epoch of each trial."""
@@ -92,7 +102,12 @@ class Driver:
     def report(self, searcher: StudySearcher, number: int, trial_id: str, config: dict[str, Any]) -> bool:
         """Whether the trial goes on."""
         epoch = self.told[number] = self.told.get(number, 0) + 1
-        told = result(epoch, merit(config["params"], number, epoch), EPOCHS)
+        value = merit(config["params"], number, epoch)
+        scores = [label * value + drawn("score", number, epoch, place) for place, label in enumerate(LABELS)]
+        told = {
+            **result(epoch, value, EPOCHS),
+            REPORT: EpochReport(epoch, EPOCHS, {OBJECTIVE: value}, {"seed42": scores}),
+        }
         ends = epoch == EPOCHS or searcher.controller.decide(number, told[REPORT]) is not Decision.CONTINUE
         (searcher.on_trial_complete if ends else searcher.on_trial_result)(trial_id, told)
         return not ends
@@ -122,6 +137,40 @@ def test_with_a_prior_too(tmp_path: Path) -> None:
     assert all(one == found[0] for one in found)
     assert found[0][0][1]["augment.threshold"] == 0.4
     assert found[0] != Driver(tmp_path, 2, None, 1, **fields | {"priors": ()}).run()
+
+
+@pytest.mark.parametrize("scheduler", ["asha", "median"])
+def test_nor_do_they_where_a_stop_must_be_certain(tmp_path: Path, scheduler: str) -> None:
+    """Neither what full runs have gained nor how well they are told apart depends on what else ran when."""
+    spec = SchedulerSpec(name=scheduler, grace=1, factor=2, stop_confidence=0.7)
+    ways = [(1, None, 0), (4, None, 2), (3, 7, 3)]
+    drivers = [Driver(tmp_path, *way, sampler="random", scheduler=spec) for way in ways]
+    found = [driver.run() for driver in drivers]
+    assert all(one == found[0] for one in found)
+    plain = Driver(tmp_path, 1, None, 4, sampler="random", scheduler=spec.model_copy(update={"stop_confidence": None}))
+    ends = [[state for _, _, state, _, _ in course] for course in (found[0], plain.run())]
+    assert 0 < ends[0].count("PRUNED") < ends[1].count("PRUNED")
+    stored = []
+    for driver in drivers:
+        trials = driver.study.record.load()
+        stored.append({trial.number: trial.user_attrs.get("paired_error") for trial in trials})
+        scores = {trial.number: trial.user_attrs["scores"] for trial in trials if trial.state.name == "COMPLETE"}
+        # those of the latest four full runs that were known to each
+        for number in scores:
+            known = [one for one in sorted(scores) if one < number - 3][-4:]
+            gaps = [compare(number, one, scores, {"seed42": LABELS}, AUROC).error for one in known]
+            assert stored[-1][number] == (pytest.approx(np.sqrt(np.mean(np.square(gaps)))) if gaps else None)
+        own = curves_of(driver.study.manifest, trials)
+        assert differing(own, as_it_was(driver.study.manifest, own)) == []
+        # and from the scores alone they are the same
+        assert curves_of(driver.study.manifest, [_without(trial) for trial in trials], {"seed42": LABELS}) == own
+        driver.study.record.close()
+    assert all(one == stored[0] for one in stored)
+
+
+def _without(trial: FrozenTrial) -> FrozenTrial:
+    trial.user_attrs = {key: value for key, value in trial.user_attrs.items() if key != "paired_error"}
+    return trial
 
 
 def test_free_running_searches_differ(tmp_path: Path) -> None:
@@ -180,3 +229,38 @@ def test_the_order_is_planned(image_folder: Path) -> None:
     with pytest.raises(ConfigError, match="--look-behind 2: what scheduler asha-promotion decides"):
         planned(2, look_behind=2, scheduler="asha-promotion")
     check_order(SearchOptions(look_behind=2), "none", None)
+
+
+class Spy(Rule):
+    """What a rule is told, in its order."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[Any, ...]] = []
+
+    def decide(self, number: int, epoch: int, value: float) -> Decision:
+        self.told.append((number, epoch, value))
+        return Decision.CONTINUE
+
+    def completed(self, number: int, value: float, error: float | None) -> None:
+        self.told.append((number, "end", value, error))
+
+
+def test_a_resumed_rule_is_told_of_each_end_in_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spies: list[Spy] = []
+
+    def spy(*_: object) -> Spy:
+        spies.append(Spy())
+        return spies[-1]
+
+    monkeypatch.setattr(f"{__name__}.rule_of", spy)
+    fields = {"trials": 9, "look_behind": None, "scheduler": SchedulerSpec(name="asha", stop_confidence=0.9)}
+    driver = Driver(tmp_path, 3, **fields)
+    driver.run()
+    searcher = driver.open()
+    searcher.controller.record.close()
+    live, again = (one.told for one in spies)
+    assert live == again
+    ends = [told for told in live if told[1] == "end"]
+    assert sorted(number for number, *_ in ends) == list(range(9))
+    # the first has nothing to be compared with
+    assert [error is None for *_, error in ends] == [True] + [False] * 8

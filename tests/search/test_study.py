@@ -106,7 +106,7 @@ def test_a_failed_creation_leaves_nothing(tmp_path: Path) -> None:
 
 def test_budget_and_launches_are_saved(tmp_path: Path) -> None:
     study = Study.create(tmp_path, make_manifest())
-    study.with_trials(30)
+    study.with_more_trials(30 - study.manifest.trials)
     study.add_launch("2026-01-01T00:00:00+00:00")
     study.end_launch("2026-01-01T00:01:00+00:00", "stopped")
     study.add_launch("2026-01-02T00:00:00+00:00")

@@ -15,6 +15,7 @@ from pydantic import ByteSize, ConfigDict, Field, TypeAdapter, ValidationError, 
 
 from sctune.config import SelectionMode, Setting, parse_assignments
 from sctune.errors import ConfigError
+from sctune.search.rules.base import LEAST_CONFIDENCE
 from sctune.search.study.options import BUDGET, DATA, MACHINES, PLACES, SPACE, StudyOptions, asked
 
 OPTION_NAMES = {
@@ -68,6 +69,14 @@ class SearchOptions(StudyOptions):
     )
     grace: int | None = asked(BUDGET, None, "First rung of the scheduler, in epochs; default: the profile's.", ge=1)
     factor: int | None = asked(BUDGET, None, "One of so many passes a rung; default: the profile's.", ge=2)
+    stop_confidence: float | None = asked(
+        BUDGET,
+        None,
+        "A trial is stopped where the chance that it would end among the survivors is below 1 minus this, in [.5, 1); "
+        "default: where it is not among them now, as .5.",
+        ge=LEAST_CONFIDENCE,
+        lt=1,
+    )
     gpus_per_trial: float | None = asked(MACHINES, None, "Fractions share a GPU; default: one each.", ge=0)
     cpus_per_trial: float | None = asked(MACHINES, None, "CPU cores (threads) of a trial.", ge=0.01)
     max_concurrent: int | None = asked(MACHINES, None, "Trials at a time; default: all that fit.", ge=1)

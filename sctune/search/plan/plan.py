@@ -25,6 +25,7 @@ from sctune.files import file_sha256
 from sctune.metrics.objective import AUROC, find_objective
 from sctune.paths import cache_folder, home, studies_folder
 from sctune.search.plan.base import base_config, search_space
+from sctune.search.plan.gain import min_gain
 from sctune.search.plan.locations import free_name, storage_uri
 from sctune.search.plan.options import SearchOptions
 from sctune.search.plan.order import check_order
@@ -120,8 +121,9 @@ def make_plan(options: SearchOptions, has_gpu: bool) -> Plan:
             warnings.append(f"what is known of the proxy was measured with {AUROC.label}, not with {objective.label}")
     references, left_out = planned_references(options.references, profile, base)
     warnings += left_out
+    gain = min_gain(options, profile, sampler)
     asked = _Asked(
-        name, profile, sampler, priors, scheduler, replicates, selection, references, store.uri, storage, record
+        name, profile, sampler, priors, scheduler, replicates, selection, references, store.uri, storage, record, gain
     )
     manifest = _manifest(options, asked, space, tasks, _data_spec(datasets, splits))
     manifest = manifest.model_copy(update={"splits": {key: split.digest for key, split in splits.items()}})
@@ -145,6 +147,7 @@ class _Asked:
     tracking_uri: str
     storage_path: str
     storage_url: str | None
+    min_gain: float
 
 
 def _manifest(options: SearchOptions, asked: _Asked, space: Space, tasks: list[Task], data: DataSpec) -> StudyManifest:
@@ -153,7 +156,7 @@ def _manifest(options: SearchOptions, asked: _Asked, space: Space, tasks: list[T
     kept = {name: getattr(options, name) for name in StudyOptions.model_fields}
     return StudyManifest(
         # a space may set it too
-        **kept | {"partition_seed": space.base.data.partition_seed},
+        **kept | {"partition_seed": space.base.data.partition_seed, "min_gain": asked.min_gain},
         name=asked.name,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         space=space.to_dict(),
@@ -338,7 +341,15 @@ def _scheduler(options: SearchOptions, profile: str, sampler: str, space: Space)
     grace = options.grace or (min(defaults.grace, epochs) if defaults.grace is not None else None)
     factor = options.factor or defaults.factor
     replicates, _ = planned_replicates(options, name, space.base.seed)
-    rule = make_rule(name, epochs, grace, factor, options.sampler_seed, replicates=replicates)
+    rule = make_rule(
+        name,
+        epochs,
+        grace,
+        factor,
+        options.sampler_seed,
+        replicates=replicates,
+        confidence=options.stop_confidence,
+    )
     check_order(options, name, rule)
     check_race(options, name)
     warnings = []
@@ -351,12 +362,18 @@ def _scheduler(options: SearchOptions, profile: str, sampler: str, space: Space)
         _refuse_without_rule(options)
     if full_runs and name != "none":
         warnings.append(f"sampler {sampler} learns from full runs only; scheduler {name} will leave it few of them")
-    return SchedulerSpec(name=name, grace=grace, factor=factor), warnings
+    spec = SchedulerSpec(name=name, grace=grace, factor=factor, stop_confidence=options.stop_confidence)
+    return spec, warnings
 
 
 def _refuse_without_rule(options: SearchOptions) -> None:
     """Raises ConfigError where something is asked of a scheduler that stops nobody."""
-    given = {"--audit": options.audit, "--grace": options.grace, "--factor": options.factor}
+    given = {
+        "--audit": options.audit,
+        "--grace": options.grace,
+        "--factor": options.factor,
+        "--stop-confidence": options.stop_confidence,
+    }
     for option, value in given.items():
         if value:
             raise ConfigError(

@@ -23,13 +23,15 @@ def is_audited(number: int, share: float, seed: int) -> bool:
 @dataclass
 class _Shadow:
     """What the rule believes of an audited trial. paused: the epoch at which the rule has it paused; passed: the last
-    one that it was promoted past; held: what it reported since it was paused.
+    one that it was promoted past; held: what it reported since it was paused; end: its last value with its error, where
+    the rule may not know them yet.
     """
 
     stopped: bool = False
     paused: int | None = None
     passed: int = 0
     held: list[tuple[int, float]] = field(default_factory=list)
+    end: tuple[float, float | None] | None = None
 
 
 class Audited(Rule):
@@ -41,6 +43,7 @@ class Audited(Rule):
 
     def __init__(self, rule: Rule, audited: Callable[[int], bool]) -> None:
         self.rungs, self.pauses, self.looks_behind = rule.rungs, rule.pauses, rule.looks_behind
+        self.knows_noise = rule.knows_noise
         self._rule, self._audited = rule, audited
         self._shadows: dict[int, _Shadow] = {}
         self._named: list[int] = []
@@ -76,9 +79,13 @@ class Audited(Rule):
         self._rule.promoted(number, epoch)
         self._promote_shadows()
 
-    def completed(self, number: int, value: float) -> None:
-        if not self._audited(number):
-            self._rule.completed(number, value)
+    def completed(self, number: int, value: float, error: float | None) -> None:
+        if self._audited(number):
+            self._shadows.setdefault(number, _Shadow()).end = value, error
+            self._complete(number)
+        else:
+            self._rule.completed(number, value, error)
+        self._promote_shadows()
 
     def ended(self, number: int, failed: bool) -> None:
         self._rule.ended(number, failed)
@@ -107,7 +114,15 @@ class Audited(Rule):
             held, shadow.held = shadow.held, []
             for epoch, value in held:
                 self._heard(number, epoch, value)
+            self._complete(number)
         return moved
+
+    def _complete(self, number: int) -> None:
+        """Tell the rule of an audited trial's end, if it has let the trial come so far."""
+        shadow = self._shadows[number]
+        if shadow.end is not None and not shadow.stopped and shadow.paused is None:
+            (value, error), shadow.end = shadow.end, None
+            self._rule.completed(number, value, error)
 
     def _tell(self, number: int, shadow: _Shadow, epoch: int, value: float) -> None:
         decision = self._rule.decide(number, epoch, value)

@@ -13,6 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
+LEAST_CONFIDENCE = 0.5
+"""At which a rule stops whom it stops without a confidence."""
+
 
 class Decision(Enum):
     """PAUSE: the worker is given back; the trial goes on from its checkpoint once the rule promotes it."""
@@ -33,6 +36,8 @@ class RuleSettings:
     epochs: the full budget of a trial, 1 or more. grace: first rung, in 1 .. epochs. factor: 2 or more, the share of
     trials that a rung lets pass is 1/factor. seed: of the study, in [0, 2**32). behind: a trial is judged by those that
     are more than so many numbers before it alone, which have all ended by then; None: by whoever came before it.
+    confidence: in [0.5, 1), a trial is stopped where the chance that it would end among the survivors is below 1 minus
+    that; None: where it is below the bar now.
     """
 
     epochs: int
@@ -42,6 +47,7 @@ class RuleSettings:
     behind: int | None = None
     replicates: int = 1
     trials: int = 1
+    confidence: float | None = None
 
 
 class Rule(ABC):
@@ -55,6 +61,9 @@ class Rule(ABC):
     """Whether it answers PAUSE; told to people only."""
     looks_behind = False
     """Whether its answers keep to `RuleSettings.behind`, so that they do not depend on what else runs when."""
+
+    knows_noise = False
+    """Whether it keeps to `RuleSettings.confidence`; one that does not is refused where that is asked for."""
 
     def join(self, number: int, group: str) -> None:  # noqa: B027
         """A trial begins, or is known from an earlier launch; told before its first report. group: its method's name.
@@ -90,8 +99,12 @@ class Rule(ABC):
     def promoted(self, number: int, epoch: int) -> None:  # noqa: B027
         """An earlier launch promoted the trial, which has not ended, past this epoch; told after what was reported."""
 
-    def completed(self, number: int, value: float) -> None:  # noqa: B027
-        """The trial has told its last epoch, whose value this is."""
+    def completed(self, number: int, value: float, error: float | None) -> None:  # noqa: B027
+        """The trial has come to its last epoch, with this value there.
+
+        error: standard error of its difference to other full runs on the same selection images; None: not known. It is
+        told of earlier launches in its place among what was reported.
+        """
 
     def ended(self, number: int, failed: bool) -> None:  # noqa: B027
         """The trial has ended before its last epoch, by a failure or by the rule's word, and cannot go on any more.

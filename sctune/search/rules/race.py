@@ -34,14 +34,19 @@ class WithinFirst(Rule):
     def __init__(self, rule: Rule, epochs: int, replicates: int) -> None:
         """epochs: of a replicate, for which the rule was made."""
         self._rule, self._epochs = rule, epochs
-        self.pauses, self.looks_behind = rule.pauses, rule.looks_behind
+        self.pauses, self.looks_behind, self.knows_noise = rule.pauses, rule.looks_behind, rule.knows_noise
         self.rungs = (*(rung for rung in rule.rungs if rung < epochs), *ends_of(epochs, replicates))
 
     def join(self, number: int, group: str) -> None:
         self._rule.join(number, group)
 
     def decide(self, number: int, epoch: int, value: float) -> Decision:
-        return self._rule.decide(number, epoch, value) if epoch < self._epochs else Decision.CONTINUE
+        if epoch < self._epochs:
+            return self._rule.decide(number, epoch, value)
+        if epoch == self._epochs:
+            # to the rule this is the end of a full run
+            self._rule.completed(number, value, None)
+        return Decision.CONTINUE
 
     def promote(self) -> Sequence[int]:
         return self._rule.promote()
@@ -85,14 +90,13 @@ class Race(WithinFirst):
     def decide(self, number: int, epoch: int, value: float) -> Decision:
         # what it was promoted past and tells again takes a promotion back that the driver passed over
         self._begun[number] = -(-epoch // self._epochs)
-        if epoch < self._epochs:
-            return super().decide(number, epoch, value)
+        within = super().decide(number, epoch, value)
         if epoch % self._epochs:
-            return Decision.CONTINUE
+            return within
         self._tell(number, epoch // self._epochs, value)
         return Decision.STOP if self._is_hopeless(number) else Decision.PAUSE
 
-    def completed(self, number: int, value: float) -> None:
+    def completed(self, number: int, value: float, error: float | None) -> None:
         self._begun[number] = self._replicates
         self._tell(number, self._replicates, value)
 

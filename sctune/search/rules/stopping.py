@@ -13,13 +13,12 @@ from statistics import fmean
 import numpy as np
 
 from sctune.search.rules.base import Decision, Rule
-
-NO_BAR = -math.inf
+from sctune.search.rules.outlook import NO_BAR, Lower, as_it_is
 
 
 @dataclass
 class _Judged:
-    """What a trial reported at a rung, and the bar for it: the quantile of those who were there before it."""
+    """What a trial reported at a rung, and the bar for it: the quantile of those who were there before it, lowered."""
 
     epoch: int
     value: float
@@ -35,10 +34,12 @@ class SuccessiveHalving(Rule):
 
     looks_behind = True
 
-    def __init__(self, epochs: int, grace: int, factor: int, behind: int | None = None) -> None:
-        """Rungs are grace * factor**k below `epochs`; the last epoch ends a trial anyway."""
+    def __init__(
+        self, epochs: int, grace: int, factor: int, behind: int | None = None, lower: Lower = as_it_is
+    ) -> None:
+        """Rungs are grace * factor**k below `epochs`; the last epoch ends a trial anyway. lower: makes a bar lower."""
         self.rungs = rungs_of(epochs, grace, factor)
-        self._behind = behind
+        self._behind, self._lower = behind, lower
         self._epochs = epochs
         self._share = 1 - 1 / factor
         self._judged: dict[int, dict[int, _Judged]] = {rung: {} for rung in self.rungs}
@@ -55,7 +56,7 @@ class SuccessiveHalving(Rule):
         if number not in peers:
             values = [peer.value for other, peer in peers.items() if _counts(other, number, self._behind)]
             bar = float(np.quantile(values, self._share)) if values else NO_BAR
-            peers[number] = _Judged(epoch, value, bar)
+            peers[number] = _Judged(epoch, value, self._lower(bar, number, self.rungs[index - 1], values))
         own = peers[number]
         if epoch == own.epoch:
             own.value = value
@@ -71,13 +72,15 @@ class FairHalving(Rule):
 
     looks_behind = True
 
-    def __init__(self, epochs: int, grace: int, factor: int, behind: int | None = None) -> None:
+    def __init__(
+        self, epochs: int, grace: int, factor: int, behind: int | None = None, lower: Lower = as_it_is
+    ) -> None:
         self.rungs = rungs_of(epochs, grace, factor)
         self._later = self.rungs[1] if len(self.rungs) > 1 else epochs
         self._first: dict[str, SuccessiveHalving] = defaultdict(
-            lambda: SuccessiveHalving(self._later, grace, factor, behind)
+            lambda: SuccessiveHalving(self._later, grace, factor, behind, lower)
         )
-        self._rest = SuccessiveHalving(epochs, self._later, factor, behind)
+        self._rest = SuccessiveHalving(epochs, self._later, factor, behind, lower)
         self._groups: dict[int, str] = {}
 
     def join(self, number: int, group: str) -> None:
@@ -98,9 +101,11 @@ class Hyperband(Rule):
 
     looks_behind = True
 
-    def __init__(self, epochs: int, grace: int, factor: int, seed: int, behind: int | None = None) -> None:
+    def __init__(
+        self, epochs: int, grace: int, factor: int, seed: int, behind: int | None = None, lower: Lower = as_it_is
+    ) -> None:
         self.rungs = rungs_of(epochs, grace, factor)
-        self._behind = behind
+        self._behind, self._lower = behind, lower
         self.brackets = [self._bracket(index, epochs, rung, factor) for index, rung in enumerate(self.rungs)]
         n_rungs = len(self.rungs)
         sizes = [math.ceil((n_rungs + 1) / (s + 1) * factor**s) for s in range(n_rungs, -1, -1)]
@@ -140,7 +145,7 @@ class Hyperband(Rule):
 
     def _bracket(self, index: int, epochs: int, rung: int, factor: int) -> Rule:
         kind = SuccessiveHalving if index else FairHalving
-        return kind(epochs, rung, factor, self._behind)
+        return kind(epochs, rung, factor, self._behind, self._lower)
 
 
 class MedianStopping(Rule):
@@ -153,9 +158,16 @@ class MedianStopping(Rule):
     looks_behind = True
 
     def __init__(
-        self, epochs: int, grace: int, factor: int = 1, min_samples: int = 3, behind: int | None = None
+        self,
+        epochs: int,
+        grace: int,
+        factor: int = 1,
+        min_samples: int = 3,
+        behind: int | None = None,
+        lower: Lower = as_it_is,
     ) -> None:
         self._epochs, self._grace, self._min_samples, self._behind = epochs, grace, min_samples, behind
+        self._lower = lower
         self._later = grace * factor
         self._curves: dict[int, dict[int, float]] = {}
         self._bars: dict[int, dict[int, float]] = {}
@@ -181,7 +193,8 @@ class MedianStopping(Rule):
             # its own mean is not among them yet
             known = self._means if epoch >= self._later else own_means
             means = known.at(epoch) if self._behind is None else known.before(epoch, number - self._behind)
-            bars[epoch] = _median(means) if len(means) >= self._min_samples else NO_BAR
+            bar = _median(means) if len(means) >= self._min_samples else NO_BAR
+            bars[epoch] = self._lower(bar, number, epoch, means)
         curve[epoch] = value
         for kept in (self._means, own_means):
             kept.update(number, curve, min(epoch, latest + 1))

@@ -19,8 +19,11 @@ from sctune.search.rules.base import Decision, Rule
 from sctune.search.run.back_pressure import OPEN, Gate
 from sctune.search.run.faults import FIRST_FAILURES, FailureAction, Faults, WaitingTrials, common_cause
 from sctune.search.run.recorder import RESOURCES, Observer, TrialEnd, TrialRecorder
+from sctune.search.run.worth import little_gain
 from sctune.search.space.definition import Space
-from sctune.search.study.manifest import StudyManifest
+from sctune.search.study.full_runs import PAIRED_ERROR, FullRuns, stored_error
+from sctune.search.study.full_runs import refill as refill_runs
+from sctune.search.study.manifest import LittleGain, StudyManifest
 from sctune.search.study.record import PAUSED, PROMOTED, Record, events_of
 from sctune.search.suggest.beliefs import start_points
 from sctune.search.suggest.samplers import make_sampler
@@ -32,7 +35,7 @@ T = TypeVar("T")
 class EndReason(Enum):
     """Why a launch ended, the less serious first: a more serious reason replaces one that came before it.
 
-    The first two are its natural end. After any other one unfinished trials stay RUNNING in the record, so that the
+    The first three are its natural end. After any other one unfinished trials stay RUNNING in the record, so that the
     next launch goes on with them.
     """
 
@@ -40,20 +43,22 @@ class EndReason(Enum):
     """All trials that were asked for have ended."""
     EXHAUSTED = 1
     """So have all that the space has."""
-    STOPPED = 2
+    LITTLE_GAIN = 2
+    """So have those that were worth their time: what is left is expected to gain less than was asked for."""
+    STOPPED = 3
     """By a signal or `sctune stop`."""
-    OUT_OF_TIME = 3
+    OUT_OF_TIME = 4
     """The time budget is spent."""
-    HOPELESS = 4
+    HOPELESS = 5
     """The first trials all failed."""
-    ABORTED = 5
+    ABORTED = 6
     """Trouble that no trial is to blame for (a node's data, weights or versions; a full disk), and no way around it."""
-    BUG = 6
+    BUG = 7
     """An observer or the rule raised something."""
 
     @property
     def early(self) -> bool:
-        return self not in (EndReason.DONE, EndReason.EXHAUSTED)
+        return self not in (EndReason.DONE, EndReason.EXHAUSTED, EndReason.LITTLE_GAIN)
 
 
 @dataclass(frozen=True)
@@ -118,7 +123,8 @@ class _Trial:
 class TrialController:
     """States, retries and ends of the trials of one launch, each told exactly once to the recorder.
 
-    end: None while the launch goes on. exhausted: says so when no untried configuration is left. rule: early stopping.
+    end: None while the launch goes on. exhausted: says so when no untried configuration is left. little_gain: where the
+    search ends by itself, what the rest would have been expected to bring. rule: early stopping.
     """
 
     def __init__(
@@ -131,21 +137,23 @@ class TrialController:
         gate: Gate = OPEN,
         on_left_out: Callable[[str], None] = lambda _line: None,
         rule: Rule | None = None,
+        runs: FullRuns | None = None,
     ) -> None:
         """faults: decides about trials in trouble (none: of one CPU each); gate: asked before each start.
 
         on_left_out: told in one line of a node that gets no trials any more. rule: early stopping, fresh: it is
-        refilled here.
+        refilled here. runs: none yet, for a study that `tells_noise`.
         """
         self.manifest, self.space, self.record = manifest, space, record
-        objective = manifest.build_objective()
+        self._objective = objective = manifest.build_objective()
         # rules are told merits: higher is better
         self._merit = objective.merit
         self.end: End | None = None
         self.exhausted: str | None = None
+        self.little_gain: LittleGain | None = None
         alone = TrialResources(1.0, 0.0)
         self._faults = faults or Faults(alone, alone, lambda _node: True)
-        self._gate, self._on_left_out, self.rule = gate, on_left_out, rule
+        self._gate, self._on_left_out, self.rule, self._runs = gate, on_left_out, rule, runs
         # no other driver of the study has this number, one that was cut off included
         self._launch = len(manifest.launches) + 1
         trials = record.load()
@@ -173,26 +181,31 @@ class TrialController:
         for number in self._paused:
             self.suggester.pause(number)
         self._recorder = TrialRecorder(record, self.suggester, trials, self._launch, observers, self._found_bug)
+        if runs is not None:
+            refill_runs(runs, trials)
         if rule is not None:
-            for trial in trials:
-                rule.join(trial.number, self._method(trial.number))
-            self._refill(rule, trials)
-            for number in unfinished:
-                epoch = self._trials[number].promoted
-                if epoch is not None:
-                    rule.promoted(number, epoch)
+            self._refill(rule, trials, unfinished)
 
-    def _refill(self, rule: Rule, trials: Sequence[FrozenTrial]) -> None:
+    def _refill(self, rule: Rule, trials: Sequence[FrozenTrial], unfinished: Sequence[int]) -> None:
         """Tell the rule what earlier launches told it, in the order in which it came."""
+        for trial in trials:
+            rule.join(trial.number, self._method(trial.number))
         by_number = {trial.number: trial for trial in trials}
         for number, epoch in events_of(trials):
             trial = by_number[number]
             if epoch is None:
                 rule.ended(number, trial.state is TrialState.FAIL)
-            elif trial.state is not TrialState.COMPLETE or epoch < max(trial.intermediate_values):
-                rule.decide(number, epoch, self._merit(trial.intermediate_values[epoch]))
+                continue
+            merit = self._merit(trial.intermediate_values[epoch])
+            # nobody is asked about a trial's last epoch
+            if trial.state is TrialState.COMPLETE and epoch == max(trial.intermediate_values):
+                rule.completed(number, merit, stored_error(trial))
             else:
-                rule.completed(number, self._merit(trial.intermediate_values[epoch]))
+                rule.decide(number, epoch, merit)
+        for number in unfinished:
+            promoted = self._trials[number].promoted
+            if promoted is not None:
+                rule.promoted(number, promoted)
 
     @property
     def history(self) -> list[tuple[int, int, float]]:
@@ -279,8 +292,8 @@ class TrialController:
         finished = report is not None and report.last
         if not finished and trial.pausing == epoch:
             self._pause(number, epoch)
-        elif finished:
-            self._end_trial(number, TrialEnd(TrialState.COMPLETE, "all epochs done", epoch))
+        elif report is not None and finished:
+            self._complete(number, report)
         elif not self.stopping:
             reason = f"stopped by {self.manifest.scheduler.name} at epoch {epoch}"
             self._end_trial(number, TrialEnd(TrialState.PRUNED, reason, epoch))
@@ -301,11 +314,16 @@ class TrialController:
 
     def _ask(self) -> FrozenTrial | None:
         n_trials = self.suggester.n_trials
-        if n_trials >= self.manifest.trials or self.exhausted is not None:
+        if n_trials >= self.manifest.trials or self.exhausted is not None or self.little_gain is not None:
             return None
         # a write that failed for good ends the search here; nothing waits for those on their way
         self.record.check()
         if not self.suggester.may_ask:
+            return None
+        errors = {} if self._runs is None else self._runs.errors
+        known, points = self.suggester.known, self.suggester.n_untried
+        self.little_gain = little_gain(self.manifest, self._objective, known, n_trials, points, errors)
+        if self.little_gain is not None:
             return None
         frozen = self.suggester.ask()
         if frozen is None:
@@ -348,7 +366,10 @@ class TrialController:
             epoch = self._trials[number].paused
             reason = f"paused by {self.manifest.scheduler.name} at epoch {epoch} and not promoted"
             self._end_trial(number, TrialEnd(TrialState.PRUNED, reason, epoch))
-        self.finish(End(EndReason.DONE if self.exhausted is None else EndReason.EXHAUSTED, self.exhausted or ""))
+        if self.little_gain is not None:
+            self.finish(End(EndReason.LITTLE_GAIN, f"the other {self.little_gain.left} trials gain little"))
+        else:
+            self.finish(End(EndReason.DONE if self.exhausted is None else EndReason.EXHAUSTED, self.exhausted or ""))
 
     def _carry_out(self, number: int, action: FailureAction) -> None:
         trial = self._trials[number]
@@ -406,14 +427,23 @@ class TrialController:
     def _resources(self, number: int) -> TrialResources:
         return self._trials[number].resources or self._faults.base
 
-    def _end_trial(self, number: int, end: TrialEnd) -> None:
+    def _complete(self, number: int, report: EpochReport) -> None:
+        runs, rule, error = self._runs, self.rule, None
+        if runs is not None:
+            error = runs.error(number, report.scores)
+            runs.add(number, report.scores, error)
+        attrs = {} if error is None else {PAIRED_ERROR: error}
+        self._end_trial(number, TrialEnd(TrialState.COMPLETE, "all epochs done", report.epoch), attrs)
+        if rule is not None:
+            merit = self._merit(self.suggester.value(number, report.epoch))
+            self._guarded(lambda: rule.completed(number, merit, error), None)
+
+    def _end_trial(self, number: int, end: TrialEnd, attrs: Mapping[str, Any] | None = None) -> None:
+        """attrs: what the record keeps with the trial besides."""
         self.suggester.go_on(number)
-        self._recorder.end(number, end)
+        self._recorder.end(number, end, attrs or {})
         rule, failed = self.rule, end.failure is not None
-        if rule is not None and end.state is TrialState.COMPLETE and end.epoch is not None:
-            merit = self._merit(self.suggester.value(number, end.epoch))
-            self._guarded(lambda: rule.completed(number, merit), None)
-        elif rule is not None:
+        if rule is not None and end.state is not TrialState.COMPLETE:
             self._guarded(lambda: rule.ended(number, failed), None)
         if end.failure is None:
             self._succeeded = True

@@ -161,12 +161,12 @@ def resume(
 ) -> StudyResult:
     """Go on with a study: unfinished trials first, from their last checkpoint, then new ones up to the budget.
 
-    more_trials: added to the study's number of trials. time_budget_s: over all launches; None: the study's own,
-    infinity: none any more. storage: URL of the record, where the study was begun on another machine or the URL holds
-    the password. storage_path, tracking_uri: places of checkpoints and runs from now on; None: as they are. max_disk:
-    bytes, replaces the study's limit. objective: None, or the study's own. Raises StudyError for a missing study, one
-    that runs, one of another objective, or one whose places are not seen from here; ChangedDataError where its images
-    are not those that it began with.
+    more_trials: added to the study's number of trials, or to those that it has where it ended by itself. time_budget_s:
+    over all launches; None: the study's own, infinity: none any more. storage: URL of the record, where the study was
+    begun on another machine or the URL holds the password. storage_path, tracking_uri: places of checkpoints and runs
+    from now on; None: as they are. max_disk: bytes, replaces the study's limit. objective: None, or the study's own.
+    Raises StudyError for a missing study, one that runs, one of another objective, or one whose places are not seen
+    from here; ChangedDataError where its images are not those that it began with.
     """
     started = time.monotonic()
     from sctune.search.plan.locations import check_seen, move
@@ -193,7 +193,7 @@ def resume(
             if max_disk is not None:
                 study.with_max_disk(max_disk)
             if more_trials:
-                study.with_trials(study.manifest.trials + more_trials)
+                study.with_more_trials(more_trials)
             if time_budget_s is not None:
                 study.with_time_budget(None if math.isinf(time_budget_s) else time_budget_s)
             space = study.manifest.build_space()

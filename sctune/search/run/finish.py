@@ -50,7 +50,8 @@ def finish(
     trials = study.record.load()
     labels = selection_labels(manifest, splits)
     left_over = any(not trial.state.is_finished() for trial in trials)
-    unspent = len(trials) < manifest.trials and controller.exhausted is None
+    through = controller.exhausted is not None or controller.little_gain is not None
+    unspent = len(trials) < manifest.trials and not through
     reason = EndReason.DONE if controller.end is None else controller.end.reason
     hopeless = reason is EndReason.HOPELESS
     stopped = hasty or (controller.stopping and not hopeless and (left_over or unspent))
@@ -59,6 +60,7 @@ def finish(
     result = study_result(
         study, trials, labels, seconds, exhausted=controller.exhausted, references=references, **facts
     )
+    result = replace(result, little_gain=None if controller.stopping else controller.little_gain)
     made = Making()
     made.notes += [study.record.foreign_note] if study.record.foreign_note else []
     if not stopped:

@@ -39,6 +39,7 @@ from sctune.search.run.signals import LeaveNow, Stop, stop_signals
 from sctune.search.space.definition import Space
 from sctune.search.study.content import task_digests
 from sctune.search.study.driver import stop_requests
+from sctune.search.study.full_runs import FullRuns
 from sctune.search.study.leaderboard import leaderboard
 from sctune.search.study.paired import value_se
 from sctune.search.study.record import AfterRecord
@@ -84,7 +85,7 @@ class RunningLaunch:
             controller, result = self._search(tracking, writer)
             hopeless = controller.end is not None and controller.end.reason is EndReason.HOPELESS
             reason = "failed" if hopeless else "stopped" if result.stopped else ended(result)
-            study.end_launch(_now(), reason)
+            study.end_launch(_now(), reason, result.little_gain)
         except BaseException as problem:
             # the trials stay as the record has them; nothing may look as if it still ran
             if study.launched and not study.taken:
@@ -138,8 +139,9 @@ class RunningLaunch:
             study.record.then(lambda: study.leave_out(line), always=True)
 
         rule = rule_of(manifest, self.space.epochs)
+        runs = FullRuns(labels, objective, manifest.look_behind) if manifest.tells_noise else None
         controller = TrialController(
-            manifest, self.space, study.record, observers, self._faults(), gate, left_out, rule
+            manifest, self.space, study.record, observers, self._faults(), gate, left_out, rule, runs
         )
         study.add_launch(_now(), tuple(self.resources.left_out.values()))
         tracking.on_study_start()

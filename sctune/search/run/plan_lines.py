@@ -12,9 +12,11 @@ from sctune.search.cluster.connection import Resources
 from sctune.search.plan.plan import Plan
 from sctune.search.plan.references import reference_limit
 from sctune.search.plan.replicates import replicate_lines
+from sctune.search.rules.gain import LEAST
 from sctune.search.space.definition import Space
 from sctune.search.space.parameter import Parameter
 from sctune.search.space.variants import VARIANT
+from sctune.search.study.manifest import SchedulerSpec
 from sctune.text import duration
 from sctune.tracking.server import safe_uri
 
@@ -27,7 +29,7 @@ def plan_lines(plan: Plan, resources: Resources) -> list[str]:
     lines = [
         f"study {manifest.name}: space {manifest.space['name']} ({size}), "
         f"profile {manifest.profile}, {manifest.trials} trials, sampler {manifest.sampler}, "
-        f"scheduler {manifest.scheduler.name}",
+        f"scheduler {_scheduler(manifest.scheduler)}",
         *(_parameter(plan.space, parameter) for parameter in plan.space.parameters),
         *(f"  variant {name}: {fields_text(fields)}" for name, fields in plan.space.variants.items()),
         f"runs: {safe_uri(manifest.tracking_uri)} ({plan.tracking_origin})",
@@ -52,6 +54,11 @@ def plan_lines(plan: Plan, resources: Resources) -> list[str]:
             "search is the same again (--free-running: by whatever has ended)"
         )
     lines += [f"prior {prior.name}: {prior.note}" for prior in manifest.priors]
+    if manifest.min_gain and manifest.trials > LEAST:
+        lines.append(
+            f"ends by itself where the rest is expected to improve the best by less than {manifest.min_gain:g}, once "
+            f"{LEAST} trials are full runs (--min-gain 0: never)"
+        )
     if manifest.references:
         limit = reference_limit(manifest, plan.splits, resources.concurrent, manifest.time_budget_s)
         lines.append(
@@ -63,6 +70,11 @@ def plan_lines(plan: Plan, resources: Resources) -> list[str]:
     if plan.skipped:
         lines.append(f"skipped {len(plan.skipped)} corrupt images, the first is {plan.skipped[0]}")
     return [*lines, *(f"warning: {line}" for line in plan.warnings)]
+
+
+def _scheduler(spec: SchedulerSpec) -> str:
+    asked = spec.stop_confidence
+    return spec.name if asked is None else f"{spec.name} with stop confidence {asked:g}"
 
 
 def _turns_freely(space: Space) -> bool:

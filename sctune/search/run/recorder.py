@@ -122,12 +122,12 @@ class TrialRecorder:
         self.record.set_attrs(number, {PAUSED: epoch})
         self._tell(lambda observer: observer.on_wait(number, reason))
 
-    def end(self, number: int, end: TrialEnd) -> None:
-        """A trial is over; the value is that of its last epoch."""
+    def end(self, number: int, end: TrialEnd, more: Mapping[str, Any]) -> None:
+        """A trial is over; the value is that of its last epoch. more: attributes that the record keeps of it."""
         failure, value = end.failure, None
         if failure is None and end.epoch is not None:
             value = self._suggester.value(number, end.epoch)
-        attrs: dict[str, Any] = {"stop_reason": end.reason}
+        attrs: dict[str, Any] = {**more, "stop_reason": end.reason}
         if failure is not None:
             attrs["failure"] = {"kind": failure.kind, "message": failure.message}
         self._suggester.tell(number, end.state, value)

@@ -29,6 +29,7 @@ class SchedulerSpec(Frozen):
     name: str
     grace: int | None = None
     factor: int = 3
+    stop_confidence: float | None = None
 
 
 class SelectionSpec(Frozen):
@@ -51,11 +52,22 @@ class ResourceSpec(Frozen):
     asked_concurrent: int | None = None
 
 
+class LittleGain(Frozen):
+    """Why a launch ended before its trials were through: after so many, those left were expected to improve the best by
+    gain, which is less than was asked for; in units of the objective.
+    """
+
+    after: int
+    left: int
+    gain: float
+    asked: float
+
+
 class Launch(Frozen):
     """One run of the driver; times are ISO 8601 in UTC; no end: it runs, or it was killed.
 
     seen: its last sign of life, some seconds old at most. host: where it ran. left_out: a line for each node that got
-    no trials, or none any more.
+    no trials, or none any more. little_gain: it ended by that.
     """
 
     started: str
@@ -64,6 +76,7 @@ class Launch(Frozen):
     seen: str | None = None
     host: str | None = None
     left_out: tuple[str, ...] = ()
+    little_gain: LittleGain | None = None
 
     @property
     def seconds(self) -> float | None:
@@ -83,7 +96,8 @@ class StudyManifest(StudyOptions, Frozen):
     replicates: parts of the tasks, one seed each, in which a trial is trained one after another; 1: on all at once.
     splits: task key -> digest of its lists of files. references: methods that train nothing and are run before the
     trials; a study of before has none. confirms: id of the study whose best trials this one trains anew. priors: whole,
-    with what earlier studies told, which are not asked again.
+    with what earlier studies told, which are not asked again. sure_trials: how many are run whatever they may gain,
+    since a resume asked for them; min_gain: 0 or None: the study does not end by itself.
     """
 
     format_version: Literal[1] = 1
@@ -98,6 +112,7 @@ class StudyManifest(StudyOptions, Frozen):
     scheduler: SchedulerSpec
     trials: int = Field(ge=1)
     replicates: int = Field(1, ge=1)
+    sure_trials: int = 0
     selection: SelectionSpec
     splits: dict[str, str] = {}
     folds: int = 2
@@ -112,6 +127,16 @@ class StudyManifest(StudyOptions, Frozen):
     references: tuple[str, ...] = ()
     confirms: str | None = None
     priors: tuple[Prior, ...] = ()
+
+    @property
+    def little_gain(self) -> LittleGain | None:
+        """How the study ended by itself, as it stands now."""
+        return self.launches[-1].little_gain if self.launches else None
+
+    @property
+    def tells_noise(self) -> bool:
+        """Whether something of the study asks how well full runs are told apart."""
+        return self.scheduler.stop_confidence is not None or bool(self.min_gain)
 
     def trial_config(self) -> TrialConfig:
         return TrialConfig.load(self.config)

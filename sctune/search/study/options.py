@@ -32,6 +32,13 @@ class StudyOptions(BaseModel):
     sampler_seed: int = asked(SPACE, 0, "Seed of the sampler.", ge=0, lt=2**32)
     partition_seed: int = asked(DATA, 0, "Draws the development and the test pool.", ge=0, lt=2**32)
     time_budget_s: float | None = asked(BUDGET, None, "For example 90s, 30m, 2h; over all launches.")
+    min_gain: float | None = asked(
+        BUDGET,
+        None,
+        "The search ends by itself where all that is left is expected to improve the best by less, in units of the "
+        "objective, once 20 trials are full runs; 0: never; default: the profile's .002, 0 for a grid.",
+        ge=0,
+    )
     audit: float = asked(
         BUDGET, 0.0, "Share of the trials, drawn by the seed, that early stopping leaves alone.", ge=0, le=1
     )

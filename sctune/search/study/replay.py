@@ -9,6 +9,7 @@ from enum import Enum
 from optuna.trial import FrozenTrial, TrialState
 
 from sctune.search.rules.base import Decision, Rule
+from sctune.search.study.full_runs import FullRuns, errors_of, stored_error
 from sctune.search.study.manifest import StudyManifest
 from sctune.search.study.record import PROMOTED, events_of, reports_of
 
@@ -28,7 +29,7 @@ class Fate(Enum):
 @dataclass(frozen=True)
 class Curve:
     """A stored trial. group: its method's name; points: (epoch, merit), ascending; promoted: the last epoch that it was
-    paused at and promoted past, 0 where it never was.
+    paused at and promoted past, 0 where it never was; error: of a full run, what the rule was told with its end.
     """
 
     number: int
@@ -36,6 +37,7 @@ class Curve:
     points: tuple[tuple[int, float], ...]
     state: TrialState
     promoted: int = 0
+    error: float | None = None
 
     @property
     def full(self) -> bool:
@@ -77,17 +79,22 @@ class Curves:
         return curve.end if curve.full else self.epochs
 
 
-def curves_of(manifest: StudyManifest, trials: Sequence[FrozenTrial]) -> Curves:
-    """From a study's record."""
+def curves_of(
+    manifest: StudyManifest, trials: Sequence[FrozenTrial], labels: Mapping[str, Sequence[int]] | None = None
+) -> Curves:
+    """From a study's record. labels: of the scored images, for paired errors of full runs that it does not hold."""
     space, merit = manifest.build_space(), manifest.build_objective().merit
     found: dict[int, Curve] = {}
+    runs = None if labels is None else FullRuns(labels, manifest.build_objective(), manifest.look_behind)
+    errors: Mapping[int, float] = {} if runs is None else errors_of(runs, trials)
     for trial in trials:
         reports = reports_of(trial)
         chosen = space.assignments(space.decode(trial.params))
         points = tuple((epoch, merit(trial.intermediate_values[epoch])) for epoch in reports)
         group = str(chosen.get("method.name", space.base.method.name))
         promoted = int(trial.user_attrs.get(PROMOTED, 0))
-        found[trial.number] = Curve(trial.number, group, points, trial.state, promoted)
+        error = stored_error(trial) if labels is None else errors.get(trial.number)
+        found[trial.number] = Curve(trial.number, group, points, trial.state, promoted, error)
     order = tuple((number, epoch is None) for number, epoch in events_of(trials))
     return Curves(found, order, manifest.replicates * space.epochs)
 
@@ -167,7 +174,7 @@ class _Replay:
             if curve.full and epoch == curve.end:
                 self.fates[number] = Fate.COMPLETE
                 if self.rule is not None:
-                    self.rule.completed(number, merit)
+                    self.rule.completed(number, merit, curve.error)
             elif self.rule is not None:
                 decision = self.rule.decide(number, epoch, merit)
                 if decision is not Decision.CONTINUE:

@@ -208,16 +208,18 @@ def _best(merits: Mapping[int, float]) -> int | None:
 def table_of(rows: Sequence[Replayed], objective: Objective) -> tuple[list[str], list[list[str]]]:
     """Head and cells of a table with a line for each scheduler."""
     fates = [fate for fate in Fate if any(row.count(fate) for row in rows)]
-    head = ["scheduler, grace, factor", *(fate.value for fate in fates), "saved", "best"]
+    told = "" if all(row.scheduler.stop_confidence is None for row in rows) else ", confidence"
+    head = [f"scheduler, grace, factor{told}", *(fate.value for fate in fates), "saved", "best"]
     return [*head, objective.label, "lost"], [_cells(row, fates) for row in rows]
 
 
 def _cells(row: Replayed, fates: Sequence[Fate]) -> list[str]:
     spec, (low, high) = row.scheduler, (100 * share for share in row.saved)
-    setting = [] if spec.name == NO_RULE else [*([] if spec.grace is None else [spec.grace]), spec.factor]
+    given = [] if spec.name == NO_RULE else [spec.grace, spec.factor, spec.stop_confidence]
+    setting = [f"{value:g}" for value in given if value is not None]
     saved = f"{high:.0f} %" if row.spent == row.most else f"{low:.0f} to {high:.0f} %"
     best = ["-", "-", "-"] if row.value is None else [str(row.best), f"{row.value:.4f}", f"{row.regret:.4f}"]
-    return [", ".join(map(str, [spec.name, *setting])), *(str(row.count(fate)) for fate in fates), saved, *best]
+    return [", ".join([spec.name, *setting]), *(str(row.count(fate)) for fate in fates), saved, *best]
 
 
 def audit_lines(found: Audit) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from optuna.trial import FrozenTrial
@@ -12,6 +13,7 @@ from optuna.trial import FrozenTrial
 from sctune.metrics.merit import merit_of
 from sctune.metrics.objective import AUROC, Objective
 from sctune.search.study.leaderboard import TrialRow, best_row, leaderboard
+from sctune.search.study.manifest import LittleGain
 from sctune.search.study.paired import Gap, compare, has_scores, value_se
 from sctune.search.study.proposals import PriorUse, prior_uses
 from sctune.search.study.racing import Certainty, certainty
@@ -33,7 +35,8 @@ class StudyResult:
 
     equal: full runs, the best one counted in, whose value is exactly the best one's.
     gap: the best full run against the median one; indistinct: full runs not told apart from the best one.
-    saved_share: share of the epochs of all ended trials that early stopping did not spend.
+    saved_share: share of the epochs of all ended trials that early stopping did not spend. little_gain: it ended by
+    itself, before its trials were through.
     references: what was run beside the trials, with the standard error of each in reference_errors; against: the best
     trial against the best of them. certainty: of the best trial, in a study with replicates. priors: who proposed the
     trials.
@@ -62,6 +65,26 @@ class StudyResult:
     against: Against | None = None
     certainty: Certainty | None = None
     priors: tuple[PriorUse, ...] = ()
+    little_gain: LittleGain | None = None
+
+    @property
+    def saved_seconds(self) -> float | None:
+        """Training time of the trials that `little_gain` left out, as long as the others took; None: not known."""
+        spent = [row.seconds for row in self.rows if row.state in ("COMPLETE", "PRUNED") and row.seconds is not None]
+        return None if self.little_gain is None or not spent else self.little_gain.left * fmean(spent)
+
+    @property
+    def ended_by_itself(self) -> str | None:
+        """Why, what that saved, and how to go on all the same; None for a study that did not."""
+        found, seconds = self.little_gain, self.saved_seconds
+        if found is None:
+            return None
+        time = "" if seconds is None else f" and about {duration(seconds)} of training"
+        return (
+            f"ended by itself after {found.after} of {found.after + found.left} trials: the other {found.left} were "
+            f"expected to improve {self.objective.label} by {found.gain:.4f}, less than --min-gain {found.asked:g}; "
+            f"that saved {found.left} trial(s){time}; more: `sctune resume {self.name} --trials +{found.left}`"
+        )
 
     @property
     def way_on(self) -> str | None:
@@ -125,6 +148,9 @@ class StudyResult:
             "certainty": None if self.certainty is None else self.certainty.to_dict(),
             "stopped": self.stopped,
             "exhausted": self.exhausted,
+            "little_gain": None
+            if self.little_gain is None
+            else {**self.little_gain.model_dump(), "seconds_saved": self.saved_seconds},
             "tracking_uri": self.tracking_uri,
             "parent_run_id": self.parent_run_id,
             "notes": list(self.notes),
@@ -199,6 +225,8 @@ def study_result(
         certainty=None if best is None else _certainty(study, rows, best),
         against=None if best is None else against_best(best, scores[best.number], references, labels, objective),
         priors=prior_uses(study.manifest, trials),
+        # of the launch that is ending, which the manifest does not know yet, `finish` tells it
+        little_gain=study.manifest.little_gain,
     )
 
 
@@ -237,8 +265,7 @@ def summary_lines(result: StudyResult) -> list[str]:
         + f" in {duration(result.seconds)}; early stopping saved {100 * result.saved_share:.0f} % of the epochs"
     ]
     lines += [one.line for one in result.priors]
-    if result.exhausted:
-        lines.append(result.exhausted)
+    lines += [line for line in (result.exhausted, result.ended_by_itself) if line]
     if result.best is not None and result.best.value is not None:
         noise = "" if result.noise is None else f" +- {result.noise:.4f} (standard error over the scored images)"
         lines.append(f"best: trial {result.best.number}, {result.objective.metric} {result.best.value:.4f}{noise}")

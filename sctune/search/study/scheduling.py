@@ -27,4 +27,5 @@ def rule_by(manifest: StudyManifest, spec: SchedulerSpec, epochs: int) -> Rule |
         manifest.look_behind,
         manifest.replicates,
         manifest.trials,
+        spec.stop_confidence,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from sctune.errors import DataError
+from sctune.search.study.manifest import StudyManifest
 from sctune.search.study.references import read_references
 from sctune.search.study.result import StudyResult, study_result
 from sctune.search.study.splits import selection_labels, study_splits
@@ -20,13 +21,8 @@ def load_result(study_root: Path, name: str, noise: bool = True, storage: str | 
     """
     study = Study.open(study_root, name, storage)
     manifest = study.manifest
-    notes: list[str] = []
-    labels = None
-    if noise:
-        try:
-            labels = selection_labels(manifest, study_splits(manifest))
-        except DataError as problem:
-            notes.append(f"no standard errors: {problem}")
+    labels, missing = stored_labels(manifest) if noise else (None, None)
+    notes = [] if missing is None else [f"no standard errors: {missing}"]
     try:
         trials = study.record.load()
         references = read_references(manifest, study.record.load_references())
@@ -36,3 +32,11 @@ def load_result(study_root: Path, name: str, noise: bool = True, storage: str | 
     seconds = sum(launch.seconds or 0.0 for launch in manifest.launches)
     uri = safe_uri(manifest.tracking_uri)
     return study_result(study, trials, labels, seconds, tracking_uri=uri, notes=notes, references=references)
+
+
+def stored_labels(manifest: StudyManifest) -> tuple[dict[str, list[int]] | None, str | None]:
+    """Task key -> labels of a study's scored images, or None and why: its data are gone, or not what they were."""
+    try:
+        return selection_labels(manifest, study_splits(manifest)), None
+    except DataError as problem:
+        return None, str(problem)

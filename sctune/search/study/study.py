@@ -21,7 +21,7 @@ from sctune.files import whole_file
 from sctune.metrics.objective import Objective
 from sctune.search.study.database import MANIFEST_ATTR, RETRY_S, read_attrs, storage_url, stored_manifests, write_attrs
 from sctune.search.study.lock import DatabaseLock, database_lock, file_lock, now, running_error, watching
-from sctune.search.study.manifest import Launch, StudyManifest, manifest_of, read_manifest
+from sctune.search.study.manifest import Launch, LittleGain, StudyManifest, manifest_of, read_manifest
 from sctune.search.study.process import driver_facts
 from sctune.search.study.record import Record
 from sctune.urls import STORAGE_VARIABLE, chosen, without_secrets
@@ -147,9 +147,13 @@ class Study:
         """Opened on first use; close it when done."""
         return Record(self.record_url, self.name, fencing=self._fencing)
 
-    def with_trials(self, trials: int) -> StudyManifest:
-        """Set the number of trials of the whole study (a larger budget on resume)."""
-        return self._change({"trials": trials})
+    def with_more_trials(self, more: int) -> StudyManifest:
+        """A larger number of trials on resume: so many more than there are where the study ended by itself, else than
+        were asked for. All of them are run.
+        """
+        ended = self.manifest.little_gain
+        trials = more + (self.manifest.trials if ended is None else ended.after)
+        return self._change({"trials": trials, "sure_trials": trials})
 
     def with_time_budget(self, seconds: float | None) -> StudyManifest:
         """Set the time of all launches together; None: no limit."""
@@ -173,10 +177,10 @@ class Study:
         with self._saving, suppress(StudyError, OSError):
             self._change_launch({"left_out": (*self.manifest.launches[-1].left_out, line)}, limit_s=0)
 
-    def end_launch(self, ended: str, reason: str) -> StudyManifest:
+    def end_launch(self, ended: str, reason: str, little_gain: LittleGain | None = None) -> StudyManifest:
         """Close the latest launch."""
         self.launched = False
-        return self._change_launch({"ended": ended, "reason": reason})
+        return self._change_launch({"ended": ended, "reason": reason, "little_gain": little_gain})
 
     @contextmanager
     def lock(self) -> Iterator[None]:

@@ -80,6 +80,21 @@ class Suggester:
     def n_trials(self) -> int:
         return len(self._params)
 
+    @property
+    def n_untried(self) -> int | None:
+        """Points of the space that are left; None: they have no number."""
+        return None if self._size is None else max(self._size - len(self._seen), 0)
+
+    def known(self) -> list[FrozenTrial]:
+        """The trials that the next proposal may know, in order of their numbers; with `behind` all have ended."""
+        return [
+            trial
+            for trial in self.trials()
+            if trial.number in self._params
+            and (self._behind is None or trial.number < self._next_number - self._behind)
+            and (trial.state.is_finished() or trial.number in self._storage.paused)
+        ]
+
     def trials(self) -> list[FrozenTrial]:
         return self._study.get_trials(deepcopy=False)
 
