@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -77,15 +77,17 @@ def search(
     as_json: opt.AsJson = False,
 ) -> None:
     """Search a space: train, compare, stop early, and log every trial and the best model to MLflow."""
-    hooks = read_hooks(notify or ())
-    given = {OPTION_FLAGS.get(key, key): value for key, value in context.params.items() if key not in NOT_OF_THE_STUDY}
-    options = SearchOptions.from_command(given)
+    hooks, options = read_hooks(notify or ()), SearchOptions.from_command(_given(context))
     if dry_run:
         _plan_only(options, as_json)
     elif detach:
         background(context, study_name(name, space), study_root, address, hooks)
     else:
         _run(options, hooks, as_json)
+
+
+def _given(context: typer.Context) -> dict[str, Any]:
+    return {OPTION_FLAGS.get(key, key): value for key, value in context.params.items() if key not in NOT_OF_THE_STUDY}
 
 
 def resume(

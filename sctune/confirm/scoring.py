@@ -20,7 +20,7 @@ from sctune.search.study.leaderboard import TrialRow
 from sctune.search.study.study import Study
 from sctune.train.single import score_test
 from sctune.train.trainer import Trainer
-from sctune.trial.checkpoint import TrialStore
+from sctune.trial.checkpoint import TrialStore, check_trained
 
 Say = Callable[[list[str]], None]
 
@@ -45,6 +45,7 @@ def trained_model(study: Study, row: TrialRow, task: Task, split: Split) -> Trai
     saved = TrialStore(study.manifest.storage_path, row.number).load_latest(only=task.key)
     if saved is None:
         raise CheckpointError(f"{study.name}: trial {row.number} has no checkpoint any more; confirm again")
+    check_trained(saved, row.number, task)
     trainer = Trainer(study.manifest.config_of(row.params), task, split=split, objective=study.objective)
     trainer.load_state(*saved.tasks[task.key])
     return trainer

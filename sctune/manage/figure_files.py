@@ -95,12 +95,14 @@ class Cloud:
 class Sheet:
     """All that the files show. points: panel (before, after) -> [N, 2], none where there are no features.
 
-    tasks: how many the study has; views: of the images `cloud.looked_at`.
+    tasks: how many the study has; averaged: of how many of them the value is the mean; views: of the images
+    `cloud.looked_at`.
     """
 
     report: FigureReport
     config: TrialConfig
     tasks: int
+    averaged: int
     cloud: Cloud
     examples: Sequence[PseudoExample]
     points: Mapping[str, np.ndarray]
@@ -122,7 +124,7 @@ class Sheet:
             parts.append(f"task {report.task}")
         parts.append(f"epoch {report.epoch} of {self.config.epochs}")
         if report.value is not None:
-            mean = f", mean of {self.tasks} tasks" if self.tasks > 1 else ""
+            mean = f", mean of {self.averaged} tasks" if self.averaged > 1 else ""
             parts.append(f"selection {self.objective.label} {report.value:.3f} (mode {report.mode}{mean})")
         if report.test_pool_opened:
             parts.append("TEST POOL OPENED")

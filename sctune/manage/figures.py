@@ -31,7 +31,7 @@ from sctune.train.embedding import fitting_perplexity, silhouette, tsne
 from sctune.train.gallery import PseudoExample, pseudo_examples
 from sctune.train.trainer import Trainer
 from sctune.train.views import views_of
-from sctune.trial.checkpoint import Checkpoint, TrialStore
+from sctune.trial.checkpoint import Checkpoint, TrialStore, check_trained
 
 Say = Callable[[list[str]], None]
 
@@ -90,7 +90,7 @@ def make_figures(study_root: Path, name: str, options: FigureOptions, say: Say) 
         trial=chosen.row.number,
         task=chosen.task.key,
         epoch=trainer.epoch,
-        value=chosen.row.values.get(trainer.epoch),
+        value=_value(manifest, chosen, trainer.epoch),
         mode=chosen.split.mode,
         perplexity=fitting_perplexity(len(cloud.groups), options.perplexity) if features else None,
         images={group: int(cloud.of(group).sum()) for group in GROUPS},
@@ -102,6 +102,7 @@ def make_figures(study_root: Path, name: str, options: FigureOptions, say: Say) 
         report,
         trainer.config,
         len(manifest.tasks),
+        len(manifest.tasks) if manifest.replicates == 1 else 1,
         cloud,
         examples,
         points,
@@ -114,6 +115,14 @@ def make_figures(study_root: Path, name: str, options: FigureOptions, say: Say) 
     trouble = log_run_files(manifest.tracking_uri, manifest.study_id, runs, files, "figures")
     trouble += show_looks(study, ledger) if ledger else []
     return report.finished(files, trouble)
+
+
+def _value(manifest: StudyManifest, chosen: Chosen, epoch: int) -> float | None:
+    """At the checkpoint: the mean over the tasks, or, where they are trained one after another, of the task itself."""
+    if manifest.replicates == 1 or chosen.saved.report is None:
+        return chosen.row.values.get(epoch)
+    found = chosen.saved.report["metrics"].get(f"{manifest.build_objective().metric}/{chosen.task.key}")
+    return None if found is None else float(found)
 
 
 def _features(trainer: Trainer, images: np.ndarray, say: Say) -> dict[str, np.ndarray]:
@@ -155,6 +164,7 @@ def choose_trial(study: Study, options: FigureOptions) -> Chosen:
             f"trial {row.number} has no checkpoint any more: the best {manifest.keep_best} full runs and unfinished "
             f"trials keep theirs; choose one of these with --trial: {', '.join(kept) or 'none is left'}"
         )
+    check_trained(saved, row.number, task)
     split = checked_splits(manifest, study.folder)[task.key]
     return Chosen(row, best is not None and best.number == row.number, task, split, saved)
 

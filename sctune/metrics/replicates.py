@@ -22,9 +22,11 @@ from scipy import optimize
 Array = np.ndarray
 
 PRIOR_SHARE = 0.5
-"""What the prior takes each of the three variances for, of the variance among first replicates."""
+"""What the prior takes each of the three variances for, of the variance among the values of one replicate."""
 PRIOR_SD = 0.7
-"""Of the logarithm of each variance, beside how well the variance among first replicates is known."""
+"""Of the logarithm of each variance, beside how well the variance among values is known."""
+LEAST_SHARE = 1e-3
+"""Of the level: what the values of one replicate are taken to differ by at least, all equal ones too."""
 DRAWS = 4000
 _TINY = 1e-12
 
@@ -104,7 +106,7 @@ def standing(values: Mapping[int, Sequence[float]]) -> Standing:
     # figures near each other, told apart exactly
     level = float(table[:, 0].mean())
     table = np.where(has, table - level, 0.0)
-    logs = _likeliest(table, has)
+    logs = _likeliest(table, has, (LEAST_SHARE * max(abs(level), _TINY)) ** 2)
     solved = _solve(table, has, logs)
     shared = -solved.own[:, None] * solved.design
     shared[:, 0] += 1
@@ -139,14 +141,19 @@ def _solve(table: Array, has: Array, logs: Array) -> _Solved:
     return _Solved(own, design, between, rest)
 
 
-def _likeliest(table: Array, has: Array) -> Array:
+def _likeliest(table: Array, has: Array, floor: float) -> Array:
     """Logarithms of the variances of error, trials and replicates: the restricted likelihood with a weak prior.
 
-    What few trials say of a variance is little, and the prior's own place is the less sure the fewer they are.
+    The prior's place is the variance among the values of one replicate, pooled over replicates, and `floor` at least:
+    it is the less sure the fewer values there are.
     """
-    total = max(float(table[:, 0].var(ddof=1)), _TINY) if len(table) > 1 else _TINY
+    within, degrees = 0.0, 0
+    for values, there in zip(table.T, has.T, strict=True):
+        within += float(((values[there] - values[there].mean()) ** 2).sum())
+        degrees += int(there.sum()) - 1
+    total = max(within / max(degrees, 1), floor)
     start = np.full(3, math.log(PRIOR_SHARE * total))
-    width = PRIOR_SD**2 + 2 / max(len(table) - 1, 1)
+    width = PRIOR_SD**2 + 2 / max(degrees, 1)
 
     def deviance(logs: Array) -> float:
         return _deviance(table, has, logs) + float(((logs - start) ** 2).sum()) / width

@@ -131,11 +131,14 @@ def cost_of(
     spent = saved = 0.0
     run = 0
     for trial in trials:
-        seconds = [float(report["metrics"].get("seconds", 0.0)) for report in reports_of(trial).values()]
-        spent += sum(seconds)
-        run += len(seconds)
-        if trial.state.name == "PRUNED" and seconds:
-            saved += max(0, epochs - len(seconds)) * sum(seconds) / len(seconds)
+        reports = reports_of(trial)
+        seconds = sum(float(report["metrics"].get("seconds", 0.0)) for report in reports.values())
+        # a method that trains nothing skips epochs
+        last = max(reports, default=0)
+        spent += seconds
+        run += last
+        if trial.state.name == "PRUNED" and last:
+            saved += max(0, epochs - last) * seconds / last
     beside = sum(one.seconds or 0.0 for one in references)
     spent += beside
     cores, gpus = manifest.resources.cpus / 3600, manifest.resources.gpus / 3600

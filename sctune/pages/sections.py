@@ -74,6 +74,7 @@ def summary(view: StudyView) -> Html:
     )  # fmt: skip
     lines.append(facts((name, figure(value)) for name, value in best.params.items()))
     lines += [tag("p", line) for line in _certainty(view)]
+    lines += [tag("p", f"{line}.") for line in (result.certainty.lines if result.certainty else ())]
     return joined([*lines, *(tag("p", note, kind="soft") for note in result.notes), *_failures(view)])
 
 

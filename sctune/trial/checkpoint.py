@@ -26,6 +26,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
+from sctune.config import Task
 from sctune.errors import CheckpointError, NonFiniteError, StorageError
 from sctune.report import EpochReport
 from sctune.trial.storage import answering, open_storage, reason
@@ -272,6 +273,15 @@ class TrialStore:
     def _remove(self, folder: str) -> None:
         if self.system.get_file_info(folder).type == fs.FileType.Directory:
             self.system.delete_dir(folder)
+
+
+def check_trained(saved: Checkpoint, number: int, task: Task) -> None:
+    """Raises CheckpointError where a trial, whose tasks are trained one after another, has not come to this one yet."""
+    if task.key not in saved.tasks:
+        raise CheckpointError(
+            f"trial {number} has not been trained on task {task.key} yet: its replicates come one after another; take "
+            "a task of an earlier seed, or a full run"
+        )
 
 
 _FOLDER = r"epoch-([0-9]{4,9})-attempt-([0-9]{2,9})(?:-launch-([0-9]{2,9}))?"

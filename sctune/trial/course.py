@@ -1,4 +1,4 @@
-"""A trial's replicates one after another: equal parts of its tasks, each trained to its end before the next one begins.
+"""A trial's replicates one after another: the tasks of a seed, trained to their end before those of the next begin.
 
 To the driver all of it is one curve. Replicate r of `epochs` epochs takes the epochs after (r - 1) * epochs; a method
 that has fewer ends each of them at r * epochs all the same. What the curve shows is the mean over the replicates that
@@ -7,8 +7,8 @@ are through, so that it stands still within a later one.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 
 from sctune.config import Task
 from sctune.metrics.objective import find_objective
@@ -25,18 +25,18 @@ class Course:
     """
 
     def __init__(self, tasks: Sequence[Task], replicates: int, epochs: int) -> None:
-        """epochs: of a replicate. ValueError where the tasks are not as many in each."""
-        if len(tasks) % replicates:
-            raise ValueError(f"{len(tasks)} tasks are no {replicates} equal parts")
-        self._tasks, self._replicates, self._epochs = list(tasks), replicates, epochs
+        """tasks: those of a seed together; epochs: of a replicate. ValueError where the seeds are not as many."""
+        self._parts = [list(tasks)] if replicates == 1 else [list(part) for _, part in groupby(tasks, _seed)]
+        if len(self._parts) != replicates:
+            raise ValueError(f"tasks of {len(self._parts)} seeds are no {replicates} replicates")
+        self._replicates, self._epochs = replicates, epochs
         self.done = 0
         self._before: EpochReport | None = None
 
     @property
     def tasks(self) -> list[Task]:
         """Of the replicate that is trained now; none where all are through."""
-        size = len(self._tasks) // self._replicates
-        return self._tasks[self.done * size : (self.done + 1) * size]
+        return self._parts[self.done] if self.done < len(self._parts) else []
 
     @property
     def several(self) -> bool:
@@ -65,14 +65,21 @@ class Course:
             for name in metrics.keys() & before.metrics.keys() - set(_OWN):
                 metrics[name] = (self.done * before.metrics[name] + metrics[name]) / (self.done + 1)
         metrics |= earlier | mine
-        # told again after a resume it must be the same number, however the sum was rounded
-        metrics[metric] = round(math.fsum(through.values()) / len(through), MEAN_DECIMALS)
+        # folds may be more with one seed than with another: each replicate counts as much
+        value = own.value if before is None else before.value
+        if before is not None and own.last:
+            value = (self.done * before.value + own.value) / (self.done + 1)
+        metrics[metric] = round(value, MEAN_DECIMALS)
         metrics[f"{metric}_worst"] = find_objective(own.objective).worst(through.values())
         scores = dict(own.scores) if own.last or before is None else {}
         begun = self.done * self._epochs
         epoch = begun + (self._epochs if own.last else own.epoch)
         kept = {} if before is None else dict(before.scores)
         return EpochReport(epoch, self._replicates * self._epochs, metrics, kept | scores, own.objective)
+
+
+def _seed(task: Task) -> int:
+    return task.seed
 
 
 def _of_tasks(report: EpochReport) -> list[str]:

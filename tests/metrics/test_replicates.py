@@ -73,8 +73,12 @@ def written_out(values: dict[int, list[float]], logs: np.ndarray) -> float:
     ones, inverse = np.ones(len(y)), np.linalg.inv(covariance)
     information = ones @ inverse @ ones
     rest = y - ones * (ones @ inverse @ y) / information
-    first = np.var([row[0] for row in values.values()], ddof=1)
-    prior = ((logs - np.log(0.5 * first)) ** 2).sum() / (0.7**2 + 2 / (len(values) - 1))
+    columns = [
+        [row[seed] for row in values.values() if len(row) > seed] for seed in range(max(map(len, values.values())))
+    ]
+    degrees = len(y) - len(columns)
+    pooled = sum(np.var(column) * len(column) for column in columns) / degrees
+    prior = ((logs - np.log(0.5 * pooled)) ** 2).sum() / (0.7**2 + 2 / degrees)
     return float(np.linalg.slogdet(covariance)[1] + np.log(information) + rest @ inverse @ rest + prior)
 
 
@@ -133,6 +137,13 @@ def test_what_it_costs_to_settle() -> None:
     most = int(np.ceil(2 * (2 * equal.error / 0.05) ** 2))
     assert equal.cost_to_settle(0, 0.05, 2.0) == 2 * max(most - 2, 0)
     assert standing({0: [0.9] * 6, 1: [0.3] * 6, 2: [0.5] * 6}).cost_to_settle(0, 0.005, 2.0) == 0
+
+
+def test_a_seed_that_tells_no_trial_apart_makes_nothing_certain() -> None:
+    """With the first one all are equal, as on an easy set; the others vary."""
+    rng = np.random.default_rng(1)
+    found = standing({number: [1.0, *rng.normal(0.9, 0.05, 3)] for number in range(10)})
+    assert found.error > 0.02 and found.chances(0.005)[0].max() < 0.7
 
 
 def test_one_trial_and_equal_values_are_no_trouble() -> None:

@@ -20,7 +20,7 @@ EPOCHS = 9
 
 
 def rule_of(name: str, confidence: float | None, behind: int | None = None, factor: int = 2) -> Rule:
-    rule = make_rule(name, EPOCHS, 1, factor, 0, behind, confidence)
+    rule = make_rule(name, EPOCHS, 1, factor, 0, behind, confidence=confidence)
     assert rule is not None
     return rule
 

@@ -106,7 +106,7 @@ def test_the_tasks_of_a_replicate_stand_together(image_folder):
             {"replicates": 3, "seeds": (1, 2)},
             r"--replicates 3 and --seeds 1,2: each replicate has a seed of its own; give 3 se",
         ),
-        ({"replicates": 1, "scheduler": "race"}, r"scheduler race compares .* have one; give --replicates 4"),
+        ({"replicates": 1, "scheduler": "race"}, r"scheduler race compares .* have one; search with --replicates 4"),
         ({"scheduler": "race", "audit": 0.1}, r"--audit 0.1: a race gives its further replicates"),
         ({"scheduler": "race", "look_behind": 2}, r"--look-behind 2: what scheduler race decides"),
     ],

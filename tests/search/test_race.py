@@ -126,7 +126,7 @@ def test_other_rules_judge_the_first_replicate_alone() -> None:
     assert pausing is not None and pausing.pauses
     assert [pausing.decide(number, 2, value) for number, value in ((0, 0.8), (1, 0.9))] == [PAUSE, CONTINUE]
     assert pausing.decide(1, 4, 0.9) is CONTINUE and list(pausing.promote_last()) == []
-    with pytest.raises(ConfigError, match=r"replicates, and these have one; give --replicates 4"):
+    with pytest.raises(ConfigError, match=r"replicates, and these have one; search with --replicates 4"):
         make_rule("race", 4, 1, 2, 0)
 
 
@@ -198,6 +198,7 @@ class Driver:
             self.spent += 1
             self.paused.remove(number)
             self.promoted[number] = self.told[number]
+            self.rule.promoted(number, self.told[number])
             self.live.add(number)
         return bool(named)
 
@@ -215,6 +216,9 @@ class Driver:
         if self.rng.random() < self.failures:
             self.end(number, failed=True)
             return
+        # from its checkpoint it tells again what was told
+        for again in range(1, self.told.get(number, 0) + 1):
+            assert self.rule.decide(number, again, self.mean(number, again)) is PAUSE
         replicate = self.told[number] = self.told.get(number, 0) + 1
         self.order.append((number, replicate))
         if replicate == self.replicates:

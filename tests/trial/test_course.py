@@ -58,8 +58,18 @@ def test_several_tasks_of_a_replicate_go_together_and_a_method_without_epochs_sk
     second = course.report(of_task("a-seed2", 1, 0.1, epochs=1) | of_task("b-seed2", 1, 0.3, epochs=1))
     assert second.last and second.value == pytest.approx((0.6 + 0.8 + 0.1 + 0.3) / 4)
     assert second.metrics[f"{METRIC}_worst"] == 0.1
-    with pytest.raises(ValueError, match="3 tasks are no 2 equal parts"):
-        Course(tasks[:3], 2, 6)
+    with pytest.raises(ValueError, match="tasks of 2 seeds are no 3 replicates"):
+        Course(tasks, 3, 6)
+
+
+def test_each_replicate_counts_as_much_whatever_its_folds() -> None:
+    tasks = [Task(seed=1, fold=fold, folds=3) for fold in range(3)] + [Task(seed=2, fold=0, folds=2)]
+    course = Course(tasks, 2, 1)
+    assert len(course.tasks) == 3
+    course.told(course.report({k: v for task in tasks[:3] for k, v in of_task(task.key, 1, 0.9, epochs=1).items()}))
+    assert [task.seed for task in course.tasks] == [2]
+    last = course.report(of_task(tasks[3].key, 1, 0.5, epochs=1))
+    assert last.value == pytest.approx((0.9 + 0.5) / 2) and len(last.scores) == 4
 
 
 def test_a_trial_that_is_trained_once_is_reported_as_ever() -> None:

@@ -11,6 +11,7 @@ from sctune.config import TrialConfig, method_entries, search_defaults
 from sctune.data.split import Split
 from sctune.errors import ConfigError
 from sctune.search.plan import costs
+from sctune.search.plan.replicates import trainings
 from sctune.search.study.manifest import StudyManifest
 from sctune.search.study.references import TIME_SHARE, reference_fields
 
@@ -70,7 +71,7 @@ def reference_limit(
         what = "what the search would take on a slow machine"
     else:
         trial, what = 0.0, ""
-    expected = TIME_SHARE * trial * manifest.trials / concurrent
+    expected = TIME_SHARE * trial * trainings(manifest) / manifest.replicates / concurrent
     least = LEAST_S * math.ceil(len(manifest.references) * len(manifest.tasks) / concurrent)
     way = "--time-budget gives them a tenth of it"
     if expected > least:

@@ -97,7 +97,10 @@ class Rule(ABC):
         return ()
 
     def promoted(self, number: int, epoch: int) -> None:  # noqa: B027
-        """An earlier launch promoted the trial, which has not ended, past this epoch; told after what was reported."""
+        """The trial goes on past this epoch: it was named, and the driver found it paused.
+
+        Of an earlier launch it is told after what was reported, of trials that have not ended.
+        """
 
     def completed(self, number: int, value: float, error: float | None) -> None:  # noqa: B027
         """The trial has come to its last epoch, with this value there.

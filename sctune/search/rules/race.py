@@ -80,6 +80,7 @@ class Race(WithinFirst):
         self._joined: set[int] = set()
         self._means: dict[int, dict[int, float]] = {}
         self._begun: dict[int, int] = {}
+        self._promoted: dict[int, int] = {}
         self._gone: set[int] = set()
         self._found: Standing | None = None
 
@@ -88,13 +89,16 @@ class Race(WithinFirst):
         self._joined.add(number)
 
     def decide(self, number: int, epoch: int, value: float) -> Decision:
-        # what it was promoted past and tells again takes a promotion back that the driver passed over
-        self._begun[number] = -(-epoch // self._epochs)
+        replicate = -(-epoch // self._epochs)
+        # a promotion that the driver passed over is taken back
+        self._begun[number] = max(replicate, self._promoted.get(number, 1))
         within = super().decide(number, epoch, value)
         if epoch % self._epochs:
             return within
-        self._tell(number, epoch // self._epochs, value)
-        return Decision.STOP if self._is_hopeless(number) else Decision.PAUSE
+        self._tell(number, replicate, value)
+        # what a trial tells again, after a loss, was judged when it came
+        latest = replicate == self._begun[number] == max(self._means[number])
+        return Decision.STOP if latest and self._is_hopeless(number) else Decision.PAUSE
 
     def completed(self, number: int, value: float, error: float | None) -> None:
         self._begun[number] = self._replicates
@@ -104,7 +108,9 @@ class Race(WithinFirst):
         n_first = len(self._means)
         if len(self._joined) >= self._trials:
             return self._next()
-        if n_first < LEAST or self._spent >= int(PACE * n_first):
+        # what brings one to his end is kept for the end
+        left = further_replicates(self._trials, self._replicates) - self._spent
+        if n_first < LEAST or self._spent >= int(PACE * n_first) or left < self._replicates:
             return ()
         return self._next(keep=False)
 
@@ -120,7 +126,8 @@ class Race(WithinFirst):
 
     def promoted(self, number: int, epoch: int) -> None:
         super().promoted(number, epoch)
-        self._begun[number] = max(self._begun.get(number, 0), epoch // self._epochs + 1)
+        self._promoted[number] = max(self._promoted.get(number, 1), epoch // self._epochs + 1)
+        self._begun[number] = max(self._begun.get(number, 1), self._promoted[number])
 
     def ended(self, number: int, failed: bool) -> None:
         super().ended(number, failed)
@@ -134,8 +141,9 @@ class Race(WithinFirst):
         return sum(begun - 1 for begun in self._begun.values() if begun > 1)
 
     def _tell(self, number: int, replicate: int, value: float) -> None:
-        self._means.setdefault(number, {})[replicate] = value
-        self._found = None
+        if self._means.setdefault(number, {}).get(replicate) != value:
+            self._means[number][replicate] = value
+            self._found = None
 
     def _standing(self) -> Standing | None:
         """Of all that have a replicate; none where nobody can lead any more."""

@@ -80,7 +80,9 @@ def make_rule(
     if factor < 2:
         raise ConfigError(f"scheduler {name}: factor={factor} must be 2 or more")
     if name == RACE and replicates < 2:
-        raise ConfigError(f"scheduler {RACE} compares trials over replicates, and these have one; give --replicates 4")
+        raise ConfigError(
+            f"scheduler {RACE} compares trials over replicates, and these have one; search with --replicates 4"
+        )
     if confidence is not None and not LEAST_CONFIDENCE <= confidence < 1:
         raise ConfigError(f"--stop-confidence {confidence:g}: give a chance from {LEAST_CONFIDENCE} to below 1")
     make = RULES.get(name) or load_plugin(GROUP, name)

@@ -351,7 +351,13 @@ class TrialController:
             self._trials[number].promoted = self._trials[number].paused
             self._waiting.ready(number)
             self.suggester.go_on(number)
+            self._tell_promoted(rule, number)
         return bool(chosen)
+
+    def _tell_promoted(self, rule: Rule, number: int) -> None:
+        epoch = self._trials[number].promoted
+        if epoch is not None:
+            self._guarded(lambda: rule.promoted(number, epoch), None)
 
     def _pause(self, number: int, epoch: int) -> None:
         self._trials[number].paused = epoch

@@ -23,6 +23,7 @@ from sctune.search.run.plan_lines import fields_text, plan_lines
 from sctune.search.run.probe import Probe, Timed, Trial, probe_apart, timed_at
 from sctune.search.space.definition import Space, Values
 from sctune.search.study.references import reference_fields
+from sctune.search.study.scheduling import rule_of
 from sctune.text import duration
 from sctune.tracking.server import safe_uri
 
@@ -175,6 +176,9 @@ def time_methods(plan: Plan, threads: int) -> tuple[list[Timed], dict[str, str]]
         except SctuneError as problem:
             problems[name] = problem
             continue
+        # states of the replicates that are through stay in memory
+        through = (replicates - 1) * tasks * probe.checkpoint_bytes
+        probe = probe._replace(memory_bytes=probe.memory_bytes + through)
         found.append(timed_at(config, point, probe, tasks, replicates))
     if not found:
         raise next(iter(problems.values()))
@@ -200,6 +204,10 @@ def costed(
     end = end_s + costs.END_S + max(one.probe.final_seconds for one in timed)
     # running trials hold one checkpoint each (two for a moment), the best ones keep theirs
     held = 2 * resources.concurrent + manifest.keep_best
+    rule = rule_of(manifest, plan.space.epochs)
+    if rule is not None and rule.pauses:
+        # what pauses keeps its own to the end
+        held = max(held, 2 * manifest.trials + manifest.keep_best)
     beside = _together([seconds for seconds in references for _ in manifest.tasks], resources.concurrent)
     beside = min(beside, reference_limit(manifest, plan.splits, resources.concurrent, manifest.time_budget_s).seconds)
     images = max(len(split.development) for split in plan.splits.values())

@@ -115,12 +115,11 @@ class _Replay:
         self.arrived = dict.fromkeys(curves.by_number, 0)
         self.told = dict.fromkeys(curves.by_number, 0)
         self.fates: dict[int, Fate] = {}
-        for curve in curves.by_number.values():
-            if rule is not None:
-                rule.join(curve.number, curve.group)
+        self.joined: set[int] = set()
 
     def run(self) -> dict[int, Outcome]:
         for number, ended in self.curves.order:
+            self.join(number)
             self.promote(self.rule.promote() if self.rule else ())
             if ended:
                 self.end(number)
@@ -134,6 +133,11 @@ class _Replay:
             if self.rule is None or not (self.promote(self.rule.promote()) or self.promote(self.rule.promote_last())):
                 break
         return {number: Outcome(self.fate(number), self.epoch(number)) for number in self.curves.by_number}
+
+    def join(self, number: int) -> None:
+        if number not in self.joined and self.rule is not None:
+            self.rule.join(number, self.curves.by_number[number].group)
+        self.joined.add(number)
 
     def promote(self, named: Iterable[int]) -> bool:
         """Whether any of the named had paused."""

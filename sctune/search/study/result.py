@@ -12,8 +12,10 @@ from optuna.trial import FrozenTrial
 
 from sctune.metrics.merit import merit_of
 from sctune.metrics.objective import AUROC, Objective
+from sctune.search.rules.race import further_replicates
+from sctune.search.rules.registry import RACE
 from sctune.search.study.leaderboard import TrialRow, best_row, leaderboard
-from sctune.search.study.manifest import LittleGain
+from sctune.search.study.manifest import LittleGain, StudyManifest
 from sctune.search.study.paired import Gap, compare, has_scores, value_se
 from sctune.search.study.proposals import PriorUse, prior_uses
 from sctune.search.study.racing import Certainty, certainty
@@ -212,7 +214,7 @@ def study_result(
         gap=gap,
         indistinct=indistinct,
         equal=sum(row.value == best.value for row in full) if best is not None else 0,
-        saved_share=_saved_share(rows, study.manifest.full_epochs),
+        saved_share=_saved_share(rows, study.manifest),
         seconds=seconds,
         tracking_uri=tracking_uri,
         parent_run_id=parent_run_id,
@@ -230,13 +232,18 @@ def study_result(
     )
 
 
-def _saved_share(rows: Sequence[TrialRow], epochs: int) -> float:
-    """Of the epochs of all ended trials; epochs: of a full run."""
+def _saved_share(rows: Sequence[TrialRow], manifest: StudyManifest) -> float:
+    """Of the epochs of all ended trials."""
+    epochs = manifest.full_epochs
     ended = [row for row in rows if row.state in ("COMPLETE", "PRUNED")]
     spent = sum(max(row.values, default=0) for row in ended)
     # a full run has spent what it had: one epoch where its method trains nothing
     due = sum(max(row.values, default=0) if row.state == "COMPLETE" else epochs for row in ended)
-    return 1 - spent / due if due else 0.0
+    if manifest.scheduler.name == RACE:
+        # nobody expects all replicates of all trials
+        replicates = len(ended) + further_replicates(len(ended), manifest.replicates)
+        due = min(due, replicates * manifest.replicate_epochs)
+    return max(0.0, 1 - spent / due) if due else 0.0
 
 
 def _certainty(study: Study, rows: Sequence[TrialRow], best: TrialRow) -> Certainty | None:
