@@ -39,6 +39,8 @@ from sctune.search.study.study import Study
 from sctune.train.single import score_test
 from sctune.train.trainer import Trainer
 
+NO_THRESHOLD = "no image was held out to set a threshold by"
+
 
 class Confirmed(NamedTuple):
     """A configuration of a confirmation with its models. study: the confirmed one; trained: the confirmation's own;
@@ -98,11 +100,19 @@ def make_final(
     if held is None:
         held = _trained_and_compared(it, subset, tasks, form, say, address, max_concurrent)
     made = made.model_copy(update={"basis": held.basis, "compared": held.rows})
-    if held.images:
-        task = tasks[0]
-        single = trained_model(it.trained, it.row, task, it.splits[task.key])
-        say(show_escapes(it.study, it.found, made, Scene(DEVELOPMENT, single, held.images, held.models)))
+    say(_pictured(it, made, tasks[0], held))
     return made
+
+
+def _pictured(it: Confirmed, made: Final, task: Task, held: Held) -> list[str]:
+    """Lines about the picture of a form on development images. task: of the single model."""
+    if not held.images:
+        return [f"no picture of its escapes on development images: {held.basis if not held.rows else NO_THRESHOLD}"]
+    try:
+        single = trained_model(it.trained, it.row, task, it.splits[task.key])
+    except CheckpointError as problem:
+        return [f"no picture of its escapes on development images: {problem}"]
+    return show_escapes(it.study, it.found, made, Scene(DEVELOPMENT, single, held.images, held.models))
 
 
 def _trained_and_compared(
@@ -190,7 +200,7 @@ def test_final(it: Confirmed, final: Final, chosen: ChosenModel, say: Say) -> Fi
         images = judged(paths, labels, singles, scores, (other.value, threshold.value))
         say(show_escapes(it.study, it.found, made, Scene(TEST, trainer, images, (trainer.method, method))))
     else:
-        say(["no picture of its escapes: no image was held out to set a threshold by"])
+        say([f"no picture of its escapes: {NO_THRESHOLD}"])
     return made
 
 
