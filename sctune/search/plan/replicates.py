@@ -9,7 +9,7 @@ from sctune.search.rules.registry import RACE
 from sctune.search.study.manifest import StudyManifest
 
 RACE_REPLICATES = 4
-"""Of a race, where nothing else is asked for: simulated, 3 to 5 are equally good (benchmarks/README.md)."""
+"""Of a race, where nothing else is asked for: simulated, as good as 3 or better (benchmarks/README.md)."""
 _SEEDS = 2**32
 
 
