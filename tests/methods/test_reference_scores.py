@@ -282,6 +282,7 @@ def test_folds_are_of_one_size_and_follow_the_seed() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)
 def test_elpv_without_training() -> None:
     """Real weights, ELPV's selection images of profile cpu, ten anomalies: .912 and .906 when this was written."""
     found = {}
