@@ -146,7 +146,6 @@ class Driver:
         self.order: list[tuple[int, int | None]] = []
         self.new = list(range(trials))
         self.spent = 0
-        self.last = False
         self.rule = make_race(trials, replicates, epochs=1)
 
     def mean(self, number: int, replicate: int) -> float:
@@ -188,7 +187,6 @@ class Driver:
             return True
         if self.live:
             return False
-        self.last = True
         return self.go_on(self.rule.promote_last())
 
     def go_on(self, named: Sequence[int]) -> bool:
