@@ -41,4 +41,7 @@ def test_a_killed_race_goes_on(sctune: Any, smoke: list[str], wait_until: Callab
     stored = json.loads(sctune("status", "raced", "--json").stdout)
     assert stored["certainty"]["trial"] == best.number and stored["certainty"]["trials"] == 6
     assert json.loads(sctune("replay", "raced", "--json").stdout)["agrees"]
+    page = sctune.study("raced") / "report.html"
+    sctune("report", "raced", "--out", page)
+    assert f"chance that trial {best.number} (3 replicates) is the best of them" in page.read_text()
     sctune("figures", "raced", "--task", "seed43", "--limit", 6)
