@@ -234,7 +234,7 @@ def _certainty(view: StudyView) -> list[str]:
             )
         elif full > 1:
             lines.append(f"The best is told apart from the {full - 1} other full run(s).")
-        else:
+        elif result.certainty is None:
             lines.append("It is the only full run, so there is nothing to tell it apart from.")
     if result.gap is not None:
         verdict = "more" if result.gap.clear else "not more"

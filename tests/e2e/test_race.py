@@ -44,4 +44,5 @@ def test_a_killed_race_goes_on(sctune: Any, smoke: list[str], wait_until: Callab
     page = sctune.study("raced") / "report.html"
     sctune("report", "raced", "--out", page)
     assert f"chance that trial {best.number} (3 replicates) is the best of them" in page.read_text()
+    assert "nothing to tell it apart from" not in page.read_text()
     sctune("figures", "raced", "--task", "seed43", "--limit", 6)
