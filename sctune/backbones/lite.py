@@ -46,9 +46,23 @@ def _entry(number: int, channels: Sequence[int], ends: Sequence[int], rounding: 
 
 def _build(number: int) -> nn.Module:
     from efficientnet_lite_pytorch import EfficientNet
+    from torch import nn
+
+    from sctune.backbones.padding import with_padding
 
     net: nn.Module = EfficientNet.from_name(f"efficientnet-lite{number}")
+    for name, module in list(net.named_modules()):
+        if isinstance(module, nn.Conv2d):
+            # the package's own convolutions pad the map in a pass of its own
+            net.set_submodule(name, with_padding(module, _around(module)))
     return net
+
+
+def _around(conv: nn.Conv2d) -> tuple[int, int, int, int]:
+    """Zeros at the (left, right, top, bottom) that the package puts around a map before a convolution of it."""
+    padding = getattr(conv, "static_padding", None)
+    left, right, top, bottom = getattr(padding, "padding", (0, 0, 0, 0))
+    return left, right, top, bottom
 
 
 def _blocks(net: nn.Module, taps: Sequence[Tap]) -> list[nn.Module]:

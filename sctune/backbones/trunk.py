@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sctune.backbones.entry import IMAGENET_MEAN, IMAGENET_STD, Colour
+from sctune.backbones.foldings import Foldings
 from sctune.backbones.grid import on_one_grid
 from sctune.backbones.registry import backbone_entry, tap_list
 from sctune.backbones.weights import read_state
@@ -70,6 +71,7 @@ class Backbone(nn.Module):
     ) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(blocks)
+        self._foldings = Foldings()
         self.channels = channels
         self.freeze = min(freeze, len(blocks))
         self.ends = frozenset(ends) or frozenset({len(blocks)})
@@ -107,8 +109,8 @@ class Backbone(nn.Module):
     def frozen(self, images: Tensor) -> Tensor:
         """What the frozen blocks, up to the first tap, make of images; the images themselves where none is frozen."""
         images = self._coloured(images)
-        for block in self.blocks[: self.kept]:
-            images = block(images)
+        for number in range(self.kept):
+            images = self._block(number, images)
         return images
 
     def after_frozen(self, maps: Tensor) -> Tensor:
@@ -126,10 +128,10 @@ class Backbone(nn.Module):
         """
         maps = maps if start else self._coloured(maps)
         found = {start: maps} if start in ends else {}
-        for end, block in enumerate(self.blocks[start : max(ends, default=0)], start + 1):
-            maps = block(maps)
-            if end in ends:
-                found[end] = maps
+        for number in range(start, max(ends, default=0)):
+            maps = self._block(number, maps)
+            if number + 1 in ends:
+                found[number + 1] = maps
         return found
 
     def with_maps(self, images: Tensor, ends: Collection[int]) -> tuple[Tensor, list[Tensor]]:
@@ -142,11 +144,19 @@ class Backbone(nn.Module):
 
     def _taken(self, maps: Tensor) -> list[Tensor]:
         taken = [maps] if self.kept in self.ends else []
-        for end, block in enumerate(self.blocks[self.kept :], self.kept + 1):
-            maps = block(maps)
-            if end in self.ends:
+        for number in range(self.kept, len(self.blocks)):
+            maps = self._block(number, maps)
+            if number + 1 in self.ends:
                 taken.append(maps)
         return taken
+
+    def _block(self, number: int, maps: Tensor) -> Tensor:
+        """A block's own map, in fewer passes where nothing of it trains now."""
+        block = self.blocks[number]
+        if number < self.freeze or not (self.training or torch.is_grad_enabled()):
+            block = self._foldings.of(number, block, maps)
+        found: Tensor = block(maps)
+        return found
 
 
 def build_backbone(choice: BackboneChoice, weights: Path | None) -> Backbone:
