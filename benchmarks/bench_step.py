@@ -84,6 +84,7 @@ def build(config: TrialConfig, cache: Path) -> Sides:
     cached = ImageCache(cache).array(dataset.root, paths, Decoding(config.data.image_size))
     rows = np.array([cached.index[path] for path in paths])
     fast, plain = build_detector(config), build_detector(config)
+    plain.backbone.folds = False
     fast.train().to(memory_format=memory_format(config.runtime))
     images = TaskImages(cached.array, rows[:NORMALS], rows[NORMALS:])
     files = [dataset.root / path for path in paths]

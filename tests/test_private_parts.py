@@ -23,6 +23,7 @@ HOMES = {
     "optuna": "search/suggest/optuna_private.py",
     "cmaes": "search/suggest/cma_state.py",
     "mlflow": "tracking/mlflow_private.py",
+    "torch": "backbones/torch_private.py",
 }
 """Library -> the one file that touches what its documentation does not promise."""
 
@@ -68,6 +69,7 @@ PARTS = {
         "mlflow.utils.rest_utils:http_request",
         "mlflow.utils.rest_utils:verify_rest_response",
     ),
+    "torch": ("torch:ops.mkldnn._convolution_pointwise",),
 }
 """Library -> "module:attribute", dotted."""
 
@@ -92,6 +94,18 @@ def optimizer() -> Any:
     return cmaes.CMA(mean=np.zeros(2), sigma=0.2, bounds=np.array([[0.0, 1.0]] * 2))
 
 
+def tensor() -> Any:
+    import torch
+
+    return torch.zeros(1)
+
+
+def module() -> Any:
+    import torch
+
+    return torch.nn.Identity()
+
+
 def client(uri: str) -> Any:
     from sctune.tracking.server import mlflow_client
 
@@ -104,6 +118,8 @@ MADE: tuple[tuple[str, Callable[[Path], Any], tuple[str, ...]], ...] = (
     ("optuna", lambda _: memory_storage(), STORAGE),
     ("optuna", lambda _: frozen_trial(), ("_trial_id",)),
     ("cmaes", lambda _: optimizer(), CMA),
+    ("torch", lambda _: tensor(), ("_version",)),
+    ("torch", lambda _: module(), ("_forward_hooks", "_forward_pre_hooks")),
     (
         "mlflow",
         lambda folder: client(f"sqlite:///{folder / 'mlflow.db'}"),
@@ -133,7 +149,7 @@ def test_it_is_in_the_installed_version(library: str, part: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("library", "make", "parts"), MADE, ids=["storage", "trial", "optimizer", "database", "server"]
+    ("library", "make", "parts"), MADE, ids=["storage", "trial", "optimizer", "tensor", "module", "database", "server"]
 )
 def test_its_objects_have_it(library: str, make: Callable[[Path], Any], parts: tuple[str, ...], tmp_path: Path) -> None:
     made = make(tmp_path)

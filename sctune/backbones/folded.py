@@ -17,7 +17,8 @@ from torch import Tensor, fx, nn
 from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from sctune.backbones.padding import PaddedConv2d, Pair
+from sctune.backbones.padding import PaddedConv2d
+from sctune.backbones.torch_private import Pair, has_one_pass, in_one_pass
 
 _ACTIVATIONS: dict[str, Callable[..., Tensor]] = {"relu": functional.relu, "hardtanh": functional.hardtanh}
 """By the names under which oneDNN takes them into the convolution."""
@@ -73,24 +74,10 @@ class FoldedConvolution(nn.Module):
         self.activation, self.numbers = activation, numbers
 
     def forward(self, maps: Tensor) -> Tensor:
-        stride, padding, dilation, groups = self.way
-        if maps.requires_grad or not torch.backends.mkldnn.is_available():
-            found = functional.conv2d(maps, self.weight, self.bias, *self.way)
-            return found if self.activation is None else _ACTIVATIONS[self.activation](found, *self.numbers)
-        # what torch's own compiler makes of these on a CPU; it has no public name, and no gradient
-        found = torch.ops.mkldnn._convolution_pointwise(
-            maps,
-            self.weight,
-            self.bias,
-            padding,
-            stride,
-            dilation,
-            groups,
-            self.activation or "none",
-            list(self.numbers),
-            "",
-        )
-        return cast(Tensor, found)
+        if has_one_pass() and not maps.requires_grad:
+            return in_one_pass(maps, self.weight, self.bias, self.way, self.activation or "none", list(self.numbers))
+        found = functional.conv2d(maps, self.weight, self.bias, *self.way)
+        return found if self.activation is None else _ACTIVATIONS[self.activation](found, *self.numbers)
 
 
 def folded(block: nn.Module) -> nn.Module:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sctune.backbones.folded import folded
+from sctune.backbones.torch_private import is_watched, version_of
 
 
 @dataclass(frozen=True)
@@ -21,12 +22,12 @@ class _Seen:
     @classmethod
     def of(cls, block: nn.Module) -> Self:
         tensors = tuple(one.detach() for one in _tensors(block))
-        return cls(tensors, tuple(one._version for one in tensors))
+        return cls(tensors, tuple(map(version_of, tensors)))
 
     def are(self, block: nn.Module) -> bool:
         now = _tensors(block)
         return len(now) == len(self.tensors) and all(
-            one.data_ptr() == seen.data_ptr() and one._version == version
+            one.data_ptr() == seen.data_ptr() and version_of(one) == version
             for one, seen, version in zip(now, self.tensors, self.versions, strict=True)
         )
 
@@ -46,6 +47,7 @@ class Foldings:
             or torch.is_autocast_enabled("cpu")
             # made in inference mode, so that nothing tells whether they change
             or any(one.is_inference() for one in _tensors(block))
+            or is_watched(block)
         ):
             return block
         seen, made = self._made.get(number, (None, block))

@@ -7,7 +7,8 @@ from typing import cast
 from torch import Tensor, nn
 from torch.nn import functional
 
-Pair = tuple[int, int]
+from sctune.backbones.torch_private import Pair
+
 Around = tuple[int, int, int, int]
 """Zeros at the left, right, top and bottom of a map."""
 

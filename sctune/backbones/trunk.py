@@ -54,8 +54,10 @@ class Backbone(nn.Module):
     colours: means and deviations of the images, in [0, 1], that the weights were trained with.
     batch_norm: `eval` keeps the statistics of all blocks, frozen or not, and trains scale and shift of those that are
     not; batch_norm_momentum: share of each batch in the running statistics, None: as the network has it.
+    folds: whether blocks that do not train run in fewer passes, to the same numbers but for rounding (`folded.py`).
     """
 
+    folds = True
     scale: Tensor
     shift: Tensor
 
@@ -153,7 +155,7 @@ class Backbone(nn.Module):
     def _block(self, number: int, maps: Tensor) -> Tensor:
         """A block's own map, in fewer passes where nothing of it trains now."""
         block = self.blocks[number]
-        if number < self.freeze or not (self.training or torch.is_grad_enabled()):
+        if self.folds and (number < self.freeze or not (self.training or torch.is_grad_enabled())):
             block = self._foldings.of(number, block, maps)
         found: Tensor = block(maps)
         return found

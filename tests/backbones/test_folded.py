@@ -199,6 +199,14 @@ def test_double_precision_is_computed_as_it_is() -> None:
         assert torch.equal(net.behind(pixels, {17})[17], by_blocks(net, pixels)[-1])
 
 
+def test_a_block_that_is_watched_is_called_itself() -> None:
+    net, pixels, seen = network(), images(), []
+    net.blocks[2].register_forward_hook(lambda _, args, __: seen.append(len(args[0])))
+    with torch.inference_mode():
+        net(pixels)
+    assert seen == [2]
+
+
 class Choosing(nn.Module):
     """What it computes depends on what it sees."""
 
