@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from itertools import product
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.box import SIMPLE
@@ -13,11 +11,9 @@ from rich.table import Table
 
 from sctune.cli import options as opt
 from sctune.cli.output import emit, print_lines
+from sctune.cli.schedulers import asked_schedulers
 from sctune.errors import ConfigError
 from sctune.paths import studies_folder
-
-if TYPE_CHECKING:
-    from sctune.search.study.manifest import SchedulerSpec
 
 
 def replay(
@@ -44,7 +40,7 @@ def replay(
 
     stored = Study.open((study_root or studies_folder()).expanduser().absolute(), study, storage)
     manifest = stored.manifest
-    asked = _schedulers(manifest.scheduler, scheduler, factor, grace, stop_confidence)
+    asked = asked_schedulers(manifest.scheduler, scheduler, factor, grace, stop_confidence)
     # a study that was searched without has no paired errors in its record
     new = manifest.scheduler.stop_confidence is None and any(one.stop_confidence is not None for one in asked)
     labels, missing = stored_labels(manifest) if new else (None, None)
@@ -88,43 +84,3 @@ def _show(title: str, head: list[str], cells: list[list[str]]) -> None:
     for line in cells:
         table.add_row(*line)
     Console().print(table)
-
-
-def _schedulers(
-    own: SchedulerSpec, names: str | None, factors: str | None, graces: str | None, chances: str | None
-) -> list[SchedulerSpec]:
-    """Every combination of what was asked for; none where nothing was."""
-    from sctune.search.rules.registry import NO_RULE
-    from sctune.search.study.manifest import SchedulerSpec
-
-    def confidences(name: str) -> list[float | None]:
-        if chances is None:
-            # the study's own goes with its own scheduler: others may not know it
-            return [own.stop_confidence if name == own.name else None]
-        if not re.fullmatch(r"\d*\.?\d+(,\d*\.?\d+)*", chances):
-            raise ConfigError(f"--stop-confidence {chances!r}: give numbers with commas, for example .8,.95")
-        return [float(part) for part in chances.split(",")]
-
-    def numbers(text: str | None, option: str, default: int | None) -> list[int | None]:
-        if text is None:
-            return [default]
-        if not re.fullmatch(r"\d+(,\d+)*", text):
-            raise ConfigError(f"{option} {text!r}: give whole numbers with commas, for example 2,3")
-        return [int(part) for part in text.split(",")]
-
-    if names is factors is graces is chances is None:
-        return []
-    found = []
-    for name in names.split(",") if names else [own.name]:
-        for factor, grace, confidence in product(
-            numbers(factors, "--factor", own.factor), numbers(graces, "--grace", own.grace), confidences(name)
-        ):
-            spec = SchedulerSpec(
-                name=name,
-                grace=grace,
-                factor=own.factor if factor is None else factor,
-                stop_confidence=confidence,
-            )
-            # what a rung is means nothing to one that stops nobody
-            found.append(SchedulerSpec(name=NO_RULE) if name == NO_RULE else spec)
-    return list(dict.fromkeys(found))

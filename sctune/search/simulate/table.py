@@ -160,7 +160,12 @@ def _under(arrays: Mapping[str, Array], prefix: str) -> dict[str, Array]:
 
 def _check(table: RecordedTable, path: Path) -> None:
     shape = (len(table.about.configurations), len(table.about.seeds))
-    shapes = (table.values.shape[:2], table.seconds.shape[:2], table.memory_mb.shape, (shape[0], len(table.about.tasks)))
+    shapes = (
+        table.values.shape[:2],
+        table.seconds.shape[:2],
+        table.memory_mb.shape,
+        (shape[0], len(table.about.tasks)),
+    )
     if any(one != shape for one in shapes) or table.values.shape != table.seconds.shape or 0 in table.values.shape:
         raise ValueError(f"its arrays are not of {shape[0]} configurations and {shape[1]} seeds")
     if (table.lengths < 1).any() or (np.isfinite(table.values) != _within(table)).any():

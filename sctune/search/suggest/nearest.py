@@ -90,9 +90,7 @@ class Nearest(BaseSampler):
             elif name in drawn and together.get(name) == distribution:
                 values[name] = parameter.decode(drawn[name])
             else:
-                values[name] = parameter.decode(
-                    self._sampler.sample_independent(study, trial, name, distribution)
-                )
+                values[name] = parameter.decode(self._sampler.sample_independent(study, trial, name, distribution))
         return values
 
     def _key(self, stored: Mapping[str, Any]) -> tuple[Any, ...]:
