@@ -25,7 +25,7 @@ from sctune.search.study.full_runs import PAIRED_ERROR, FullRuns, stored_error
 from sctune.search.study.full_runs import refill as refill_runs
 from sctune.search.study.manifest import LittleGain, StudyManifest
 from sctune.search.study.record import PAUSED, PROMOTED, events_of
-from sctune.search.study.trial_store import TrialStore
+from sctune.search.study.unrecorded import RecordLike
 from sctune.search.suggest.beliefs import start_points
 from sctune.search.suggest.samplers import make_sampler
 from sctune.search.suggest.suggester import Suggester
@@ -132,7 +132,7 @@ class TrialController:
         self,
         manifest: StudyManifest,
         space: Space,
-        record: TrialStore,
+        record: RecordLike,
         observers: Sequence[Observer] = (),
         faults: Faults | None = None,
         gate: Gate = OPEN,

@@ -21,7 +21,7 @@ from sctune.search.run.controller import End, EndReason, TrialController
 from sctune.search.space.finite import FiniteSpace
 from sctune.search.study.full_runs import FullRuns
 from sctune.search.study.manifest import StudyManifest
-from sctune.search.study.trial_store import Unrecorded
+from sctune.search.study.unrecorded import Unrecorded
 from sctune.search.suggest.nearest import Moved, Nearest
 
 

@@ -58,6 +58,10 @@ class TableSearch:
             )
         if way.scheduler.name == RACE and way.replicates < 2:
             raise ConfigError(f"scheduler {RACE} compares trials over replicates; ask for --replicates 2 or more")
+        if way.sampler == "grid":
+            raise ConfigError(
+                "sampler grid tries points as they are declared, and a table has some of them; leave it out"
+            )
         self.table, self.way = table, way
         make_sampler(way.sampler, 0, space=table.space)
         self._manifest = self._made()

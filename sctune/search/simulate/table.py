@@ -124,7 +124,8 @@ class RecordedTable:
             arrays |= {f"{prefix}{key}": row for key, row in rows.items()}
         about = np.array(self.about.model_dump_json())
         with whole_file(path) as part, part.open("wb") as stream:
-            np.savez_compressed(stream, about=about, **arrays)
+            # numpy takes its own option for one of the arrays
+            np.savez_compressed(stream, about=about, **arrays)  # type: ignore[arg-type]
 
 
 def _as_drawn(space: Space, values: Mapping[str, Any]) -> Values:

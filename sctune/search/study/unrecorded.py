@@ -10,7 +10,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sctune.report import EpochReport
 
 
-class TrialStore(Protocol):
+class RecordLike(Protocol):
     """See `Record`, which says what each of these does."""
 
     @property
@@ -19,6 +19,7 @@ class TrialStore(Protocol):
     def load_study_attrs(self) -> dict[str, Any]: ...
     def check(self) -> None: ...
     def flush(self) -> None: ...
+    def hurry(self, seconds: float) -> None: ...
     def start(self, frozen: FrozenTrial) -> None: ...
     def set_attrs(self, number: int, attrs: Mapping[str, Any]) -> None: ...
     def set_study_attrs(self, attrs: Mapping[str, Any]) -> None: ...
@@ -41,6 +42,9 @@ class Unrecorded:
         pass
 
     def flush(self) -> None:
+        pass
+
+    def hurry(self, seconds: float) -> None:
         pass
 
     def start(self, frozen: FrozenTrial) -> None:
