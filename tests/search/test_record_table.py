@@ -62,11 +62,12 @@ def test_a_table_is_recorded_bit_by_bit(
     monkeypatch.setattr(
         "measure_common.run_jobs", lambda work, jobs, _workers, path: _one_by_one(recording, work, jobs, path)
     )
-    rows, table = tmp_path / "rows.jsonl", tmp_path / "table.npz"
+    rows, table, space = (tmp_path / name for name in ("rows.jsonl", "table.npz", "space.yaml"))
+    space.write_text("parameters:\n  augment.threshold: {type: float, low: 0.1, high: 0.9}\n")
     fixed = [f"{name}={value}" for name, value in TINY.items() if not name.startswith("data.n")]
     train = [
         "train", "--name", "stripes", "--data", str(image_folder), "--n-anomalies", "4", "--selection", "extra",
-        "--rows", str(rows), "--space", "threshold_patch", *(word for one in fixed for word in ("--set", one)),
+        "--rows", str(rows), "--space", str(space), *(word for one in fixed for word in ("--set", one)),
     ]  # fmt: skip
     recording.main([*train, "--configurations", "2", "--seeds", "101"])
     with pytest.raises(SystemExit, match="there are not two configurations with the same two seeds"):
@@ -80,11 +81,11 @@ def test_a_table_is_recorded_bit_by_bit(
     assert rows.read_text().startswith(before.rpartition("\n")[0]) and rows.read_text().count("\n") == 5
     assert str(image_folder) not in rows.read_text()
     with pytest.raises(SystemExit, match="holds trainings of another space"):
-        recording.main([*train[:-2], *train[-2:], "--space", "grid_size"])
+        recording.main([*train, "--configurations", "2", "--seeds", "101", "102", "--space", "top_k"])
     recording.main(["pack", "--name", "stripes", "--rows", str(rows), "--to", str(table)])
     found = load_table(table)
     assert found.values.shape == (2, 2, 2) and found.about.seeds == [101, 102]
-    assert found.about.configurations[0] == {"augment.threshold": 0.4, "model.patch_count": 4}
+    assert found.about.configurations[0] == {"augment.threshold": 0.4}
     config = found.space.config(found.about.configurations[1]).override({"data.source": str(image_folder)})
     trainer = Trainer(config, Task(source=str(image_folder), seed=102))
     reports = list(trainer.fit())
