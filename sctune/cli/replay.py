@@ -30,7 +30,7 @@ def replay(
     ] = None,
     stop_confidence: Annotated[str | None, typer.Option(help="From .5 to below 1, with commas; likewise.")] = None,
     sampler: Annotated[
-        str | None, typer.Option(help="Names with commas: the order in which each would have tried the study's trials.")
+        str | None, typer.Option(help="Names with commas: when each would have come to the study's own trials.")
     ] = None,
     repeat: Annotated[int, typer.Option(min=1, help="Searches of each --sampler.")] = 100,
     study_root: opt.StudyRoot = None,
@@ -39,9 +39,8 @@ def replay(
 ) -> None:
     """What other schedulers would have stopped, saved and lost in a study, from its stored curves; trains nothing.
 
-    A curve ends where its trial was stopped: what a more patient scheduler would have seen of it cannot be known, and
-    is told so. Shows also what the trials of `--audit` tell. A sampler can only be asked in which order it would have
-    tried the trials that are there.
+    A curve ends where its trial was stopped: what a more patient scheduler would have seen of it is not known, and told
+    so. Shows what trials of `--audit` tell, and when a sampler would have come to each of the trials that are there.
     """
     from sctune.search.simulate import of_study
     from sctune.search.study.replay import curves_of
@@ -63,8 +62,8 @@ def replay(
     rows, others, found, told = _own(manifest, curves, bool(asked or sampler))
     rows += [replayed(manifest, curves, one) for one in asked]
     told += [] if missing is None else [f"without the paired errors of full runs, so more is stopped: {missing}"]
-    own = None if sampler is None else of_study.StoredTrials(manifest, trials)
-    tried = [] if own is None or sampler is None else [own.resampled(name, repeat) for name in sampler.split(",")]
+    own = of_study.StoredTrials(manifest, trials) if sampler else None
+    tried = [own.resampled(name, repeat) for name in (sampler or "").split(",")] if own else []
     document = {
         "format_version": 1,
         "study": study,
@@ -79,7 +78,7 @@ def replay(
     else:
         _show(f"study {study}: {len(curves.by_number)} trials", *table_of(rows, stored.objective))
         print_lines(told)
-        if own is not None:
+        if own:
             print_lines(["", *of_study.lines_of(own)])
             _show(None, *of_study.table_of(tried, stored.objective))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,6 +15,7 @@ from sctune.cli.schedulers import asked_schedulers, numbers, whole_numbers
 from sctune.errors import ConfigError
 
 if TYPE_CHECKING:
+    from sctune.search.simulate.compare import Cell
     from sctune.search.simulate.on_table import Way
     from sctune.search.simulate.table import RecordedTable
     from sctune.search.simulate.truth import Truth
@@ -55,6 +56,7 @@ def simulate(
     TPE and ASHA, three seeds for everybody, and a race of four.
     """
     from sctune.search.simulate.compare import compare, lines_of, searches
+    from sctune.search.simulate.on_table import TableSearch
     from sctune.search.simulate.table import load_table
     from sctune.search.simulate.truth import truth_of
 
@@ -62,27 +64,31 @@ def simulate(
     ways = _ways(recorded, sampler, scheduler, replicates, grace, factor, stop_confidence)
     ways = [_told(way, slots, min_gain, trials or 1) for way in ways]
     budgets = [None] if trials is not None else [*numbers(trainings, "--trainings")]
+    for way in ways:
+        TableSearch(recorded, way)  # what cannot be is refused before anything is simulated
     truth = truth_of(recorded, within)
     started = time.perf_counter()
     with searches(recorded, table, workers) as found:
-        # what cannot be is refused before anything is simulated
-        for way in ways:
-            found.run(way, 1)
-        cells = compare(
-            found, ways, budgets, repeat, lambda cell: say([f"{time.perf_counter() - started:.0f} s: {cell.way.name}"])
-        )
-    head = _head(recorded, truth, repeat, slots)
-    document = {
-        "table": recorded.about.name,
-        "configurations": len(recorded.about.configurations),
-        "seeds": len(recorded.about.seeds),
-        "within": within,
+        cells = compare(found, ways, budgets, repeat, lambda cell: _say(cell, time.perf_counter() - started))
+    document = _facts(recorded, truth) | {"ways": [cell.to_dict(truth) for cell in cells]}
+    emit(document if as_json else None, [*_head(recorded, truth, repeat, slots), "", *lines_of(cells, truth)])
+
+
+def _say(cell: Cell, seconds: float) -> None:
+    budget = f"{cell.way.trials} trials" if cell.budget is None else f"{cell.budget:g} trainings"
+    say([f"{seconds:.0f} s: {budget}, {cell.way.name}"])
+
+
+def _facts(table: RecordedTable, truth: Truth) -> dict[str, Any]:
+    return {
+        "table": table.about.name,
+        "configurations": len(table.about.configurations),
+        "seeds": len(table.about.seeds),
+        "within": truth.within,
         "spread": truth.spread,
         "error": truth.error,
         "moved": truth.moved,
-        "ways": [cell.to_dict(truth) for cell in cells],
     }
-    emit(document if as_json else None, [*head, "", *lines_of(cells, truth)])
 
 
 def _ways(
@@ -107,7 +113,9 @@ def _ways(
         return asked_schedulers(own, names or usual.scheduler, factors, graces, chances)
 
     if samplers is schedulers is replicates is None:
-        asked = [(one, spec, count) for one, name, count in WAYS for spec in specs(name)]
+        # a table that is still being recorded may have fewer seeds
+        most = len(table.about.seeds)
+        asked = [(one, spec, min(count, most)) for one, name, count in WAYS for spec in specs(name)]
     else:
         counts = whole_numbers(replicates or "1", "--replicates")
         names = (samplers or usual.sampler).split(",")
