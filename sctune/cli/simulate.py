@@ -63,7 +63,7 @@ def simulate(
     recorded = load_table(table)
     ways = _ways(recorded, sampler, scheduler, replicates, grace, factor, stop_confidence)
     ways = [_told(way, slots, min_gain, trials or 1) for way in ways]
-    budgets = [None] if trials is not None else [*numbers(trainings, "--trainings")]
+    budgets = [None] if trials is not None else _budgets(trainings)
     for way in ways:
         TableSearch(recorded, way)  # what cannot be is refused before anything is simulated
     truth = truth_of(recorded, within)
@@ -72,6 +72,13 @@ def simulate(
         cells = compare(found, ways, budgets, repeat, lambda cell: _say(cell, time.perf_counter() - started))
     document = _facts(recorded, truth) | {"ways": [cell.to_dict(truth) for cell in cells]}
     emit(document if as_json else None, [*_head(recorded, truth, repeat, slots), "", *lines_of(cells, truth)])
+
+
+def _budgets(text: str) -> list[float | None]:
+    found = numbers(text, "--trainings")
+    if min(found) < 1:
+        raise ConfigError(f"--trainings {text}: one training is the least; give 1 or more")
+    return [*found]
 
 
 def _say(cell: Cell, seconds: float) -> None:
@@ -107,7 +114,8 @@ def _ways(
     from sctune.search.study.manifest import SchedulerSpec
 
     usual = search_defaults(table.about.profile)
-    own = SchedulerSpec(name=usual.scheduler, grace=usual.grace, factor=usual.factor)
+    grace = None if usual.grace is None else min(usual.grace, table.epochs)
+    own = SchedulerSpec(name=usual.scheduler, grace=grace, factor=usual.factor)
 
     def specs(names: str | None) -> list[SchedulerSpec]:
         return asked_schedulers(own, names or usual.scheduler, factors, graces, chances)

@@ -314,6 +314,7 @@ def test_the_command(noisy: RecordedTable, tmp_path: Path, command: Command) -> 
     for words, said in (
         (("--replicates", "7", "--sampler", "random"), "7 replicates: the table has 5 seed(s)"),
         (("--trainings", "many"), "--trainings 'many'"),
+        (("--trainings", "12,0"), "--trainings 12,0: one training is the least"),
         (("--scheduler", "race"), "--replicates: give 1 or more"),
         (("--scheduler", "ashe"), "unknown scheduler 'ashe'"),
     ):
