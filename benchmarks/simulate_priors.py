@@ -34,7 +34,8 @@ from optuna.trial import TrialState
 from sctune.config import load_profile
 from sctune.search.plan.earlier import prior_of_trials
 from sctune.search.space.definition import Space, Values, load_space
-from sctune.search.suggest.beliefs import Centre, Prior, from_unit, start_points, unit_cell
+from sctune.search.space.scale import from_unit, unit_cell
+from sctune.search.suggest.beliefs import Centre, Prior, start_points
 from sctune.search.suggest.samplers import make_sampler
 from sctune.search.suggest.suggester import Suggester
 

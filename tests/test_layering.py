@@ -17,6 +17,7 @@ FLOORS = (
     {"reproduce", "confirm"},
     {"serve", "manage"},
     {"search"},
+    {"search.simulate"},
     {"search.run"},
     {"search.reconcile"},
     {"search.plan"},

@@ -25,12 +25,13 @@ from sctune.search.plan.plan import make_plan
 from sctune.search.plan.priors import read_priors
 from sctune.search.run.plan_lines import plan_lines
 from sctune.search.space.definition import Space, load_space
+from sctune.search.space.scale import unit_cell
 from sctune.search.study.manifest import StudyManifest, manifest_of
 from sctune.search.study.proposals import prior_uses
 from sctune.search.study.record import PROPOSAL
 from sctune.search.study.stored import load_result
 from sctune.search.study.study import Study
-from sctune.search.suggest.beliefs import Belief, Centre, Prior, Told, density, draw, start_points, unit_cell
+from sctune.search.suggest.beliefs import Belief, Centre, Prior, Told, density, draw, start_points
 from sctune.search.suggest.evidence import credibility, merits
 from sctune.search.suggest.samplers import SAMPLERS, make_sampler
 from sctune.search.suggest.suggester import Suggester

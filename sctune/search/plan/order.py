@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from sctune.errors import ConfigError
 from sctune.search.plan.options import SearchOptions
 from sctune.search.rules.base import Rule
+from sctune.search.study.manifest import StudyManifest
 from sctune.search.study.scheduling import rule_of
 from sctune.search.suggest.samplers import sampler_entry
 
@@ -47,16 +48,20 @@ def in_order(plan: Plan, options: SearchOptions, concurrent: int) -> Plan:
     Twice the trials at a time less two lets nearly all workers be busy where the slowest trial takes three times as
     long as the fastest. None where nothing is learned from results, or the scheduler cannot keep to it.
     """
-    manifest = plan.manifest
-    rule = rule_of(manifest, plan.space.epochs)
-    uses = rule is not None or sampler_entry(manifest.sampler).learns
     behind = options.look_behind
-    if behind is None and uses and _keeps(rule) and not options.free_running:
-        behind = default_behind(concurrent)
+    if behind is None and not options.free_running:
+        behind = usual_behind(plan.manifest, plan.space.epochs, concurrent)
     way = f"; give --look-behind {default_behind(concurrent)} or --free-running"
     warnings = tuple(f"{line}{way}" for line in idle_lines(behind, concurrent))
-    made = manifest.model_copy(update={"look_behind": behind})
+    made = plan.manifest.model_copy(update={"look_behind": behind})
     return replace(plan, manifest=made, warnings=(*plan.warnings, *warnings))
+
+
+def usual_behind(manifest: StudyManifest, epochs: int, concurrent: int) -> int | None:
+    """Without an option; see `in_order`. epochs: of a replicate."""
+    rule = rule_of(manifest, epochs)
+    uses = rule is not None or sampler_entry(manifest.sampler).learns
+    return default_behind(concurrent) if uses and _keeps(rule) else None
 
 
 def idle_lines(behind: int | None, concurrent: int) -> list[str]:

@@ -24,7 +24,8 @@ from sctune.search.space.definition import Space
 from sctune.search.study.full_runs import PAIRED_ERROR, FullRuns, stored_error
 from sctune.search.study.full_runs import refill as refill_runs
 from sctune.search.study.manifest import LittleGain, StudyManifest
-from sctune.search.study.record import PAUSED, PROMOTED, Record, events_of
+from sctune.search.study.record import PAUSED, PROMOTED, events_of
+from sctune.search.study.unrecorded import RecordLike
 from sctune.search.suggest.beliefs import start_points
 from sctune.search.suggest.samplers import make_sampler
 from sctune.search.suggest.suggester import Suggester
@@ -131,7 +132,7 @@ class TrialController:
         self,
         manifest: StudyManifest,
         space: Space,
-        record: Record,
+        record: RecordLike,
         observers: Sequence[Observer] = (),
         faults: Faults | None = None,
         gate: Gate = OPEN,

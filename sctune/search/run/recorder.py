@@ -12,7 +12,8 @@ from optuna.trial import FrozenTrial, TrialState
 from sctune.report import EpochReport, TrialFailure
 from sctune.search.cluster.resources import TrialResources
 from sctune.search.space.definition import Values
-from sctune.search.study.record import PAUSED, PROMOTED, PROPOSAL, Record, reports_of
+from sctune.search.study.record import PAUSED, PROMOTED, PROPOSAL, reports_of
+from sctune.search.study.unrecorded import RecordLike
 from sctune.search.suggest.prior_sampler import Proposal
 from sctune.search.suggest.suggester import Suggester
 
@@ -51,7 +52,7 @@ class TrialRecorder:
 
     def __init__(
         self,
-        record: Record,
+        record: RecordLike,
         suggester: Suggester,
         trials: Sequence[FrozenTrial],
         launch: int,

@@ -12,11 +12,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution
 from pydantic import BaseModel, ConfigDict, Field
 from scipy.special import ndtr, ndtri
 
 from sctune.search.space.definition import Space, Values
+from sctune.search.space.scale import from_unit, unit_cell
 
 WIDTH = 0.2
 """Of a belief that says nothing else: standard deviation as a share of the range, or chance of any choice whatever."""
@@ -56,34 +57,6 @@ class Prior(_Frozen):
     centres: tuple[Centre, ...] = Field(min_length=1)
     trials: tuple[Told, ...] = ()
     note: str = ""
-
-
-def unit_cell(distribution: BaseDistribution, stored: float) -> tuple[float, float]:
-    """The part of [0, 1] that a value of a number or an ordered choice stands for; a point where it is continuous.
-
-    stored: as Optuna stores it.
-    """
-    assert isinstance(distribution, FloatDistribution | IntDistribution)
-    half = 0.0 if distribution.step is None else distribution.step / 2
-    scale = math.log if distribution.log else float
-    low, high = scale(distribution.low - half), scale(distribution.high + half)
-    if high <= low:
-        return 0.0, 1.0
-    return (scale(stored - half) - low) / (high - low), (scale(stored + half) - low) / (high - low)
-
-
-def from_unit(distribution: BaseDistribution, place: float) -> float:
-    """The value at a place in [0, 1], as Optuna stores it; the other way round than `unit_cell`."""
-    assert isinstance(distribution, FloatDistribution | IntDistribution)
-    step = distribution.step
-    half = 0.0 if step is None else step / 2
-    scale, back = (math.log, math.exp) if distribution.log else (float, float)
-    low, high = scale(distribution.low - half), scale(distribution.high + half)
-    value = back(low + place * (high - low))
-    if step is not None:
-        value = distribution.low + step * round((value - distribution.low) / step)
-    value = min(max(value, distribution.low), distribution.high)
-    return int(value) if isinstance(distribution, IntDistribution) else value
 
 
 def density(distribution: BaseDistribution, centre: Any, width: float, stored: Any) -> float:

@@ -11,7 +11,8 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.trial import FrozenTrial
 
 from sctune.search.space.definition import Space
-from sctune.search.suggest.beliefs import Belief, Prior, unit_cell
+from sctune.search.space.scale import unit_cell
+from sctune.search.suggest.beliefs import Belief, Prior
 
 NEWEST = 300
 """Trials that are looked at: pairs of all of them are compared at each proposal."""

@@ -13,6 +13,9 @@ from optuna.storages import InMemoryStorage, RDBStorage
 from optuna.storages._rdb import models as models
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+FIXED = "fixed_params"
+"""System attribute of a trial that was given its point, or a part of one."""
+
 CMA_PICKLE = "cma:optimizer"
 """System attributes that begin so hold the pieces of the pickled optimizer of its CmaEsSampler."""
 

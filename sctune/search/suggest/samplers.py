@@ -20,7 +20,9 @@ from optuna.trial import FrozenTrial, TrialState
 from sctune.errors import ConfigError, nearest
 from sctune.plugins import load_plugin, plugin_names
 from sctune.search.space.definition import Space
+from sctune.search.space.finite import FiniteSpace
 from sctune.search.suggest.beliefs import Prior
+from sctune.search.suggest.nearest import Nearest
 from sctune.search.suggest.prior_sampler import WithPriors
 
 
@@ -122,12 +124,18 @@ def make_sampler(
 ) -> BaseSampler:
     """A seeded Optuna sampler for a single objective.
 
-    seed: in [0, 2**32). n_before: trials that the study holds already (see Seeding). priors: need the space.
+    seed: in [0, 2**32). n_before: trials that the study holds already (see Seeding). priors: need the space. In a
+    finite space it proposes that one's configurations alone.
     Raises ConfigError for an unknown name, and for `grid` on a space with a continuous parameter.
     """
+    made = _anywhere(name, seed, space, n_before)
     if priors:
         assert space is not None
-        return WithPriors(make_sampler(name, seed, space=space, n_before=n_before), priors, space, seed)
+        made = WithPriors(made, priors, space, seed)
+    return Nearest(made, space, seed) if isinstance(space, FiniteSpace) else made
+
+
+def _anywhere(name: str, seed: int, space: Space | None, n_before: int) -> BaseSampler:
     entry = sampler_entry(name)
     if name == "grid" and space is not None and space.size() is None:
         endless = [parameter.name for parameter in space.parameters if parameter.count is None]

@@ -85,6 +85,10 @@ class Suggester:
         """Points of the space that are left; None: they have no number."""
         return None if self._size is None else max(self._size - len(self._seen), 0)
 
+    @property
+    def sampler(self) -> BaseSampler:
+        return self._sampler
+
     def known(self) -> list[FrozenTrial]:
         """The trials that the next proposal may know, in order of their numbers; with `behind` all have ended."""
         return [

@@ -1,0 +1,1 @@
+"""Searches on recorded trainings: nothing is trained, the time is simulated."""
