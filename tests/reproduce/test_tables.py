@@ -172,7 +172,7 @@ def test_a_partial_mean_has_no_difference_to_a_derived_one(make_root: Any) -> No
 def test_csv_holds_every_number(table: Table) -> None:
     rows = list(csv.DictReader(io.StringIO(csv_text(HEADER, table.results))))
     assert tuple(rows[0]) == CSV_COLUMNS
-    assert len(rows) == len(table.results) == 6 * 7
+    assert len(rows) == len(table.results) == 6 * 9
     for row, result in zip(rows, table.results, strict=True):
         assert (row["table"], row["profile"], row["labels"]) == ("table2", "cpu", "true")
         assert (row["row"], row["column"], row["is_mean"]) == (
