@@ -10,9 +10,12 @@ import os
 import platform
 import statistics
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
+from multiprocessing.pool import IMapIterator
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +41,8 @@ HARDWARE = "2 cores x86_64 (AMD EPYC, a virtual machine), no GPU"
 FORMAT_VERSION = 1
 PLAIN = "default"
 """Profile cpu as it is: SaliencyCut's heads and a Gaussian beside them."""
+LOOK_S = 10
+"""Seconds without a row after which it is looked whether all workers live."""
 FINAL = range(11, 16)
 """Partition seeds that nobody looks at before all choices are written down."""
 
@@ -164,14 +169,55 @@ def append_row(path: Path, row: Row) -> None:
         stream.write(json.dumps(row) + "\n")
 
 
-def run_jobs(work: Callable[[Any], Row], jobs: Sequence[Any], workers: int, path: Path) -> None:
-    """Run `work` on every job in fresh processes; each row is stored as soon as it is there."""
-    started = time.perf_counter()
+def run_jobs(work: Callable[[Any], Row], jobs: Sequence[Any], workers: int, path: Path) -> int:
+    """Run `work` on every job in fresh processes; each row is stored as soon as it is there.
+
+    Gives how many ended in an error: these are told and have no row, and the others go on. Ends with one line where a
+    process was killed, which a pool would wait for without end.
+    """
+    started, failed = time.perf_counter(), 0
+    # of a process and its libraries, read when they are loaded
+    os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"))
     with multiprocessing.get_context("spawn").Pool(workers, initializer=_one_thread) as pool:
-        for done, row in enumerate(pool.imap_unordered(work, jobs), start=1):
-            append_row(path, row)
+        crew = _children()
+        rows = pool.imap_unordered(partial(_attempt, work), jobs)
+        for done in range(1, len(jobs) + 1):
+            row = _next(rows, crew)
+            failed += isinstance(row, str)
             minutes = (time.perf_counter() - started) / 60
+            if isinstance(row, str):
+                print(f"{done}/{len(jobs)} after {minutes:.1f} min: {row}", flush=True)
+                continue
+            append_row(path, row)
             print(f"{done}/{len(jobs)} after {minutes:.1f} min: {row['key']} {row['value']:.4f}", flush=True)
+    if failed:
+        print(f"{failed} of {len(jobs)} trainings ended in an error; the same command tries them again", flush=True)
+    return failed
+
+
+def _attempt(work: Callable[[Any], Row], job: Any) -> Row | str:
+    """The row of a job, or its error and where it was raised."""
+    try:
+        return work(job)
+    except Exception:
+        return f"{job} ended in an error\n{traceback.format_exc()}"
+
+
+def _next(rows: IMapIterator[Row | str], crew: set[int | None]) -> Row | str:
+    """The next of the rows; ends with one line where a process of the crew is gone, and another in its place."""
+    while True:
+        try:
+            return rows.next(timeout=LOOK_S)
+        except multiprocessing.TimeoutError:
+            if _children() != crew:
+                raise SystemExit(
+                    "a worker process was killed, most often for want of memory; the same command goes on with what is "
+                    "left, perhaps with fewer --workers"
+                ) from None
+
+
+def _children() -> set[int | None]:
+    return {child.pid for child in multiprocessing.active_children()}
 
 
 def add_run_options(found: argparse.ArgumentParser, seeds: Sequence[int], out: Path) -> None:
@@ -198,9 +244,10 @@ def run_resumable(
     except SctuneError as problem:
         raise SystemExit(str(problem)) from None
     print(f"{len(jobs)} trainings, {len(jobs) - len(left)} there already", flush=True)
-    if left:
-        run_jobs(work, left, options.workers, options.out)
+    failed = run_jobs(work, left, options.workers, options.out) if left else 0
     show(jobs, read_rows(options.out))
+    if failed:
+        raise SystemExit(1)
 
 
 def _one_thread() -> None:

@@ -211,7 +211,9 @@ def main() -> None:
     ]
     if not options.summary:
         waiting = [job for job in jobs if f"{job.name}:{job.number}:{job.seed}" not in done]
-        run_jobs(measure, waiting, options.workers, path)
+        failed = run_jobs(measure, waiting, options.workers, path)
+        if failed:
+            raise SystemExit(1)
     content = summary(options, read_rows(path))
     write_json(options.out, content)
     show(content)

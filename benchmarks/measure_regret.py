@@ -4,9 +4,10 @@ For each data set, partition and seed: every method that is asked for, as profil
 that a search chose, on the same test images and with the same labelled anomalies (ten). The regret is the AUROC of the
 method with the best mean minus that of the winner, paired by partition (the mean of its seeds), with Student's 95 %
 interval. It is too high rather than too low, since the best is chosen by the very images that it is measured on; and
-the partitions share images, so that the interval is narrower than that of new images. Methods that were trained on some
-partitions only are shown and cannot be the best. Partitions 11 to 15 are opened once, after all choices are written
-down: they are refused without --final. Resumable: a JSON line for each training, without raw scores.
+the partitions share images, so that the interval is narrower than that of new images. A partition counts where all its
+seeds are there. Methods that were trained on some partitions only are shown and cannot be the best. Partitions 11 to 15
+are opened once, after all choices are written down: they are refused without --final. Resumable: a JSON line for each
+training, without raw scores.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from measure_common import (
 )
 
 from sctune.config import read_yaml
-from sctune.errors import SctuneError
+from sctune.errors import ConfigError, SctuneError, nearest
 from sctune.methods.named import method_names
 from sctune.metrics.image_level import auroc
 
@@ -65,7 +66,7 @@ def jobs_of(options: argparse.Namespace) -> list[Job]:
     """All trainings that are asked for; raises ConfigError for partitions that are not to be looked at yet."""
     check_partitions(options.partitions, options.final)
     own, sets = methods_called(options.methods), data_sets(options.sets, options.data)
-    winners = {} if options.winners is None else read_yaml(options.winners)
+    winners = _winners(options, sets)
     return [
         Job(
             data,
@@ -79,6 +80,21 @@ def jobs_of(options: argparse.Namespace) -> list[Job]:
         for seed in options.seeds
         for method, fields in (own | ({WINNER: winners[data]} if data in winners else {})).items()
     ]
+
+
+def _winners(options: argparse.Namespace, sets: Mapping[str, object]) -> Mapping[str, Mapping[str, Any]]:
+    """Data set -> what its search chose; raises ConfigError for other names than those of data sets."""
+    found = {} if options.winners is None else read_yaml(options.winners)
+    known = data_sets(options.sets, None)
+    for name in found:
+        if name not in known:
+            raise ConfigError(f"--winners {options.winners}: {name!r} is no data set; {nearest(name, known)}")
+    absent = [name for name in sets if name not in found]
+    if found and absent:
+        raise ConfigError(
+            f"--winners {options.winners}: nothing is there for {absent[0]}; add it, or choose with --data"
+        )
+    return found
 
 
 def train(job: Job) -> Row:
@@ -118,7 +134,8 @@ def show(options: argparse.Namespace, jobs: Sequence[Job], rows: Sequence[Row]) 
             print(f"{row['key']} failed: {row['problem']}")
     for data in dict.fromkeys(job.data for job in jobs):
         mine = [row for row in rows if row["data"] == data and row["key"] in wanted and "problem" not in row]
-        means = {method: _by_partition(mine, method) for method in dict.fromkeys(row["method"] for row in mine)}
+        names = dict.fromkeys(row["method"] for row in mine)
+        means = {name: found for name in names if (found := _by_partition(mine, name, options.seeds))}
         ranked = sorted(means, key=lambda name: -np.mean(list(means[name].values())))
         whole = [name for name in ranked if name != WINNER and len(means[name]) == len(partitions)]
         if not ranked:
@@ -132,15 +149,18 @@ def show(options: argparse.Namespace, jobs: Sequence[Job], rows: Sequence[Row]) 
         if best is None:
             print("\nno regret: no method has all partitions")
         elif WINNER in means:
-            print(f"\nregret: {_gap(means[best], means[WINNER])}")
+            lacking = len(partitions) - len(means[WINNER])
+            so_far = f"; so far, {lacking} of {len(partitions)} partitions are missing" if lacking else ""
+            print(f"\nregret: {_gap(means[best], means[WINNER])}{so_far}")
 
 
-def _by_partition(rows: Sequence[Row], method: str) -> dict[int, float]:
-    found: dict[int, list[float]] = {}
+def _by_partition(rows: Sequence[Row], method: str, seeds: Sequence[int]) -> dict[int, float]:
+    """Mean over the seeds of each partition that has all of them."""
+    found: dict[int, dict[int, float]] = {}
     for row in rows:
         if row["method"] == method:
-            found.setdefault(row["partition"], []).append(row["value"])
-    return {partition: float(np.mean(values)) for partition, values in found.items()}
+            found.setdefault(row["partition"], {})[row["seed"]] = row["value"]
+    return {one: float(np.mean(list(values.values()))) for one, values in found.items() if set(values) == set(seeds)}
 
 
 def _line(name: str, means: Mapping[str, Mapping[int, float]], best: str | None, trainings: int) -> list[str]:

@@ -247,7 +247,11 @@ def main() -> None:
     if options.only in (None, "train"):
         # by seed, so that a run that ends early leaves whole pairs
         jobs = [Job(arm, seed) for seed in options.seeds for arm in ARMS if arm in options.arms]
-        run_jobs(train, [job for job in jobs if f"train:{job.arm}:{job.seed}" not in done], options.workers, path)
+        failed = run_jobs(
+            train, [job for job in jobs if f"train:{job.arm}:{job.seed}" not in done], options.workers, path
+        )
+        if failed:
+            raise SystemExit(1)
     if options.only in (None, "time"):
         for arm in [*list(ARMS)[1:], *RANDOM_SCORES]:
             if f"time:{arm}" not in done:

@@ -17,20 +17,13 @@ from pathlib import Path
 from sctune.data import layouts
 from sctune.data.csv_source import read_csv
 from sctune.data.image_file import ImageFile, Reading
+from sctune.data.licences import KNOWN, NOT_STATED, terms_of
 from sctune.data.manifest import MANIFEST, Manifest, find_manifest
 from sctune.data.mask_names import masks_as_images
 from sctune.data.places import looking_at
 from sctune.errors import DataError, nearest
 
-__all__ = ["DataSet", "ImageFile", "folders_source", "open_dataset", "open_folders"]
-
-ELPV_LICENCE = "CC BY-NC-SA 4.0"
-ELPV_ATTRIBUTION = (
-    "ELPV data set, zae-bayern/elpv-dataset, by Buerhop-Lutz, Deitsch, Maier, Gallwitz, Berger, Doll, Hauch, Camus "
-    "and Brabec (A Benchmark for Visual Identification of Defective Solar Cells in Electroluminescence Imagery, "
-    "EU PVSEC 2018; Deitsch et al., Solar Energy 185, 2019), licensed CC BY-NC-SA 4.0"
-)
-NOT_STATED = "not stated"
+__all__ = ["NOT_STATED", "DataSet", "ImageFile", "folders_source", "open_dataset", "open_folders"]
 
 
 @dataclass(frozen=True)
@@ -120,7 +113,7 @@ def _open(source: str, category: str | None, group: str | None) -> DataSet:
             raise DataError(f"{place} is a file, but no .csv; give elpv, a folder or a CSV file")
         _no_category(source, category)
         rows = read_csv(place)
-        return DataSet(place.stem, place.parent, _grouped(rows.files, group), notes=tuple(rows.notes))
+        return _stated(place.stem, place.parent, _grouped(rows.files, group), tuple(rows.notes))
     if not place.is_dir():
         raise DataError(f"there is no folder or CSV file {place}; give elpv, a folder or a CSV file")
     return _open_folder(place, category, group)
@@ -171,7 +164,13 @@ def _categories(place: Path) -> list[str]:
 def _of_folders(name: str, root: Path, found: Reading, group: str | None) -> DataSet:
     layouts.refuse_two_meanings(root, found.files)
     notes = (*found.notes, *masks_as_images(root, found.files))
-    return DataSet(name, root, _grouped(found.files, group), notes=notes)
+    return _stated(name, root, _grouped(found.files, group), notes)
+
+
+def _stated(name: str, root: Path, files: tuple[ImageFile, ...], notes: tuple[str, ...]) -> DataSet:
+    """A data set that no manifest describes, with what can be known of its licence."""
+    terms = terms_of(root)
+    return DataSet(name, root, files, terms.licence, terms.attribution, (*notes, *terms.notes))
 
 
 def _has_layout(folder: Path) -> bool:
@@ -196,7 +195,8 @@ def _prepared(place: Path, manifest: Manifest, category: str, group: str | None)
 
 
 def _elpv(name: str, folder: Path, group: str | None) -> DataSet:
-    return DataSet(name, folder, _grouped(layouts.read_elpv(folder), group), ELPV_LICENCE, ELPV_ATTRIBUTION)
+    terms = KNOWN["elpv"]
+    return DataSet(name, folder, _grouped(layouts.read_elpv(folder), group), terms.licence, terms.attribution)
 
 
 def _other_elpv() -> tuple[str, ...]:

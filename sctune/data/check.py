@@ -146,11 +146,11 @@ def _identical(data: DataSet, digests: Mapping[str, str], parts: Sequence[Pools]
         found.append(Finding("identical", "refused", count, text, advice, two_labels[0][:SHOWN]))
     if across:
         text = f"{len(across)} images stand byte for byte in more than one pool: {across[0][0]} = {across[0][1]}"
-        advice = "remove the copies, or keep each in one pool with --allow-duplicates"
+        advice = "remove the copies, or keep each in one pool: --allow-duplicates, or data.allow_duplicates=true"
         found.append(Finding("identical", "refused", sum(map(len, across)), text, advice, across[0][:SHOWN]))
     if within:
         text = f"{len(within)} images are there more than once, byte for byte: {within[0][0]} = {within[0][1]}"
-        advice = "remove the copies; --allow-duplicates keeps each in one pool"
+        advice = "remove the copies; --allow-duplicates (data.allow_duplicates=true) keeps each in one pool"
         found.append(Finding("identical", "warning", sum(map(len, within)), text, advice, within[0][:SHOWN]))
     return found
 

@@ -201,12 +201,14 @@ def _features(sheet: Sheet, path: Path) -> Path:
     return plots.feature_picture(panels, labels, sheet.title, caption, path)
 
 
-def _views(sheet: Sheet, path: Path) -> Path:
-    cloud, views = sheet.cloud, sheet.views
-    names = [_view_name(cloud, row, score) for row, score in zip(cloud.looked_at, views.scores, strict=True)]
+def view_columns(views: Views) -> list[plots.Column]:
+    """The images, what is made of them on the way to a score, and both kinds of heat map."""
     columns = [
-        plots.Column(name, made, note="" if made.ndim == 4 else "from 0 (black) to 1")
-        for name, made in views.made.items()
+        plots.Column("image", views.images),
+        *(
+            plots.Column(name, made, note="" if made.ndim == 4 else "from 0 (black) to 1")
+            for name, made in views.made.items()
+        ),
     ]
     if views.cells is not None:
         note = "what is bright raises the score, in one scale for all images"
@@ -214,8 +216,15 @@ def _views(sheet: Sheet, path: Path) -> Path:
     if views.gradients is not None:
         note = "where the score changes most with the pixels, each image in a scale of its own"
         columns.append(plots.Column("heat map, gradient", views.gradients, "each", note))
+    return columns
+
+
+def _views(sheet: Sheet, path: Path) -> Path:
+    cloud, views = sheet.cloud, sheet.views
+    names = [_view_name(cloud, row, score) for row, score in zip(cloud.looked_at, views.scores, strict=True)]
+    columns = view_columns(views)
     title = f"What {sheet.config.method.name} makes of images\n{sheet.title}"
-    return plots.view_picture(names, [plots.Column("image", views.images), *columns], title, path, sheet.attribution)
+    return plots.view_picture(names, columns, title, path, sheet.attribution)
 
 
 def _view_name(cloud: Cloud, row: int, score: float) -> str:

@@ -10,7 +10,7 @@ from sctune.config import TrialConfig
 from sctune.data.convert.registry import SETS
 from sctune.methods.length import steps_text
 from sctune.reproduce.cells import Place
-from sctune.reproduce.columns import is_the_papers
+from sctune.reproduce.columns import entry_of, is_the_papers
 from sctune.reproduce.setup import Setup
 from sctune.reproduce.tables import Header
 
@@ -22,12 +22,11 @@ def header_of(setup: Setup, places: Iterable[Place] = ()) -> Header:
     """The header of a table; a fact that differs between columns is said of each that differs from most."""
     configs = {column.label: setup.config(column) for column in setup.runnable}
     values = ", ".join(f"{name}={value}" for name, value in setup.overrides.items())
-    steps = _fact("each of", configs, _steps)
     facts = [
         f"profile {setup.profile}",
         _fact("image size", configs, lambda c: f"{c.data.image_size} px"),
         _fact("backbone", configs, _backbone),
-        f"{_fact('epochs', configs, lambda c: str(c.epochs))}, {steps}",
+        *_lengths(configs),
         f"seeds {', '.join(map(str, setup.seeds))}",
         *([f"set {values}"] if values else []),
         "paper protocol: test images are all that is not trained on",
@@ -57,6 +56,17 @@ def _fact(name: str, configs: Configs, words: Callable[[TrialConfig], str]) -> s
     usual = max(reversed(found.values()), key=list(found.values()).count)
     others = [f"{label} {value}" for label, value in found.items() if value != usual]
     return f"{name} {usual}" + (f" ({', '.join(others)})" if others else "")
+
+
+def _lengths(configs: Configs) -> list[str]:
+    """How long columns train, and which do not."""
+    trained = {label: config for label, config in configs.items() if config.entry.trains}
+    idle = [label for label in configs if label not in trained]
+    if not trained:
+        return ["nothing is trained"]
+    epochs = _fact("epochs", trained, lambda config: str(config.epochs))
+    lengths = f"{epochs}, {_fact('each of', trained, _steps)}"
+    return [lengths, *([f"nothing is trained by {', '.join(idle)}"] if idle else [])]
 
 
 def _steps(config: TrialConfig) -> str:
@@ -91,7 +101,7 @@ def _notes(setup: Setup) -> list[str]:
             "untrained: the same network before its training, its backbone with the weights that it begins with; the "
             "difference to the trained one is what the training adds"
         )
-    if not all(map(is_the_papers, setup.runnable)):
+    if not all(is_the_papers(column) for column in setup.runnable if entry_of(column).trains):
         notes.append(
             "methods besides the paper's own may count their steps otherwise than in iterations of an epoch "
             "(docs/methods.md)"

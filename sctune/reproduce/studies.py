@@ -99,14 +99,14 @@ def plan_studies(setup: Setup, blocks: Sequence[Block]) -> list[StudyPlan]:
         for cell in block.cells:
             if cell.reason is None and cell.place is not None:
                 together.setdefault((cell.place.source, cell.place.category, cell.anomalies), []).append(cell)
-    alike: dict[tuple[int, bool, Trunk | None], list[Column]] = {}
+    alike: dict[tuple[int, bool, bool, Trunk | None], list[Column]] = {}
     for column in setup.runnable:
         alike.setdefault(_alike(setup, column), []).append(column)
     studies = []
     for cells in together.values():
         place = cells[0].place
         assert place is not None
-        for (epochs, _, trunk), columns in alike.items():
+        for (epochs, _, _, trunk), columns in alike.items():
             space = setup.space(columns, epochs)
             anomalies = cells[0].anomalies
             plan = StudyPlan(
@@ -116,16 +116,17 @@ def plan_studies(setup: Setup, blocks: Sequence[Block]) -> list[StudyPlan]:
     return studies
 
 
-def _alike(setup: Setup, column: Column) -> tuple[int, bool, Trunk | None]:
+def _alike(setup: Setup, column: Column) -> tuple[int, bool, bool, Trunk | None]:
     """What is the same for the columns of a study.
 
     Epochs and weights are by the rules of a study. Another backbone is another study, so that one whose weights cannot
-    be had takes no other column with it. The paper's own methods stay among themselves: what is compared with them
-    must not change the name of their study, under which they may be trained already.
+    be had takes no other column with it. The paper's own methods stay among themselves, and so do those that train
+    nothing: what is compared with others must not change the name of their study, under which they may be trained
+    already.
     """
     config = setup.config(column)
     trunk = (config.model.backbone, config.model.weights) if config.entry.looks_at("model.backbone") else None
-    return config.budget.epochs, is_the_papers(column), trunk
+    return config.budget.epochs, is_the_papers(column), config.entry.trains, trunk
 
 
 def write_space(plan: StudyPlan, folder: Path) -> Path:

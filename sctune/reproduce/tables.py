@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from rich import box
 from rich.table import Table
 
-from sctune.reproduce.columns import before_training
+from sctune.reproduce.columns import before_training, entry_of
 from sctune.reproduce.paper import Number
 from sctune.reproduce.results import Ours, Result
 
@@ -184,21 +184,48 @@ def notes(header: Header, results: Sequence[Result]) -> list[str]:
     lines = [*header.notes, *(f"images: {line}" for line in header.attributions)]
     if any(result.derived for result in results):
         lines.append("≈ marks a mean that the text at hand has lost, worked out from the paper's own rows")
-    return lines if header.shuffled else [*lines, *_worse(results)]
+    return lines if header.shuffled else [*lines, *_worse(results), *_without_training(results)]
 
 
 def _worse(results: Sequence[Result]) -> list[str]:
-    """Lines about rows in which a network is better before its training than after it."""
+    """Lines about rows in which a network is better before its training than after it, or the very same."""
     before = {(_data(one), one.anomalies, one.column.name): one.ours for one in results if one.column.untrained}
     found: dict[str, list[str]] = {}
+    same: dict[str, list[str]] = {}
     for result in results:
         ours = result.ours
         start = before.get((_data(result), result.anomalies, before_training(result.column).name))
         if ours and start and start.auroc > ours.auroc:
-            amount = f" n={result.anomalies}" if result.anomalies else ""
-            row = f"{_data(result)}{amount} {start.auroc:.3f} and {ours.auroc:.3f}"
+            row = f"{_row(result)} {start.auroc:.3f} and {ours.auroc:.3f}"
             found.setdefault(result.column.label, []).append(row)
-    return [f"{label} is better before its training than after it: {'; '.join(rows)}" for label, rows in found.items()]
+        elif ours and start and start.by_seed == ours.by_seed:
+            same.setdefault(result.column.label, []).append(_row(result))
+    return [
+        *(f"{label} is better before its training than after it: {'; '.join(rows)}" for label, rows in found.items()),
+        *(
+            f"{label} scores the same before its training: with these settings nothing that scores is trained "
+            f"({'; '.join(rows)})"
+            for label, rows in same.items()
+        ),
+    ]
+
+
+def _without_training(results: Sequence[Result]) -> list[str]:
+    """Lines about trained methods that one without any training is better than, by their rows."""
+    idle = [one for one in results if one.ours and not entry_of(one.column).trains]
+    found: dict[tuple[str, str], list[str]] = {}
+    for one in idle:
+        for other in results:
+            same = (_data(other), other.anomalies) == (_data(one), one.anomalies)
+            shown = same and other.ours and not other.column.untrained and entry_of(other.column).trains
+            if shown and one.ours and other.ours and one.ours.auroc > other.ours.auroc:
+                row = f"{_row(one)} {one.ours.auroc:.3f} and {other.ours.auroc:.3f}"
+                found.setdefault((one.column.label, other.column.label), []).append(row)
+    return [f"{one}, nothing trained, is above {other}: {'; '.join(rows)}" for (one, other), rows in found.items()]
+
+
+def _row(result: Result) -> str:
+    return _data(result) + (f" n={result.anomalies}" if result.anomalies else "")
 
 
 def _data(result: Result) -> str:

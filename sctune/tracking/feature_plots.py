@@ -156,7 +156,10 @@ def view_picture(
     side = 1.3 * _CELL
     width = side * len(columns) + 0.5
     head = _wrapped(title.splitlines(), width, 10)
-    notes = [f"{column.name}: {column.note}." for column in columns if column.note]
+    alike: dict[str, list[str]] = {}
+    for column in columns:
+        alike.setdefault(column.note, []).append(column.name)
+    notes = [f"{'; '.join(those)}: {note}." for note, those in alike.items() if note]
     lines = _wrapped([*notes, *([attribution] if attribution else [])], width, 7)
     height = side * len(names) + 0.5 + 0.2 * len(head) + 0.16 * len(lines)
     figure = Figure(figsize=(width, height), layout="constrained")

@@ -23,6 +23,7 @@ from sctune.methods.kdad.entry import critical_taps
 from sctune.methods.kdad.heat import opened
 from sctune.methods.kdad.kept import KeptMaps, KeptRows
 from sctune.methods.kdad.method import KdadMethod
+from sctune.methods.kdad.pair import Pair
 from sctune.methods.named import method_values
 from sctune.methods.registry import fresh_method, trained_method
 from sctune.search.plan.options import SearchOptions
@@ -669,3 +670,11 @@ def test_the_room_of_kept_rows_can_be_taken_at_once() -> None:
     kept.take_room()
     assert kept.held == 1 and kept.of(np.array([1, 3, 4]))[:, 0].tolist() == [1, 3, 4]
     assert looked == [1, 3, 4]
+
+
+def test_cells_that_are_copied_well_are_dark() -> None:
+    """By hand: the same direction at twice the length, a right angle, the opposite; nothing was copied."""
+    maps = torch.tensor([[[[1.0, 1.0, 1.0, 3.0]], [[0.0, 0.0, 0.0, 4.0]]]])
+    copies = torch.tensor([[[[2.0, 0.0, -1.0, 0.0]], [[0.0, 5.0, 0.0, 0.0]]]])
+    (found,) = Pair.cell_differences([maps], [copies])
+    torch.testing.assert_close(found, torch.tensor([[[0.0, 1.0, 1.0, 1.0]]]))

@@ -199,18 +199,21 @@ def test_unknown_table_names_the_nearest() -> None:
 
 def test_columns_of_the_method_tables() -> None:
     columns = table_columns(paper_table("table1"), "cpu")
-    names = ["devnet", "mlep", "mlep_image", "dra", "saoe", "saoe_no_outliers", "saliencycut"]
+    idle = ["gaussian", "patch_bank"]
+    names = ["devnet", "mlep", "mlep_image", "dra", "saoe", "saoe_no_outliers", "saliencycut", *idle]
     assert [column.name for column in columns] == names
     # our readings stand in columns of their own
     runnable = [column.name for column in columns if column.values is not None]
-    assert runnable == ["devnet", "mlep_image", "dra", "saoe_no_outliers", "saliencycut"]
+    assert runnable == ["devnet", "mlep_image", "dra", "saoe_no_outliers", "saliencycut", *idle]
+    # what trains nothing is ours, and says so in its name
+    assert all("ours" in column.label for column in columns if column.name in idle)
     devnet = columns[0]
     plain = {"model.heads": "single_head", "model.normal_head": "mlp", "augment.kind": "none"}
     assert devnet.values == {"data.balance": 0.5, **plain}
     published = {"budget.epochs": 50, "optim.step_fraction": 0.2}
     assert table_columns(paper_table("table1"), "paper")[0].values == devnet.values | published
     columns = table_columns(paper_table("table3"), "cpu")
-    names = ["kdad", "kdad_lite0", "ssm", "ssm_reading", "cutpaste", "cutpaste_five", "saliencycut"]
+    names = ["kdad", "kdad_lite0", "ssm", "ssm_reading", "cutpaste", "cutpaste_five", "saliencycut", *idle]
     assert [column.name for column in columns] == names
     assert [column.name for column in columns if column.values is None] == ["ssm", "cutpaste_five"]
     # a method that the paper's table does not have can be asked for

@@ -128,7 +128,7 @@ def test_a_mean_over_some_rows_is_no_counterpart_of_the_papers(carpet: Path) -> 
         assert (mean.paper, mean.difference, mean.note) == (None, None, "partial: 2 of 5 rows")
     # of one row it would only repeat the row
     one = Table("table2", carpet, categories=("carpet",), known_classes=("cut",), anomalies=(10,))
-    assert [result.row for result in one.results] == ["Cut"] * 7
+    assert [result.row for result in one.results] == ["Cut"] * 9
 
 
 def test_methods_that_are_not_here_stand_with_the_papers_numbers(table: Table) -> None:
@@ -172,7 +172,7 @@ def test_a_partial_mean_has_no_difference_to_a_derived_one(make_root: Any) -> No
 def test_csv_holds_every_number(table: Table) -> None:
     rows = list(csv.DictReader(io.StringIO(csv_text(HEADER, table.results))))
     assert tuple(rows[0]) == CSV_COLUMNS
-    assert len(rows) == len(table.results) == 6 * 7
+    assert len(rows) == len(table.results) == 6 * 9
     for row, result in zip(rows, table.results, strict=True):
         assert (row["table"], row["profile"], row["labels"]) == ("table2", "cpu", "true")
         assert (row["row"], row["column"], row["is_mean"]) == (
@@ -234,6 +234,32 @@ def test_rows_that_training_makes_worse_are_named() -> None:
     assert notes(HEADER, results) == ["a note", expected]
     assert notes(CREDITED, results) == ["a note", "images: Images by somebody", expected]
     # of shuffled labels nothing is to be learned
+    assert notes(replace(HEADER, shuffled=True), results) == ["a note"]
+
+
+def test_a_network_that_its_training_leaves_as_it_was_is_named() -> None:
+    column = Column("cutpaste", "CutPaste")
+    pairs = {"Carpet": (0.75, 0.75), "Grid": (0.75, 0.7)}
+    results = [
+        Result("MVTec AD", row, 1, one, False, Ours(value, None, None, None, value, value, 1, 1, {42: value}), None)
+        for row, pair in pairs.items()
+        for one, value in zip((column, before_training(column)), pair, strict=True)
+    ]
+    (line,) = notes(HEADER, results)[1:]
+    assert line.startswith("CutPaste scores the same before its training") and line.endswith("(MVTec AD Carpet n=1)")
+
+
+def test_methods_that_one_without_training_is_better_than_are_named() -> None:
+    dra, gaussian = (
+        Column(name, name, {"method.name": kind}) for name, kind in (("dra", "deviation"), ("G", "gaussian"))
+    )
+    values = {1: (0.7, 0.9), 10: (0.9, 0.8)}
+    results = [
+        Result("ELPV", "ELPV", n, one, False, Ours(value, None, None, None, value, value, 1, 1, {42: value}), None)
+        for n, pair in values.items()
+        for one, value in zip((dra, gaussian), pair, strict=True)
+    ]
+    assert notes(HEADER, results)[1:] == ["G, nothing trained, is above dra: ELPV n=1 0.900 and 0.700"]
     assert notes(replace(HEADER, shuffled=True), results) == ["a note"]
 
 

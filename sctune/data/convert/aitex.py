@@ -12,6 +12,7 @@ from sctune.data.convert.plan import Box, Counts, RawImage, RawPlan, RawSet, nor
 from sctune.data.convert.raw import child, files, folders, read_mask, relative, some, unnested
 from sctune.data.decode import open_image
 from sctune.data.image_file import GOOD
+from sctune.data.licences import KNOWN
 from sctune.errors import DataError
 
 TILE = 256
@@ -191,11 +192,8 @@ def _counts(strips: int) -> Counts:
 AITEX = RawSet(
     name="aitex",
     title="AITEX",
-    licence="unclear (one catalogue says CC0)",
-    attribution=(
-        "AITEX fabric image database, by Silvestre-Blanes, Albero-Albero, Miralles, Pérez-Llorens and Moreno (A Public "
-        "Fabric Database for Defect Detection Methods and Results, Autex Research Journal 19, 2019)"
-    ),
+    licence=KNOWN["aitex"].licence,
+    attribution=KNOWN["aitex"].attribution or "",
     page="https://www.aitex.es/afid/",
     evidence="2256 normal tiles of 141 strips: counted (140 give 2240); 183 anomalies: as recalled; licence unclear",
     layout="NODefect_images/FABRIC/*.png, Defect_images/nnnn_ddd_ff.png, Mask_images/nnnn_ddd_ff_mask.png",

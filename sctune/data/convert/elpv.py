@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path, PurePosixPath
 
 from sctune.data import layouts
-from sctune.data.catalog import ELPV_ATTRIBUTION, ELPV_LICENCE
 from sctune.data.convert.plan import Counts, RawImage, RawPlan, RawSet
+from sctune.data.licences import KNOWN
 
 
 def is_raw(folder: Path) -> bool:
@@ -27,8 +27,8 @@ def plan(root: Path) -> RawPlan:
 ELPV = RawSet(
     name="elpv",
     title="ELPV",
-    licence=ELPV_LICENCE,
-    attribution=ELPV_ATTRIBUTION,
+    licence=KNOWN["elpv"].licence,
+    attribution=KNOWN["elpv"].attribution or "",
     page="https://github.com/zae-bayern/elpv-dataset",
     evidence="counts: counted in labels.csv; licence: stated by its makers",
     layout="images/cellNNNN.png and labels.csv, or a clone of the repository",

@@ -9,6 +9,7 @@ from sctune.data.convert.plan import Counts, RawImage, RawPlan, RawSet, normals_
 from sctune.data.convert.raw import child, files, folders, relative, some, unnested
 from sctune.data.decode import npy_shape
 from sctune.data.image_file import GOOD
+from sctune.data.licences import KNOWN
 from sctune.data.manifest import Split
 from sctune.errors import DataError
 
@@ -85,12 +86,8 @@ def _notes(root: Path, images: list[RawImage], times: Counter[str], copies: int)
 MASTCAM = RawSet(
     name="mastcam",
     title="Mastcam",
-    licence="CC BY 4.0",
-    attribution=(
-        "Mastcam multispectral images, by Kerner, Wagstaff, Bue, Wellington, Jacob, Horton, Bell, Kwan and Ben Amor "
-        "(Comparison of Novelty Detection Methods for Multispectral Images in Rover-Based Planetary Exploration "
-        "Missions, Data Mining and Knowledge Discovery 34, 2020), Zenodo record 3732485, licensed CC BY 4.0"
-    ),
+    licence=KNOWN["mastcam"].licence,
+    attribution=KNOWN["mastcam"].attribution or "",
     page="https://zenodo.org/records/3732485",
     evidence="counts: somebody else's, of the archives; licence: as usually cited, read it on the page",
     layout="train_typical, test_typical and test_novel/CLASS with .npy files",

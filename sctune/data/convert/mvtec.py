@@ -7,6 +7,7 @@ from pathlib import Path, PurePosixPath
 from sctune.data import layouts
 from sctune.data.convert.plan import Counts, RawImage, RawPlan, RawSet, normals_first
 from sctune.data.convert.raw import folders, relative, unnested
+from sctune.data.licences import KNOWN
 
 CARPET = {"color": 19, "cut": 17, "hole": 17, "metal_contamination": 17, "thread": 19}
 METAL_NUT = {"bent": 25, "color": 22, "flip": 23, "scratch": 23}
@@ -66,11 +67,8 @@ def _category(folder: Path) -> Path | None:
 MVTEC = RawSet(
     name="mvtec",
     title="MVTec AD",
-    licence="CC BY-NC-SA 4.0",
-    attribution=(
-        "MVTec AD, by Bergmann, Fauser, Sattlegger and Steger (MVTec AD, A Comprehensive Real-World Dataset for "
-        "Unsupervised Anomaly Detection, CVPR 2019), licensed CC BY-NC-SA 4.0"
-    ),
+    licence=KNOWN["mvtec"].licence,
+    attribution=KNOWN["mvtec"].attribution or "",
     page="https://www.mvtec.com/company/research/datasets/mvtec-ad",
     evidence="counts: published totals; licence: as usually cited, read it on the page",
     layout="CATEGORY/train/good, CATEGORY/test/TYPE, CATEGORY/ground_truth/TYPE, or one category alone",

@@ -10,6 +10,7 @@ from pathlib import Path
 from sctune.data.convert.plan import Counts, RawImage, RawPlan, RawSet, normals_first
 from sctune.data.convert.raw import child, files, folders, relative, some, unnested
 from sctune.data.image_file import GOOD
+from sctune.data.licences import KNOWN
 from sctune.errors import DataError
 
 CLASS = re.compile(r"Class(\d+)", re.IGNORECASE)
@@ -102,11 +103,8 @@ def _classes(root: Path) -> dict[int, Path]:
 OPTICAL = RawSet(
     name="optical",
     title="Optical (DAGM 2007)",
-    licence="unclear",
-    attribution=(
-        "DAGM 2007 data set, by Wieler and Hahn (Weakly Supervised Learning for Industrial Optical Inspection, "
-        "DAGM Symposium 2007)"
-    ),
+    licence=KNOWN["optical"].licence,
+    attribution=KNOWN["optical"].attribution or "",
     page="https://conferences.mpi-inf.mpg.de/dagm/2007/prizes.html",
     evidence="counts: counted and derived; licence unclear",
     layout="Class1 to Class10, each with Train and Test, in them NNNN.PNG and Label/Labels.txt",

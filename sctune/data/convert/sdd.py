@@ -9,6 +9,7 @@ from sctune.data.convert.plan import Box, Counts, RawImage, RawPlan, RawSet, nor
 from sctune.data.convert.raw import files, folders, read_mask, relative, unnested
 from sctune.data.decode import open_image
 from sctune.data.image_file import GOOD
+from sctune.data.licences import KNOWN
 from sctune.errors import DataError
 
 DEFECT = "defect"
@@ -83,11 +84,8 @@ def _is_label(file: Path, part: Path) -> bool:
 SDD = RawSet(
     name="sdd",
     title="KolektorSDD",
-    licence="CC BY-NC-SA 4.0",
-    attribution=(
-        "KolektorSDD, by Tabernik, Šela, Skvarč and Skočaj (Segmentation-Based Deep-Learning Approach for "
-        "Surface-Defect Detection, Journal of Intelligent Manufacturing 31, 2020), licensed CC BY-NC-SA 4.0"
-    ),
+    licence=KNOWN["sdd"].licence,
+    attribution=KNOWN["sdd"].attribution or "",
     page="https://www.vicos.si/resources/kolektorsdd/",
     evidence="1197 thirds: counted; 54 of them defective: as recalled, the published 286 fits; licence: its makers'",
     layout="kos01 to kos50, each with PartN.jpg and PartN_label.bmp",

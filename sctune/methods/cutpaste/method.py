@@ -156,6 +156,10 @@ class CutPasteMethod(Method):
         parts = [features.cpu().numpy() for features in self._features.walk(images, BATCH)]
         return np.concatenate([np.zeros((0, self.net.trunk.channels), np.float32), *parts])
 
+    def views(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        """What training tells from them: the images with a patch, and with a scar; none of a model that only scores."""
+        return {} if self._training is None or not len(images) else self._training.pretext.views(images)
+
     def examples(self, normals: np.ndarray, count: int) -> list[PseudoExample]:
         if not len(normals):
             raise DataError("a gallery needs a held-out normal image at least")

@@ -16,6 +16,8 @@ from sctune.methods.base import PseudoExample, TaskImages
 from sctune.methods.cutpaste.entry import RULES, Rule, batch_parts, section_of
 from sctune.methods.pixels import normalise, to_images, to_pixels
 
+WORDS: dict[Rule, str] = {"normal": "patch pasted", "scar": "scar pasted", "union": "patch or scar pasted"}
+
 
 class Pretext:
     """Makes batch number 0, 1, ... of a training; the number alone decides what is drawn.
@@ -60,6 +62,11 @@ class Pretext:
         """Pixels [N, 3, S, S] in [0, 1] with a patch or a scar of themselves, as batch `number` draws it."""
         generator = stream(self.config.seed, "cut", rule, number)
         return cutpaste(pixels, pixels, AugmentConfig(kind="cutpaste", cutpaste=rule), generator)
+
+    def views(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        """What is pasted into uint8 images [N, S, S, 3] for each class: name for people -> pictures of that shape."""
+        pixels = to_pixels(images, self.device)
+        return {WORDS[rule]: to_images(self.pasted(pixels, rule, 0).images).cpu().numpy() for rule in self.rules}
 
     def examples(self, normals: np.ndarray) -> list[PseudoExample]:
         """What is pasted into uint8 images [N, S, S, 3]: a patch into the first, a scar into the second, and so on."""

@@ -157,6 +157,21 @@ class KdadMethod(Method):
             (gradient,) = torch.autograd.grad(self.pair(pixels).sum(), pixels)
         return opened(gradient)
 
+    def views(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        """Where the copy of each layer that scores is unlike the source's map, cell by cell."""
+        if not len(images):
+            return {}
+        with torch.inference_mode():
+            pixels = to_pixels(images, self.device, self.config.runtime.channels_last)
+            maps = self._maps(pixels)
+            with autocast(self.config.runtime, self.device):
+                copies = self.pair.copies(pixels)
+            apart = self.pair.cell_differences(maps, copies)
+        skip = kdad_section(self.config).score_skip
+        strides = [tap.stride for tap in critical_taps(self.config)]
+        names = [f"unlike its copy, stride {stride}" for stride in strides]
+        return {name: one.cpu().numpy() for name, one in list(zip(names, apart, strict=True))[skip:]}
+
     def embed(self, images: np.ndarray) -> NDArray[np.float32] | None:
         return self._each(
             images, lambda pixels, start: torch.cat([one.mean(dim=(2, 3)) for one in self._maps(pixels)], dim=1)

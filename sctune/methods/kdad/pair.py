@@ -64,6 +64,15 @@ class Pair(nn.Module):
             parts.append(torch.stack([direction, (other - flat).square().mean(dim=1) / scale], dim=1))
         return torch.stack(parts, dim=1)
 
+    @staticmethod
+    def cell_differences(maps: Sequence[Tensor], copies: Sequence[Tensor]) -> list[Tensor]:
+        """[N, S_i, S_i] for each layer: 1 - cosine over the channels of a cell, in [0, 1], opposite ones cut off at 1.
+
+        For pictures: the score takes the cosine of whole maps.
+        """
+        pairs = zip(maps, copies, strict=True)
+        return [(1 - functional.cosine_similarity(one, copy, dim=1)).clamp(0, 1) for one, copy in pairs]
+
     def score(self, differences: Tensor) -> Tensor:
         """Scores [N] of differences [N, L, 2]."""
         return (differences * self.weights).sum(dim=(1, 2))
