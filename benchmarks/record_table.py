@@ -113,6 +113,7 @@ def planned(options: argparse.Namespace) -> Plan:
         "partition_seed": options.partition_seed,
         "objective": options.objective,
         "set": options.set,
+        "allow_duplicates": options.allow_duplicates,
         "seeds": ",".join(map(str, options.seeds)),
         "replicates": len(options.seeds),
         "scheduler": "none",
@@ -186,10 +187,13 @@ def train(job: Job) -> Row:
     config, objective = job.config, find_objective(job.objective)
     trainers = {task.key: Trainer(config, task, objective=objective) for task in job.tasks}
     reports: list[EpochReport] = []
+    # of one thread: what a free core would take by the clock, however busy this machine is
+    ticks = [process_time()]
     failed = None
     try:
         while not reports or not reports[-1].last:
             reports.append(merge_reports({key: trainer.run_epoch() for key, trainer in trainers.items()}))
+            ticks.append(process_time())
     except NonFiniteError as problem:
         failed = str(problem)
     metric = metric_of(job.objective)
@@ -200,7 +204,7 @@ def train(job: Job) -> Row:
         "params": job.values,
         "value": reports[-1].value if reports else 0.0,
         "values": [report.metrics[metric] for report in reports],
-        "seconds": [report.metrics["seconds"] for report in reports],
+        "seconds": np.diff(ticks).tolist(),
         "cpu_seconds": process_time() - started,
         "memory_mb": _peak_mb(),
         "tasks": [task.key for task in job.tasks],
@@ -348,9 +352,10 @@ def parser() -> argparse.ArgumentParser:
     trains.add_argument("--setting", default="general")
     trains.add_argument("--selection", default="auto")
     trains.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE")
+    trains.add_argument("--allow-duplicates", action="store_true", help="as of sctune search")
     trains.add_argument("--workers", type=int, default=2, help="worker processes, one torch thread each")
     packs = commands.add_parser("pack", help="make the table of what is there")
-    packs.add_argument("--scores", choices=KEPT, default="all", help="after which epochs they are kept")
+    packs.add_argument("--scores", choices=KEPT, default="last", help="after which epochs they are kept")
     packs.add_argument("--to", type=Path, help="the table; default: benchmarks/tables/NAME.npz")
     for command in (trains, packs):
         command.add_argument("--name", required=True, help="of the table")

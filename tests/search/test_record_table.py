@@ -82,7 +82,7 @@ def test_a_table_is_recorded_bit_by_bit(
     assert str(image_folder) not in rows.read_text()
     with pytest.raises(SystemExit, match="holds trainings of another space"):
         recording.main([*train, "--configurations", "2", "--seeds", "101", "102", "--space", "top_k"])
-    recording.main(["pack", "--name", "stripes", "--rows", str(rows), "--to", str(table)])
+    recording.main(["pack", "--name", "stripes", "--rows", str(rows), "--to", str(table), "--scores", "all"])
     found = load_table(table)
     assert found.values.shape == (2, 2, 2) and found.about.seeds == [101, 102]
     assert found.about.configurations[0] == {"augment.threshold": 0.4}

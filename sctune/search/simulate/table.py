@@ -4,7 +4,8 @@ One file of numpy's, `.npz`, which numpy alone reads (`allow_pickle=False`):
 
 - `about`: JSON (see `About`);
 - `values` [C, S, E]: the objective after each epoch, in its own units; NaN after the last epoch of a configuration;
-- `seconds` [C, S, E]: of each epoch, scoring included; `memory_mb` [C, S]: the most that the training held;
+- `seconds` [C, S, E]: CPU time of each epoch in one thread, scoring included; `memory_mb` [C, S]: the most that the
+  training held;
 - `labels/KEY` [N]: of the selection images of a task; `scores/KEY` [C, N]: their scores after the last epoch, and
   `earlier/KEY` [C, E - 1, N] as float16 after the epochs before, where they were kept. A KEY may end in `:maker`, for
   the images that a maker of pseudo anomalies made.
