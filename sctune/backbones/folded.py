@@ -119,13 +119,13 @@ def _chain(root: nn.Module, node: fx.Node) -> list[fx.Node] | None:
 
 def _replace(root: nn.Module, nodes: list[fx.Node], name: str) -> None:
     conv, *rest = (_called(root, node) for node in nodes)
-    kernel, activation, numbers = Kernel.of(cast(nn.Conv2d, conv)), None, ()
+    kernel, activation = Kernel.of(cast(nn.Conv2d, conv)), _activation(None)
     for module in rest:
         if isinstance(module, nn.BatchNorm2d):
             kernel = kernel.with_norm(module)
         else:
-            activation, numbers = _activation(module)
-    root.add_module(name, FoldedConvolution(kernel, activation, numbers))
+            activation = _activation(module)
+    root.add_module(name, FoldedConvolution(kernel, *activation))
     graph, last = nodes[0].graph, nodes[-1]
     with graph.inserting_before(last):
         new = graph.call_module(name, (nodes[0].args[0],))
@@ -150,5 +150,7 @@ def _is_activation(module: nn.Module | None) -> bool:
     return type(module) in (nn.ReLU, nn.ReLU6)
 
 
-def _activation(module: nn.Module | None) -> tuple[str, tuple[float, ...]]:
+def _activation(module: nn.Module | None) -> tuple[str | None, tuple[float, ...]]:
+    if not _is_activation(module):
+        return None, ()
     return ("relu", ()) if type(module) is nn.ReLU else ("hardtanh", (0.0, 6.0))

@@ -12,7 +12,7 @@ Way = tuple[Pair, Pair, Pair, int]
 
 def has_one_pass() -> bool:
     """Whether this torch has oneDNN, switched on."""
-    return torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
+    return torch.backends.mkldnn.is_available() and bool(torch.backends.mkldnn.enabled)
 
 
 def in_one_pass(
