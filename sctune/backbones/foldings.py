@@ -54,7 +54,7 @@ class Foldings:
         if seen is None or not seen.are(block):
             # also for training, which takes no tensor of inference mode
             with torch.inference_mode(False), torch.no_grad():
-                seen, made = _Seen.of(block), folded(block)
+                seen, made = _Seen.of(block), folded(block) if _is_finite(block) else block
             self._made[number] = seen, made
         return made
 
@@ -63,6 +63,11 @@ class Foldings:
 
     def __reduce__(self) -> tuple[type[Foldings], tuple[()]]:
         return Foldings, ()
+
+
+def _is_finite(block: nn.Module) -> bool:
+    """oneDNN's activations make numbers of NaN, which must be seen."""
+    return all(bool(torch.isfinite(one).all()) for one in _tensors(block))
 
 
 def _tensors(block: nn.Module) -> list[Tensor]:

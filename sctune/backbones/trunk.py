@@ -54,10 +54,11 @@ class Backbone(nn.Module):
     colours: means and deviations of the images, in [0, 1], that the weights were trained with.
     batch_norm: `eval` keeps the statistics of all blocks, frozen or not, and trains scale and shift of those that are
     not; batch_norm_momentum: share of each batch in the running statistics, None: as the network has it.
-    folds: whether blocks that do not train run in fewer passes, to the same numbers but for rounding (`folded.py`).
+    folds: whether blocks that do not train run in fewer passes, to the same numbers but for rounding (`folded.py`). Not
+    where a score is a distance that makes much of rounding.
     """
 
-    folds = True
+    folds = False
     scale: Tensor
     shift: Tensor
 

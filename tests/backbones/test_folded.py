@@ -39,6 +39,7 @@ def network(name: str = LITE, freeze: int | None = None, taps: str = "stride8,de
         torch.manual_seed(1)
         net = build_backbone(ModelConfig(backbone=name, taps=taps, freeze=blocks if freeze is None else freeze), None)
     grown(net)
+    net.folds = True
     return net.eval()
 
 
@@ -205,6 +206,13 @@ def test_a_block_that_is_watched_is_called_itself() -> None:
     with torch.inference_mode():
         net(pixels)
     assert seen == [2]
+
+
+def test_weights_that_are_no_numbers_are_seen() -> None:
+    net = network()
+    with torch.no_grad():
+        next(iter(net.parameters())).fill_(float("nan"))
+        assert net(images()).isnan().any()
 
 
 class Choosing(nn.Module):

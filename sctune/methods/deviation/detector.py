@@ -38,6 +38,7 @@ class Detector(nn.Module):
         super().__init__()
         self.config = config
         self.backbone = backbone
+        backbone.folds = True
         self.roles = head_roles(config)
         for name in self.roles:
             self.add_module(name, build_head(name, config.model, backbone.channels))

@@ -129,4 +129,6 @@ class CellGrid(Extractor):
 
 def build_extractor(kind: type[Extractor], backbone: str, taps: tuple[str, ...], weights: Path | None) -> Extractor:
     """weights: a state-dict file, None for random ones. Raises WeightsError as `build_backbone` does."""
-    return kind(build_backbone(FrozenChoice(backbone, taps), weights), tap_list(backbone, taps))
+    trunk = build_backbone(FrozenChoice(backbone, taps), weights)
+    trunk.folds = True
+    return kind(trunk, tap_list(backbone, taps))
