@@ -48,6 +48,8 @@ class Foldings:
             # made in inference mode, so that nothing tells whether they change
             or any(one.is_inference() for one in _tensors(block))
             or is_watched(block)
+            # oneDNN's activations make numbers of NaN, which must be seen
+            or not bool(torch.isfinite(maps.detach().sum()))
         ):
             return block
         seen, made = self._made.get(number, (None, block))
@@ -66,7 +68,7 @@ class Foldings:
 
 
 def _is_finite(block: nn.Module) -> bool:
-    """oneDNN's activations make numbers of NaN, which must be seen."""
+    """As of the maps above: what these weights give must stay no number."""
     return all(bool(torch.isfinite(one).all()) for one in _tensors(block))
 
 
