@@ -1,8 +1,9 @@
 """Blocks of a network as they score: padding, convolution, batch norm and activation as one convolution.
 
 In eval mode a batch norm is a factor and an offset for each channel, which a convolution's weights and bias take in
-(Jacob et al. 2018, section 3.2). On a CPU most of a small network's time goes into moving its maps: one pass over a map
-instead of four halves the time of EfficientNet-Lite0, and gives the same numbers but for rounding.
+(Jacob et al. 2018, section 3.2). On a CPU most of a small network's time goes into moving its maps: EfficientNet-Lite0,
+with one pass over a map instead of four, takes little more than half of the time, and gives the same numbers but for
+rounding (benchmarks/README.md).
 """
 
 from __future__ import annotations
@@ -139,6 +140,9 @@ def _called(root: nn.Module, node: fx.Node) -> nn.Module | None:
 
 
 def _zeros_by_number(conv: nn.Conv2d) -> bool:
+    if isinstance(conv, PaddedConv2d) and tuple(conv.dilation) != (1, 1):
+        # a zero beside the kernel would stand for several of the map's
+        return False
     return conv.padding_mode == "zeros" and not isinstance(conv.padding, str)
 
 

@@ -39,9 +39,13 @@ class Foldings:
         self._made: dict[int, tuple[_Seen, nn.Module]] = {}
 
     def of(self, number: int, block: nn.Module, maps: Tensor) -> nn.Module:
-        """What computes a block that does not train, for these maps: folded where they are float32 on a CPU."""
+        """What computes a block that does not train, for these maps: folded for several images in float32 on a CPU.
+
+        One image alone is no quicker folded: what oneDNN does once for a call takes longer than what it saves.
+        """
         if (
-            torch.compiler.is_compiling()
+            len(maps) == 1
+            or torch.compiler.is_compiling()
             or maps.device.type != "cpu"
             or maps.dtype != torch.float32
             or torch.is_autocast_enabled("cpu")

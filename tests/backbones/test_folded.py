@@ -215,6 +215,19 @@ def test_weights_that_are_no_numbers_are_seen() -> None:
         assert net(images()).isnan().any()
 
 
+def test_one_image_is_computed_as_it_is() -> None:
+    net, pixels = network(), images(1)
+    with torch.inference_mode():
+        assert torch.equal(net.behind(pixels, {17})[17], by_blocks(net, pixels)[-1])
+        assert not torch.equal(net.behind(images(), {17})[17], by_blocks(net, images())[-1])
+
+
+def test_a_dilated_kernel_with_uneven_zeros_stays_itself() -> None:
+    own = with_padding(nn.Conv2d(3, 3, 3, dilation=2, bias=False), (0, 2, 0, 2))
+    block = grown(nn.Sequential(own, nn.BatchNorm2d(3))).eval()
+    assert folded(block) is block
+
+
 class Choosing(nn.Module):
     """What it computes depends on what it sees."""
 

@@ -85,7 +85,7 @@ class Extractor(nn.Module):
     @property
     def digest(self) -> str:
         """SHA-256 of what `kept` computes: its kind, its taps and every weight."""
-        found = hashlib.sha256(repr(("folded parts", type(self).__name__, self.taps)).encode())
+        found = hashlib.sha256(repr(("parts", type(self).__name__, self.taps)).encode())
         for name, value in sorted(self.state_dict().items()):
             found.update(f"{name}{value.dtype}{tuple(value.shape)}".encode())
             found.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
@@ -129,6 +129,4 @@ class CellGrid(Extractor):
 
 def build_extractor(kind: type[Extractor], backbone: str, taps: tuple[str, ...], weights: Path | None) -> Extractor:
     """weights: a state-dict file, None for random ones. Raises WeightsError as `build_backbone` does."""
-    trunk = build_backbone(FrozenChoice(backbone, taps), weights)
-    trunk.folds = True
-    return kind(trunk, tap_list(backbone, taps))
+    return kind(build_backbone(FrozenChoice(backbone, taps), weights), tap_list(backbone, taps))
