@@ -6,7 +6,7 @@ lie far from all that can be had, and a configuration with few neighbours stands
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,11 +14,12 @@ import numpy as np
 from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler
 from optuna.study import Study
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
 from sctune.search.space.definition import Values
 from sctune.search.space.finite import FiniteSpace
 from sctune.search.suggest.optuna_private import FIXED
+from sctune.search.suggest.wrapped import WrappedSampler
 
 _SALT = 11
 _EQUAL = 1e-12
@@ -32,22 +33,17 @@ class Moved:
     nearest: float
 
 
-class Nearest(BaseSampler):
+class Nearest(WrappedSampler):
     """moved: number of a trial -> how far its proposal was moved; none for a trial that began at a given point."""
 
     def __init__(self, sampler: BaseSampler, space: FiniteSpace, seed: int) -> None:
         """seed: of the study; draws among configurations that are equally near."""
-        self._sampler, self._space, self._seed = sampler, space, seed
+        super().__init__(sampler)
+        self._space, self._seed = space, seed
         self._stored = [space.encode(values) for values in space.configurations]
         self._places = {self._key(stored): place for place, stored in enumerate(self._stored)}
         self._distributions = space.distributions
         self.moved: dict[int, Moved] = {}
-
-    def reseed_rng(self) -> None:
-        self._sampler.reseed_rng()
-
-    def before_trial(self, study: Study, trial: FrozenTrial) -> None:
-        self._sampler.before_trial(study, trial)
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         # a given point is a whole one
@@ -67,14 +63,6 @@ class Nearest(BaseSampler):
         taken = int(nearest[rng.integers(len(nearest))])
         self.moved[trial.number] = Moved(float(apart[taken]), float(apart.min()))
         return self._stored[taken]
-
-    def sample_independent(
-        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
-    ) -> Any:
-        return self._sampler.sample_independent(study, trial, param_name, param_distribution)
-
-    def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
-        self._sampler.after_trial(study, trial, state, values)
 
     def _proposal(self, study: Study, trial: FrozenTrial) -> Values:
         """A whole point of the sampler's, drawn as Optuna's own `Trial` would."""

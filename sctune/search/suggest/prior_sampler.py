@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict
 from sctune.search.space.definition import Space
 from sctune.search.suggest.beliefs import Belief, Prior
 from sctune.search.suggest.evidence import NEWEST, Judged, credibility, merits
+from sctune.search.suggest.wrapped import WrappedSampler
 
 MOST = 0.7
 """Share of the proposals around priors that are certain to be right, at first."""
@@ -63,7 +64,7 @@ class _Chances:
     around: Belief | None = None
 
 
-class WithPriors(BaseSampler):
+class WithPriors(WrappedSampler):
     """A sampler that shares its proposals with priors and the best trial.
 
     Which of them proposes is drawn by seed, trial number and how often the number was asked for, from the trials that
@@ -72,18 +73,16 @@ class WithPriors(BaseSampler):
     """
 
     def __init__(self, sampler: BaseSampler, priors: Sequence[Prior], space: Space, seed: int) -> None:
-        self._sampler, self._space, self._seed = sampler, space, seed
+        super().__init__(sampler)
+        self._space, self._seed = space, seed
         self._priors = [Judged(space, prior) for prior in priors]
         self._asked: Counter[int] = Counter()
         self._belief: Belief | None = None
         self._rng = np.random.default_rng(seed)
         self.proposal = Proposal(source=SAMPLER, shares={})
 
-    def reseed_rng(self) -> None:
-        self._sampler.reseed_rng()
-
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
-        self._sampler.before_trial(study, trial)
+        super().before_trial(study, trial)
         self._rng = np.random.default_rng([self._seed, trial.number, self._asked[trial.number], _SALT])
         self._asked[trial.number] += 1
         chances = self._chances(study)
@@ -118,19 +117,16 @@ class WithPriors(BaseSampler):
         return _Chances(tuple(shares.tolist()), float(whole - shares.sum()), around)
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        return self._sampler.infer_relative_search_space(study, trial) if self._belief is None else {}
+        return super().infer_relative_search_space(study, trial) if self._belief is None else {}
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        return self._sampler.sample_relative(study, trial, search_space) if self._belief is None else {}
+        return super().sample_relative(study, trial, search_space) if self._belief is None else {}
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
         if self._belief is not None and self._belief.names(param_name):
             return self._belief.draw(param_name, self._rng)
-        return self._sampler.sample_independent(study, trial, param_name, param_distribution)
-
-    def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
-        self._sampler.after_trial(study, trial, state, values)
+        return super().sample_independent(study, trial, param_name, param_distribution)

@@ -7,15 +7,13 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
 
 import numpy as np
 import optuna
-from optuna.distributions import BaseDistribution
 from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler
 from optuna.study import Study
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
 from sctune.errors import ConfigError, nearest
 from sctune.plugins import load_plugin, plugin_names
@@ -24,6 +22,7 @@ from sctune.search.space.finite import FiniteSpace
 from sctune.search.suggest.beliefs import Prior
 from sctune.search.suggest.nearest import Nearest
 from sctune.search.suggest.prior_sampler import WithPriors
+from sctune.search.suggest.wrapped import WrappedSampler
 
 
 def _tpe(seed: int) -> BaseSampler:
@@ -147,41 +146,22 @@ def _anywhere(name: str, seed: int, space: Space | None, n_before: int) -> BaseS
     return _made(entry, seed)
 
 
-class SeededByNumber(BaseSampler):
+class SeededByNumber(WrappedSampler):
     """A sampler made anew for each trial, seeded by the study's seed, the trial's number and how often it was asked.
 
     A proposal that was rejected is asked for again under the same number, and is then another one.
     """
 
     def __init__(self, make: Callable[[int], BaseSampler], seed: int) -> None:
+        super().__init__(make(seed))
         self._make, self._seed = make, seed
         self._asked: Counter[int] = Counter()
-        self._sampler = make(seed)
-
-    def reseed_rng(self) -> None:
-        self._sampler.reseed_rng()
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
         entropy = [self._seed, trial.number, self._asked[trial.number]]
         self._asked[trial.number] += 1
         self._sampler = self._make(int(np.random.SeedSequence(entropy).generate_state(1)[0]))
         self._sampler.before_trial(study, trial)
-
-    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        return self._sampler.infer_relative_search_space(study, trial)
-
-    def sample_relative(
-        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> dict[str, Any]:
-        return self._sampler.sample_relative(study, trial, search_space)
-
-    def sample_independent(
-        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
-    ) -> Any:
-        return self._sampler.sample_independent(study, trial, param_name, param_distribution)
-
-    def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
-        self._sampler.after_trial(study, trial, state, values)
 
 
 def _made(entry: SamplerEntry, seed: int) -> BaseSampler:
