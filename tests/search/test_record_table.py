@@ -107,4 +107,4 @@ def _one_by_one(recording: ModuleType, work: Any, jobs: Any, path: Path) -> None
 
 def test_nothing_is_packed_of_nothing(recording: ModuleType) -> None:
     with pytest.raises(DataError, match="train on"):
-        recording.packed([], "all")
+        recording.table_of([], "all")
