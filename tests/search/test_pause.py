@@ -229,6 +229,8 @@ def test_a_promoted_trial_goes_on_from_its_checkpoint_on_another_node(
                 self.removed = next(node for number, _, node in trained() if number == 3)
                 (gone,) = (node for node in two_nodes.worker_nodes if node.node_id == self.removed)
                 two_nodes.remove_node(gone, allow_graceful=False)
+                # its workers outlive it for a moment, in which one could train another epoch
+                two_nodes.wait_for_nodes()
             return super().promote()
 
     rule = Moving(RuleSettings(3, 1, 2, 0))
