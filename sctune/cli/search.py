@@ -63,6 +63,8 @@ def search(
     max_concurrent: opt.MaxConcurrent = None,
     cpus_per_trial: opt.CpusPerTrial = None,
     gpus_per_trial: opt.GpusPerTrial = None,
+    publish: opt.Publish = "auto",
+    publish_through: opt.PublishThrough = "auto",
     name: opt.Name = None,
     study_root: opt.StudyRoot = None,
     storage: opt.Storage = None,
