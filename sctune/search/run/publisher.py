@@ -59,7 +59,7 @@ class Publisher:
     skip_corrupt: bool
     say: Callable[[str], None]
     notes: Notes | None = None
-    _refused: dict[Request, float] = field(default_factory=dict, init=False)
+    _refused: dict[tuple[str, int], float] = field(default_factory=dict, init=False)
     _hosts: set[str] = field(default_factory=set, init=False)
     _ended: threading.Event = field(default_factory=threading.Event, init=False)
     _thread: threading.Thread | None = field(default=None, init=False)
@@ -92,10 +92,10 @@ class Publisher:
 
     def serve(self) -> None:
         """Answer all that wait."""
-        for request, since in list(self._refused.items()):
+        for which, since in list(self._refused.items()):
             if time.monotonic() - since > REFUSED_S:
-                forget(self.key, request)
-                del self._refused[request]
+                forget(self.key, *which)
+                del self._refused[which]
         for request in asked(self.key):
             if self._ended.is_set():
                 return
@@ -109,17 +109,17 @@ class Publisher:
                 self._refuse(request, problem)
 
     def _refuse(self, request: Request, problem: Exception) -> None:
-        line = f"cannot publish {_kind(request)} for nodes that lack them: {reason(problem)}"
+        line = f"cannot publish {_kind(request)} for the nodes: {reason(problem)}"
         _log.warning("%s", line)
         self.say(line)
         refuse(self.key, request, problem)
-        self._refused[request] = time.monotonic()
+        self._refused[request.name, request.turn] = time.monotonic()
 
     def _greet(self, request: Request) -> None:
         host = str(request.wanted.get("host", "a node"))
         if host not in self._hosts:
             self._hosts.add(host)
-            self._tell(f"node {host} lacks images or weights, and takes them from this driver")
+            self._tell(f"node {host} takes images or weights from this driver")
 
     def _served(self, request: Request) -> dict[str, Any]:
         kind, anew = _kind(request), request.turn > 1
@@ -132,7 +132,7 @@ class Publisher:
         size = f"{parcel.nbytes / 2**20:.1f} MiB, {parcel.stored_bytes / 2**20:.1f} MiB packed"
         how = "there already" if there else f"published in {time.monotonic() - started:.1f} s"
         if kind != SPLITS:
-            self._tell(f"{kind} for nodes that lack them: {size}, {how}, through {self.carrier.where}")
+            self._tell(f"{kind} for the nodes: {size}, {how}, through {self.carrier.where}")
         return {PARCEL: parcel.model_dump_json(), **self.carrier.address(parcel)}
 
     def _note(self, request: Request, parcel: Parcel) -> None:

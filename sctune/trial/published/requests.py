@@ -72,10 +72,10 @@ def refuse(key: str, request: Request, problem: Exception) -> None:
     answer(key, request, {ERROR: " ".join(str(problem).split())[:500], KIND: kind})
 
 
-def forget(key: str, request: Request) -> None:
+def forget(key: str, name: str, turn: int) -> None:
     """Remove a request and its answer."""
     for part in ("ask", "answer"):
-        remove_key(f"{key}:{part}:{request.name}:{request.turn}")
+        remove_key(f"{key}:{part}:{name}:{turn}")
 
 
 def forget_all(key: str) -> None:
