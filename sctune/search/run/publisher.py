@@ -179,10 +179,12 @@ def publishing(
 ) -> Iterator[Published | None]:
     """While inside, nodes get what they lack; None where nothing is published.
 
-    splits: of all that will be trained, by any name. on_cluster: whether trials may run on other machines than this.
+    splits: of all that will be trained, by any name. on_cluster: whether trials may run on other machines than this;
+    where this one has no images itself, all trials get what was published.
     """
     manifest = study.manifest
-    if manifest.publish == NEVER or not on_cluster:
+    lacking = any(split.content is not None for split in splits.values())
+    if not lacking and (manifest.publish == NEVER or not on_cluster):
         yield None
         return
     key = f"sctune-publish:{manifest.study_id}:{len(manifest.launches)}"

@@ -91,17 +91,23 @@ def pack(stream: BinaryIO, name: str, send: Callable[[Part, bytes], None], about
 
 
 def unpack(
-    parcel: Parcel, fetch: Callable[[Part], bytes], target: Path, pause: Callable[[], None] = lambda: None
+    parcel: Parcel,
+    fetch: Callable[[Part], bytes],
+    target: Path,
+    pause: Callable[[], None] = lambda: None,
+    folder: Path | None = None,
 ) -> None:
     """Write the file to `target`, each part verified before it is written, and the whole at the end.
 
     fetch: gives a part's bytes; raises BrokenParcelError where they are gone. pause: called before each part; may
-    raise. Raises BrokenParcelError for bytes that are not those of the parcel, PlaceError where the disk has no room.
+    raise. folder: what messages call the place; default: the target's. Raises BrokenParcelError for bytes that are not
+    those of the parcel, PlaceError where the disk has no room.
     What is left at `target` then is of no use.
     """
-    check_room(target.parent, parcel.nbytes)
+    folder = folder or target.parent
+    check_room(folder, parcel.nbytes)
     whole = sha256()
-    with _room(target.parent, parcel.nbytes), target.open("wb") as out:
+    with _room(folder, parcel.nbytes), target.open("wb") as out:
         for part in parcel.parts:
             pause()
             chunk = _verified(part, fetch)

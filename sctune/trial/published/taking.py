@@ -106,7 +106,7 @@ class Taking:
         return places[-1]
 
     def _unpack(self, parcel: Parcel, address: Mapping[str, Any], target: Path) -> None:
-        unpack(parcel, fetcher(parcel, address), target, self.pause)
+        unpack(parcel, fetcher(parcel, address), target, self.pause, self._cache)
 
     def _take(
         self, name: str, wanted: Mapping[str, Any], use: Callable[[Parcel, Mapping[str, Any]], None]
