@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 from sctune.data.decode import CorruptImageError, Decoded, Decoding, Pixels, decode
 from sctune.data.digests import THREADS, data_digest, file_digest, file_digests, joined_digest
 from sctune.data.facts import Found, ImageFacts, measure, read_facts, write_facts
-from sctune.errors import DataError, PlaceError
+from sctune.errors import ChangedDataError, DataError, PlaceError
 from sctune.files import waited_for
 
 __all__ = [
@@ -90,7 +90,8 @@ class ImageCache:
 
         The order of paths does not matter. content: their `data_digest`, where the caller knows it; what is stored of
         them is then found without the files. Raises PlaceError for a missing file and a cache folder that cannot be
-        written, and, unless skip_corrupt, CorruptImageError for an image that cannot be decoded.
+        written, ChangedDataError for files to be decoded that are not of `content`, and, unless skip_corrupt,
+        CorruptImageError for an image that cannot be decoded.
         """
         wanted = sorted(set(paths))
         if not wanted:
@@ -98,6 +99,10 @@ class ImageCache:
         key = set_key(data_digest(root, wanted, self.folder) if content is None else content, decoding)
 
         def build(folder: Path) -> dict[str, Any]:
+            if content is not None and data_digest(root, wanted, self.folder) != content:
+                raise ChangedDataError(
+                    f"the images in {root} hold something else than they did; put back what they held"
+                )
             return _build(folder, root, wanted, decoding, skip_corrupt)
 
         meta, array = self._stored(key, len(wanted), decoding.size, build)

@@ -38,6 +38,7 @@ class TrialSpec(BaseModel):
     """What all trials of a launch share; plain JSON values, so that it travels without pickled objects.
 
     config: base TrialConfig tree; tasks: what a trial is scored on; storage: URI of the checkpoints;
+    cache: the driver's folder of decoded images, a node's too unless its environment names SCTUNE_HOME;
     checkpoint_epochs: rungs, always saved; checkpoint_interval: seconds between other checkpoints;
     splits, contents: task key -> digest of its lists of files and of what its images hold, as the driver saw them;
     weights_sha256: of the backbone's weights file, by backbone.

@@ -228,7 +228,7 @@ def test_a_node_without_the_images_gets_no_trials(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_no_node_needs_the_images(
     sctune: Any, smoke: list[str], nodes: Callable[..., Any], image_folder: Path, tmp_path: Path
 ) -> None:
@@ -243,7 +243,7 @@ def test_no_node_needs_the_images(
     shutil.rmtree(sctune.home / "cache")
     words = [*without(image_folder), str(COMMAND), "resume", "handed", "--trials", "+1"]
     resumed = subprocess.run(
-        words, env=sctune.env, cwd=sctune.home, capture_output=True, text=True, timeout=300, check=False
+        words, env=sctune.env, cwd=sctune.home, capture_output=True, text=True, timeout=400, check=False
     )
     assert resumed.returncode == 0, resumed.stderr
     assert f"1 decoded set(s) of them come from {shared / '.published'}" in resumed.stderr
@@ -251,6 +251,6 @@ def test_no_node_needs_the_images(
     # nor what was published: both reasons in one line
     shutil.rmtree(shared / ".published")
     refused = subprocess.run(
-        words, env=sctune.env, cwd=sctune.home, capture_output=True, text=True, timeout=300, check=False
+        words, env=sctune.env, cwd=sctune.home, capture_output=True, text=True, timeout=400, check=False
     )
     assert refused.returncode == 2 and "nothing of it in" in refused.stderr and refused.stderr.count("\n") == 1

@@ -413,6 +413,18 @@ def test_a_process_that_waits_for_another_ones_fetch_can_be_stopped(tmp_path: Pa
     assert calls == [1]
 
 
+def test_files_that_changed_are_not_decoded_under_the_old_name(driver: Driver, tmp_path: Path) -> None:
+    cache = ImageCache(tmp_path / "fresh")
+    first, second = (driver.folder / file.path for file in driver.split.train[:2])
+    shutil.copy(first, second)
+    with pytest.raises(ChangedDataError, match="hold something else"):
+        cache.array(driver.split.root, driver.paths, driver.decoding, content=driver.content)
+    assert not cache.entries()
+    # what is stored already is what they held
+    held = ImageCache(cache_folder()).array(driver.split.root, driver.paths, driver.decoding, content=driver.content)
+    np.testing.assert_array_equal(held.array, driver.array.array)
+
+
 def test_a_set_whose_fetch_fails_leaves_nothing(tmp_path: Path) -> None:
     def fetch(target: Path) -> dict[str, Any]:
         target.write_bytes(b"half")

@@ -38,6 +38,7 @@ from sctune.trial.published.taking import IMAGES, PARCEL, SPLITS, WEIGHTS, Publi
 from sctune.trial.storage import reason
 
 LOOK_S = 0.5
+LEAVE_S = 2.0
 REFUSED_S = 30.0
 """Seconds after which somebody who asks again is looked after again."""
 
@@ -78,6 +79,9 @@ class Publisher:
         self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._ended.set()
+        if self._thread is not None:
+            # a packing that has begun ends with the process
+            self._thread.join(LEAVE_S)
 
     def _listen(self) -> None:
         while not self._ended.wait(LOOK_S):
@@ -150,10 +154,12 @@ class Publisher:
             yield io.BytesIO(self._document), sha256(self._document).hexdigest(), {}
             return
         if kind == WEIGHTS:
-            path, about = self.weights[str(wanted["backbone"])], {}
-            about = {"file": path.name}
+            path = self.weights[str(wanted["backbone"])]
+            about: dict[str, Any] = {"file": path.name}
         elif kind == IMAGES:
             path, about = self._images(str(wanted["split"]), Decoding(**wanted["decoding"]))
+            # sets of earlier versions have none
+            about.setdefault("sha256", file_digest(path))
         else:
             raise PlaceError(f"nobody publishes {kind!r}")
         # an open file stays whole where its cache entry is removed meanwhile

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import uuid
 from collections.abc import Callable, Mapping
 from typing import Any, BinaryIO, Protocol
 
@@ -95,7 +96,7 @@ class StorageCarrier:
                 stream.write(content)
             return
         folder, _, name = final.rpartition("/")
-        staged = f"{folder}/.{name}.{id(content):x}"
+        staged = f"{folder}/.{name}.{uuid.uuid4().hex[:8]}"
         try:
             with self._system.open_output_stream(staged) as stream:
                 stream.write(content)
