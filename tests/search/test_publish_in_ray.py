@@ -99,20 +99,20 @@ def ready(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, image_folder: Path) -
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_nodes_without_the_images(ready: Callable[..., SearchOptions], nodes: Nodes, tmp_path: Path) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "sitecustomize.py").write_text(FULL)
     nodes.add("first")
     nodes.add("full", {"PYTHONPATH": os.pathsep.join([str(tmp_path / "full"), os.environ["PYTHONPATH"]])})
-    options = ready(nodes, name="s", trials=5, max_concurrent=3, publish_through="ray")
+    options = ready(nodes, name="s", trials=3, max_concurrent=3, publish_through="ray")
     messages = Console(file=(tmp_path / "messages").open("w"), width=500)
     # comes after the plan, and so after the checks of the nodes
     result = run_search(options, messages, lambda plan, resources: nodes.add("late") and None)
     messages.file.close()
     said = (tmp_path / "messages").read_text()
     study = Study.open(Path(os.environ["SCTUNE_HOME"]) / "studies", "s")
-    assert [row.state for row in result.rows] == ["COMPLETE"] * 5, said
+    assert [row.state for row in result.rows] == ["COMPLETE"] * 3, said
 
     named = [line for line in said.splitlines() if "left out until the next launch" in line]
     assert len(named) == 1 and "needs 1 MiB" in named[0] and "has 1 MiB free" in named[0], said
