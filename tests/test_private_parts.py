@@ -31,6 +31,8 @@ PARTS = {
     "ray": (
         "ray.experimental.internal_kv:_internal_kv_get",
         "ray.experimental.internal_kv:_internal_kv_put",
+        "ray.experimental.internal_kv:_internal_kv_list",
+        "ray.experimental.internal_kv:_internal_kv_del",
         "ray.tune.execution.class_cache:ENV_VARS_TO_PROPAGATE",
         "ray._private.services:resolve_ip_for_localhost",
         "ray._raylet:GcsClient",

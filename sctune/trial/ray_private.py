@@ -25,6 +25,19 @@ def set_key_value(key: str, value: bytes) -> None:
     _internal_kv_put(key.encode(), value)
 
 
+def keys_with(prefix: str) -> list[str]:
+    """Names in the key-value store that begin so, sorted."""
+    from ray.experimental.internal_kv import _internal_kv_list
+
+    return sorted(name.decode() for name in _internal_kv_list(prefix.encode()))
+
+
+def remove_key(key: str) -> None:
+    from ray.experimental.internal_kv import _internal_kv_del
+
+    _internal_kv_del(key.encode())
+
+
 def passed_variables() -> set[str]:
     """Names of the environment variables that Tune hands to its actors; what is taken out is handed on no more."""
     from ray.tune.execution import class_cache

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from sctune.data.place import Needs, check_place
 from sctune.errors import ClusterError, PlaceError
+from sctune.paths import cache_here
 
 ANSWER_S = 120
 """Seconds that the nodes may take, the start of a worker on each included."""
@@ -85,7 +88,7 @@ def _inspect_node(storage: str, marker: str, needs: Needs | None) -> dict[str, A
     lacks = None
     try:
         if needs is not None:
-            check_place(needs)
+            check_place(replace(needs, cache=str(cache_here(Path(needs.cache)))))
     except PlaceError as problem:
         lacks = str(problem)
     sees = system.get_file_info(marker).type == fs.FileType.File

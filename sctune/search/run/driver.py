@@ -25,6 +25,7 @@ from sctune.search.cluster.connection import (
 from sctune.search.cluster.node_check import check_nodes
 from sctune.search.plan.options import SearchOptions
 from sctune.search.plan.order import idle_lines, in_order
+from sctune.search.study.options import NEVER
 
 if TYPE_CHECKING:
     from sctune.data.split import Split
@@ -50,7 +51,8 @@ def run_search(
     """
     started = time.monotonic()
     with planned(options) as (plan, resources):
-        return _first_launch(plan, resources, on_plan, options.time_budget_s, console, started, notify)
+        cluster = on_cluster(options.address)
+        return _first_launch(plan, resources, on_plan, options.time_budget_s, console, started, notify, cluster)
 
 
 @contextmanager
@@ -90,7 +92,7 @@ def run_plan(
         plan = replace(plan, warnings=(*plan.warnings, *warnings))
         # 0 is an answer too: what was searched without a GPU is trained without one again, as in a resume
         plan, resources = _with_resources(plan, address, plan.manifest.resources.gpus, max_concurrent)
-        return _first_launch(plan, resources, on_plan, None, console, started, ())
+        return _first_launch(plan, resources, on_plan, None, console, started, (), on_cluster(address))
 
 
 def _first_launch(
@@ -101,6 +103,7 @@ def _first_launch(
     console: Console | None,
     started: float,
     notify: Sequence[str],
+    cluster: bool,
 ) -> StudyResult:
     from sctune.search.plan.locations import mark_storage
     from sctune.search.run.launch import RunningLaunch
@@ -117,7 +120,8 @@ def _first_launch(
     with study.lock():
         keep_files(study.folder, plan.splits)
         mark_storage(study.manifest)
-        return run_launch(RunningLaunch(study, plan.space, plan.splits, resources, budget_s, console, started), notify)
+        launch = RunningLaunch(study, plan.space, plan.splits, resources, budget_s, console, started, cluster)
+        return run_launch(launch, notify)
 
 
 def _with_resources(
@@ -135,12 +139,20 @@ def _with_resources(
 
 def lacking_nodes(manifest: StudyManifest, splits: Mapping[str, Split], address: str | None) -> dict[str, str]:
     """Id -> one line for each node that cannot run trials; ClusterError where none can. One of our own is not asked."""
-    if address is None and len(nodes_alive()) < 2:
+    if not on_cluster(address):
         return {}
     from sctune.data.place import needs_of
 
     needs = needs_of(splits.values(), cache_folder(), manifest.trial_config().data.image_size)
+    if manifest.publish != NEVER:
+        # they come from the driver
+        needs = replace(needs, samples=())
     return check_nodes(manifest.storage_path, manifest.versions, needs)
+
+
+def on_cluster(address: str | None) -> bool:
+    """Whether trials may run on other machines than this one; call it when connected."""
+    return address is not None or len(nodes_alive()) > 1
 
 
 def resume(
@@ -172,7 +184,7 @@ def resume(
     from sctune.search.plan.locations import check_seen, move
     from sctune.search.run.launch import RunningLaunch
     from sctune.search.run.session import run_launch
-    from sctune.search.study.splits import checked_splits
+    from sctune.search.study.published import resumed_splits
     from sctune.search.study.study import Study
 
     study = Study.open((study_root or studies_folder()).expanduser().absolute(), name, storage)
@@ -181,7 +193,8 @@ def resume(
         _check_objective(study, objective)
         move(study, storage_path, tracking_uri)
         check_seen(study)
-        splits = checked_splits(study.manifest, study.folder)
+        splits, lines = resumed_splits(study.manifest, study.folder)
+        _tell(lines, console)
         _warn_about_tracking(study, console)
         if more_trials:
             _warn_about_looks(study, console)
@@ -197,7 +210,8 @@ def resume(
             if time_budget_s is not None:
                 study.with_time_budget(None if math.isinf(time_budget_s) else time_budget_s)
             space = study.manifest.build_space()
-            launch = RunningLaunch(study, space, splits, resources, seconds_left, console, started)
+            cluster = on_cluster(address)
+            launch = RunningLaunch(study, space, splits, resources, seconds_left, console, started, cluster)
             return run_launch(launch, notify)
 
 

@@ -22,12 +22,12 @@ DIGITS = 16
 
 def content_digest(splits: Mapping[str, Split]) -> str:
     """SHA-256 over names and contents of the development files of all tasks, as the manifest keeps it."""
-    return _joined([data_digest(root, paths) for root, paths in _sets(splits)])
+    return _joined(list(_digests(splits).values()))
 
 
 def task_digests(splits: Mapping[str, Split]) -> dict[str, str]:
     """Task key -> SHA-256 over names and contents of its development files, which workers compare with theirs."""
-    found = {one: data_digest(*one) for one in _sets(splits)}
+    found = _digests(splits)
     return {name: found[_set(split)] for name, split in splits.items()}
 
 
@@ -67,6 +67,12 @@ def check_content(manifest: StudyManifest, splits: Mapping[str, Split], folder: 
         f"{which} images of {manifest.data.name} were changed since study {manifest.name} began{first}; put back "
         "what they held, or start a new study"
     )
+
+
+def _digests(splits: Mapping[str, Split]) -> dict[tuple[Path, tuple[str, ...]], str]:
+    """Each set's digest: the one that was published with it, else of the files."""
+    published = {_set(split): split.content for split in splits.values()}
+    return {one: content or data_digest(*one) for one, content in published.items()}
 
 
 def _set(split: Split) -> tuple[Path, tuple[str, ...]]:
