@@ -178,18 +178,20 @@ def _run(
 ) -> dict[str, str]:
     """ended: gets the names of those that have."""
     from sctune.search.cluster.connection import plan_resources
-    from sctune.search.run.driver import check_versions, lacking_nodes, on_cluster, session
+    from sctune.search.run.driver import check_versions, checked_nodes, on_cluster, session
     from sctune.search.run.publisher import publishing
     from sctune.search.run.remote import RemoteTasks
 
     check_versions(trained)
     manifest = trained.manifest
     with session(address) as warnings, _terminated_as_interrupted(), stop_requests(trained):
-        left_out = lacking_nodes(manifest, {one.name: one.split for one in missing}, address)
-        say([*warnings, *left_out.values()])
         asked = manifest.resources
+        nodes = checked_nodes(manifest, {one.name: one.split for one in missing}, address, asked.gpus)
+        say([*warnings, *nodes.lines])
         at_a_time = max_concurrent or asked.asked_concurrent
-        tasks = RemoteTasks[Training](plan_resources(asked.cpus, asked.gpus, at_a_time, address is not None, left_out))
+        tasks = RemoteTasks[Training](
+            plan_resources(asked.cpus, asked.gpus, at_a_time, address is not None, nodes.left_out)
+        )
         splits, space = {one.name: one.split for one in missing}, manifest.build_space()
         waiting, failed = deque(missing), {}
         with publishing(trained, space, splits, on_cluster(address), lambda line: say([line])) as published:

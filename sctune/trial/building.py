@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +28,7 @@ from sctune.metrics.objective import DEFAULT, Objective, find_objective
 from sctune.paths import cache_here
 from sctune.train.trainer import Trainer
 from sctune.trial.published.taking import Published, Taking
-
-CHECKED_PACKAGES = ("sctune", "torch", "torchvision", "optuna")
-"""Packages whose versions must be the same on the driver and on every worker."""
+from sctune.trial.versions import package_versions as package_versions
 
 
 class TrialSpec(BaseModel):
@@ -65,10 +62,6 @@ class TrialSpec(BaseModel):
     published: Published | None = None
     replicates: int = 1
     epochs: int = 0
-
-
-def package_versions() -> dict[str, str]:
-    return {name: version(name).split("+")[0] for name in CHECKED_PACKAGES}
 
 
 class TrainerBuilder:

@@ -102,3 +102,11 @@ def remembered_trainables() -> Iterator[None]:
     finally:
         # what was set on the object hides its methods
         del _global_registry.contains, _global_registry.get
+
+
+def dashboard_address() -> str | None:
+    """HOST:PORT of the dashboard of the cluster that this process is connected to; None: there is none."""
+    from ray._private import worker
+
+    found = worker.get_dashboard_url() if worker.global_worker.connected else None
+    return str(found) if found else None

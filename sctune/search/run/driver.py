@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from sctune.errors import StudyError, TrackingError
-from sctune.paths import cache_folder, studies_folder
+from sctune.paths import studies_folder
 from sctune.search.cluster.connection import (
     Resources,
     check_temporary_folder,
@@ -22,10 +22,9 @@ from sctune.search.cluster.connection import (
     nodes_alive,
     plan_resources,
 )
-from sctune.search.cluster.node_check import check_nodes
+from sctune.search.cluster.node_check import CheckedNodes, check_nodes
 from sctune.search.plan.options import SearchOptions
 from sctune.search.plan.order import idle_lines, in_order
-from sctune.search.study.options import NEVER
 
 if TYPE_CHECKING:
     from sctune.data.split import Split
@@ -128,26 +127,27 @@ def _with_resources(
     plan: Plan, address: str | None, gpus: float | None, max_concurrent: int | None
 ) -> tuple[Plan, Resources]:
     wanted = plan.manifest.resources
-    left_out = lacking_nodes(plan.manifest, plan.splits, address)
-    resources = plan_resources(wanted.cpus, gpus, max_concurrent, address is not None, left_out)
+    checked = checked_nodes(plan.manifest, plan.splits, address, gpus)
+    resources = plan_resources(wanted.cpus, gpus, max_concurrent, address is not None, checked.left_out)
     spec = wanted.model_copy(
         update={"cpus": resources.cpus, "gpus": resources.gpus, "max_concurrent": resources.concurrent}
     )
     manifest = plan.manifest.model_copy(update={"resources": spec})
-    return replace(plan, manifest=manifest, warnings=(*plan.warnings, *left_out.values())), resources
+    return replace(plan, manifest=manifest, warnings=(*plan.warnings, *checked.lines)), resources
 
 
-def lacking_nodes(manifest: StudyManifest, splits: Mapping[str, Split], address: str | None) -> dict[str, str]:
-    """Id -> one line for each node that cannot run trials; ClusterError where none can. One of our own is not asked."""
+def checked_nodes(
+    manifest: StudyManifest, splits: Mapping[str, Split], address: str | None, gpus: float | None
+) -> CheckedNodes:
+    """Which nodes cannot run trials; ClusterError where none can. One machine of our own is not asked.
+
+    gpus: of a trial; None: one where there are any.
+    """
     if not on_cluster(address):
-        return {}
-    from sctune.data.place import needs_of
+        return CheckedNodes()
+    from sctune.search.run.wanted import wanted_by
 
-    needs = needs_of(splits.values(), cache_folder(), manifest.trial_config().data.image_size)
-    if manifest.publish != NEVER:
-        # they come from the driver
-        needs = replace(needs, samples=())
-    return check_nodes(manifest.storage_path, manifest.versions, needs)
+    return check_nodes(wanted_by(manifest, splits, gpus))
 
 
 def on_cluster(address: str | None) -> bool:
@@ -184,10 +184,13 @@ def resume(
     from sctune.search.plan.locations import check_seen, move
     from sctune.search.run.launch import RunningLaunch
     from sctune.search.run.session import run_launch
+    from sctune.search.study.database_check import check_database
     from sctune.search.study.published import resumed_splits
     from sctune.search.study.study import Study
 
     study = Study.open((study_root or studies_folder()).expanduser().absolute(), name, storage)
+    if study.storage is not None:
+        check_database(study.storage)
     with study.lock():
         check_versions(study)
         _check_objective(study, objective)
@@ -224,10 +227,10 @@ def _resources_again(
 ) -> Resources:
     """Those of a resumed study; what is left out, and what will stay idle, is told."""
     asked = manifest.resources
-    left_out = lacking_nodes(manifest, splits, address)
-    _tell(list(left_out.values()), console)
+    checked = checked_nodes(manifest, splits, address, asked.gpus)
+    _tell(list(checked.lines), console)
     at_a_time = max_concurrent or asked.asked_concurrent
-    resources = plan_resources(asked.cpus, asked.gpus, at_a_time, address is not None, left_out)
+    resources = plan_resources(asked.cpus, asked.gpus, at_a_time, address is not None, checked.left_out)
     _tell(idle_lines(manifest.look_behind, resources.concurrent), console)
     return resources
 

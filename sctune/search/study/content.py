@@ -34,7 +34,8 @@ def task_digests(splits: Mapping[str, Split]) -> dict[str, str]:
 def keep_files(folder: Path, splits: Mapping[str, Split]) -> None:
     """Write down, in the folder of a new study, what each of its images holds. Raises StudyError where it cannot."""
     sets = [
-        {path: digest[:DIGITS] for path, digest in file_digests(root, paths).items()} for root, paths in _sets(splits)
+        {path: digest[:DIGITS] for path, digest in file_digests(root, paths).items()}
+        for root, paths in file_sets(splits)
     ]
     try:
         write_json(folder / FILES, {"format_version": FORMAT_VERSION, "sets": sets})
@@ -51,7 +52,7 @@ def check_content(manifest: StudyManifest, splits: Mapping[str, Split], folder: 
     if kept is None and manifest.confirms is not None:
         # earlier versions left it the digest of the study that it confirms, which is checked itself
         return
-    sets = _sets(splits)
+    sets = file_sets(splits)
     now = [file_digests(root, paths) for root, paths in sets]
     if _joined([joined_digest(one) for one in now]) == manifest.data.digest:
         return
@@ -79,7 +80,7 @@ def _set(split: Split) -> tuple[Path, tuple[str, ...]]:
     return split.root, tuple(file.path for file in split.development)
 
 
-def _sets(splits: Mapping[str, Split]) -> list[tuple[Path, tuple[str, ...]]]:
+def file_sets(splits: Mapping[str, Split]) -> list[tuple[Path, tuple[str, ...]]]:
     """Root and development files of the tasks, each such set once, in the order of the tasks."""
     return list(dict.fromkeys(map(_set, splits.values())))
 
