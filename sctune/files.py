@@ -12,8 +12,13 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from sctune.errors import ConfigError, SctuneError
 from sctune.paths import nearest_folder, takes_files
+
+LOOK_S = 0.5
+"""Seconds between looks at what a process waits for."""
 
 
 def replace_files(writers: Mapping[Path, Callable[[Path], object]], option: str = "--out") -> list[Path]:
@@ -102,6 +107,21 @@ def keep_in_cache(path: Path, write: Callable[[], object]) -> None:
             write()
     except OSError:
         return
+
+
+@contextmanager
+def waited_for(lock: FileLock, pause: Callable[[], None]) -> Iterator[None]:
+    """Inside, the lock is held. pause: called each LOOK_S seconds while another process has it; may raise."""
+    while True:
+        try:
+            lock.acquire(timeout=LOOK_S)
+            break
+        except Timeout:
+            pause()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def is_disk_full(problem: BaseException | str) -> bool:

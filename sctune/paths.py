@@ -44,3 +44,11 @@ def studies_folder() -> Path:
 
 def cache_folder() -> Path:
     return home() / "cache"
+
+
+def cache_here(drivers: Path) -> Path:
+    """The cache folder of the machine that this process runs on.
+
+    Its own, where its environment names SCTUNE_HOME; else that of the driver, which may lie on a disk that both see.
+    """
+    return cache_folder() if os.environ.get("SCTUNE_HOME") else drivers

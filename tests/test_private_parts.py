@@ -31,8 +31,12 @@ PARTS = {
     "ray": (
         "ray.experimental.internal_kv:_internal_kv_get",
         "ray.experimental.internal_kv:_internal_kv_put",
+        "ray.experimental.internal_kv:_internal_kv_list",
+        "ray.experimental.internal_kv:_internal_kv_del",
         "ray.tune.execution.class_cache:ENV_VARS_TO_PROPAGATE",
         "ray._private.services:resolve_ip_for_localhost",
+        "ray._private.worker:get_dashboard_url",
+        "ray._private.worker:global_worker.connected",
         "ray._raylet:GcsClient",
         "ray._raylet:InnerGcsClient.check_alive",  # which the other one hands calls on to
         "ray.tune.registry:TRAINABLE_CLASS",

@@ -32,6 +32,7 @@ from sctune.cli import (
     train,
     weights,
 )
+from sctune.cli.cluster import cluster_app
 from sctune.cli.data import data_app
 from sctune.cli.hide import hide_passwords
 from sctune.cli.output import messages
@@ -97,6 +98,7 @@ for _panel, _commands in PANELS.items():
         app.command(_name, epilog=_epilog, rich_help_panel=_panel)(_function)
 app.add_typer(data_app, name="data", rich_help_panel="Data")
 app.add_typer(machine.cache_app, name="cache", rich_help_panel="Machine")
+app.add_typer(cluster_app, name="cluster", rich_help_panel="Machine")
 
 # typer carries its own click, whose errors it does not name; this is the base of those about the command line
 USAGE_ERROR: Any = typer.BadParameter.__mro__[1]

@@ -63,6 +63,8 @@ def search(
     max_concurrent: opt.MaxConcurrent = None,
     cpus_per_trial: opt.CpusPerTrial = None,
     gpus_per_trial: opt.GpusPerTrial = None,
+    publish: opt.Publish = "auto",
+    publish_through: opt.PublishThrough = "auto",
     name: opt.Name = None,
     study_root: opt.StudyRoot = None,
     storage: opt.Storage = None,
@@ -78,10 +80,23 @@ def search(
 ) -> None:
     """Search a space: train, compare, stop early, and log every trial and the best model to MLflow."""
     hooks, options = read_hooks(notify or ()), SearchOptions.from_command(_given(context))
+    background_name = study_name(name, space) if detach else None
+    _begin(context, options, hooks, background_name, dry_run, as_json)
+
+
+def _begin(
+    context: typer.Context,
+    options: SearchOptions,
+    hooks: tuple[str, ...],
+    background_name: str | None,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """background_name: of a study that another process runs."""
     if dry_run:
         _plan_only(options, as_json)
-    elif detach:
-        background(context, study_name(name, space), study_root, address, hooks)
+    elif background_name is not None:
+        background(context, background_name, options.study_root, options.address, hooks)
     else:
         _run(options, hooks, as_json)
 

@@ -19,6 +19,7 @@ from sctune.search.study.splits import checked_splits
 from sctune.search.study.study import Study, list_studies, valid_name
 from sctune.tracking.server import check_tracking
 from sctune.trial.building import package_versions
+from sctune.trial.storage import sibling
 
 FIRST_SEED = 1001
 
@@ -94,12 +95,6 @@ def confirm_plan(study: Study, name: str, chosen: Sequence[Candidate], seeds: Se
     made = manifest.model_copy(update=changes)
     lines = tuple(dict.fromkeys([*notes, *(line for split in splits.values() for line in split.warnings)]))
     return Plan(made, space, splits, root, (), lines)
-
-
-def sibling(storage_path: str, name: str) -> str:
-    """The place of a study's checkpoints beside those of another."""
-    place, mark, query = storage_path.partition("?")
-    return f"{place.rstrip('/').rpartition('/')[0]}/{name}{mark}{query}"
 
 
 def _seedless(tasks: Iterable[Task]) -> list[Task]:

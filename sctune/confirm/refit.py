@@ -27,6 +27,7 @@ from sctune.files import replace_files
 from sctune.search.study.content import task_digests
 from sctune.search.study.driver import stop_requests
 from sctune.search.study.study import Study
+from sctune.trial.published.taking import Published
 from sctune.trial.remote import FAILED, LOG
 from sctune.trial.whole import LABELS, PATHS, SCORES, WEIGHTS, train_whole
 
@@ -177,33 +178,39 @@ def _run(
 ) -> dict[str, str]:
     """ended: gets the names of those that have."""
     from sctune.search.cluster.connection import plan_resources
-    from sctune.search.run.driver import check_versions, lacking_nodes, session
+    from sctune.search.run.driver import check_versions, checked_nodes, on_cluster, session
+    from sctune.search.run.publisher import publishing
     from sctune.search.run.remote import RemoteTasks
 
     check_versions(trained)
     manifest = trained.manifest
     with session(address) as warnings, _terminated_as_interrupted(), stop_requests(trained):
-        left_out = lacking_nodes(manifest, {one.name: one.split for one in missing}, address)
-        say([*warnings, *left_out.values()])
         asked = manifest.resources
+        nodes = checked_nodes(manifest, {one.name: one.split for one in missing}, address, asked.gpus)
+        say([*warnings, *nodes.lines])
         at_a_time = max_concurrent or asked.asked_concurrent
-        tasks = RemoteTasks[Training](plan_resources(asked.cpus, asked.gpus, at_a_time, address is not None, left_out))
+        tasks = RemoteTasks[Training](
+            plan_resources(asked.cpus, asked.gpus, at_a_time, address is not None, nodes.left_out)
+        )
+        splits, space = {one.name: one.split for one in missing}, manifest.build_space()
         waiting, failed = deque(missing), {}
-        try:
-            while waiting or tasks.keys:
-                while waiting and tasks.room:
-                    one = waiting.popleft()
-                    tasks.start(one, train_whole, _spec(trained, one), one.keeps)
-                for one, answer in tasks.take():
-                    if FAILED in answer:
-                        failed[one.name] = answer[FAILED]["message"]
-                        _log.warning("training %s failed: %s", one.name, "\n".join(answer.get(LOG, ())))
-                    else:
-                        _keep(folder, one, answer)
-                    ended.append(one.name)
-                    say([f"{'failed' if FAILED in answer else 'trained'}: {one.name} ({len(ended)} of {len(missing)})"])
-        finally:
-            tasks.cancel()
+        with publishing(trained, space, splits, on_cluster(address), lambda line: say([line])) as published:
+            try:
+                while waiting or tasks.keys:
+                    while waiting and tasks.room:
+                        one = waiting.popleft()
+                        tasks.start(one, train_whole, _spec(trained, one, published), one.keeps)
+                    for one, answer in tasks.take():
+                        if FAILED in answer:
+                            failed[one.name] = answer[FAILED]["message"]
+                            _log.warning("training %s failed: %s", one.name, "\n".join(answer.get(LOG, ())))
+                        else:
+                            _keep(folder, one, answer)
+                        ended.append(one.name)
+                        how = "failed" if FAILED in answer else "trained"
+                        say([f"{how}: {one.name} ({len(ended)} of {len(missing)})"])
+            finally:
+                tasks.cancel()
     return failed
 
 
@@ -224,11 +231,11 @@ def _terminated_as_interrupted() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _spec(trained: Study, one: Training) -> dict[str, Any]:
+def _spec(trained: Study, one: Training, published: Published | None) -> dict[str, Any]:
     from sctune.search.run.launch import trial_spec
 
     space = trained.manifest.build_space()
-    shared = trial_spec(trained, space, {one.task.key: one.split}, [])
+    shared = trial_spec(trained, space, {one.task.key: one.split}, [], published)
     config = one.config
     if trained.manifest.resources.gpus == 0 and config.runtime.device == "auto":
         config = config.override({"runtime.device": "cpu"})

@@ -8,7 +8,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -21,7 +21,8 @@ from filelock import FileLock, Timeout
 from sctune.data.decode import CorruptImageError, Decoded, Decoding, Pixels, decode
 from sctune.data.digests import THREADS, data_digest, file_digest, file_digests, joined_digest
 from sctune.data.facts import Found, ImageFacts, measure, read_facts, write_facts
-from sctune.errors import DataError, PlaceError
+from sctune.errors import ChangedDataError, DataError, PlaceError
+from sctune.files import waited_for
 
 __all__ = [
     "THREADS",
@@ -77,35 +78,34 @@ class ImageCache:
         self.folder = Path(folder)
         self.limit_bytes = limit_bytes
 
-    def array(self, root: Path, paths: Sequence[str], decoding: Decoding, skip_corrupt: bool = False) -> CachedImages:
+    def array(
+        self,
+        root: Path,
+        paths: Sequence[str],
+        decoding: Decoding,
+        skip_corrupt: bool = False,
+        content: str | None = None,
+    ) -> CachedImages:
         """The images at root/paths as `decoding` has them; built where the cache does not hold them yet.
 
-        The order of paths does not matter. Raises PlaceError for a missing file and a cache folder that cannot be
-        written, and, unless skip_corrupt, CorruptImageError for an image that cannot be decoded.
+        The order of paths does not matter. content: their `data_digest`, where the caller knows it; what is stored of
+        them is then found without the files. Raises PlaceError for a missing file and a cache folder that cannot be
+        written, ChangedDataError for files to be decoded that are not of `content`, and, unless skip_corrupt,
+        CorruptImageError for an image that cannot be decoded.
         """
         wanted = sorted(set(paths))
         if not wanted:
             raise DataError(f"no images of {root} are asked for")
-        key, size = _key(self.folder, root, wanted, decoding), decoding.size
-        with self._reported():
-            opened = self._open(key, len(wanted), size)
-            if opened is None:
-                with self._lock(key):
-                    # opened under the lock, which removing takes too
-                    opened = self._open(key, len(wanted), size)
-                    if opened is None:
-                        if (self.folder / key).exists():
-                            _log.warning("the image cache entry %s is damaged and is built again", self.folder / key)
-                            shutil.rmtree(self.folder / key, ignore_errors=True)
-                        self._build(key, root, wanted, decoding, skip_corrupt)
-                        opened = self._open(key, len(wanted), size)
-                self._trim()
-            if opened is None:
-                raise PlaceError(
-                    f"the image cache {self.folder} was removed in the meantime, or its disk does not give back what "
-                    "was written; try again"
+        key = set_key(data_digest(root, wanted, self.folder) if content is None else content, decoding)
+
+        def build(folder: Path) -> dict[str, Any]:
+            if content is not None and data_digest(root, wanted, self.folder) != content:
+                raise ChangedDataError(
+                    f"the images in {root} hold something else than they did; put back what they held"
                 )
-        meta, array = opened
+            return _build(folder, root, wanted, decoding, skip_corrupt)
+
+        meta, array = self._stored(key, len(wanted), decoding.size, build)
         skipped = tuple(meta["skipped"])
         if skipped and not skip_corrupt:
             first = root / skipped[0]
@@ -114,6 +114,30 @@ class ImageCache:
             raise DataError(f"none of the {len(wanted)} images of {root} can be decoded")
         index = {path: row for row, path in enumerate(wanted) if path not in set(skipped)}
         return CachedImages(array, index, skipped)
+
+    def adopt(
+        self,
+        key: str,
+        images: int,
+        size: int,
+        fetch: Callable[[Path], Mapping[str, Any]],
+        pause: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Keep a set that another machine decoded; nothing is fetched where it is there already.
+
+        key, images, size: as in CacheEntry. fetch: puts the stored array into the file that it is given, and gives what
+        was stored with it (`stored`); called by one process of this machine at a time. pause: called while another one
+        fetches the set; may raise. Raises PlaceError as `array` does, and what the two raise.
+        """
+        self._stored(key, images, size, lambda folder: fetch(folder / ARRAY), pause)
+
+    def stored(self, key: str) -> tuple[Path, dict[str, Any]]:
+        """The file with the array of a stored set, and what was stored with it; PlaceError where there is none."""
+        with self._reported():
+            meta = _read_meta(self.folder / key / META)
+        if meta is None:
+            raise PlaceError(f"the image cache entry {self.folder / key} is damaged; remove it and run again")
+        return self.folder / key / ARRAY, meta
 
     def digests(self, root: Path, paths: Iterable[str]) -> dict[str, str]:
         """As `file_digests`, kept in this cache's folder."""
@@ -132,7 +156,7 @@ class ImageCache:
         if not wanted:
             return {}
         known = self.digests(root, wanted) if digests is None else {path: digests[path] for path in wanted}
-        key = _key_of(joined_digest(known), decoding)
+        key = set_key(joined_digest(known), decoding)
         stored = self.folder / FACTS_FOLDER / f"{key}.json"
         with self._reported():
             found = read_facts(self.folder / key / FACTS) or read_facts(stored)
@@ -194,34 +218,42 @@ class ImageCache:
             os.utime(place / META)
         return meta, array
 
-    def _build(self, key: str, root: Path, wanted: list[str], decoding: Decoding, skip_corrupt: bool) -> None:
-        size = decoding.size
-        found: Found = {}
+    def _stored(
+        self,
+        key: str,
+        images: int,
+        size: int,
+        make: Callable[[Path], Mapping[str, Any]],
+        pause: Callable[[], None] = lambda: None,
+    ) -> tuple[dict[str, Any], Stored]:
+        """A stored set, made where there is none. make: writes ARRAY into a folder and gives what META says of it."""
+        with self._reported():
+            opened = self._open(key, images, size)
+            if opened is None:
+                with waited_for(self._lock(key), pause):
+                    # opened under the lock, which removing takes too
+                    opened = self._open(key, images, size)
+                    if opened is None:
+                        if (self.folder / key).exists():
+                            _log.warning("the image cache entry %s is damaged and is made again", self.folder / key)
+                            shutil.rmtree(self.folder / key, ignore_errors=True)
+                        self._make(key, make)
+                        opened = self._open(key, images, size)
+                self._trim()
+            if opened is None:
+                raise PlaceError(
+                    f"the image cache {self.folder} was removed in the meantime, or its disk does not give back what "
+                    "was written; try again"
+                )
+        return opened
+
+    def _make(self, key: str, make: Callable[[Path], Mapping[str, Any]]) -> None:
         unfinished = self.folder / f"{key}{UNFINISHED}"
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir()
         try:
-            with (unfinished / ARRAY).open("wb") as out:
-                header = {"descr": "|u1", "fortran_order": False, "shape": (len(wanted), size, size, 3)}
-                np.lib.format.write_array_header_1_0(out, header)
-                skipped = []
-                # plain writes instead of a mapping: a full disk is then an error and not a killed process
-                for path, one in zip(wanted, _decoded(root, wanted, decoding), strict=True):
-                    if isinstance(one, CorruptImageError):
-                        if not skip_corrupt:
-                            raise one
-                        skipped.append(path)
-                        found[path] = str(one)
-                        pixels = np.zeros((size, size, 3), np.uint8)
-                    else:
-                        pixels, found[path] = one
-                    out.write(pixels.tobytes())
-                out.flush()
-                os.fsync(out.fileno())
-            meta = {"format_version": FORMAT_VERSION, "images": len(wanted), "size": size, "skipped": skipped}
-            meta["sha256"] = file_digest(unfinished / ARRAY)
-            write_facts(unfinished / FACTS, found)
-            (unfinished / META).write_text(json.dumps(meta))
+            meta = make(unfinished)
+            (unfinished / META).write_text(json.dumps(dict(meta)))
             unfinished.rename(self.folder / key)
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
@@ -270,6 +302,32 @@ def check_images(root: Path, paths: Iterable[str]) -> list[str]:
     wanted = sorted(set(paths))
     results = (one for chunk in _chunks(root, wanted, Decoding(8)) for one in chunk)
     return [path for path, one in zip(wanted, results, strict=True) if isinstance(one, CorruptImageError)]
+
+
+def _build(folder: Path, root: Path, wanted: list[str], decoding: Decoding, skip_corrupt: bool) -> dict[str, Any]:
+    """Decode images into a new folder; gives what META says of them."""
+    size = decoding.size
+    found: Found = {}
+    with (folder / ARRAY).open("wb") as out:
+        header = {"descr": "|u1", "fortran_order": False, "shape": (len(wanted), size, size, 3)}
+        np.lib.format.write_array_header_1_0(out, header)
+        skipped = []
+        # plain writes instead of a mapping: a full disk is then an error and not a killed process
+        for path, one in zip(wanted, _decoded(root, wanted, decoding), strict=True):
+            if isinstance(one, CorruptImageError):
+                if not skip_corrupt:
+                    raise one
+                skipped.append(path)
+                found[path] = str(one)
+                pixels = np.zeros((size, size, 3), np.uint8)
+            else:
+                pixels, found[path] = one
+            out.write(pixels.tobytes())
+        out.flush()
+        os.fsync(out.fileno())
+    write_facts(folder / FACTS, found)
+    meta = {"format_version": FORMAT_VERSION, "images": len(wanted), "size": size, "skipped": skipped}
+    return meta | {"sha256": file_digest(folder / ARRAY)}
 
 
 def _decoded(
@@ -328,10 +386,7 @@ def _whole_array(place: Path, meta: dict[str, Any], shape: tuple[int, ...]) -> S
     return array if whole else None
 
 
-def _key(folder: Path, root: Path, wanted: Sequence[str], decoding: Decoding) -> str:
-    return _key_of(data_digest(root, wanted, folder), decoding)
-
-
-def _key_of(digest: str, decoding: Decoding) -> str:
-    text = json.dumps([FORMAT_VERSION, digest, *decoding.key])
+def set_key(content: str, decoding: Decoding) -> str:
+    """Name of the stored set of images whose `data_digest` is `content`, as `decoding` has them."""
+    text = json.dumps([FORMAT_VERSION, content, *decoding.key])
     return hashlib.sha256(text.encode()).hexdigest()[:40]

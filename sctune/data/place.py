@@ -7,10 +7,13 @@ import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sctune.data.images import ImageCache
-from sctune.data.split import Split
 from sctune.errors import PlaceError
+
+if TYPE_CHECKING:
+    from sctune.data.split import Split
 
 SAMPLES = 3
 """Files of each data set that are opened: a folder without its mount has none of them."""

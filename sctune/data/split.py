@@ -47,7 +47,8 @@ class Split:
     mode: extra, seen, cross, proxy or test; reason: one sentence why. makers: whether the objective includes the proxy
     makers on the selection normals. development: all that trials of the study may ever read, whatever their seed.
     folds: folds that modes `seen` and `cross` really have (0 in others); in `seen` at most one per anomaly type where
-    there are two.
+    there are two. content: `data_digest` of the development files, where it was published with them and the files need
+    not be on this machine (`published`).
     """
 
     root: Path
@@ -61,6 +62,7 @@ class Split:
     warnings: tuple[str, ...]
     development: Files
     folds: int = 0
+    content: str | None = None
 
     @property
     def pools(self) -> list[dict[str, list[str]]]:

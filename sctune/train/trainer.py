@@ -73,6 +73,7 @@ class Trainer:
             [file.path for file in self.split.development],
             Decoding.of(data),
             data.skip_corrupt,
+            self.split.content,
         )
         self.skipped = cached.skipped
         train = [file for file in self.split.train if file.path in cached.index]

@@ -25,6 +25,19 @@ def set_key_value(key: str, value: bytes) -> None:
     _internal_kv_put(key.encode(), value)
 
 
+def keys_with(prefix: str) -> list[str]:
+    """Names in the key-value store that begin so, sorted."""
+    from ray.experimental.internal_kv import _internal_kv_list
+
+    return sorted(name.decode() for name in _internal_kv_list(prefix.encode()))
+
+
+def remove_key(key: str) -> None:
+    from ray.experimental.internal_kv import _internal_kv_del
+
+    _internal_kv_del(key.encode())
+
+
 def passed_variables() -> set[str]:
     """Names of the environment variables that Tune hands to its actors; what is taken out is handed on no more."""
     from ray.tune.execution import class_cache
@@ -89,3 +102,11 @@ def remembered_trainables() -> Iterator[None]:
     finally:
         # what was set on the object hides its methods
         del _global_registry.contains, _global_registry.get
+
+
+def dashboard_address() -> str | None:
+    """HOST:PORT of the dashboard of the cluster that this process is connected to; None: there is none."""
+    from ray._private import worker
+
+    found = worker.get_dashboard_url() if worker.global_worker.connected else None
+    return str(found) if found else None

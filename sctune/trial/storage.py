@@ -35,6 +35,12 @@ def open_storage(storage: str) -> tuple[fs.FileSystem, str]:
     return system, root.rstrip("/")
 
 
+def sibling(storage_path: str, name: str) -> str:
+    """The place of this name beside a study's checkpoints."""
+    place, mark, query = storage_path.partition("?")
+    return f"{place.rstrip('/').rpartition('/')[0]}/{name}{mark}{query}"
+
+
 def with_region(uri: str) -> str:
     """An s3:// URI that says its bucket's region, so that nobody has to ask for it again; others as they are.
 

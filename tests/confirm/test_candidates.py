@@ -10,7 +10,7 @@ import pytest
 from sctune.config import TrialConfig, load_profile
 from sctune.config.methods import DEFAULT, METHOD_SECTIONS
 from sctune.confirm.candidates import Candidate, best_candidates, reference, variant_space
-from sctune.confirm.plan import confirm_name, fresh_seeds, sibling
+from sctune.confirm.plan import confirm_name, fresh_seeds
 from sctune.errors import StudyError
 from sctune.search.plan import plan
 from sctune.search.plan.base import base_config
@@ -19,6 +19,7 @@ from sctune.search.space.definition import Space
 from sctune.search.space.named import method_spaces
 from sctune.search.study.leaderboard import TrialRow
 from sctune.search.study.manifest import SelectionSpec, StudyManifest
+from sctune.trial.storage import sibling
 from tests.builders import ANYWHERE, FLAT, make_manifest, make_space
 
 

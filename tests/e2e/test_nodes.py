@@ -22,6 +22,8 @@ from typing import Any
 
 import pytest
 
+from tests.e2e.conftest import COMMAND
+
 EPOCHS = 8
 RAY = Path(sys.executable).with_name("ray")
 
@@ -45,12 +47,20 @@ def namespaces_missing() -> str | None:
     return None if tried.returncode == 0 else "needs to be root, with the right to mount (CAP_SYS_ADMIN)"
 
 
+def without(*folders: Path) -> list[str]:
+    """The beginning of a command that runs in a mount namespace in which these folders are empty."""
+    words = ["unshare", "-m", "--propagation", "private"]
+    for folder in folders:
+        words += ["sh", "-c", HIDDEN, "sh", str(folder)]
+    return words
+
+
 class Node:
     """`ray start --block` and all that it starts, in a mount namespace of its own."""
 
-    def __init__(self, words: list[str], env: dict[str, str], hidden: Path) -> None:
-        command = ["unshare", "-m", "--propagation", "private", "sh", "-c", HIDDEN, "sh", str(hidden)]
-        self.hidden = hidden
+    def __init__(self, words: list[str], env: dict[str, str], *hidden: Path) -> None:
+        command = without(*hidden)
+        self.hidden = hidden[0]
         self.process = subprocess.Popen(
             [*command, str(RAY), "start", "--block", *words],
             env=env,
@@ -106,7 +116,7 @@ class Node:
 def nodes(sctune: Any) -> Iterator[Callable[..., Node]]:
     """Starts a node of one CPU each time it is called; the first call makes the head, which runs no trials.
 
-    An argument is the folder that is hidden from the node, in place of the driver's home.
+    Arguments are the folders that are hidden from the node, in place of the driver's home.
     """
     reason = namespaces_missing()
     if reason is not None:
@@ -118,13 +128,13 @@ def nodes(sctune: Any) -> Iterator[Callable[..., Node]]:
     temporary = Path(tempfile.mkdtemp(prefix="sct-", dir="/tmp"))
     started: list[Node] = []
 
-    def start(hidden: Path = sctune.home) -> Node:
+    def start(*hidden: Path) -> Node:
         if not started:
             words = ["--head", "--port=0", "--num-cpus=0", "--include-dashboard=false", f"--temp-dir={temporary}"]
             (empty := temporary / "nothing").mkdir()
             node = Node(words, env, empty)
         else:
-            node = Node([f"--address={started[0].address}", "--num-cpus=1"], env, hidden)
+            node = Node([f"--address={started[0].address}", "--num-cpus=1"], env, *(hidden or [sctune.home]))
         started.append(node)
         node.wait()
         if len(started) == 1:
@@ -208,10 +218,39 @@ def test_a_node_without_the_images_gets_no_trials(
     head, _ = nodes(), nodes()
     nodes(image_folder)
     more = ["--address", head.address, "--storage-path", tmp_path / "shared", "--scheduler", "none"]
-    done = sctune(*smoke, *more, "--name", "mount", "--trials", "2", timeout=240)
+    done = sctune(*smoke, *more, "--publish", "never", "--name", "mount", "--trials", "2", timeout=240)
     named = [line for line in done.stderr.splitlines() if "mount the images there" in line]
     assert named and all("left out until the next launch" in line for line in named), done.stderr
     assert "on 2 node(s)" in done.stderr
     trials = sctune.record("mount")
     assert [(trial.state.name, trial.user_attrs["attempt"]) for trial in trials] == [("COMPLETE", 1)] * 2
     assert "mount the images there" in sctune("status", "mount").stdout
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_no_node_needs_the_images(
+    sctune: Any, smoke: list[str], nodes: Callable[..., Any], image_folder: Path, tmp_path: Path
+) -> None:
+    head, node, shared = nodes(), nodes(sctune.home, image_folder), tmp_path / "shared"
+    more = ["--address", head.address, "--storage-path", shared, "--scheduler", "none", "--keep-best", "9"]
+    done = sctune(*smoke, *more, "--name", "handed", "--trials", "2", timeout=400)
+    assert [trial.state.name for trial in sctune.record("handed")] == ["COMPLETE"] * 2, done.stderr
+    assert node.files() == ["cache"]
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("images for the nodes")]
+    assert "published in" in line and line.endswith(str(shared / ".published"))
+    # a driver that has no images, nor has ever decoded them, and trials beside it
+    shutil.rmtree(sctune.home / "cache")
+    words = [*without(image_folder), str(COMMAND), "resume", "handed", "--trials", "+1"]
+    resumed = subprocess.run(
+        words, env=sctune.env, cwd=sctune.home, capture_output=True, text=True, timeout=400, check=False
+    )
+    assert resumed.returncode == 0, resumed.stderr
+    assert f"1 decoded set(s) of them come from {shared / '.published'}" in resumed.stderr
+    assert [trial.state.name for trial in sctune.record("handed")] == ["COMPLETE"] * 3, resumed.stderr
+    # nor what was published: both reasons in one line
+    shutil.rmtree(shared / ".published")
+    refused = subprocess.run(
+        words, env=sctune.env, cwd=sctune.home, capture_output=True, text=True, timeout=400, check=False
+    )
+    assert refused.returncode == 2 and "nothing of it in" in refused.stderr and refused.stderr.count("\n") == 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +21,8 @@ from sctune.search.run.back_pressure import DiskUse
 from sctune.search.run.retention import CheckpointKeeper
 from sctune.trial import storage as storages
 from sctune.trial.checkpoint import CheckpointName, TrialStore
+from sctune.trial.published.carriers import StorageCarrier, fetcher
+from sctune.trial.published.parcel import BrokenParcelError, unpack
 from sctune.trial.storage import open_storage, with_region
 from tests.s3_server import BUCKET, S3Server
 
@@ -117,6 +121,42 @@ def test_without_its_last_file_a_checkpoint_is_none(storage: str) -> None:
         store.load(CheckpointName(1, 1))
     assert not isinstance(damaged.value, StorageError)
     assert store.load_latest() is None
+
+
+def test_what_is_published_is_there_once_and_whole(storage: str, server: S3Server, tmp_path: Path) -> None:
+    content = bytes(range(256)) * 500
+    name = hashlib.sha256(content).hexdigest()
+    carrier = StorageCarrier(f"{storage}/one")
+    assert carrier.noted("id") is None and carrier.find(name) is None
+    parcel, there = carrier.send(io.BytesIO(content), name, {"size": 3})
+    folder = f"{storage.removeprefix(f's3://{BUCKET}/')}/.published/{name}"
+    (part,) = parcel.parts
+    assert not there and [key for key in server.objects() if key.startswith(folder)] == [
+        *sorted([f"{folder}/{part.name}", f"{folder}/parcel.json"])
+    ]
+    # another study, beside the first
+    other = StorageCarrier(f"{storage}/two")
+    assert other.send(io.BytesIO(content), name, {"size": 3}) == (parcel, True)
+    fetch = fetcher(parcel, other.address(parcel))
+    unpack(parcel, fetch, tmp_path / "out")
+    assert (tmp_path / "out").read_bytes() == content
+    carrier.note("id", {"splits": []})
+    assert other.noted("id") == {"splits": []}
+    system, root = open_storage(storage)
+    system.delete_file(f"{root}/.published/{name}/{part.name}")
+    assert other.find(name) is None
+    with pytest.raises(BrokenParcelError, match="is gone from s3://"):
+        fetch(part)
+
+
+def test_a_store_that_is_away_gives_nothing_published(storage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    carrier = StorageCarrier(f"{storage}/one")
+    content = b"x" * 100
+    parcel, _ = carrier.send(io.BytesIO(content), hashlib.sha256(content).hexdigest(), {})
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    # as a node does it: with a connection of its own. Waited for, and no reason to publish again
+    with pytest.raises(StorageError, match="NETWORK_CONNECTION"):
+        fetcher(parcel, carrier.address(parcel))(parcel.parts[0])
 
 
 def test_a_store_that_is_away_is_no_damaged_checkpoint(

@@ -269,7 +269,7 @@ def plan_resources(
     share = float(have_gpus > 0) if gpus is None else gpus
     if share > 1 and share != int(share):
         raise ClusterError(f"--gpus-per-trial {share:g}: above 1 only whole GPUs can be given")
-    room = sum(_fits(node, cpus, share) for node in nodes)
+    room = sum(fits(node, cpus, share) for node in nodes)
     if room == 0 and not (growing and max_concurrent):
         way_out = "; name --max-concurrent and --gpus-per-trial if it will grow" if growing else ""
         raise ClusterError(
@@ -280,7 +280,7 @@ def plan_resources(
     return Resources(have_cpus, have_gpus, cpus, share, at_a_time, len(nodes), left_out)
 
 
-def _fits(node: Mapping[str, float], cpus: float, gpus: float) -> int:
+def fits(node: Mapping[str, float], cpus: float, gpus: float) -> int:
     """Trials that a node holds at a time; fractions of one GPU are packed, never spread over two."""
     by_cpu = int(node.get("CPU", 0) / cpus + 1e-9)
     if gpus == 0:
@@ -300,7 +300,7 @@ def nodes_for(cpus: float, gpus: float) -> set[str]:
     """Ids of the nodes that hold a trial of this share, when nothing else runs there."""
     import ray
 
-    return {node["NodeID"] for node in ray.nodes() if node["Alive"] and _fits(node["Resources"], cpus, gpus)}
+    return {node["NodeID"] for node in ray.nodes() if node["Alive"] and fits(node["Resources"], cpus, gpus)}
 
 
 def _resources_of_nodes(left_out: Collection[str]) -> list[Mapping[str, float]]:

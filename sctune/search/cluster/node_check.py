@@ -1,92 +1,69 @@
-"""Looks at every node before anything is spent: storage and versions as the driver's, the images, room to cache."""
+"""Looks at every node before anything is spent, and says what a search does about it.
+
+The same looks and judgements as those of `sctune cluster check`: some faults end the search before it begins, some
+cost a node its trials, some are told.
+"""
 
 from __future__ import annotations
 
-import uuid
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
-from sctune.data.place import Needs, check_place
-from sctune.errors import ClusterError, PlaceError
+from sctune.errors import ClusterError
+from sctune.search.cluster.asking import ask_nodes, limit_of
+from sctune.search.cluster.findings import Effect, NodeReport, State
+from sctune.search.cluster.judge import judge
+from sctune.search.cluster.security import cluster_findings, token_asked
+from sctune.search.cluster.wanted import Wanted
 
-ANSWER_S = 120
-"""Seconds that the nodes may take, the start of a worker on each included."""
 
+@dataclass(frozen=True)
+class CheckedNodes:
+    """What a search goes on with.
 
-def check_nodes(storage: str, versions: Mapping[str, str], needs: Needs | None = None) -> dict[str, str]:
-    """Every node sees the storage and has the driver's versions; raises ClusterError naming those that do not.
-
-    Gives id -> one line for each node that lacks the images or room for them, and so gets no trials; ClusterError
-    where all lack them. Nodes without CPUs run none and need no images.
+    left_out: id -> one line for each node that gets no trials; warnings: lines to tell.
     """
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    from sctune.trial.storage import answering, open_storage
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
 
-    # beside the study's own folder, which must not exist yet
-    system, root = open_storage(storage)
-    parent = root.rpartition("/")[0]
-    marker = f"{parent}/.sctune-probe-{uuid.uuid4().hex}"
-    with answering(storage):
-        system.create_dir(parent, recursive=True)
-        with system.open_output_stream(marker) as stream:
-            stream.write(b"sctune")
-    remote = ray.remote(num_cpus=0)(_inspect_node)
-    nodes = [node for node in ray.nodes() if node["Alive"]]
-    trains = [node["Resources"].get("CPU", 0) > 0 for node in nodes]
-    try:
-        calls = [
-            remote.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(
-                storage, marker, needs if runs else None
-            )
-            for node, runs in zip(nodes, trains, strict=True)
-        ]
-        answers: list[dict[str, Any]] = ray.get(calls, timeout=ANSWER_S)
-    except ray.exceptions.RayError as problem:
-        raise ClusterError(f"a node cannot run sctune: {str(problem).strip().splitlines()[-1]}") from None
-    finally:
-        system.delete_file(marker)
-    for node, answer in zip(nodes, answers, strict=True):
-        _compare(node["NodeManagerAddress"], answer, storage, versions)
+    @property
+    def lines(self) -> tuple[str, ...]:
+        return (*self.warnings, *self.left_out.values())
+
+
+def check_nodes(wanted: Wanted, limit_s: float | None = None) -> CheckedNodes:
+    """Ask and judge every node; limit_s: seconds until one that does not answer is left out, None: by the images.
+
+    Raises ClusterError naming the first node with other versions, without the storage, or without a token, and where
+    no node is left that could run trials; StorageError where the driver cannot use the storage.
+    """
+    with token_asked() as token:
+        reports = judge(wanted, ask_nodes(wanted, limit_of(wanted) if limit_s is None else limit_s))
+        refused = [one for one in cluster_findings(token()) if one.state is State.FAILED]
+    if refused:
+        raise ClusterError(refused[0].text)
+    return decide(reports)
+
+
+def decide(reports: Sequence[NodeReport]) -> CheckedNodes:
+    """What a search does about what was found on the nodes. Raises ClusterError where it does not begin."""
+    for report in reports:
+        for one in report.with_effect(Effect.REFUSE):
+            raise ClusterError(f"node {report.node.name} {one.text}")
     lacking = {
-        node["NodeID"]: _line(node, answer) for node, answer in zip(nodes, answers, strict=True) if answer["lacks"]
+        report.node.id: f"node {report.node.name}: {faults[0].text}"
+        for report in reports
+        if (faults := report.with_effect(Effect.LEAVE_OUT))
     }
-    if lacking and len(lacking) == sum(trains):
+    trains = {report.node.id for report in reports if report.node.trains}
+    if lacking and not trains - set(lacking):
         raise ClusterError(f"no node can run trials: {'; '.join(sorted(set(lacking.values()))[:3])}")
-    return {node: f"{line}; it is left out until the next launch" for node, line in lacking.items()}
-
-
-def _compare(where: str, answer: Mapping[str, Any], storage: str, versions: Mapping[str, str]) -> None:
-    if not answer["sees_storage"]:
-        raise ClusterError(
-            f"node {where} does not see {storage}; give --storage-path a folder or s3:// URI that all nodes share"
-        )
-    wrong = [
-        f"{name} {answer['versions'].get(name)}"
-        for name, own in versions.items()
-        if answer["versions"].get(name) != own
+    told = [
+        f"node {report.node.name}: {one.check}: {one.text}"
+        for report in reports
+        for one in report.findings
+        if one.state is State.WARNING or (one.state is State.FAILED and one.effect is Effect.TELL)
     ]
-    if wrong:
-        raise ClusterError(f"node {where} has {', '.join(wrong)}, the driver {dict(versions)}; install the same")
-
-
-def _line(node: Mapping[str, Any], answer: Mapping[str, Any]) -> str:
-    return f"node {node['NodeManagerHostname']} ({node['NodeManagerAddress']}): {answer['lacks']}"
-
-
-def _inspect_node(storage: str, marker: str, needs: Needs | None) -> dict[str, Any]:
-    from pyarrow import fs
-
-    from sctune.trial.building import package_versions
-    from sctune.trial.storage import open_storage
-
-    system, _ = open_storage(storage)
-    lacks = None
-    try:
-        if needs is not None:
-            check_place(needs)
-    except PlaceError as problem:
-        lacks = str(problem)
-    sees = system.get_file_info(marker).type == fs.FileType.File
-    return {"sees_storage": sees, "versions": package_versions(), "lacks": lacks}
+    left_out = {node: f"{line}; it is left out until the next launch" for node, line in lacking.items()}
+    return CheckedNodes(left_out, tuple(told))

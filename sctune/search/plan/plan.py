@@ -37,6 +37,7 @@ from sctune.search.rules.registry import NO_RULE, make_rule
 from sctune.search.space.definition import Space
 from sctune.search.study.content import content_digest
 from sctune.search.study.database import check_free, storage_url
+from sctune.search.study.database_check import check_database
 from sctune.search.study.manifest import DataSpec, ResourceSpec, SchedulerSpec, SelectionSpec, StudyManifest
 from sctune.search.study.options import StudyOptions
 from sctune.search.suggest.beliefs import Prior
@@ -75,7 +76,7 @@ def make_plan(options: SearchOptions, has_gpu: bool) -> Plan:
 
     has_gpu: whether trials will run on a GPU (decides the default profile). Raises SctuneError with one line.
     """
-    profile = options.profile or ("gpu" if has_gpu and options.gpus_per_trial != 0 else "cpu")
+    profile = profile_of(options, has_gpu)
     if profile == "paper" and options.selection != "test":
         raise ConfigError(
             "profile paper selects on the test images; say so with --selection test, or take profile gpu or cpu"
@@ -87,6 +88,7 @@ def make_plan(options: SearchOptions, has_gpu: bool) -> Plan:
     record = chosen(options.storage, STORAGE_VARIABLE)
     if record is not None:
         record = storage_url(record)
+        check_database(record)
         check_free(record, name)
     space = search_space(options, profile, base_config(options, profile))
     base = space.base
@@ -96,10 +98,7 @@ def make_plan(options: SearchOptions, has_gpu: bool) -> Plan:
     scheduler, warnings = _scheduler(options, profile, sampler, space)
     replicates, seeds = planned_replicates(options, scheduler.name, base.seed)
     warnings += space.notes
-    datasets = {
-        category: open_dataset(base.data.source, category, base.data.group) for category in _categories(options)
-    }
-    tasks, splits, selection = _tasks(options, base, profile, datasets, seeds, by_seed=replicates > 1)
+    datasets, tasks, splits, selection = open_tasks(options, base, profile, seeds, by_seed=replicates > 1)
     depth = _depth(base, splits)
     space = replace(space, base=base.override({"data.range": depth.range}))
     base = space.base
@@ -130,6 +129,11 @@ def make_plan(options: SearchOptions, has_gpu: bool) -> Plan:
     return Plan(
         manifest, space, splits, root, skipped, tuple(dict.fromkeys(warnings)), depth.line, checks, store.origin
     )
+
+
+def profile_of(options: SearchOptions, has_gpu: bool) -> str:
+    """The profile that was asked for, else by whether trials will run on a GPU."""
+    return options.profile or ("gpu" if has_gpu and options.gpus_per_trial != 0 else "cpu")
 
 
 @dataclass(frozen=True)
@@ -224,15 +228,17 @@ def _categories(options: SearchOptions) -> tuple[str | None, ...]:
     return options.categories or (None,)
 
 
-def _tasks(
-    options: SearchOptions,
-    config: TrialConfig,
-    profile: str,
-    datasets: dict[str | None, DataSet],
-    seeds: tuple[int, ...],
-    by_seed: bool,
-) -> tuple[list[Task], dict[str, Split], SelectionSpec]:
-    """Every category x known class x seed, and x fold where the seen anomalies select; by_seed: one seed's together."""
+def open_tasks(
+    options: SearchOptions, config: TrialConfig, profile: str, seeds: tuple[int, ...], by_seed: bool = False
+) -> tuple[dict[str | None, DataSet], list[Task], dict[str, Split], SelectionSpec]:
+    """The data sets by category; tasks; task key -> split; what selects.
+
+    A task for every category x known class x seed, and x fold where the seen anomalies select; by_seed: one seed's
+    together. Raises DataError.
+    """
+    datasets = {
+        category: open_dataset(config.data.source, category, config.data.group) for category in _categories(options)
+    }
     tasks: list[Task] = []
     splits: dict[str, Split] = {}
     spec: SelectionSpec | None = None
@@ -255,7 +261,7 @@ def _tasks(
             tasks.append(part)
             splits[part.key] = split if fold is None else split_for(config, part, datasets[category])
     assert spec is not None
-    return tasks, splits, spec
+    return datasets, tasks, splits, spec
 
 
 def _depth(base: TrialConfig, splits: dict[str, Split]) -> FoundRange:

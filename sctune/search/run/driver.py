@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from sctune.errors import StudyError, TrackingError
-from sctune.paths import cache_folder, studies_folder
+from sctune.paths import studies_folder
 from sctune.search.cluster.connection import (
     Resources,
     check_temporary_folder,
@@ -22,7 +22,7 @@ from sctune.search.cluster.connection import (
     nodes_alive,
     plan_resources,
 )
-from sctune.search.cluster.node_check import check_nodes
+from sctune.search.cluster.node_check import CheckedNodes, check_nodes
 from sctune.search.plan.options import SearchOptions
 from sctune.search.plan.order import idle_lines, in_order
 
@@ -50,7 +50,8 @@ def run_search(
     """
     started = time.monotonic()
     with planned(options) as (plan, resources):
-        return _first_launch(plan, resources, on_plan, options.time_budget_s, console, started, notify)
+        cluster = on_cluster(options.address)
+        return _first_launch(plan, resources, on_plan, options.time_budget_s, console, started, notify, cluster)
 
 
 @contextmanager
@@ -90,7 +91,7 @@ def run_plan(
         plan = replace(plan, warnings=(*plan.warnings, *warnings))
         # 0 is an answer too: what was searched without a GPU is trained without one again, as in a resume
         plan, resources = _with_resources(plan, address, plan.manifest.resources.gpus, max_concurrent)
-        return _first_launch(plan, resources, on_plan, None, console, started, ())
+        return _first_launch(plan, resources, on_plan, None, console, started, (), on_cluster(address))
 
 
 def _first_launch(
@@ -101,6 +102,7 @@ def _first_launch(
     console: Console | None,
     started: float,
     notify: Sequence[str],
+    cluster: bool,
 ) -> StudyResult:
     from sctune.search.plan.locations import mark_storage
     from sctune.search.run.launch import RunningLaunch
@@ -117,30 +119,40 @@ def _first_launch(
     with study.lock():
         keep_files(study.folder, plan.splits)
         mark_storage(study.manifest)
-        return run_launch(RunningLaunch(study, plan.space, plan.splits, resources, budget_s, console, started), notify)
+        launch = RunningLaunch(study, plan.space, plan.splits, resources, budget_s, console, started, cluster)
+        return run_launch(launch, notify)
 
 
 def _with_resources(
     plan: Plan, address: str | None, gpus: float | None, max_concurrent: int | None
 ) -> tuple[Plan, Resources]:
     wanted = plan.manifest.resources
-    left_out = lacking_nodes(plan.manifest, plan.splits, address)
-    resources = plan_resources(wanted.cpus, gpus, max_concurrent, address is not None, left_out)
+    checked = checked_nodes(plan.manifest, plan.splits, address, gpus)
+    resources = plan_resources(wanted.cpus, gpus, max_concurrent, address is not None, checked.left_out)
     spec = wanted.model_copy(
         update={"cpus": resources.cpus, "gpus": resources.gpus, "max_concurrent": resources.concurrent}
     )
     manifest = plan.manifest.model_copy(update={"resources": spec})
-    return replace(plan, manifest=manifest, warnings=(*plan.warnings, *left_out.values())), resources
+    return replace(plan, manifest=manifest, warnings=(*plan.warnings, *checked.lines)), resources
 
 
-def lacking_nodes(manifest: StudyManifest, splits: Mapping[str, Split], address: str | None) -> dict[str, str]:
-    """Id -> one line for each node that cannot run trials; ClusterError where none can. One of our own is not asked."""
-    if address is None and len(nodes_alive()) < 2:
-        return {}
-    from sctune.data.place import needs_of
+def checked_nodes(
+    manifest: StudyManifest, splits: Mapping[str, Split], address: str | None, gpus: float | None
+) -> CheckedNodes:
+    """Which nodes cannot run trials; ClusterError where none can. One machine of our own is not asked.
 
-    needs = needs_of(splits.values(), cache_folder(), manifest.trial_config().data.image_size)
-    return check_nodes(manifest.storage_path, manifest.versions, needs)
+    gpus: of a trial; None: one where there are any.
+    """
+    if not on_cluster(address):
+        return CheckedNodes()
+    from sctune.search.run.wanted import wanted_by
+
+    return check_nodes(wanted_by(manifest, splits, gpus))
+
+
+def on_cluster(address: str | None) -> bool:
+    """Whether trials may run on other machines than this one; call it when connected."""
+    return address is not None or len(nodes_alive()) > 1
 
 
 def resume(
@@ -172,16 +184,20 @@ def resume(
     from sctune.search.plan.locations import check_seen, move
     from sctune.search.run.launch import RunningLaunch
     from sctune.search.run.session import run_launch
-    from sctune.search.study.splits import checked_splits
+    from sctune.search.study.database_check import check_database
+    from sctune.search.study.published import resumed_splits
     from sctune.search.study.study import Study
 
     study = Study.open((study_root or studies_folder()).expanduser().absolute(), name, storage)
+    if study.storage is not None:
+        check_database(study.storage)
     with study.lock():
         check_versions(study)
         _check_objective(study, objective)
         move(study, storage_path, tracking_uri)
         check_seen(study)
-        splits = checked_splits(study.manifest, study.folder)
+        splits, lines = resumed_splits(study.manifest, study.folder)
+        _tell(lines, console)
         _warn_about_tracking(study, console)
         if more_trials:
             _warn_about_looks(study, console)
@@ -197,7 +213,8 @@ def resume(
             if time_budget_s is not None:
                 study.with_time_budget(None if math.isinf(time_budget_s) else time_budget_s)
             space = study.manifest.build_space()
-            launch = RunningLaunch(study, space, splits, resources, seconds_left, console, started)
+            cluster = on_cluster(address)
+            launch = RunningLaunch(study, space, splits, resources, seconds_left, console, started, cluster)
             return run_launch(launch, notify)
 
 
@@ -210,10 +227,10 @@ def _resources_again(
 ) -> Resources:
     """Those of a resumed study; what is left out, and what will stay idle, is told."""
     asked = manifest.resources
-    left_out = lacking_nodes(manifest, splits, address)
-    _tell(list(left_out.values()), console)
+    checked = checked_nodes(manifest, splits, address, asked.gpus)
+    _tell(list(checked.lines), console)
     at_a_time = max_concurrent or asked.asked_concurrent
-    resources = plan_resources(asked.cpus, asked.gpus, at_a_time, address is not None, left_out)
+    resources = plan_resources(asked.cpus, asked.gpus, at_a_time, address is not None, checked.left_out)
     _tell(idle_lines(manifest.look_behind, resources.concurrent), console)
     return resources
 

@@ -30,6 +30,7 @@ from sctune.search.run.controller import EndReason, TrialController
 from sctune.search.run.faults import Faults
 from sctune.search.run.finish import ended, finish
 from sctune.search.run.progress import SearchProgress
+from sctune.search.run.publisher import publishing
 from sctune.search.run.ray_scheduler import RuleScheduler
 from sctune.search.run.recorder import Observer
 from sctune.search.run.references import ReferenceRuns
@@ -53,6 +54,7 @@ from sctune.tracking.callback import TrackingCallback
 from sctune.tracking.writer import Writer
 from sctune.trial import trainable as trials_in_ray
 from sctune.trial.building import TrialSpec
+from sctune.trial.published.taking import Published
 from sctune.trial.ray_private import remembered_trainables
 
 _log = logging.getLogger(__name__)
@@ -62,7 +64,8 @@ _log = logging.getLogger(__name__)
 class RunningLaunch:
     """What a launch needs; the caller holds the study's lock.
 
-    seconds_left: what is left of the time budget. started: time.monotonic() of the command.
+    seconds_left: what is left of the time budget. started: time.monotonic() of the command. on_cluster: whether trials
+    may run on other machines.
     """
 
     study: Study
@@ -72,6 +75,7 @@ class RunningLaunch:
     seconds_left: float | None
     console: Console | None
     started: float
+    on_cluster: bool = False
 
     def run(self) -> StudyResult:
         """Search until the budget is spent, the space exhausted or a stop asked for.
@@ -149,9 +153,10 @@ class RunningLaunch:
             # what an earlier launch could not deliver is in the record
             writer.doubt()
         with stop_signals(controller, _stop_key(study), self.seconds_left) as stop, stop_requests(study):
-            with progress, trial_log, gate, _only_our_own_output():
-                self._run_references(controller, tracking, progress)
-                tune_trials(study, self.space, self.splits, self.resources, controller)
+            handing = publishing(study, self.space, self.splits, self.on_cluster, progress.say)
+            with progress, trial_log, gate, handing as published, _only_our_own_output():
+                self._run_references(controller, tracking, progress, published)
+                tune_trials(study, self.space, self.splits, self.resources, controller, published)
             if controller.end is not None and controller.end.bug is not None:
                 keeper.close()
                 raise controller.end.bug
@@ -163,7 +168,11 @@ class RunningLaunch:
             return controller, self._finish(controller, tracking, writer, stop)
 
     def _run_references(
-        self, controller: TrialController, tracking: TrackingCallback, progress: SearchProgress
+        self,
+        controller: TrialController,
+        tracking: TrackingCallback,
+        progress: SearchProgress,
+        published: Published | None,
     ) -> None:
         study = self.study
         if not study.manifest.references:
@@ -173,7 +182,7 @@ class RunningLaunch:
             progress.on_reference(one)
             tracking.replay(past_reference(one, study.objective))
 
-        spec = trial_spec(study, self.space, self.splits, [])
+        spec = trial_spec(study, self.space, self.splits, [], published)
         rows = leaderboard(study.record.load(), study.objective)
         ran = [row.seconds for row in rows if row.state == "COMPLETE" and row.seconds is not None]
         limit = reference_limit(study.manifest, self.splits, self.resources.concurrent, self.seconds_left, ran)
@@ -216,14 +225,19 @@ class RunningLaunch:
 
 
 def tune_trials(
-    study: Study, space: Space, splits: dict[str, Split], resources: Resources, controller: TrialController
+    study: Study,
+    space: Space,
+    splits: dict[str, Split],
+    resources: Resources,
+    controller: TrialController,
+    published: Published | None = None,
 ) -> None:
     """Run a fresh Tuner until the controller has no more trials, or a signal ends it."""
     manifest, rule = study.manifest, controller.rule
     searcher = StudySearcher(controller)
     trainable = tune.with_parameters(
         trials_in_ray.SaliencyCutTrainable,
-        spec=trial_spec(study, space, splits, list(rule.rungs) if rule else []).model_dump(),
+        spec=trial_spec(study, space, splits, list(rule.rungs) if rule else [], published).model_dump(),
     )
     scratch = study.folder / "ray"
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
@@ -256,8 +270,14 @@ def tune_trials(
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def trial_spec(study: Study, space: Space, splits: dict[str, Split], rungs: list[int]) -> TrialSpec:
-    """What workers are told of a launch; rungs: epochs that always leave a checkpoint."""
+def trial_spec(
+    study: Study,
+    space: Space,
+    splits: dict[str, Split],
+    rungs: list[int],
+    published: Published | None = None,
+) -> TrialSpec:
+    """What workers are told of a launch; rungs: epochs that always leave a checkpoint. published: see `publishing`."""
     manifest, config = study.manifest, space.base
     if manifest.resources.gpus == 0 and config.runtime.device == "auto":
         # a trial without a GPU share must not take one that it can see
@@ -275,6 +295,7 @@ def trial_spec(study: Study, space: Space, splits: dict[str, Split], rungs: list
         versions=manifest.versions,
         objective=manifest.objective,
         stop_key=_stop_key(study),
+        published=published,
         replicates=manifest.replicates,
         epochs=space.epochs,
     )

@@ -22,19 +22,20 @@ DIGITS = 16
 
 def content_digest(splits: Mapping[str, Split]) -> str:
     """SHA-256 over names and contents of the development files of all tasks, as the manifest keeps it."""
-    return _joined([data_digest(root, paths) for root, paths in _sets(splits)])
+    return _joined(list(_digests(splits).values()))
 
 
 def task_digests(splits: Mapping[str, Split]) -> dict[str, str]:
     """Task key -> SHA-256 over names and contents of its development files, which workers compare with theirs."""
-    found = {one: data_digest(*one) for one in _sets(splits)}
+    found = _digests(splits)
     return {name: found[_set(split)] for name, split in splits.items()}
 
 
 def keep_files(folder: Path, splits: Mapping[str, Split]) -> None:
     """Write down, in the folder of a new study, what each of its images holds. Raises StudyError where it cannot."""
     sets = [
-        {path: digest[:DIGITS] for path, digest in file_digests(root, paths).items()} for root, paths in _sets(splits)
+        {path: digest[:DIGITS] for path, digest in file_digests(root, paths).items()}
+        for root, paths in file_sets(splits)
     ]
     try:
         write_json(folder / FILES, {"format_version": FORMAT_VERSION, "sets": sets})
@@ -51,7 +52,7 @@ def check_content(manifest: StudyManifest, splits: Mapping[str, Split], folder: 
     if kept is None and manifest.confirms is not None:
         # earlier versions left it the digest of the study that it confirms, which is checked itself
         return
-    sets = _sets(splits)
+    sets = file_sets(splits)
     now = [file_digests(root, paths) for root, paths in sets]
     if _joined([joined_digest(one) for one in now]) == manifest.data.digest:
         return
@@ -69,11 +70,17 @@ def check_content(manifest: StudyManifest, splits: Mapping[str, Split], folder: 
     )
 
 
+def _digests(splits: Mapping[str, Split]) -> dict[tuple[Path, tuple[str, ...]], str]:
+    """Each set's digest: the one that was published with it, else of the files."""
+    published = {_set(split): split.content for split in splits.values()}
+    return {one: content or data_digest(*one) for one, content in published.items()}
+
+
 def _set(split: Split) -> tuple[Path, tuple[str, ...]]:
     return split.root, tuple(file.path for file in split.development)
 
 
-def _sets(splits: Mapping[str, Split]) -> list[tuple[Path, tuple[str, ...]]]:
+def file_sets(splits: Mapping[str, Split]) -> list[tuple[Path, tuple[str, ...]]]:
     """Root and development files of the tasks, each such set once, in the order of the tasks."""
     return list(dict.fromkeys(map(_set, splits.values())))
 

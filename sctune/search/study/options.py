@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
@@ -10,6 +10,9 @@ from sctune.metrics.objective import DEFAULT
 
 DATA, SPACE, BUDGET, MACHINES, PLACES = "Data", "Space", "Budget", "Machines", "Places"
 """Panels of the help."""
+
+NEVER, ALWAYS = "never", "always"
+"""Of `publish`."""
 
 
 def asked(
@@ -50,6 +53,17 @@ class StudyOptions(BaseModel):
         ge=1,
     )
     checkpoint_interval: float = asked(PLACES, 60.0, "Seconds between checkpoints besides rungs.", ge=0)
+    publish: Literal["auto", "always", "never"] = asked(
+        MACHINES,
+        "auto",
+        "Images and weights to the nodes of a cluster: auto hands them to those that lack them, always to all, never "
+        "leaves such nodes out.",
+    )
+    publish_through: Literal["auto", "storage", "ray"] = asked(
+        MACHINES,
+        "auto",
+        "They go through the --storage-path or Ray's object store; auto: the former where it is given.",
+    )
     keep_best: int = asked(PLACES, 3, "Full runs that keep their checkpoint.", ge=1)
     max_disk: int | None = asked(
         PLACES, None, "What the study may take on disk, for example 20GB; the best trials stay longest.", ge=1

@@ -48,7 +48,7 @@ def selection_labels(manifest: StudyManifest, splits: dict[str, Split]) -> dict[
         if data.skip_corrupt:
             index = (
                 ImageCache(cache_folder())
-                .array(split.root, [file.path for file in split.development], Decoding.of(data), True)
+                .array(split.root, [file.path for file in split.development], Decoding.of(data), True, split.content)
                 .index
             )
             files = tuple(file for file in files if file.path in index)
