@@ -1,4 +1,4 @@
-"""The shipped script on a real Slurm of two nodes: ended by its time limit, back in the queue, and on with the study."""
+"""The shipped script on a real Slurm of two nodes: ended by its time limit, queued again, and on with the study."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.slurm import SEARCHED, Slurm, missing
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1200)]
 
 EPOCHS = 4
-LIMIT_MIN = 5
+LIMIT_MIN = 6
 """Slurm counts in minutes, and tells the script up to one earlier than it is asked to."""
 
 
