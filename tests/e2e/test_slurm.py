@@ -85,10 +85,14 @@ def test_the_time_limit_puts_the_job_back_and_it_goes_on(
     before = states()
     assert before, said
 
-    # Slurm lets a job that was put back wait for two minutes
-    slurm.run("scontrol", "update", f"JobId={number}", "StartTime=now", check=False)
+    def began() -> bool:
+        # Slurm lets a job that was put back wait for two minutes, and takes no change while it clears up
+        slurm.run("scontrol", "update", f"JobId={number}", "StartTime=now", check=False)
+        return slurm.job(number)["JobState"] == "RUNNING"
+
+    wait(began, 240, log)
     done = before.count("COMPLETE")
-    wait(lambda: len(launches()) == 2 and states().count("COMPLETE") > done, 240, log)
+    wait(lambda: len(launches()) == 2 and states().count("COMPLETE") > done, LIMIT_MIN * 60, log)
     # a stop that somebody asks for is one
     slurm.run("scancel", "--signal=TERM", "--batch", number)
     wait(lambda: slurm.job(number)["JobState"] not in ("RUNNING", "COMPLETING"), 60, log)

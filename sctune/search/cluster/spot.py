@@ -77,7 +77,7 @@ class InstanceMetadata:
         return answer
 
     def _get(self, path: str) -> requests.Response:
-        headers = {"X-aws-ec2-metadata-token": self._token}
+        headers = {"X-aws-ec2-metadata-token": self._token or ""}
         return self._session.get(self._service + path, headers=headers, timeout=TIMEOUT_S)
 
     def _new_token(self) -> str:
