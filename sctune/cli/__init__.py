@@ -95,12 +95,7 @@ for _panel, _commands in PANELS.items():
         _epilog = None if _example is None else f"Example: {_example}"
         app.command(_name, epilog=_epilog, rich_help_panel=_panel)(_function)
 cluster_app = typer.Typer(no_args_is_help=True, help="More than one machine (cluster/README.md).")
-cluster_app.command("watch-spot", epilog="Example: sctune cluster watch-spot --address HEAD:6379")(
-    cluster_nodes.watch_spot
-)
-cluster_app.command("leave", epilog="Example: sctune cluster leave --address HEAD:6379 --within 10m")(
-    cluster_nodes.leave
-)
+cluster_nodes.register(cluster_app)
 app.add_typer(cluster_app, name="cluster", rich_help_panel="Machine")
 app.add_typer(data_app, name="data", rich_help_panel="Data")
 app.add_typer(machine.cache_app, name="cache", rich_help_panel="Machine")

@@ -44,3 +44,9 @@ def leave(
         say([f"after {within} trials still run here; what they have not kept is trained again elsewhere"])
         raise typer.Exit(RESUMABLE)
     say(["this machine has left the cluster"])
+
+
+def register(app: typer.Typer) -> None:
+    """Add both to the group `sctune cluster`."""
+    app.command("watch-spot", epilog="Example: sctune cluster watch-spot --address HEAD:6379")(watch_spot)
+    app.command("leave", epilog="Example: sctune cluster leave --address HEAD:6379 --within 10m")(leave)
