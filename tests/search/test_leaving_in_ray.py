@@ -127,6 +127,10 @@ def test_a_spot_notice_becomes_a_clean_stop(cluster: Cluster, tmp_path: Path, mo
                 said = watcher.stderr.read()
                 # with nothing on it the node ended by itself
                 until(lambda: first not in nodes_alive())
+                words = [str(COMMAND), "cluster", "leave", "--address", cluster.address, "--within", "60s"]
+                left = subprocess.run(words, capture_output=True, text=True, check=False)
+                assert (left.returncode, workers()) == (0, set()), left.stderr
+                assert left.stderr == "this machine has left the cluster\n"
             finally:
                 watcher.kill()
                 for worker in later:
