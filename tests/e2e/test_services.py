@@ -42,6 +42,7 @@ def test_a_study_survives_the_loss_of_its_services(
     first.callback(mlflow.stop)
     check_doors(mlflow)
     create_user(mlflow)
+    check_missing_model(mlflow)
 
     driver = type(sctune)(tmp_path / "driver")
     driver.home.mkdir()
@@ -54,6 +55,7 @@ def test_a_study_survives_the_loss_of_its_services(
     places = ["--storage", f"postgresql://studies@127.0.0.1:{server.port}/studies", "--tracking-uri", mlflow.url]
     driver(*smoke, "--name", NAME, "--trials", "2", *places, "--storage-path", "s3://sctune/checkpoints")
     before = driver.json("status", NAME)
+    assert driver.json("status", NAME, "--check")["agrees"] is True
     made = backup(
         server, "save", tmp_path / "backups", "--files", "s3://mlflow", "--files", "s3://sctune", more=storage.env
     )
@@ -87,6 +89,20 @@ def check_doors(mlflow: Mlflow) -> None:
     assert requests.get(search, auth=admin, timeout=10).status_code == 200
     for host, code in (("mlflow:5000", 200), ("evil.example.com", 403)):
         assert requests.get(search, auth=admin, headers={"Host": host}, timeout=10).status_code == code, host
+
+
+def check_missing_model(mlflow: Mlflow) -> None:
+    """A model that is not there is none for a user who is no administrator too, where MLflow says 403."""
+    from sctune.deploy.registry import aliased
+    from sctune.tracking.server import mlflow_client
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_USERNAME", USER[0])
+        patch.setenv("MLFLOW_TRACKING_PASSWORD", USER[1])
+        client = mlflow_client(mlflow.url)
+        assert aliased(client, "nowhere") is None
+        client.create_registered_model("somewhere")
+        assert aliased(client, "somewhere") is None
 
 
 def create_user(mlflow: Mlflow) -> None:
