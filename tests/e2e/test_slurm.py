@@ -97,7 +97,9 @@ def test_the_time_limit_puts_the_job_back_and_it_goes_on(
     slurm.run("scancel", "--signal=TERM", "--batch", number)
     wait(lambda: slurm.job(number)["JobState"] not in ("RUNNING", "COMPLETING"), 60, log)
     job = slurm.job(number)
-    assert (job["JobState"], job["ExitCode"], job["Restarts"]) == ("FAILED", "3:0", "1"), log.read_text()
+    assert (job["JobState"], job["Restarts"]) == ("FAILED", "1"), log.read_text()
+    # a stop by itself, or Slurm's signal
+    assert job["ExitCode"] in ("3:0", "143:0"), log.read_text()
     assert [launch["reason"] for launch in launches()] == ["stopped", "stopped"]
 
     check_log(log.read_text(), number)
@@ -110,7 +112,7 @@ def check_log(said: str, number: str) -> None:
     starts = re.findall(rf"^job {number} on n\[0-1\], start (\d): sctune (\w+)", said, re.MULTILINE)
     assert starts == [("1", "search"), ("2", "resume")]
     # the head runs no trials, the other node has one CPU
-    assert said.count("on 2 node(s)") == 2
+    assert said.count("of 1 CPUs and 0 GPUs on 2 node(s)") == 1
 
 
 def check_trials(study: Path) -> None:
