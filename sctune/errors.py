@@ -97,6 +97,10 @@ class StoppedError(SctuneError):
     """A training that was asked to end between two iterations; nothing is wrong with it."""
 
 
+class NodeLeavingError(SctuneError):
+    """The node of a trial is being taken away; the trial goes on elsewhere, and nothing is wrong with it."""
+
+
 class AllTrialsFailedError(SctuneError):
     """Every trial of the study failed."""
 

@@ -179,9 +179,9 @@ POSTGRES_PASSWORD = "canary-postgres-7fa3"
 class Postgres:
     """A server in `folder`, started; url: with the password. As root it runs as user postgres, which it insists on."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, port: int | None = None) -> None:
         self.folder = folder
-        self.port = _free_port()
+        self.port = port or _free_port()
         self._bin = _postgres_binaries()
         if os.geteuid() == 0:
             shutil.chown(folder, "postgres", "postgres")

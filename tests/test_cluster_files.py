@@ -1,8 +1,9 @@
-"""ray_cluster.yaml: what can be proved of it without a cloud."""
+"""ray_cluster.yaml and cluster/on_premise.yaml: what can be proved of them without a cloud or other machines."""
 
 from __future__ import annotations
 
 import copy
+import inspect
 import os
 import re
 import shlex
@@ -10,6 +11,7 @@ import shutil
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,12 @@ Config = dict[str, Any]
 @pytest.fixture(scope="module")
 def config() -> Config:
     path = Path(__file__).resolve().parents[1] / "ray_cluster.yaml"
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def desks() -> Config:
+    path = Path(__file__).resolve().parents[1] / "cluster" / "on_premise.yaml"
     return yaml.safe_load(path.read_text(encoding="utf-8"))
 
 
@@ -133,6 +141,85 @@ def test_start_commands_are_understood_by_ray(config: Config, role: str) -> None
         assert set(settings) == set(HEALTH)
         seconds = int(settings["failure_threshold"]) * (int(settings["timeout_ms"]) + int(settings["period_ms"])) / 1000
         assert seconds == 15
+
+
+def test_every_spot_worker_watches_for_its_notice(config: Config, tmp_path: Path) -> None:
+    """The command as it stands, in a shell that ends at once as ssh's does: the watcher goes on without it."""
+    *_, command = config["worker_start_ray_commands"]
+    assert "watch-spot" in command
+    for node_type in config["available_node_types"].values():
+        spot = node_type["node_config"].get("InstanceMarketOptions", {}).get("MarketType") == "spot"
+        assert not spot or node_type is not config["available_node_types"][config["head_node_type"]]
+    program = tmp_path / "sctune-env" / "bin" / "sctune"
+    program.parent.mkdir(parents=True)
+    program.write_text('#!/bin/sh\necho "$RAY_AUTH_MODE $@"\nsleep 3\necho still there\n')
+    program.chmod(0o755)
+    environment = {"HOME": str(tmp_path), "PATH": "/usr/bin:/bin", "RAY_HEAD_IP": "10.0.0.1"}
+    subprocess.run(["bash", "-c", f"({command})"], env=environment, check=True, timeout=30)
+    log, end = tmp_path / "watch-spot.log", time.monotonic() + 30
+    while "still there" not in log.read_text() and time.monotonic() < end:
+        time.sleep(0.2)
+    assert log.read_text() == "token cluster watch-spot --address=10.0.0.1:6379\nstill there\n"
+
+
+def test_the_watcher_is_started_as_the_command_line_has_it(config: Config) -> None:
+    from sctune.cli.cluster_nodes import watch_spot
+
+    words = config["worker_start_ray_commands"][-1]
+    assert re.findall(r"--(\w+)=\S+:6379", words) == list(inspect.signature(watch_spot).parameters)
+
+
+LOCAL_KEYS = {
+    *("cluster_name", "provider", "auth", "min_workers", "max_workers", "upscaling_speed", "idle_timeout_minutes"),
+    *("file_mounts", "setup_commands", "head_setup_commands", "worker_setup_commands"),
+    *("head_start_ray_commands", "worker_start_ray_commands"),
+}
+
+
+def local_problems(desks: Config) -> list[str]:
+    """Mistakes that Ray's validation lets pass."""
+    found = [f"{key} is unknown" for key in desks.keys() - LOCAL_KEYS]
+    found += [f"provider.{key} is unknown" for key in desks["provider"].keys() - {"type", "head_ip", "worker_ips"}]
+    found += [f"auth.{key} is unknown" for key in desks["auth"].keys() - {"ssh_user", "ssh_private_key"}]
+    machines = [desks["provider"]["head_ip"], *desks["provider"]["worker_ips"]]
+    if len(set(machines)) < len(machines):
+        found.append("a machine is named twice")
+    found += [f"{name} is every machine's own" for name in machines if name.startswith("127.") or name == "localhost"]
+    for key in ("min_workers", "max_workers"):
+        if desks[key] != len(machines) - 1:
+            found.append(f"{key} is not the number of workers")
+    return found
+
+
+def test_machines_of_our_own_pass(desks: Config) -> None:
+    check_with_ray(desks)
+    assert local_problems(desks) == []
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("max_workers", 3, "max_workers is not the number of workers"),
+        ("provider.worker_ip", ["10.0.0.9"], "provider.worker_ip is unknown"),
+        ("provider.head_ip", "127.0.0.1", "is every machine's own"),
+        ("provider.worker_ips", ["10.0.0.10", "10.0.0.12"], "named twice"),
+        ("auth.ssh_privat_key", "~/.ssh/id", "auth.ssh_privat_key is unknown"),
+    ],
+)
+def test_mistakes_in_them_are_found(desks: Config, key: str, value: Any, message: str) -> None:
+    broken = copy.deepcopy(desks)
+    *parents, leaf = key.split(".")
+    (broken[parents[0]] if parents else broken)[leaf] = value
+    assert any(message in problem for problem in local_problems(broken))
+
+
+def test_machines_of_our_own_are_set_up_and_started_as_those_of_aws(config: Config, desks: Config) -> None:
+    assert desks["setup_commands"] == config["setup_commands"]
+    assert desks["file_mounts"] == config["file_mounts"]
+    head, ours = config["head_start_ray_commands"][-1], desks["head_start_ray_commands"][-1]
+    assert ours.replace(" --num-cpus=0 --num-gpus=0", "") == head
+    # no spot instances there
+    assert desks["worker_start_ray_commands"] == config["worker_start_ray_commands"][:-1]
 
 
 def test_health_settings_are_names_that_ray_reads() -> None:

@@ -39,6 +39,11 @@ PARTS = {
         "ray._private.worker:global_worker.connected",
         "ray._raylet:GcsClient",
         "ray._raylet:InnerGcsClient.check_alive",  # which the other one hands calls on to
+        "ray._raylet:InnerGcsClient.get_all_node_info",
+        "ray._raylet:InnerGcsClient.drain_node",
+        "ray._private.state:state.get_draining_nodes",
+        "ray.core.generated.gcs_pb2:GcsNodeInfo.GcsNodeState.ALIVE",
+        "ray.core.generated.autoscaler_pb2:DrainNodeReason.Value",
         "ray.tune.registry:TRAINABLE_CLASS",
         "ray.tune.registry:_global_registry.contains",
         "ray.tune.registry:_global_registry.get",

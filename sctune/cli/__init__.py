@@ -15,6 +15,7 @@ import typer
 
 from sctune import __version__
 from sctune.cli import (
+    cluster_nodes,
     confirm,
     deploy,
     figures,
@@ -96,6 +97,7 @@ for _panel, _commands in PANELS.items():
     for _function, _name, _example in _commands:
         _epilog = None if _example is None else f"Example: {_example}"
         app.command(_name, epilog=_epilog, rich_help_panel=_panel)(_function)
+cluster_nodes.register(cluster_app)
 app.add_typer(data_app, name="data", rich_help_panel="Data")
 app.add_typer(machine.cache_app, name="cache", rich_help_panel="Machine")
 app.add_typer(cluster_app, name="cluster", rich_help_panel="Machine")

@@ -17,16 +17,11 @@ from sctune.search.plan.options import SearchOptions
 if TYPE_CHECKING:
     from sctune.search.cluster.table import Table as CheckTable
 
-cluster_app = typer.Typer(no_args_is_help=True, help="Machines that a search runs on.")
+cluster_app = typer.Typer(no_args_is_help=True, help="Machines that a search runs on (cluster/README.md).")
 NOT_OF_A_SEARCH = {"timeout", "as_json"}
 UNHEALTHY = 2
 WIDTH = 140
 """Columns of a table that goes into a file or a pipe."""
-
-
-@cluster_app.callback()
-def _group() -> None:
-    """A group with one command is still a group."""
 
 
 @cluster_app.command(epilog="Example: sctune cluster check --storage-path /shared/sctune --data DIR --tracking-uri URL")

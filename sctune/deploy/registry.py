@@ -60,6 +60,9 @@ def aliased(client: MlflowClient, name: str, alias: str = CHAMPION) -> int | Non
     except MlflowException as problem:
         if problem.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             return None
+        # a server with users does not tell those who are no administrators that there is no such model
+        if problem.error_code == "PERMISSION_DENIED" and not client.search_registered_models(f"name = '{name}'"):
+            return None
         raise
 
 

@@ -67,6 +67,41 @@ def ask_head(server: str, timeout_s: float) -> None:
     import_module("ray._raylet").GcsClient(address=server).check_alive([], timeout=timeout_s)
 
 
+def draining_nodes() -> set[str]:
+    """Ids of the nodes that Ray was told are being taken away; of the cluster that this process belongs to."""
+    from ray._private import state
+
+    return set(state.state.get_draining_nodes())
+
+
+class Head:
+    """The head at host:port, asked without joining its cluster. Every call raises what Ray does when it is away."""
+
+    def __init__(self, server: str, timeout_s: float) -> None:
+        self._client = import_module("ray._raylet").GcsClient(address=server)
+        self._timeout_s = timeout_s
+
+    def nodes(self) -> dict[str, tuple[str, bool]]:
+        """Id -> address and whether it is the head, of every node that lives."""
+        from ray.core.generated import gcs_pb2
+
+        found = self._client.get_all_node_info(timeout=self._timeout_s)
+        alive = gcs_pb2.GcsNodeInfo.GcsNodeState.ALIVE
+        return {
+            key.hex(): (info.node_manager_address, bool(info.is_head_node))
+            for key, info in found.items()
+            if info.state == alive
+        }
+
+    def drain(self, node: str, why: str, deadline: float) -> str | None:
+        """Tell it that a node is taken away at `deadline` (seconds since 1970); None, or why it does not take that."""
+        from ray.core.generated import autoscaler_pb2
+
+        reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
+        taken, refusal = self._client.drain_node(node, reason, why, int(deadline * 1000), timeout=self._timeout_s)
+        return None if taken else str(refusal)
+
+
 def kill_actors_after(tune_controller: Any, seconds: float) -> None:
     """How long Tune waits for an actor to end before it kills it; tune_controller: what a scheduler is given."""
     controller = getattr(tune_controller, "_tune_controller", None)

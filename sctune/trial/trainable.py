@@ -19,13 +19,14 @@ import torch
 from ray import tune
 
 from sctune.config import TrialConfig
-from sctune.errors import PlaceError, StoppedError, StorageError
+from sctune.errors import NodeLeavingError, PlaceError, StoppedError, StorageError
 from sctune.report import FAILURE, REPORT, VALUE, EpochReport, Origin, TrialFailure
 from sctune.train.memory import give_memory_back
 from sctune.train.trainer import Trainer
 from sctune.trial.building import TrainerBuilder, TrialSpec
 from sctune.trial.checkpoint import TaskState, TrialStore
 from sctune.trial.course import Course
+from sctune.trial.leaving import LeavingFlag
 from sctune.trial.step_log import StepLog
 from sctune.trial.stop_flag import StopFlag
 from sctune.trial.storage import answering, reason
@@ -55,6 +56,7 @@ class SaliencyCutTrainable(tune.Trainable):
         self._builder = TrainerBuilder(self.spec)
         self._should_stop = StopFlag(self.spec.stop_key)
         self._node = ray.get_runtime_context().get_node_id() if ray.is_initialized() else ""
+        self._is_leaving = LeavingFlag(self._node)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         self._begin(new_config)
@@ -64,8 +66,12 @@ class SaliencyCutTrainable(tune.Trainable):
         """One epoch of every task: {VALUE, REPORT, "done"}.
 
         A deterministic error ends the trial with a FAILURE in the report's place, never the actor. Both travel as they
-        are: Ray takes dictionaries apart.
+        are: Ray takes dictionaries apart. Raises NodeLeavingError, with which the actor ends, where the node is being
+        taken away: what was trained here is kept, and no trial may begin.
         """
+        if self._is_leaving():
+            self._keep_before_leaving()
+            raise NodeLeavingError(f"the node is being drained ({self.log.where}): the trial goes on elsewhere")
         try:
             if self.course is None:
                 self.course = self._restore()
@@ -95,6 +101,7 @@ class SaliencyCutTrainable(tune.Trainable):
         self.params = dict(config["params"])
         self.saved_at = time.monotonic()
         self.sent: list[dict[str, Any]] = []
+        self.kept = 0
         self.pending: deque[EpochReport] = deque()
 
     def _drop(self) -> None:
@@ -141,6 +148,7 @@ class SaliencyCutTrainable(tune.Trainable):
         told = [*saved.earlier, *([saved.report] if saved.report is not None else [])]
         self.pending = deque(map(EpochReport.from_dict, told))
         self.sent = [dict(row) for row in told]
+        self.kept = told[-1]["epoch"] if told else 0
         for report in self.pending:
             course.told(report)
         now = {task.key for task in course.tasks}
@@ -169,6 +177,16 @@ class SaliencyCutTrainable(tune.Trainable):
                     raise StorageError.of(problem) from None
             self._wait(SAVE_PAUSE_S)
 
+    def _keep_before_leaving(self) -> None:
+        """The checkpoint of the last epoch, which may not have been due; without it, it is trained again elsewhere."""
+        if not self.trainers or not self.sent or self.sent[-1]["epoch"] == self.kept:
+            return
+        *earlier, report = self.sent
+        try:
+            self._keep(report, earlier)
+        except (OSError, StorageError) as problem:
+            _log.warning("no checkpoint of trial %d at epoch %d: %s", self.number, report["epoch"], reason(problem))
+
     def _wait(self, seconds: float) -> None:
         """Raises StoppedError as soon as the launch is being stopped."""
         end = time.monotonic() + seconds
@@ -183,16 +201,14 @@ class SaliencyCutTrainable(tune.Trainable):
             self.course is not None and self.course.ends(report.epoch)
         )
         if report.last or rung or waited >= self.spec.checkpoint_interval:
-            self.store.save(
-                report.epoch,
-                self.attempt,
-                {**self.through, **{trainer.task.key: trainer.state() for trainer in self.trainers}},
-                report.to_dict(),
-                report.last,
-                self.sent,
-                self.launch,
-            )
-            self.saved_at = time.monotonic()
+            self._keep(report.to_dict(), self.sent, report.last)
+
+    def _keep(self, report: dict[str, Any], earlier: list[dict[str, Any]], last: bool = False) -> None:
+        """Store where the trial stands after an epoch and what was told of it and of those before."""
+        states = {**self.through, **{trainer.task.key: trainer.state() for trainer in self.trainers}}
+        self.store.save(report["epoch"], self.attempt, states, report, last, earlier, self.launch)
+        self.kept = report["epoch"]
+        self.saved_at = time.monotonic()
 
     def _failure(self, kind: str, problem: BaseException) -> dict[str, Any]:
         message = " ".join(str(problem).split())[:500]

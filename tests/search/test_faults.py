@@ -32,6 +32,14 @@ def failure(kind: str, node: str = "", where: str = "") -> TrialFailure:
     return TrialFailure(kind, "no luck", "T", Origin(where, node))
 
 
+def test_a_node_that_is_taken_away_costs_nothing_and_is_named() -> None:
+    text = "ray.exceptions.RayTaskError(NodeLeavingError): the node is being drained (host, process 7): it goes on"
+    judge = faults(alive={"here"})
+    for _ in range(MAX_WORKER_LOSSES + 1):
+        action = judge.lost(3, text, "here", NODE)
+        assert (action.failure, action.reason) == (None, "its node is being taken away")
+
+
 def test_a_deterministic_error_fails_at_once() -> None:
     action = faults().told(3, failure("NonFiniteError"), TrialResources(1.0, 0.0))
     assert action.failure == failure("NonFiniteError")

@@ -12,7 +12,7 @@ import pytest
 
 from sctune.config import Task, TrialConfig
 from sctune.data.split import split_for
-from sctune.errors import StoppedError
+from sctune.errors import NodeLeavingError, StoppedError
 from sctune.trial import trainable
 from sctune.trial.building import TrialSpec
 from sctune.trial.checkpoint import TrialStore
@@ -182,3 +182,40 @@ def test_trouble_with_a_file_in_mid_training_is_the_places_fault(
     monkeypatch.setattr(trial.trainers[0], "run_epoch", lambda: (_ for _ in ()).throw(stale))
     failure = trial.step()["failure"]
     assert failure.kind == "PlaceError" and "Stale file handle" in failure.message
+
+
+def test_a_trial_keeps_its_epoch_when_its_node_is_taken_away(tiny: TrialConfig, tmp_path: Path) -> None:
+    """No checkpoint was due: the first one is that of epoch 3."""
+    undisturbed = make_trial(tiny, tmp_path / "whole", 1)
+    expected = [undisturbed.step()["report"].value for _ in range(EPOCHS)]
+    first = make_trial(tiny, tmp_path, 1)
+    first.step()
+    first.step()
+    store = TrialStore(str(tmp_path / "store"), 5)
+    assert store.names() == []
+    first._is_leaving = lambda: True
+    with pytest.raises(NodeLeavingError, match="the node is being drained"):
+        first.step()
+    assert [name.epoch for name in store.names()] == [2]
+    second = make_trial(tiny, tmp_path, 2)
+    trained: list[int] = []
+    build = second._build
+
+    def counted(course: Any) -> Any:
+        trainers = build(course)
+        for trainer in trainers:
+            run = trainer.run_epoch
+            trainer.run_epoch = lambda run=run: trained.append(1) or run()
+        return trainers
+
+    second._build = counted
+    assert [second.step()["report"].value for _ in range(EPOCHS)] == expected
+    assert len(trained) == EPOCHS - 2
+
+
+def test_nothing_begins_on_a_node_that_is_taken_away(tiny: TrialConfig, tmp_path: Path) -> None:
+    trial = make_trial(tiny, tmp_path, 1)
+    trial._is_leaving = lambda: True
+    with pytest.raises(NodeLeavingError):
+        trial.step()
+    assert not (tmp_path / "store").exists()

@@ -13,6 +13,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, replace
 
+from sctune.errors import NodeLeavingError
 from sctune.report import TrialFailure
 from sctune.search.cluster.resources import TrialResources
 
@@ -97,7 +98,8 @@ class Faults:
         """A trial's worker ended with Ray's message `error`; node: where it ran, None where that is not known."""
         if _NODE.search(error) or (node is not None and not self._node_is_alive(node)):
             self._node_losses[number] += 1
-            return FailureAction("its node was lost", wait_s=_pause(self._node_losses[number]))
+            why = "its node is being taken away" if NodeLeavingError.__name__ in error else "its node was lost"
+            return FailureAction(why, wait_s=_pause(self._node_losses[number]))
         line = _first_line(error)
         if _MEMORY.search(error):
             return self._more_memory(TrialFailure(OUT_OF_MEMORY, line, error), resources)
