@@ -149,7 +149,11 @@ def moved(tiny: TrialConfig, tmp_path: Path) -> TrialConfig:
     return tiny.override({"data.source": str(shutil.copytree(tiny.data.source, tmp_path / "mount"))})
 
 
-def test_what_a_node_lacks_is_told_as_the_places_fault(tiny: TrialConfig, tmp_path: Path) -> None:
+def test_what_a_node_lacks_is_told_as_the_places_fault(
+    tiny: TrialConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # the cache is the driver's then
+    monkeypatch.delenv("SCTUNE_HOME")
     config = moved(tiny, tmp_path)
     trial = make_trial(config, tmp_path, 1)
     (tmp_path / "mount").rename(tmp_path / "away")

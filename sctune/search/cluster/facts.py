@@ -31,10 +31,10 @@ class NodeFacts:
     """As a node told them; None: not asked, or not to be had. Sizes are bytes.
 
     lacks: one line for what trials cannot have there (images, room for them), with the way out. digests: of the sets
-    of images, in the order of the question; None for one that is not there and comes from the driver. weights: backbone -> SHA-256, None where there is no file. storage_read:
-    whether it read what the driver had written; storage_problem: why it could not write there itself. token: whether
-    the node's own Ray asks for one. page: HOST:PORT of the cluster's dashboard. problems: part -> one line for what
-    hung or failed altogether.
+    of images, in the order of the question; None for one that is not there and comes from the driver. weights:
+    backbone -> SHA-256, None where there is no file. storage_read: whether it read what the driver had written;
+    storage_problem: why it could not write there itself. token: whether the node's own Ray asks for one. page:
+    HOST:PORT of the cluster's dashboard. problems: part -> one line for what hung or failed altogether.
     """
 
     versions: Mapping[str, str] = field(default_factory=dict)

@@ -206,16 +206,20 @@ def resume(
         with session(address) as warnings:
             _tell(warnings, console)
             resources = _resources_again(study.manifest, splits, address, max_concurrent, console)
-            if max_disk is not None:
-                study.with_max_disk(max_disk)
-            if more_trials:
-                study.with_more_trials(more_trials)
-            if time_budget_s is not None:
-                study.with_time_budget(None if math.isinf(time_budget_s) else time_budget_s)
+            _widen(study, max_disk, more_trials, time_budget_s)
             space = study.manifest.build_space()
             cluster = on_cluster(address)
             launch = RunningLaunch(study, space, splits, resources, seconds_left, console, started, cluster)
             return run_launch(launch, notify)
+
+
+def _widen(study: Study, max_disk: int | None, more_trials: int, time_budget_s: float | None) -> None:
+    if max_disk is not None:
+        study.with_max_disk(max_disk)
+    if more_trials:
+        study.with_more_trials(more_trials)
+    if time_budget_s is not None:
+        study.with_time_budget(None if math.isinf(time_budget_s) else time_budget_s)
 
 
 def _resources_again(
