@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from urllib.request import ProxyHandler, build_opener
 
 from sctune.search.cluster.connection import CONNECT_S
-from sctune.search.cluster.findings import TOKEN, Effect, Finding, failed, ok, skipped
+from sctune.search.cluster.findings import PORTS, TOKEN, Effect, Finding, failed, ok, skipped
 from sctune.search.cluster.judge import TOKEN_ADVICE
 from sctune.trial.ray_private import dashboard_address
 
@@ -62,14 +62,16 @@ def token_asked() -> Iterator[Callable[[], bool | None]]:
 def cluster_findings(token: bool | None) -> list[Finding]:
     """About Ray's head, and the dashboard where there is one; token: whether the head asks for it."""
     page = dashboard_address()
-    if token is False:
-        return [failed(TOKEN, "Ray's head answers without a token", TOKEN_ADVICE, Effect.REFUSE)]
+    found = []
     if page is not None and _open_page(page):
         detail = f"the dashboard at {page} answers without a token"
-        return [failed(TOKEN, detail, TOKEN_ADVICE, Effect.REFUSE)]
+        found.append(failed(PORTS, detail, TOKEN_ADVICE, Effect.REFUSE))
+    if token is False:
+        # a driver that has one can run nothing there, so that the nodes cannot say it themselves
+        return [failed(TOKEN, "Ray's head answers without a token", TOKEN_ADVICE, Effect.REFUSE), *found]
     if token is None:
-        return [skipped(TOKEN, "could not be tried out")]
-    return [ok(TOKEN, "the head refuses who has none")]
+        return [skipped(TOKEN, "could not be tried out"), *found]
+    return [ok(TOKEN, "the head refuses who has none"), *found]
 
 
 def _open_page(address: str) -> bool:
