@@ -44,6 +44,7 @@ def check(
     study_root: opt.StudyRoot = None,
     storage: opt.Storage = None,
     storage_path: opt.StoragePath = None,
+    publish: opt.Publish = "auto",
     tracking_uri: opt.TrackingUri = None,
     timeout: Annotated[
         str | None,

@@ -213,7 +213,7 @@ def test_each_fault_is_found_where_it_is_and_a_search_does_not_begin(
     assert not sctune.study("refused").exists() and not (tmp_path / "shared").exists()
 
     services = ["--tracking-uri", "http://127.0.0.1:1", "--storage", "postgresql://sctune@127.0.0.1:1/studies"]
-    document = check(nodes.address, image_folder, *services, code=2)
+    document = check(nodes.address, image_folder, *services, "--publish", "never", code=2)
     failed = states(document, "failed")
     assert {name: set(found) for name, found in failed.items() if found} == {
         "driver": {"MLflow", "database"},

@@ -8,51 +8,20 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import signal
 import subprocess
-import sys
 import tempfile
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.e2e.conftest import COMMAND
+from tests.hosts import HEALTH, RAY, end_namespace, namespaces_missing, without
 
 EPOCHS = 8
-RAY = Path(sys.executable).with_name("ray")
-
-# the short settings of a cluster whose machines come and go: 15 s instead of 65 for one that does not answer
-HEALTH = {
-    "RAY_health_check_initial_delay_ms": "2000",
-    "RAY_health_check_period_ms": "1000",
-    "RAY_health_check_timeout_ms": "2000",
-    "RAY_health_check_failure_threshold": "5",
-}
-
-# $1: hidden from the node; the rest is what it runs
-HIDDEN = 'mount -t tmpfs tmpfs "$1" && shift && exec "$@"'
-
-
-def namespaces_missing() -> str | None:
-    """Why this machine cannot hide folders from a process; None where it can."""
-    if not shutil.which("unshare"):
-        return "needs the program unshare"
-    tried = subprocess.run(["unshare", "-m", "sh", "-c", "mount -t tmpfs tmpfs /mnt"], capture_output=True, check=False)
-    return None if tried.returncode == 0 else "needs to be root, with the right to mount (CAP_SYS_ADMIN)"
-
-
-def without(*folders: Path) -> list[str]:
-    """The beginning of a command that runs in a mount namespace in which these folders are empty."""
-    words = ["unshare", "-m", "--propagation", "private"]
-    for folder in folders:
-        words += ["sh", "-c", HIDDEN, "sh", str(folder)]
-    return words
 
 
 class Node:
@@ -93,23 +62,8 @@ class Node:
 
     def kill(self) -> None:
         """End everything in the node's namespace at once, as when its power fails."""
-        for _ in range(100):
-            pids = self._pids()
-            for pid in pids:
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            if not pids:
-                break
-            time.sleep(0.05)
+        end_namespace(self.namespace)
         self.process.wait(10)
-
-    def _pids(self) -> list[int]:
-        found = []
-        for entry in Path("/proc").iterdir():
-            with suppress(OSError):
-                if entry.name.isdigit() and os.readlink(entry / "ns" / "mnt") == self.namespace:
-                    found.append(int(entry.name))
-        return found
 
 
 @pytest.fixture

@@ -58,7 +58,7 @@ def test_the_time_limit_puts_the_job_back_and_it_goes_on(
         "SCTUNE_SHARED": str(shared),
     }
     options = [f"--time={LIMIT_MIN}", "--signal=B:USR1@75", "--nodes=2", "--gpus-per-node=0", f"--output={log}"]
-    more = ["--trials", "100", "--scheduler", "none", "--set", f"budget.epochs={EPOCHS}", "--checkpoint-interval", "0"]
+    more = ["--trials", "2000", "--scheduler", "none", "--set", f"budget.epochs={EPOCHS}", "--checkpoint-interval", "0"]
     more += ["--min-gain", "0"]
     script = str(repository / "cluster" / "slurm.sbatch")
     number = slurm.run("sbatch", "--parsable", *options, script, *smoke, *more, cwd=tmp_path)

@@ -31,6 +31,7 @@ from sctune.search.run.wanted import backbone_weights, image_sets
 from sctune.search.space.definition import Space
 from sctune.search.study.database import storage_url
 from sctune.search.study.database_check import check_database
+from sctune.search.study.options import NEVER
 from sctune.tracking.choice import choose_store
 from sctune.tracking.server import check_tracking, safe_uri
 from sctune.urls import STORAGE_VARIABLE, chosen
@@ -116,6 +117,7 @@ class _Driver:
             cpus=options.cpus_per_trial or search_defaults(self._profile).cpus_per_trial,
             gpus=options.gpus_per_trial,
             on_gpus=config.runtime.device != "cpu",
+            published=options.publish != NEVER,
         )
         looks: dict[str, Callable[[Wanted], tuple[Wanted, str]]] = {
             found.DATA: lambda so_far: self._data(so_far, config),
