@@ -36,12 +36,14 @@ from sctune.search.run.recorder import Observer
 from sctune.search.run.references import ReferenceRuns
 from sctune.search.run.retention import CheckpointKeeper
 from sctune.search.run.searcher import StudySearcher
+from sctune.search.run.sharing import packing_of
 from sctune.search.run.signals import LeaveNow, Stop, stop_signals
 from sctune.search.space.definition import Space
 from sctune.search.study.content import task_digests
 from sctune.search.study.driver import stop_requests
 from sctune.search.study.full_runs import FullRuns
 from sctune.search.study.leaderboard import leaderboard
+from sctune.search.study.manifest import CardNeed
 from sctune.search.study.paired import value_se
 from sctune.search.study.record import AfterRecord
 from sctune.search.study.references import Reference
@@ -52,6 +54,7 @@ from sctune.search.study.study import Study
 from sctune.search.study.trial_log import TrialLog
 from sctune.tracking.callback import TrackingCallback
 from sctune.tracking.writer import Writer
+from sctune.train.card import CONTEXT_BYTES
 from sctune.trial import trainable as trials_in_ray
 from sctune.trial.building import TrialSpec
 from sctune.trial.published.taking import Published
@@ -142,10 +145,24 @@ class RunningLaunch:
             progress.say(line)
             study.record.then(lambda: study.leave_out(line), always=True)
 
+        def learnt(need: CardNeed) -> None:
+            study.record.then(lambda: study.learn_need(need), always=True)
+
+        packing = packing_of(manifest.resources, self.resources) if self.resources.packed else None
         rule = rule_of(manifest, self.space.epochs)
         runs = FullRuns(labels, objective, manifest.look_behind) if manifest.tells_noise else None
         controller = TrialController(
-            manifest, self.space, study.record, observers, self._faults(), gate, left_out, rule, runs
+            manifest,
+            self.space,
+            study.record,
+            observers,
+            self._faults(),
+            gate,
+            left_out,
+            rule,
+            runs,
+            packing,
+            learnt,
         )
         study.add_launch(_now(), tuple(self.resources.left_out.values()))
         tracking.on_study_start()
@@ -298,6 +315,7 @@ def trial_spec(
         published=published,
         replicates=manifest.replicates,
         epochs=space.epochs,
+        gpu_context=max([CONTEXT_BYTES, *(need.context_bytes for need in manifest.resources.needs)]),
     )
 
 
