@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sctune.config import TrialConfig, load_profile
+from sctune.config import load_profile
 from sctune.report import OBJECTIVE, EpochReport, Origin, TrialFailure
 from sctune.search.cluster.connection import fits
 from sctune.search.cluster.resources import TrialResources
@@ -152,13 +152,11 @@ class Driven:
         self.space = make_space(folder, base, parameters=parameters, set=ANY)
         manifest = make_manifest(self.space, sampler="grid", trials=trials)
         self.study = Study.create(folder / "studies", manifest)
-        self.learnt: list[CardNeed] = []
 
     def controller(self, made: Packing | None) -> TrialController:
         judge = Faults(WHOLE, TrialResources(8.0, 1.0), lambda _: True)
         record = self.study.record
-        told = self.learnt.append
-        return TrialController(self.study.manifest, self.space, record, (), judge, packing=made, on_need=told)
+        return TrialController(self.study.manifest, self.space, record, (), judge, packing=made)
 
 
 def started(controller: TrialController) -> Assignment:
@@ -217,21 +215,23 @@ def test_what_ran_out_comes_back_with_more_and_so_does_its_class(tmp_path: Path)
 
 def test_the_first_trial_of_a_class_measures_it(tmp_path: Path) -> None:
     driven = Driven(tmp_path)
-    control = driven.controller(packing())
+    learnt: list[CardNeed] = []
+    control = driven.controller(Packing(WHOLE, (), CARD, on_need=learnt.append))
     first = started(control)
     assert first.resources.gpus == 1.0
     control.reported(first.number, report(1, reserved=20 * 1024))
     assert started(control).resources.gpus == 0.3333
-    (learnt,) = driven.learnt
-    assert (learnt.card, learnt.card_bytes, learnt.peak_bytes) == ("big", 80 * GIB, 20 * GIB)
-    assert MemoryClass.of_need(learnt) == MemoryClass.of(driven.space.config(first.params))
+    (found,) = learnt
+    assert (found.card, found.card_bytes, found.peak_bytes) == ("big", 80 * GIB, 20 * GIB)
+    assert MemoryClass.of_need(found) == MemoryClass.of(driven.space.config(first.params))
     # once for a class; and not from a worker that tells no memory, or a node whose cards nobody knows
     control.reported(first.number, report(2, reserved=30 * 1024))
-    assert driven.learnt == [learnt]
-    other = packing()
-    config = TrialConfig.load(driven.space.base.model_dump())
-    assert other.learn(config, "elsewhere", report(1, reserved=5.0)) is None
-    assert other.learn(config, "node", report(1)) is None
+    assert learnt == [found]
+    nothing: list[CardNeed] = []
+    other = Packing(WHOLE, (), CARD, on_need=nothing.append)
+    other.learn(driven.space.base, "elsewhere", report(1, reserved=5.0))
+    other.learn(driven.space.base, "node", report(1))
+    assert nothing == []
 
 
 def test_nodes_with_too_small_cards_are_avoided(tmp_path: Path) -> None:

@@ -156,9 +156,7 @@ def test_trials_share_cards_by_what_they_need(tmp_path: Path, monkeypatch: pytes
     }
     space = make_space(tmp_path, base, parameters=parameters)
     scheduler = SchedulerSpec(name="none")
-    manifest = make_manifest(
-        space, sampler="grid", scheduler=scheduler, trials=6, storage_path=str(tmp_path / "store")
-    )
+    manifest = make_manifest(space, sampler="grid", scheduler=scheduler, trials=6, storage_path=str(tmp_path / "store"))
     splits = {"seed42": empty_split(tmp_path)}
     whole = plan_resources(0.5, None, None)
     assert (whole.gpus, whole.concurrent) == (1.0, 2)

@@ -25,7 +25,7 @@ from sctune.search.run.worth import little_gain
 from sctune.search.space.definition import Space
 from sctune.search.study.full_runs import PAIRED_ERROR, FullRuns, stored_error
 from sctune.search.study.full_runs import refill as refill_runs
-from sctune.search.study.manifest import CardNeed, LittleGain, StudyManifest
+from sctune.search.study.manifest import LittleGain, StudyManifest
 from sctune.search.study.record import PAUSED, PROMOTED, events_of
 from sctune.search.study.unrecorded import RecordLike
 from sctune.search.suggest.beliefs import start_points
@@ -144,13 +144,11 @@ class TrialController:
         rule: Rule | None = None,
         runs: FullRuns | None = None,
         packing: Packing | None = None,
-        on_need: Callable[[CardNeed], None] = lambda _need: None,
     ) -> None:
         """faults: decides about trials in trouble (none: of one CPU each); gate: asked before each start.
 
         on_left_out: told in one line of a node that gets no trials any more. rule: early stopping, fresh: it is
-        refilled here. runs: none yet, for a study that `tells_noise`. packing: where trials share GPUs by their needs;
-        on_need: told what a trial has taught of a class that nobody had tried.
+        refilled here. runs: none yet, for a study that `tells_noise`. packing: where trials share GPUs by their needs.
         """
         self.manifest, self.space, self.record = manifest, space, record
         self._objective = objective = manifest.build_objective()
@@ -161,8 +159,7 @@ class TrialController:
         self.little_gain: LittleGain | None = None
         alone = TrialResources(1.0, 0.0)
         self._faults = faults or Faults(alone, alone, lambda _node: True)
-        self._gate, self._on_left_out, self.rule, self._runs = gate, on_left_out, rule, runs
-        self._packing, self._on_need = packing, on_need
+        self._gate, self._on_left_out, self.rule, self._runs, self._packing = gate, on_left_out, rule, runs, packing
         # no other driver of the study has this number, one that was cut off included
         self._launch = len(manifest.launches) + 1
         trials = record.load()
@@ -194,9 +191,13 @@ class TrialController:
             refill_runs(runs, trials)
         if rule is not None:
             self._refill(rule, trials, unfinished)
-        for number, known in self._trials.items():
-            if packing is not None and known.resources is not None:
-                packing.ran_out(self._config(number), known.resources)
+        self._remember_needs()
+
+    def _remember_needs(self) -> None:
+        """Trials of earlier launches that needed more than others of their class."""
+        for number, trial in self._trials.items():
+            if self._packing is not None and trial.resources is not None:
+                self._packing.ran_out(self._config(number), trial.resources)
 
     def _refill(self, rule: Rule, trials: Sequence[FrozenTrial], unfinished: Sequence[int]) -> None:
         """Tell the rule what earlier launches told it, in the order in which it came."""
@@ -286,9 +287,7 @@ class TrialController:
         """An epoch of a trial that goes on."""
         trial = self._trials[number]
         if self._packing is not None and trial.latest is None:
-            need = self._packing.learn(self._config(number), report.origin.node, report)
-            if need is not None:
-                self._on_need(need)
+            self._packing.learn(self._config(number), report.origin.node, report)
         trial.node, trial.latest = report.origin.node, report.epoch
         self._recorder.report(number, report)
 

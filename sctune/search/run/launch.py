@@ -29,6 +29,7 @@ from sctune.search.run.back_pressure import DiskUse, StartGate
 from sctune.search.run.controller import EndReason, TrialController
 from sctune.search.run.faults import Faults
 from sctune.search.run.finish import ended, finish
+from sctune.search.run.packing import Packing
 from sctune.search.run.progress import SearchProgress
 from sctune.search.run.publisher import publishing
 from sctune.search.run.ray_scheduler import RuleScheduler
@@ -43,7 +44,6 @@ from sctune.search.study.content import task_digests
 from sctune.search.study.driver import stop_requests
 from sctune.search.study.full_runs import FullRuns
 from sctune.search.study.leaderboard import leaderboard
-from sctune.search.study.manifest import CardNeed
 from sctune.search.study.paired import value_se
 from sctune.search.study.record import AfterRecord
 from sctune.search.study.references import Reference
@@ -145,24 +145,11 @@ class RunningLaunch:
             progress.say(line)
             study.record.then(lambda: study.leave_out(line), always=True)
 
-        def learnt(need: CardNeed) -> None:
-            study.record.then(lambda: study.learn_need(need), always=True)
-
-        packing = packing_of(manifest.resources, self.resources) if self.resources.packed else None
         rule = rule_of(manifest, self.space.epochs)
         runs = FullRuns(labels, objective, manifest.look_behind) if manifest.tells_noise else None
+        packing, faults = self._packing(), self._faults()
         controller = TrialController(
-            manifest,
-            self.space,
-            study.record,
-            observers,
-            self._faults(),
-            gate,
-            left_out,
-            rule,
-            runs,
-            packing,
-            learnt,
+            manifest, self.space, study.record, observers, faults, gate, left_out, rule, runs, packing
         )
         study.add_launch(_now(), tuple(self.resources.left_out.values()))
         tracking.on_study_start()
@@ -204,6 +191,17 @@ class RunningLaunch:
         ran = [row.seconds for row in rows if row.state == "COMPLETE" and row.seconds is not None]
         limit = reference_limit(study.manifest, self.splits, self.resources.concurrent, self.seconds_left, ran)
         ReferenceRuns(study, spec, self.resources, ended, lambda: controller.stopping, limit).run()
+
+    def _packing(self) -> Packing | None:
+        """How trials share GPUs; None where each has the same share."""
+        study = self.study
+        if not self.resources.packed:
+            return None
+        return packing_of(
+            study.manifest.resources,
+            self.resources,
+            lambda need: study.record.then(lambda: study.learn_need(need), always=True),
+        )
 
     def _faults(self) -> Faults:
         lacking = self.resources.left_out

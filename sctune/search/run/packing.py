@@ -8,7 +8,7 @@ measuring is in `measuring.py`.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from sctune.config import TrialConfig
@@ -108,10 +108,13 @@ class Packing:
         needs: Sequence[CardNeed],
         cards: Cards,
         per_card: int = MOST_PER_CARD,
+        on_need: Callable[[CardNeed], None] = lambda _need: None,
     ) -> None:
+        """on_need: told what a trial has taught of a class that nobody had tried."""
         self.base = base
         self._needs = tuple(needs)
         self._cards = dict(cards)
+        self._on_need = on_need
         self._most = max(1, min(per_card, MOST_PER_CARD))
         self._grown: dict[MemoryClass, float] = {}
 
@@ -139,14 +142,11 @@ class Packing:
             return
         self._grown[own] = max(more.gpus, self._grown.get(own, 0.0))
 
-    def learn(self, config: TrialConfig, node: str, report: EpochReport) -> CardNeed | None:
-        """From the first report of a trial whose class nobody tried on that card: it ran, and so says what it needs.
-
-        What is new, to be kept with the study; None where nothing is.
-        """
+    def learn(self, config: TrialConfig, node: str, report: EpochReport) -> None:
+        """From the first report of a trial: of a class that nobody tried on that card, it says what it needs."""
         own, card, peak = MemoryClass.of(config), self._cards.get(node), report.metrics.get(GPU_RESERVED)
         if card is None or peak is None or any(self._tried(need, own, card[0]) for need in self._needs):
-            return None
+            return
         found = CardNeed(
             **asdict(own),
             card=card[0],
@@ -156,7 +156,7 @@ class Packing:
             epoch_seconds=report.metrics.get("seconds", 0.0),
         )
         self._needs = (*self._needs, found)
-        return found
+        self._on_need(found)
 
     @staticmethod
     def _tried(need: CardNeed, own: MemoryClass, card: str) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from rich.console import Console
@@ -13,7 +13,7 @@ from sctune.search.cluster.resources import TrialResources
 from sctune.search.run.measuring import IN_RAY, Trials, Workers, check_auto, largest_points, measure
 from sctune.search.run.packing import Packing
 from sctune.search.space.definition import Space
-from sctune.search.study.manifest import ResourceSpec, StudyManifest
+from sctune.search.study.manifest import CardNeed, ResourceSpec, StudyManifest
 
 
 def shared(
@@ -49,7 +49,9 @@ def shared(
     return resources, spec.model_copy(update={"max_concurrent": resources.concurrent}), measured.lines
 
 
-def packing_of(spec: ResourceSpec, resources: Resources) -> Packing:
-    """How the trials of a launch share GPUs."""
+def packing_of(
+    spec: ResourceSpec, resources: Resources, on_need: Callable[[CardNeed], None] = lambda _need: None
+) -> Packing:
+    """How the trials of a launch share GPUs; on_need: told what they teach of classes that nobody had tried."""
     whole = TrialResources(resources.cpus, resources.gpus)
-    return Packing(whole, spec.needs, resources.cards, resources.per_card)
+    return Packing(whole, spec.needs, resources.cards, resources.per_card, on_need)
