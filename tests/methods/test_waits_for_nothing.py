@@ -18,7 +18,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from sctune.config import TrialConfig
 from sctune.data.transfer import rows_on, to_device, to_like
 from sctune.methods.base import Method, TaskImages
+from sctune.methods.cutpaste.method import CutPasteMethod
 from sctune.methods.deviation.method import DeviationMethod
+from sctune.methods.kdad.method import KdadMethod
 from sctune.methods.pixels import normalise
 from sctune.methods.registry import fresh_method
 
@@ -55,13 +57,20 @@ CONFIGURATIONS: dict[str, dict[str, object]] = {
     "saliencycut": {},
     "drop": {"augment.on_flat": "drop"},
     "changes": {"augment.rotation": "quarter", "augment.flip": "both", "augment.shift": 0.1, "augment.contrast": 0.1},
-    "latent": {"model.heads": "four_head", "augment.kind": "cutmix", "model.reference_source": "training"},
+    "latent": {"model.heads": "four_head", "augment.kind": "cutmix"},
+    "latent saliency": {"model.heads": "two_head_latent"},
+    "averaged": {"augment.kind": "none", "optim.average": "ema"},
+    "per sample": {"augment.kind": "none", "model.patch_per_sample": True},
+    "sampled prior": {"augment.kind": "none", "loss.prior": "sampled"},
+    "area": {"augment.threshold_mode": "area", "augment.region": "salient"},
+    "colours": {"augment.kind": "none", "augment.rotation": "none", "augment.brightness": 0.1},
     "shuffled": {"data.shuffle_labels": True},
     "bank": {"augment.refresh": "epoch"},
     "mlep": {"method.name": "mlep"},
     "saoe": {"method.name": "saoe", "method.members": "cutpaste,confetti"},
     "ssm": {"method.name": "ssm", "method.width": 2},
     "cutpaste method": {"method.name": "cutpaste", "method.total_updates": 2},
+    "kdad": {"method.name": "kdad", "method.total_updates": 4},
 }
 
 
@@ -77,7 +86,13 @@ def run_steps(method: Any, numbers: range) -> None:
         method.detector.train()
         for number in numbers:
             method._run_step(number)
-    elif hasattr(method, "training"):
+    elif isinstance(method, KdadMethod):
+        method.pair.cloner.train()
+        # the source's maps are looked at once in a training, and kept in the machine's memory
+        places = next(method.training.batches(0))
+        for _ in numbers:
+            method.training.run(places)
+    elif isinstance(method, CutPasteMethod):
         for number in numbers:
             method.training.update(number)
     else:
@@ -88,6 +103,9 @@ def run_steps(method: Any, numbers: range) -> None:
 @pytest.mark.parametrize("name", CONFIGURATIONS)
 def test_steps_read_nothing_back(tiny: TrialConfig, name: str) -> None:
     method: Any = method_of(tiny, CONFIGURATIONS[name], META)
+    if isinstance(method, KdadMethod):
+        dimension = method.pair.dimension
+        method.training.kept._look = lambda images: np.zeros((len(images), dimension), np.float32)
     with Watch():
         if isinstance(method, DeviationMethod):
             method.step.start_epoch(0)
