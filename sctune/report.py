@@ -22,6 +22,9 @@ EPOCH = "epoch"
 GPU_MEMORY, GPU_RESERVED = "gpu_memory_mb", "gpu_reserved_mb"
 """Metrics, in MiB: the most that tensors of a trial's process held on its GPU, and the most that it took for them."""
 
+GPU_UTILISATION = "gpu_utilisation"
+"""Metric, in percent: how much of an epoch its GPU computed, for whichever process; not there where nobody tells."""
+
 VALUE, REPORT, FAILURE = "value", "report", "failure"
 """Keys of what a trial's step gives to Ray: the number that Ray insists on, and the EpochReport or the TrialFailure."""
 

@@ -28,7 +28,7 @@ from sctune.methods.base import TaskImages
 from sctune.methods.registry import fresh_method
 from sctune.metrics.objective import AUROC, Objective
 from sctune.paths import cache_folder
-from sctune.report import GPU_MEMORY, GPU_RESERVED, EpochReport
+from sctune.report import GPU_MEMORY, GPU_RESERVED, GPU_UTILISATION, EpochReport
 from sctune.train.card import card_of, watched
 from sctune.train.memory import keep_freed_memory
 from sctune.train.runtime import apply_runtime, resolve_device
@@ -110,7 +110,7 @@ class Trainer:
         if card is not None:
             metrics |= {GPU_MEMORY: card.allocated() / 2**20, GPU_RESERVED: card.reserved() / 2**20}
         if usage.mean is not None:
-            metrics["gpu_utilisation"] = usage.mean
+            metrics[GPU_UTILISATION] = usage.mean
         key = self.task.key
         scores = {f"{key}:{name}" if name else key: row for name, row in raw.items()}
         return EpochReport(self.epoch, self.config.epochs, metrics, scores, self.selection.objective.name)

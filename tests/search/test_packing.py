@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from sctune.config import load_profile
+from sctune.metrics.objective import AUROC
+from sctune.pages.reading import cost_of
 from sctune.report import OBJECTIVE, EpochReport, Origin, TrialFailure
 from sctune.search.cluster.connection import fits
 from sctune.search.cluster.resources import TrialResources
@@ -15,6 +17,7 @@ from sctune.search.run.controller import Assignment, TrialController
 from sctune.search.run.faults import Faults
 from sctune.search.run.measuring import MOST_CLASSES, largest_points
 from sctune.search.run.packing import MOST_PER_CARD, Cards, MemoryClass, Packing, held_by, share_of
+from sctune.search.study.leaderboard import leaderboard
 from sctune.search.study.manifest import CardNeed, ResourceSpec, manifest_of
 from sctune.search.study.study import Study
 from sctune.train.card import CONTEXT_BYTES, tensor_limit
@@ -240,3 +243,28 @@ def test_nodes_with_too_small_cards_are_avoided(tmp_path: Path) -> None:
     control = Driven(tmp_path, trials=6).controller(packing(*tried, cards=cards))
     found = {(one.params["data.image_size"], one.avoid) for one in (started(control) for _ in range(6))}
     assert found == {(224, ()), (448, ("b",))}
+
+
+def test_what_a_trial_took_is_kept_and_shown(tmp_path: Path) -> None:
+    driven = Driven(tmp_path, trials=2)
+    control = driven.controller(packing(need(SMALL, 20)))
+    first = started(control)
+    for epoch, memory in ((1, 3000.0), (2, 5000.0)):
+        metrics = {OBJECTIVE: 0.5, "seconds": 4.0 * epoch, "gpu_reserved_mb": memory, "gpu_utilisation": 30.0 * epoch}
+        control.reported(first.number, EpochReport(epoch, 3, metrics, {"seed42": [0.1]}))
+    second = started(control)
+    driven.study.record.flush()
+    rows = {row.number: row for row in leaderboard(driven.study.record.load(), AUROC)}
+    told = rows[first.number]
+    assert (told.gpus, told.gpu_reserved_mb, told.gpu_memory_mb, told.gpu_utilisation) == (0.3333, 5000.0, None, 45.0)
+    assert (told.seconds, told.epoch_seconds) == (12.0, 6.0)
+    assert (rows[second.number].gpus, rows[second.number].epoch_seconds) == (0.3333, None)
+    cost = cost_of(driven.study.manifest, driven.study.record.load(), 0.0)
+    assert cost.gpu_hours == pytest.approx(0.3333 * 12 / 3600)
+    # started again with more, it pays more
+    control.failed(first.number, MEMORY)
+    control.failed(second.number, MEMORY)
+    started(control)
+    driven.study.record.flush()
+    (again,) = [row.gpus for row in leaderboard(driven.study.record.load(), AUROC) if row.number == first.number]
+    assert again == 0.6666

@@ -416,12 +416,15 @@ class TrialController:
     def _start_again(self, number: int) -> Assignment:
         trial = self._trials[number]
         trial.attempt += 1
-        self._recorder.start_again(number, trial.attempt, trial.promoted)
+        self._take(number)
+        self._recorder.start_again(number, trial.attempt, trial.promoted, self._told_share(number))
         return self._started(number)
 
     def _start_new(self, frozen: FrozenTrial) -> Assignment:
         self._trials[frozen.number] = _Trial(attempt=1, first_launch=self._launch)
-        self._recorder.start(frozen, self.space.decode(frozen.params), self.suggester.proposal(frozen.number))
+        number, proposal = frozen.number, self.suggester.proposal(frozen.number)
+        self._take(number)
+        self._recorder.start(frozen, self.space.decode(frozen.params), proposal, self._told_share(number))
         rule = self.rule
         if rule is not None:
             self._guarded(lambda: rule.join(frozen.number, self._method(frozen.number)), None)
@@ -430,7 +433,6 @@ class TrialController:
     def _started(self, number: int) -> Assignment:
         trial = self._trials[number]
         trial.pausing = None
-        trial.taken = self._resources(number)
         small = () if self._packing is None else self._packing.avoided(self._config(number))
         self._live.add(number)
         return Assignment(
@@ -440,7 +442,7 @@ class TrialController:
             attempt=trial.attempt,
             launch=self._launch,
             first_launch=trial.first_launch,
-            resources=trial.taken,
+            resources=self._taken(number),
             avoid=tuple(sorted({*self._faults.left_out, *small})),
         )
 
@@ -451,6 +453,13 @@ class TrialController:
 
     def _config(self, number: int) -> TrialConfig:
         return self.space.config(self.suggester.params(number))
+
+    def _take(self, number: int) -> None:
+        self._trials[number].taken = self._resources(number)
+
+    def _told_share(self, number: int) -> TrialResources | None:
+        """What the record keeps of it: where all trials have the same, the manifest does."""
+        return None if self._packing is None else self._taken(number)
 
     def _taken(self, number: int) -> TrialResources:
         return self._trials[number].taken or self._faults.base
