@@ -31,7 +31,7 @@ from sctune.paths import cache_folder
 from sctune.report import GPU_MEMORY, GPU_RESERVED, GPU_UTILISATION, EpochReport
 from sctune.train.card import card_of, watched
 from sctune.train.memory import keep_freed_memory
-from sctune.train.runtime import apply_runtime, resolve_device
+from sctune.train.runtime import apply_runtime, check_precision, resolve_device
 from sctune.train.selection import build_selection
 
 STATE_FORMAT = 1
@@ -66,6 +66,7 @@ class Trainer:
         self.epoch = 0
         apply_runtime(config.runtime)
         self.device = resolve_device(config.runtime.device)
+        check_precision(config.runtime, self.device)
         self.split = split or split_for(config, self.task)
         self.config = config = with_range(config, self.split)
         data = config.data
