@@ -38,8 +38,8 @@ def check_precision(config: RuntimeConfig, device: torch.device) -> None:
     if torch.version.hip is None and major < BF16_CAPABILITY:
         name = torch.cuda.get_device_name(device)
         raise PlaceError(
-            f"runtime.precision=bf16: {name} (compute capability {major}.{minor}) has no bfloat16; use another card, or "
-            "runtime.precision=tf32 or fp32"
+            f"runtime.precision=bf16: {name} (compute capability {major}.{minor}) has no bfloat16; use another card, "
+            "or runtime.precision=tf32 or fp32"
         )
 
 

@@ -103,6 +103,11 @@ def test_of_different_cards_the_one_that_holds_fewest_counts() -> None:
     assert MemoryClass.of(base) == LARGE
     assert made.avoided(base) == ("b",)
     assert made.avoided(base.override({"data.image_size": 224})) == ()
+    # not where the big one has gone meanwhile; one that nobody knows may hold it
+    gone = Packing(WHOLE, needs, cards, alive=lambda: {"b"})
+    assert gone.avoided(base) == ()
+    other = Packing(WHOLE, needs, cards, alive=lambda: {"b", "new"})
+    assert other.avoided(base) == ("b",)
     # without the big ones nothing is avoided: the trial says itself what it lacks
     alone = packing(*needs, cards={"b": ("small", 24 * GIB)})
     assert alone.avoided(base) == () and alone.share(LARGE) == 1.0

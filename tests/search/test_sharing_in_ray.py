@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,15 +12,19 @@ import ray
 
 from sctune.config import Task, TrialConfig
 from sctune.data.split import Split
+from sctune.errors import ClusterError
 from sctune.report import EpochReport
 from sctune.search.cluster.connection import RAY_ENVIRONMENT, plan_resources
 from sctune.search.cluster.resources import TrialResources
-from sctune.search.run import launch
+from sctune.search.plan.options import SearchOptions
+from sctune.search.run import launch, sharing
 from sctune.search.run.controller import TrialController
+from sctune.search.run.driver import resume, run_search
 from sctune.search.run.faults import Faults
-from sctune.search.run.measuring import Workers
+from sctune.search.run.measuring import Workers, check_auto
+from sctune.search.run.plan_lines import plan_lines
 from sctune.search.run.sharing import packing_of, shared
-from sctune.search.study.manifest import SchedulerSpec
+from sctune.search.study.manifest import SchedulerSpec, StudyManifest
 from sctune.search.study.study import Study
 from sctune.trial import trainable
 from tests import cards
@@ -135,6 +140,15 @@ def empty_split(root: Path) -> Split:
     return Split(root, "extra", "", (), (), (), (), False, (), ())
 
 
+def test_what_cannot_be_measured_is_refused() -> None:
+    base = TrialConfig()
+    check_auto(base, 1.0)
+    with pytest.raises(ClusterError, match="no node has a GPU"):
+        check_auto(base, 0.0)
+    with pytest.raises(ClusterError, match=r"runtime\.device=cpu"):
+        check_auto(base.override({"runtime.device": "cpu"}), 1.0)
+
+
 @pytest.mark.timeout(400)
 def test_trials_share_cards_by_what_they_need(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trainable, "SaliencyCutTrainable", make_trial(tmp_path))
@@ -193,3 +207,51 @@ def test_trials_share_cards_by_what_they_need(tmp_path: Path, monkeypatch: pytes
     assert sorted(tries.split()) == ["128", "64"]
     assert share()[1].needs == spec.needs
     assert (tmp_path / "tries").read_text() == tries
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_a_search_and_its_resumes(tmp_path: Path, image_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tries = tmp_path / "tries"
+
+    def look_there() -> dict[str, Any]:
+        return {"name": "Simulated", "total": 8 * 2**30}
+
+    def try_there(asked: Mapping[str, Any]) -> dict[str, Any]:
+        with tries.open("a") as file:
+            file.write("tried\n")
+        return {"peak": 2**30, "context": 0, "step": 0.1, "epoch": 0.5}
+
+    workers = Workers(look_there, try_there)
+    monkeypatch.setattr(sharing, "shared", functools.partial(shared, workers=workers))
+    space = tmp_path / "space.yaml"
+    space.write_text("parameters:\n  augment.threshold: {values: [0.2, 0.4, 0.6]}\nset: {model.weights: random}\n")
+    asked = {
+        "space": str(space),
+        "name": "packed",
+        "profile": "smoke",
+        "data": str(image_folder),
+        "trials": 1,
+        "gpus_per_trial": "auto",
+        "overrides": {"budget.iterations": 1, "budget.epochs": 1},
+        "study_root": tmp_path / "studies",
+        "tracking_uri": f"sqlite:///{tmp_path}/mlflow.db",
+    }
+    shown: list[str] = []
+    run_search(SearchOptions(**asked), on_plan=lambda plan, resources: shown.extend(plan_lines(plan, resources)))
+    # 1.2 + 0.75 of 8 GiB: four on each of two cards, but of four CPUs
+    assert any(line.startswith("4 trial(s) at a time, each with 1 CPU and its share of a GPU") for line in shown)
+    assert any("0.5 GPU (1024 MiB and 0.5 s an epoch alone on Simulated, 8 GiB)" in line for line in shown)
+
+    def now() -> StudyManifest:
+        return Study.open(tmp_path / "studies", "packed").manifest
+
+    spec = now().resources
+    assert (spec.packed, spec.gpus, spec.max_concurrent, len(spec.needs)) == (True, 1.0, 4, 1)
+    assert tries.read_text() == "tried\n"
+    resume("packed", study_root=tmp_path / "studies", more_trials=1)
+    assert tries.read_text() == "tried\n" and now().resources == spec
+    result = resume("packed", study_root=tmp_path / "studies", more_trials=1, gpus_per_trial=1.0)
+    assert not now().resources.packed and now().resources.needs == spec.needs
+    told = {row["number"]: (row["state"], row["gpus"]) for row in result.to_dict()["trials"]}
+    assert told == {0: ("COMPLETE", 0.5), 1: ("COMPLETE", 0.5), 2: ("COMPLETE", None)}

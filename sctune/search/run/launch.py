@@ -147,7 +147,8 @@ class RunningLaunch:
 
         rule = rule_of(manifest, self.space.epochs)
         runs = FullRuns(labels, objective, manifest.look_behind) if manifest.tells_noise else None
-        packing, faults = self._packing(), self._faults()
+        faults = self._faults()
+        packing = self._packing(faults)
         controller = TrialController(
             manifest, self.space, study.record, observers, faults, gate, left_out, rule, runs, packing
         )
@@ -192,7 +193,7 @@ class RunningLaunch:
         limit = reference_limit(study.manifest, self.splits, self.resources.concurrent, self.seconds_left, ran)
         ReferenceRuns(study, spec, self.resources, ended, lambda: controller.stopping, limit).run()
 
-    def _packing(self) -> Packing | None:
+    def _packing(self, faults: Faults) -> Packing | None:
         """How trials share GPUs; None where each has the same share."""
         study = self.study
         if not self.resources.packed:
@@ -201,6 +202,7 @@ class RunningLaunch:
             study.manifest.resources,
             self.resources,
             lambda need: study.record.then(lambda: study.learn_need(need), always=True),
+            lambda: nodes_for(self.resources.cpus, 1.0) - faults.left_out,
         )
 
     def _faults(self) -> Faults:

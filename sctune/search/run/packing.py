@@ -8,7 +8,7 @@ measuring is in `measuring.py`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from sctune.config import TrialConfig
@@ -109,12 +109,15 @@ class Packing:
         cards: Cards,
         per_card: int = MOST_PER_CARD,
         on_need: Callable[[CardNeed], None] = lambda _need: None,
+        alive: Callable[[], Collection[str]] | None = None,
     ) -> None:
-        """on_need: told what a trial has taught of a class that nobody had tried."""
+        """on_need: told what a trial has taught of a class that nobody had tried. alive: nodes that hold
+        a trial with a GPU now; None: those of `cards`.
+        """
         self.base = base
         self._needs = tuple(needs)
         self._cards = dict(cards)
-        self._on_need = on_need
+        self._on_need, self._alive = on_need, alive or (lambda: self._cards)
         self._most = max(1, min(per_card, MOST_PER_CARD))
         self._grown: dict[MemoryClass, float] = {}
 
@@ -130,10 +133,12 @@ class Packing:
 
     def avoided(self, config: TrialConfig) -> tuple[str, ...]:
         """Nodes whose cards are too small for it, where others are not."""
-        held = self._held(MemoryClass.of(config))
-        if not any(held.values()):
+        held, alive = self._held(MemoryClass.of(config)), set(self._alive())
+        here = {node: card for node, (card, _) in self._cards.items() if node in alive}
+        # a card that nobody knows may hold it
+        if all(node in here and held.get(here[node]) == 0 for node in alive):
             return ()
-        return tuple(sorted(node for node, (card, _) in self._cards.items() if held.get(card) == 0))
+        return tuple(sorted(node for node, card in here.items() if held.get(card) == 0))
 
     def ran_out(self, config: TrialConfig, more: TrialResources) -> None:
         """A trial needed this much in the end: later ones of its class, and of larger ones, begin with it."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 
 from rich.console import Console
@@ -50,8 +50,11 @@ def shared(
 
 
 def packing_of(
-    spec: ResourceSpec, resources: Resources, on_need: Callable[[CardNeed], None] = lambda _need: None
+    spec: ResourceSpec,
+    resources: Resources,
+    on_need: Callable[[CardNeed], None] = lambda _need: None,
+    alive: Callable[[], Collection[str]] | None = None,
 ) -> Packing:
-    """How the trials of a launch share GPUs; on_need: told what they teach of classes that nobody had tried."""
+    """How the trials of a launch share GPUs; on_need, alive: as `Packing` has them."""
     whole = TrialResources(resources.cpus, resources.gpus)
-    return Packing(whole, spec.needs, resources.cards, resources.per_card, on_need)
+    return Packing(whole, spec.needs, resources.cards, resources.per_card, on_need, alive)
