@@ -16,6 +16,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sctune.config import TrialConfig
+from sctune.data.batches import NORMAL, PSEUDO, draw_slots
 from sctune.data.transfer import rows_on, to_device, to_like
 from sctune.methods.base import Method, TaskImages
 from sctune.methods.cutpaste.method import CutPasteMethod
@@ -139,6 +140,36 @@ def test_on_a_cpu_values_stay_what_they_are() -> None:
     assert to_device(values, torch.device("cpu")) is values
     assert to_like(values, torch.zeros(1)).dtype == torch.float32
     assert rows_on(np.array([2, 0])[::-1], torch.device("cpu")).tolist() == [0, 2]
+
+
+@pytest.mark.parametrize("refresh", ["iteration", "epoch"])
+def test_slots_that_got_no_pseudo_anomaly_are_normal(tiny: TrialConfig, refresh: str) -> None:
+    """Of donors whose saliency is constant, which is known on their device only."""
+    fields: dict[str, object] = {"augment.on_flat": "drop", "augment.refresh": refresh, "budget.iterations": 8}
+    method: Any = method_of(tiny, fields, torch.device("cpu"))
+    pseudo, seen = method.step.pseudo, []
+
+    def saliency(images: Any, number: int) -> Any:
+        flat = (torch.arange(len(images)) + number) % 2 == 0
+        gradient = torch.where(flat[:, None, None, None], 0, torch.rand(images.shape))
+        seen.append(flat)
+        return gradient, torch.zeros(len(images), dtype=torch.bool)
+
+    pseudo.saliency = saliency
+    method.step.start_epoch(0)
+    labels = []
+    for number in range(6):
+        seen.clear()
+        slots = draw_slots(14, 4, tiny.normal_slots, tiny.budget.batch_size, number, tiny.seed, True, False)
+        batch = method.step.batch(number)
+        kept = slots.labels != PSEUDO
+        assert batch.labels[torch.from_numpy(kept)].tolist() == slots.labels[kept].tolist()
+        made = batch.labels[torch.from_numpy(~kept)].tolist()
+        labels += made
+        if refresh == "iteration" and len(slots.donors):
+            _, back = np.unique(slots.donors, return_inverse=True)
+            assert made == [NORMAL if seen[0][place] else PSEUDO for place in back]
+    assert set(labels) == {NORMAL, PSEUDO}
 
 
 @contextmanager

@@ -134,9 +134,9 @@ def test_the_probe_trains_the_point_that_the_dry_run_names(image_folder: Path, m
     made = []
 
     class Seen(trainer.Trainer):
-        def __init__(self, config: Any, task: Any, *, split: Any, objective: Any) -> None:
+        def __init__(self, config: Any, task: Any, *, cache: Any, split: Any, objective: Any) -> None:
             made.append(config)
-            super().__init__(config, task, split=split, objective=objective)
+            super().__init__(config, task, cache=cache, split=split, objective=objective)
 
     monkeypatch.setattr(trainer, "Trainer", Seen)
     options = SearchOptions(space="heads", name="s", profile="smoke", data=str(image_folder), selection="extra")
