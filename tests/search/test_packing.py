@@ -111,6 +111,9 @@ def test_of_different_cards_the_one_that_holds_fewest_counts() -> None:
     # without the big ones nothing is avoided: the trial says itself what it lacks
     alone = packing(*needs, cards={"b": ("small", 24 * GIB)})
     assert alone.avoided(base) == () and alone.share(LARGE) == 1.0
+    # that a larger class does not fit says nothing of a smaller one
+    unknown = packing(need(LARGE, 32), need(LARGE, None, "small", 24), cards=cards)
+    assert unknown.avoided(base.override({"data.image_size": 224})) == ()
     # and a card that is not there any more does not count
     assert packing(*needs, cards={"a": cards["a"]}).share(SMALL) == 0.25
 
