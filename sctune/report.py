@@ -19,6 +19,12 @@ MEAN_DECIMALS = 10
 EPOCH = "epoch"
 """Name of the time axis: epochs finished, counted by the trainer from 1."""
 
+GPU_MEMORY, GPU_RESERVED = "gpu_memory_mb", "gpu_reserved_mb"
+"""Metrics, in MiB: the most that tensors of a trial's process held on its GPU, and the most that it took for them."""
+
+GPU_UTILISATION = "gpu_utilisation"
+"""Metric, in percent: how much of an epoch its GPU computed, for whichever process; not there where nobody tells."""
+
 VALUE, REPORT, FAILURE = "value", "report", "failure"
 """Keys of what a trial's step gives to Ray: the number that Ray insists on, and the EpochReport or the TrialFailure."""
 
@@ -122,7 +128,8 @@ def _numbers(values: Iterable[Any]) -> bool:
 def merge_reports(reports: Mapping[str, EpochReport]) -> EpochReport:
     """One report of a trial from those of its tasks (task key -> report of the same epoch).
 
-    Every metric is the mean over the tasks; seconds and selection images add up. With several tasks each
+    Every metric is the mean over the tasks; seconds and selection images add up, and the memory of the process, which
+    trains them all, is the most of any. With several tasks each
     objective is also given under its task's key, and the worst of them as `<metric>_worst`.
     """
     first = next(iter(reports.values()))
@@ -130,6 +137,8 @@ def merge_reports(reports: Mapping[str, EpochReport]) -> EpochReport:
     names = set.intersection(*(set(report.metrics) for report in reports.values()))
     metrics = {name: math.fsum(r.metrics[name] for r in reports.values()) / len(reports) for name in sorted(names)}
     metrics["seconds"] = math.fsum(report.metrics.get("seconds", 0.0) for report in reports.values())
+    for name in names & {GPU_MEMORY, GPU_RESERVED}:
+        metrics[name] = max(report.metrics[name] for report in reports.values())
     if len(reports) > 1:
         metrics[f"{metric}_worst"] = objective.worst(report.value for report in reports.values())
         metrics.update({f"{metric}/{key}": report.value for key, report in reports.items()})

@@ -64,6 +64,16 @@ def test_spaces_of_methods_are_listed_and_shown(monkeypatch: pytest.MonkeyPatch)
         spaces("cutpast")
 
 
+def test_gpus_of_a_trial_are_a_number_or_auto() -> None:
+    def given(text: str) -> object:
+        return SearchOptions.from_command({"gpus_per_trial": text}).gpus_per_trial
+
+    assert [given(text) for text in ("auto", "0.5", "2", ".25", "0")] == ["auto", 0.5, 2.0, 0.25, 0.0]
+    for wrong in ("", "Auto", "-1", "1e3", "nan", "half"):
+        with pytest.raises(ConfigError, match=r"--gpus-per-trial .*give a number from 0 on, for example 0\.5, or auto"):
+            given(wrong)
+
+
 def test_help_comes_in_panels_in_their_order() -> None:
     wide = {"COLUMNS": "120", "TERM": "dumb"}
     text = CliRunner().invoke(app, ["search", "--help"], env=wide).stdout

@@ -12,6 +12,7 @@ from torch import Tensor
 from sctune.augment.jitter import adjust_brightness, adjust_contrast
 from sctune.config import AugmentConfig
 from sctune.data.batches import rotate, rotation_angles, stream
+from sctune.data.transfer import to_device, to_like
 
 CHANCE = 0.5
 """Of an image to be mirrored, in each direction that `augment.flip` names."""
@@ -34,7 +35,7 @@ def changed(pixels: Tensor, config: AugmentConfig, seed: int, *purpose: object) 
     )
     draws = torch.rand(count, 2, generator=stream(seed, *purpose, "shift"))
     shifts = ((draws * 2 - 1) * config.shift * side).round().long()
-    return move(images, mirrored, shifts), move(valid, mirrored, shifts) & inside(shifts, side).to(valid.device)
+    return move(images, mirrored, shifts), move(valid, mirrored, shifts) & to_device(inside(shifts, side), valid.device)
 
 
 def quarter_turned(pixels: Tensor, turns: Tensor) -> Tensor:
@@ -42,7 +43,7 @@ def quarter_turned(pixels: Tensor, turns: Tensor) -> Tensor:
     turned = pixels.clone()
     for turn in (1, 2, 3):
         # chosen on the CPU: a GPU that counted them would have to be waited for
-        rows = (turns == turn).nonzero()[:, 0].to(pixels.device)
+        rows = to_device((turns == turn).nonzero()[:, 0], pixels.device)
         turned[rows] = pixels[rows].rot90(turn, (2, 3))
     return turned
 
@@ -57,7 +58,7 @@ def move(pixels: Tensor, mirrored: Tensor, shifts: Tensor) -> Tensor:
     source = torch.arange(side) - shifts[..., None]
     source = torch.where(source < 0, -1 - source, source)
     source = torch.where(source >= side, 2 * side - 1 - source, source)
-    source = torch.where(mirrored[..., None], side - 1 - source, source).to(pixels.device)
+    source = to_device(torch.where(mirrored[..., None], side - 1 - source, source), pixels.device)
     images = torch.arange(len(pixels), device=pixels.device)[:, None, None]
     taken = pixels.permute(0, 2, 3, 1)[images, source[:, 0, :, None], source[:, 1, None, :]]
     return taken.permute(0, 3, 1, 2)
@@ -92,4 +93,4 @@ def _coloured(pixels: Tensor, config: AugmentConfig, seed: int, *purpose: object
 def _factors(pixels: Tensor, most: float, seed: int, *purpose: object) -> Tensor:
     """Factors [N], uniform in 1 - most .. 1 + most."""
     draws = torch.rand(len(pixels), generator=stream(seed, *purpose))
-    return (1 + most * (2 * draws - 1)).to(pixels)
+    return to_like(1 + most * (2 * draws - 1), pixels)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sctune.augment.cut import Cut, check_pixels
+from sctune.data.transfer import to_like
 
 
 def confetti(images: Tensor, count: float, sizes: tuple[float, float], generator: torch.Generator) -> Cut:
@@ -29,12 +30,12 @@ def confetti(images: Tensor, count: float, sizes: tuple[float, float], generator
     down = _covered(draws[..., 2], lengths[..., 0], height)
     across = _covered(draws[..., 3], lengths[..., 1], width)
     used = (torch.arange(most) < numbers[:, None])[..., None]
-    down, across = (down & used).to(images.device), across.to(images.device)
-    colours = (2 * draws[..., 4:] - 1).to(images)
+    down, across = to_like(down & used, images), to_like(across, images)
+    colours = to_like(2 * draws[..., 4:] - 1, images)
     # [M, 3, H, K] @ [M, 1, K, W]: what is outside of all rectangles gets a sum of zeros, and stays as it is
     rows = (colours[..., None] * down[:, :, None]).permute(0, 2, 3, 1)
-    added = rows @ across.to(images)[:, None]
-    pasted = (down.mT.to(images) @ across.to(images)) > 0
+    added = rows @ across[:, None]
+    pasted = (down.mT @ across) > 0
     return Cut((images + added).clamp(0, 1), pasted[:, None])
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from sctune.augment.cut import Cut, Places, check_pixels, move
 from sctune.augment.jitter import draw_jitter
 from sctune.config import AugmentConfig
+from sctune.data.transfer import to_device
 
 LEAST_AREA, MOST_AREA = 0.02, 0.15
 """Bounds of the patch as a share of the image."""
@@ -45,7 +46,8 @@ def cutmix_pair(receivers: Tensor, donors: Tensor, config: AugmentConfig, genera
     as `cutmix` does.
     """
     height, width = check_pixels(receivers, donors)
-    left, right, top, bottom = pair_boxes(len(receivers), height, width, generator).to(receivers.device)[..., None]
+    boxes = pair_boxes(len(receivers), height, width, generator)
+    left, right, top, bottom = to_device(boxes, receivers.device)[..., None]
     column = torch.arange(width, device=receivers.device)
     row = torch.arange(height, device=receivers.device)
     across = (column >= left) & (column < right)
@@ -69,7 +71,7 @@ def patch_places(
     pixels = across * down
     length = max(pixels.tolist(), default=1)
     table = torch.stack([from_row * width + from_column, to_row * width + to_column, across, pixels])
-    source, target, across, pixels = table.to(device)[..., None]
+    source, target, across, pixels = to_device(table, torch.device(device))[..., None]
     place = torch.arange(length, device=device)
     # a shorter patch's list goes on with its first pixel
     used = place < pixels

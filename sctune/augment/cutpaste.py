@@ -11,6 +11,7 @@ from sctune.augment.cut import Cut, Places, check_pixels, move
 from sctune.augment.cutmix import STRENGTH, patch_places
 from sctune.augment.jitter import draw_jitter
 from sctune.config import AugmentConfig
+from sctune.data.transfer import to_device
 
 SCAR_WIDTH, SCAR_HEIGHT = (2.0, 16.0), (10.0, 25.0)
 """Bounds in pixels of an image of `SCAR_SIZE`; other sizes scale them."""
@@ -34,7 +35,7 @@ def cutpaste(receivers: Tensor, donors: Tensor, config: AugmentConfig, generator
         scarred = torch.rand(len(receivers), generator=generator) < 0.5
         patch = patch_places(*size, generator, receivers.device)
         scar = scar_places(*size, generator, receivers.device)
-        places = _either(scarred.to(receivers.device), scar, patch)
+        places = _either(to_device(scarred, receivers.device), scar, patch)
     elif rule == "scar":
         places = scar_places(*size, generator, receivers.device)
     else:
@@ -68,7 +69,7 @@ def scar_places(
     to_column = margin_column + (draws[6] * (width - 2 * margin_column)).floor()
     reach = int(max([0.0, *margin_row.tolist(), *margin_column.tolist()]))
     table = torch.stack([cosine, sine, across, down, from_row, from_column, to_row, to_column])
-    return _rotated(table.to(device)[..., None], reach, width)
+    return _rotated(to_device(table, torch.device(device))[..., None], reach, width)
 
 
 def _rotated(table: Tensor, reach: int, width: int) -> Places:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sctune.data.transfer import to_device, to_like
+
 OPERATIONS = ("brightness", "contrast", "saturation", "hue")
 
 
@@ -39,11 +41,11 @@ def jitter_colours(pixels: Tensor, used: Tensor, jitter: Jitter) -> Tensor:
     Pixels out of `used` are changed too; the caller has no use for them.
     """
     changed = pixels.clone(memory_format=torch.contiguous_format)
-    amounts = jitter.amounts.to(pixels.device, pixels.dtype)
+    amounts = to_like(jitter.amounts, pixels)
     for turn in range(len(OPERATIONS)):
         for number, operation in enumerate(OPERATIONS):
             # chosen on the CPU: a GPU that counted them would have to be waited for
-            rows = (jitter.order[:, turn] == number).nonzero()[:, 0].to(pixels.device)
+            rows = to_device((jitter.order[:, turn] == number).nonzero()[:, 0], pixels.device)
             changed[rows] = _adjust(operation, changed[rows], amounts[rows, number], used[rows])
     return changed
 

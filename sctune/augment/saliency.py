@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from sctune.data.transfer import to_like
+
 Kernel = Literal["aligned", "official"]
 
 FLAT_RANGE = 1e-12
@@ -37,8 +39,8 @@ def smooth_map(gradient: Tensor, grid_size: int, kernel: Kernel = "aligned") -> 
         )
     norm = gradient.square().sum(dim=1, keepdim=True).sqrt()
     cells = functional.adaptive_avg_pool2d(norm, grid_size)
-    rows = spline_matrix(height, grid_size, kernel).to(cells)
-    columns = spline_matrix(width, grid_size, kernel).to(cells)
+    rows = to_like(spline_matrix(height, grid_size, kernel), cells)
+    columns = to_like(spline_matrix(width, grid_size, kernel), cells)
     return rows @ cells @ columns.mT
 
 

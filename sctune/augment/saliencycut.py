@@ -11,6 +11,7 @@ from torch import Tensor
 from sctune.augment.cutmix import LEAST_AREA, LEAST_ASPECT, MOST_AREA
 from sctune.augment.saliency import min_max, salient_mask, smooth_map
 from sctune.config import AugmentConfig
+from sctune.data.transfer import to_device
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def saliencycut(
     pasted = ~salient if config.region == "nonsalient" else salient
     dropped = torch.zeros_like(flat)
     if config.on_flat == "rect":
-        shapes = rectangles(len(donors), donors.shape[-1], generator).to(pasted.device)
+        shapes = to_device(rectangles(len(donors), donors.shape[-1], generator), pasted.device)
         pasted = torch.where(flat[:, None, None, None], shapes, pasted)
     elif config.on_flat == "drop":
         dropped = flat

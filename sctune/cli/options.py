@@ -7,8 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
-from sctune.search.plan.options import SearchOptions
+from sctune.search.plan.options import Gpus, SearchOptions
 from sctune.search.plan.options import duration as duration_of
+from sctune.search.plan.options import gpus as gpus_of
 from sctune.search.plan.options import size as size_of
 
 OUTPUT = "Output"
@@ -52,7 +53,7 @@ Factor = Annotated[int | None, _asked("factor")]
 StopConfidence = Annotated[float | None, _asked("stop_confidence")]
 MinGain = Annotated[float | None, _asked("min_gain")]
 Audit = Annotated[float, _asked("audit")]
-GpusPerTrial = Annotated[float | None, _asked("gpus_per_trial")]
+GpusPerTrial = Annotated[str | None, _asked("gpus_per_trial", written=True)]
 CpusPerTrial = Annotated[float | None, _asked("cpus_per_trial")]
 MaxConcurrent = Annotated[int | None, _asked("max_concurrent")]
 Publish = Annotated[str, _asked("publish")]
@@ -104,3 +105,8 @@ def duration(text: str | None, option: str) -> float | None:
 def size(text: str | None, option: str) -> int | None:
     """Bytes of 500MB or 20GB; None for None. Raises ConfigError, which names the option."""
     return None if text is None else size_of(text, option)
+
+
+def gpus(text: str | None) -> Gpus:
+    """Of --gpus-per-trial; None for None. Raises ConfigError."""
+    return None if text is None else gpus_of(text)

@@ -114,6 +114,9 @@ def resume(
     ] = None,
     address: Annotated[str | None, typer.Option(help="Ray cluster, or auto; default: this machine.")] = None,
     max_concurrent: Annotated[int | None, typer.Option(min=1, help="Trials at a time.")] = None,
+    gpus_per_trial: Annotated[
+        str | None, typer.Option(help="From now on, as `search` has it; default: as it was.")
+    ] = None,
     max_disk: opt.MaxDisk = None,
     notify: opt.Notify = None,
     detach: opt.Detach = False,
@@ -143,6 +146,7 @@ def resume(
         more_trials=more,
         address=address,
         max_concurrent=max_concurrent,
+        gpus_per_trial=opt.gpus(gpus_per_trial),
         time_budget_s=seconds,
         max_disk=opt.size(max_disk, "--max-disk"),
         storage=storage,

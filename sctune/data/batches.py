@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from sctune.data.transfer import to_like
+
 NORMAL, SEEN, PSEUDO = 0, 1, 2
 """Labels of batch slots."""
 
@@ -90,7 +92,7 @@ def rotate(pixels: Tensor, angles: Tensor, fill: Literal["zero", "reflect"] = "z
     Also gives where pixels are real: [N, 1, H, W] bool.
     """
     height, width = pixels.shape[-2:]
-    radians = angles.to(pixels) * (math.pi / 180)
+    radians = to_like(angles, pixels) * (math.pi / 180)
     cosine, sine, zero = radians.cos(), radians.sin(), torch.zeros_like(radians)
     matrix = torch.stack(
         [

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sctune.backbones.entry import IMAGENET_MEAN, IMAGENET_STD
 from sctune.config import RuntimeConfig
+from sctune.data.transfer import to_device
 
 ALIKE_BATCH = {"cpu": 1, "cuda": 32}
 """Images of one pass where scores must not depend on what else is scored; on a CPU one by one is as fast as many."""
@@ -30,15 +31,20 @@ def score_alike(score: Callable[[np.ndarray, int], np.ndarray], images: np.ndarr
 
 def normalise(pixels: Tensor) -> Tensor:
     """Images [N, 3, H, W] in [0, 1] to ImageNet's mean and standard deviation."""
-    mean = pixels.new_tensor(IMAGENET_MEAN)[:, None, None]
-    std = pixels.new_tensor(IMAGENET_STD)[:, None, None]
-    return (pixels - mean) / std
+    return (pixels - _channels(IMAGENET_MEAN, pixels)) / _channels(IMAGENET_STD, pixels)
+
+
+def _channels(values: tuple[float, ...], pixels: Tensor) -> Tensor:
+    """[3, 1, 1]; on a GPU filled in there, since numbers that are copied to it would be waited for."""
+    if pixels.device.type == "cpu":
+        return pixels.new_tensor(values)[:, None, None]
+    return torch.stack([pixels.new_full((1, 1), value) for value in values])
 
 
 def to_pixels(images: np.ndarray, device: torch.device, channels_last: bool = True) -> Tensor:
     """uint8 images [N, H, W, 3] to floats [N, 3, H, W] in [0, 1] on a device."""
     # copied: torch takes neither the read-only memory of the image cache nor negative strides
-    batch = torch.from_numpy(np.array(images, order="C")).to(device).permute(0, 3, 1, 2).float() / 255
+    batch = to_device(torch.from_numpy(np.array(images, order="C")), device).permute(0, 3, 1, 2).float() / 255
     return batch.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
 

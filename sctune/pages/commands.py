@@ -124,7 +124,7 @@ def _search(manifest: StudyManifest) -> list[tuple[str, Any]]:
         ("--free-running", None) if manifest.look_behind is None else ("--look-behind", manifest.look_behind),
     ]
     if resources.gpus:
-        found.append(("--gpus-per-trial", f"{resources.gpus:g}"))
+        found.append(("--gpus-per-trial", "auto" if resources.packed else f"{resources.gpus:g}"))
     if resources.cpus != defaults.cpus_per_trial:
         found.append(("--cpus-per-trial", f"{resources.cpus:g}"))
     if bool(manifest.references) != defaults.references:

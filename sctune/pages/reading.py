@@ -15,7 +15,7 @@ from sctune.metrics.objective import Objective
 from sctune.search.study.driver import Launches, running_driver
 from sctune.search.study.leaderboard import TrialRow
 from sctune.search.study.manifest import StudyManifest
-from sctune.search.study.record import reports_of
+from sctune.search.study.record import TAKEN, reports_of
 from sctune.search.study.references import Reference, read_references
 from sctune.search.study.result import StudyResult, study_result
 from sctune.search.study.splits import selection_labels, study_splits
@@ -128,21 +128,27 @@ def cost_of(
 ) -> Cost:
     """What the reports' own seconds come to with a trial's share of the machine."""
     epochs = manifest.full_epochs
-    spent = saved = 0.0
+    spent = saved = spent_gpus = saved_gpus = 0.0
     run = 0
     for trial in trials:
         reports = reports_of(trial)
         seconds = sum(float(report["metrics"].get("seconds", 0.0)) for report in reports.values())
         # a method that trains nothing skips epochs
         last = max(reports, default=0)
+        # of a GPU that several trials share each pays its part
+        gpus = float(trial.user_attrs.get(TAKEN, {}).get("gpus", manifest.resources.gpus))
         spent += seconds
+        spent_gpus += gpus * seconds
         run += last
         if trial.state.name == "PRUNED" and last:
-            saved += max(0, epochs - last) * seconds / last
+            left_out = max(0, epochs - last) * seconds / last
+            saved += left_out
+            saved_gpus += gpus * left_out
     beside = sum(one.seconds or 0.0 for one in references)
     spent += beside
-    cores, gpus = manifest.resources.cpus / 3600, manifest.resources.gpus / 3600
-    return Cost(cores * spent, gpus * spent, cores * saved, gpus * saved, saved_share, run, beside)
+    spent_gpus += manifest.resources.gpus * beside
+    cores = manifest.resources.cpus / 3600
+    return Cost(cores * spent, spent_gpus / 3600, cores * saved, saved_gpus / 3600, saved_share, run, beside)
 
 
 def ranked(view: StudyView) -> list[TrialRow]:

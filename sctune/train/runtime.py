@@ -7,7 +7,10 @@ import os
 import torch
 
 from sctune.config import RuntimeConfig
-from sctune.errors import ConfigError
+from sctune.errors import ConfigError, PlaceError
+
+BF16_CAPABILITY = 8
+"""Major compute capability of NVIDIA's cards from which they have bfloat16."""
 
 
 def resolve_device(name: str) -> torch.device:
@@ -21,6 +24,23 @@ def resolve_device(name: str) -> torch.device:
             "use runtime.device=auto or cpu"
         )
     return device
+
+
+def check_precision(config: RuntimeConfig, device: torch.device) -> None:
+    """Raises PlaceError for bfloat16 on a card that has none: another one may.
+
+    In single precision, or emulated, the trial would be another one than on the other cards.
+    """
+    if config.precision != "bf16" or device.type != "cuda":
+        return
+    major, minor = torch.cuda.get_device_capability(device)
+    # of NVIDIA's since Ampere
+    if torch.version.hip is None and major < BF16_CAPABILITY:
+        name = torch.cuda.get_device_name(device)
+        raise PlaceError(
+            f"runtime.precision=bf16: {name} (compute capability {major}.{minor}) has no bfloat16; use another card, "
+            "or runtime.precision=tf32 or fp32"
+        )
 
 
 def apply_runtime(config: RuntimeConfig) -> None:

@@ -28,9 +28,10 @@ from sctune.methods.base import TaskImages
 from sctune.methods.registry import fresh_method
 from sctune.metrics.objective import AUROC, Objective
 from sctune.paths import cache_folder
-from sctune.report import EpochReport
+from sctune.report import GPU_MEMORY, GPU_RESERVED, GPU_UTILISATION, EpochReport
+from sctune.train.card import card_of, watched
 from sctune.train.memory import keep_freed_memory
-from sctune.train.runtime import apply_runtime, resolve_device
+from sctune.train.runtime import apply_runtime, check_precision, resolve_device
 from sctune.train.selection import build_selection
 
 STATE_FORMAT = 1
@@ -65,6 +66,7 @@ class Trainer:
         self.epoch = 0
         apply_runtime(config.runtime)
         self.device = resolve_device(config.runtime.device)
+        check_precision(config.runtime, self.device)
         self.split = split or split_for(config, self.task)
         self.config = config = with_range(config, self.split)
         data = config.data
@@ -94,18 +96,22 @@ class Trainer:
         """Train one epoch and score the selection images; raises NonFiniteError for a loss that is no number."""
         # not where a trainer is made: some are made to score alone
         keep_freed_memory(self.device)
+        card = card_of(self.device)
         started = time.perf_counter()
-        if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.device)
-        metrics = dict(self.method.run_epoch(self.epoch, self._should_stop))
-        trained = time.perf_counter() - started
-        self.epoch += 1
-        values, raw = self._evaluate()
+        if card is not None:
+            card.begin()
+        with watched(card) as usage:
+            metrics = dict(self.method.run_epoch(self.epoch, self._should_stop))
+            trained = time.perf_counter() - started
+            self.epoch += 1
+            values, raw = self._evaluate()
         metrics |= values
         metrics["images_per_second"] = self.method.images_per_epoch / trained
         metrics["seconds"] = time.perf_counter() - started
-        if self.device.type == "cuda":
-            metrics["gpu_memory_mb"] = torch.cuda.max_memory_allocated(self.device) / 2**20
+        if card is not None:
+            metrics |= {GPU_MEMORY: card.allocated() / 2**20, GPU_RESERVED: card.reserved() / 2**20}
+        if usage.mean is not None:
+            metrics[GPU_UTILISATION] = usage.mean
         key = self.task.key
         scores = {f"{key}:{name}" if name else key: row for name, row in raw.items()}
         return EpochReport(self.epoch, self.config.epochs, metrics, scores, self.selection.objective.name)

@@ -26,6 +26,7 @@ from sctune.errors import (
 from sctune.files import file_sha256
 from sctune.metrics.objective import DEFAULT, Objective, find_objective
 from sctune.paths import cache_here
+from sctune.train.card import CONTEXT_BYTES
 from sctune.train.trainer import Trainer
 from sctune.trial.published.taking import Published, Taking
 from sctune.trial.versions import package_versions as package_versions
@@ -42,6 +43,7 @@ class TrialSpec(BaseModel):
     objective: name of what the study is searched by.
     stop_key: where the driver raises the flag that ends the launch's trials. published: how a node gets what it lacks,
     None: it does not.
+    gpu_context: bytes that a trial's process holds on a GPU besides its tensors, as a part of its share.
     replicates: equal parts of the tasks that are trained one after another; epochs: of each, where there are several.
     """
 
@@ -62,6 +64,7 @@ class TrialSpec(BaseModel):
     published: Published | None = None
     replicates: int = 1
     epochs: int = 0
+    gpu_context: int = CONTEXT_BYTES
 
 
 class TrainerBuilder:

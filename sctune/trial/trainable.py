@@ -21,6 +21,7 @@ from ray import tune
 from sctune.config import TrialConfig
 from sctune.errors import NodeLeavingError, PlaceError, StoppedError, StorageError
 from sctune.report import FAILURE, REPORT, VALUE, EpochReport, Origin, TrialFailure
+from sctune.train.card import Card, own_card, tensor_limit
 from sctune.train.memory import give_memory_back
 from sctune.train.trainer import Trainer
 from sctune.trial.building import TrainerBuilder, TrialSpec
@@ -43,8 +44,10 @@ _log = logging.getLogger(__name__)
 class SaliencyCutTrainable(tune.Trainable):
     """Ray class Trainable; `spec` is a TrialSpec as a dict.
 
-    Its configuration is {"number", "params", "attempt", "launch", "first_launch"}: the launch's number from 1, and that
-    of the launch which began the trial, 0 where an earlier version did.
+    Its configuration is {"number", "params", "attempt", "launch", "first_launch", "resources"}: the launch's number
+    from 1, and that of the launch which began the trial, 0 where an earlier version did. With a fraction of a GPU its
+    tensors get no more than that of the card's memory: a trial that needs more runs out of it itself, and not its
+    neighbour.
     """
 
     course: Course | None
@@ -74,6 +77,7 @@ class SaliencyCutTrainable(tune.Trainable):
             raise NodeLeavingError(f"the node is being drained ({self.log.where}): the trial goes on elsewhere")
         try:
             if self.course is None:
+                self._limit_memory()
                 self.course = self._restore()
             report = self.pending.popleft() if self.pending else self._train(self.course)
         except StoppedError:
@@ -86,7 +90,7 @@ class SaliencyCutTrainable(tune.Trainable):
             # no configuration makes a file or a disk: the driver tries another node
             return self._failure(PlaceError.__name__, problem)
         except Exception as problem:  # the trial's own fault: told with its traceback, and the actor lives on
-            return self._failure("out of memory" if _is_out_of_memory(problem) else type(problem).__name__, problem)
+            return self._failure("out of memory" if is_out_of_memory(problem) else type(problem).__name__, problem)
         return {VALUE: report.value, REPORT: replace(report, origin=self._origin()), "done": report.last}
 
     def cleanup(self) -> None:
@@ -99,6 +103,7 @@ class SaliencyCutTrainable(tune.Trainable):
         self.attempt = int(config["attempt"])
         self.launch, self.first_launch = (int(config.get(key, 0)) for key in ("launch", "first_launch"))
         self.params = dict(config["params"])
+        self.share = float(config.get("resources", {}).get("gpus", 0.0))
         self.saved_at = time.monotonic()
         self.sent: list[dict[str, Any]] = []
         self.kept = 0
@@ -115,6 +120,15 @@ class SaliencyCutTrainable(tune.Trainable):
         give_memory_back()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+    def _limit_memory(self) -> None:
+        # in every trial: the worker's last one may have had another share
+        card = self._card() if self.share > 0 else None
+        if card is not None:
+            card.limit(tensor_limit(self.share, card.total, self.spec.gpu_context))
+
+    def _card(self) -> Card | None:
+        return own_card()
 
     def _train(self, course: Course) -> EpochReport:
         """An epoch of the replicate that is trained now; the last one frees its memory for the next."""
@@ -226,7 +240,7 @@ class SaliencyCutTrainable(tune.Trainable):
         return Origin(where, self._node, tuple(self.log.take()))
 
 
-def _is_out_of_memory(problem: BaseException) -> bool:
+def is_out_of_memory(problem: BaseException) -> bool:
     """Of the GPU or of the machine; torch tells the latter and CUDA's libraries by their messages only."""
     if isinstance(problem, torch.OutOfMemoryError | MemoryError):
         return True

@@ -20,11 +20,12 @@ from sctune.errors import SctuneError, WeightsError
 from sctune.methods import room
 from sctune.methods.room import Room, Share
 from sctune.search.cluster.connection import Resources
+from sctune.search.plan.dearest import dearest_points
 from sctune.search.plan.options import SearchOptions
 from sctune.search.plan.plan import Plan, make_plan
 from sctune.search.run import dryrun
 from sctune.search.run import probe as module
-from sctune.search.run.dryrun import costed, dearest_points, reference_seconds, time_methods
+from sctune.search.run.dryrun import costed, reference_seconds, time_methods
 from sctune.search.run.plan_lines import plan_lines
 from sctune.search.run.probe import Probe, Timed, Trial, beside, peak_bytes, probe, probe_apart, timed_at
 from sctune.search.space.definition import Space, Values, load_space
@@ -133,9 +134,9 @@ def test_the_probe_trains_the_point_that_the_dry_run_names(image_folder: Path, m
     made = []
 
     class Seen(trainer.Trainer):
-        def __init__(self, config: Any, task: Any, *, split: Any, objective: Any) -> None:
+        def __init__(self, config: Any, task: Any, *, cache: Any, split: Any, objective: Any) -> None:
             made.append(config)
-            super().__init__(config, task, split=split, objective=objective)
+            super().__init__(config, task, cache=cache, split=split, objective=objective)
 
     monkeypatch.setattr(trainer, "Trainer", Seen)
     options = SearchOptions(space="heads", name="s", profile="smoke", data=str(image_folder), selection="extra")

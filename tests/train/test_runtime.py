@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from sctune.config import RuntimeConfig
-from sctune.train.runtime import apply_runtime
+from sctune.errors import PlaceError
+from sctune.train.runtime import apply_runtime, check_precision
 
 STARTED = """
 import json, sys
@@ -49,3 +50,21 @@ def test_a_trial_leaves_no_switch_to_the_next(deterministic: bool, compiled: boo
         from torch._inductor import config
 
         assert config.deterministic is deterministic
+
+
+@pytest.mark.parametrize(("capability", "has"), [((7, 5), False), ((8, 0), True), ((9, 0), True)])
+def test_bfloat16_needs_a_card_that_has_it(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], has: bool
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
+    monkeypatch.setattr(torch.version, "hip", None)
+    cuda, asked = torch.device("cuda"), RuntimeConfig(precision="bf16")
+    if has:
+        check_precision(asked, cuda)
+    else:
+        with pytest.raises(PlaceError, match=r"Tesla T4 \(compute capability 7.5\) has no bfloat16"):
+            check_precision(asked, cuda)
+    # the CPU has it, if slowly; and nothing else asks
+    check_precision(asked, torch.device("cpu"))
+    check_precision(RuntimeConfig(precision="tf32"), cuda)

@@ -12,6 +12,7 @@ from sctune.augment.cutpaste import cutpaste
 from sctune.augment.jitter import draw_jitter, jitter_colours
 from sctune.config import AugmentConfig, TrialConfig
 from sctune.data.batches import endless, stream
+from sctune.data.transfer import to_device
 from sctune.methods.base import PseudoExample, TaskImages
 from sctune.methods.cutpaste.entry import RULES, Rule, batch_parts, section_of
 from sctune.methods.pixels import normalise, to_images, to_pixels
@@ -56,7 +57,7 @@ class Pretext:
         copies = list(moved.split([len(part) for part in parts]))
         for place, rule in enumerate(self.rules, start=1):
             copies[place] = self.pasted(copies[place], rule, number).images
-        return normalise(self._coloured(torch.cat(copies), number)), labels.to(self.device)
+        return normalise(self._coloured(torch.cat(copies), number)), to_device(labels, self.device)
 
     def pasted(self, pixels: Tensor, rule: Rule, number: int) -> Cut:
         """Pixels [N, 3, S, S] in [0, 1] with a patch or a scar of themselves, as batch `number` draws it."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sctune.config import ModelConfig
+from sctune.data.transfer import to_device
 from sctune.methods.deviation.geometry import patch_offsets, patch_side
 from sctune.methods.deviation.patches import random_offsets, scoring_signs
 from sctune.methods.deviation.roles import NORMAL_HEAD
@@ -138,7 +139,7 @@ class PatchResidualHead(nn.Module):
         if len(offsets) == 1:
             blocks = [features[:, :, row : row + patch, col : col + patch] for row, col in offsets[0].tolist()]
         else:
-            blocks = self._gather(features, offsets.to(features.device), patch)
+            blocks = self._gather(features, to_device(offsets, features.device), patch)
         residual = blocks[0]
         for block in blocks[1:]:
             residual = block - residual

@@ -13,6 +13,7 @@ from sctune.augment.changes import changed
 from sctune.augment.makers import PIXEL_MAKERS
 from sctune.config import TrialConfig
 from sctune.data.batches import PSEUDO_SHARE, stream
+from sctune.data.transfer import to_device
 from sctune.methods.base import TaskImages
 from sctune.methods.pixels import normalise, to_images, to_pixels
 
@@ -66,7 +67,7 @@ class References:
         generator = stream(config.seed, "altered", *purpose)
         altered = torch.rand(len(pixels), generator=generator) < PSEUDO_SHARE
         cut = maker(pixels, pixels.roll(1, dims=0), config.augment, generator)
-        return torch.where(altered.to(self.device)[:, None, None, None], cut.images, pixels)
+        return torch.where(to_device(altered, self.device)[:, None, None, None], cut.images, pixels)
 
     def _rows(self, *purpose: object) -> np.ndarray:
         """Rows of training normals, all different where there are enough."""

@@ -17,6 +17,7 @@ from sctune.augment.makers import PIXEL_MAKERS
 from sctune.augment.saliencycut import PseudoAnomalies, saliencycut
 from sctune.config import TrialConfig
 from sctune.data.batches import NORMAL, PSEUDO, Slots, stream
+from sctune.data.transfer import rows_on, to_device
 from sctune.methods.base import TaskImages
 from sctune.methods.deviation.images import augmented, pixels_of
 from sctune.methods.pixels import normalise
@@ -40,7 +41,7 @@ class Bank:
 
 @dataclass(frozen=True)
 class Batch:
-    """images [B, 3, S, S], normalised; labels [B] on the CPU; metrics: scalar tensors about the pseudo anomalies."""
+    """images [B, 3, S, S], normalised; labels [B]; metrics: scalar tensors about the pseudo anomalies."""
 
     images: Tensor
     labels: Tensor
@@ -66,14 +67,15 @@ class PseudoSource:
 
     def batch(self, rows: np.ndarray, slots: Slots, number: int) -> Batch:
         """The batch of step `number`; rows [B] of the images that its slots hold before anything is pasted."""
-        labels = torch.from_numpy(slots.labels.copy())
+        labels = to_device(torch.from_numpy(slots.labels.copy()), self.device)
         places = np.flatnonzero(slots.labels == PSEUDO)
         pixels = pixels_of(self.images, rows, self.config, self.device)
         metrics: dict[str, Tensor] = {}
         if len(places) and self.maker is not None and self.bank is None:
             generator = stream(self.config.seed, "cut", number)
-            cut = self.maker(pixels[places], pixels[slots.donors], self.config.augment, generator)
-            pixels[places] = cut.images
+            taking, giving = rows_on(places, self.device), rows_on(slots.donors, self.device)
+            cut = self.maker(pixels[taking], pixels[giving], self.config.augment, generator)
+            pixels[taking] = cut.images
             metrics = {"pasted_fraction": cut.pasted.float().mean()}
         images, valid = augmented(pixels, self.config, "rotation", number)
         if len(places) and self.bank is not None:
@@ -100,30 +102,37 @@ class PseudoSource:
         self, images: Tensor, valid: Tensor, labels: Tensor, places: np.ndarray, donors: np.ndarray, number: int
     ) -> dict[str, Tensor]:
         unique, back = np.unique(donors, return_inverse=True)
-        gradient, saturated = self.saliency(images[unique], number)
+        giving, taking = rows_on(donors, self.device), rows_on(places, self.device)
+        gradient, saturated = self.saliency(images[rows_on(unique, self.device)], number)
         made = saliencycut(
-            images[donors],
-            images[places],
-            gradient[back],
-            valid[donors] & valid[places],
+            images[giving],
+            images[taking],
+            gradient[rows_on(back, self.device)],
+            valid[giving] & valid[taking],
             self.config.augment,
             stream(self.config.seed, "rect", number),
         )
-        images[places] = made.images
-        labels[torch.from_numpy(places)[made.dropped.cpu()]] = NORMAL
+        images[taking] = made.images
+        labels[taking] = self._labels(made.dropped, labels)
         return {
             "pasted_fraction": made.pasted.float().mean(),
             "flat_maps": made.flat.float().mean(),
             "anomaly_head_saliency": saturated.float().mean(),
         }
 
+    @staticmethod
+    def _labels(dropped: Tensor, labels: Tensor) -> Tensor:
+        """Of pseudo slots; which were dropped is known on their device only, and nothing waits for it."""
+        return torch.where(dropped, NORMAL, PSEUDO).to(labels.dtype)
+
     def _from_bank(
         self, bank: Bank, images: Tensor, labels: Tensor, places: np.ndarray, number: int
     ) -> dict[str, Tensor]:
         generator = stream(self.config.seed, "bank slots", number)
-        chosen = torch.randint(len(bank.images), (len(places),), generator=generator).to(self.device)
-        images[places] = bank.images[chosen]
-        labels[torch.from_numpy(places)[bank.dropped[chosen].cpu()]] = NORMAL
+        chosen = to_device(torch.randint(len(bank.images), (len(places),), generator=generator), self.device)
+        taking = rows_on(places, self.device)
+        images[taking] = bank.images[chosen]
+        labels[taking] = self._labels(bank.dropped[chosen], labels)
         metrics = {"pasted_fraction": bank.share[chosen].mean()}
         return metrics if self.maker is not None else metrics | {"flat_maps": bank.flat[chosen].float().mean()}
 

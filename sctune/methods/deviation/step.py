@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from sctune.config import TrialConfig
 from sctune.data.batches import NORMAL, draw_slots, stream
+from sctune.data.transfer import to_device
 from sctune.methods.base import TaskImages
 from sctune.methods.deviation.detector import Detector
 from sctune.methods.deviation.images import References
@@ -52,8 +53,9 @@ class TrainingStep:
         batch = self.batch(number)
         labels = batch.labels
         if self.config.data.shuffle_labels:
-            labels = labels[torch.randperm(len(labels), generator=stream(self.config.seed, "shuffle", number))]
-        return batch.metrics | self._update(batch.images, labels.to(self.device), number)
+            order = torch.randperm(len(labels), generator=stream(self.config.seed, "shuffle", number))
+            labels = labels[to_device(order, labels.device)]
+        return batch.metrics | self._update(batch.images, labels, number)
 
     def batch(self, number: int) -> Batch:
         """The images and labels of a step, pseudo anomalies made with the current weights."""

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sctune.config import TrialConfig
 from sctune.data.batches import endless, stream
+from sctune.data.transfer import to_device
 from sctune.errors import DataError
 from sctune.methods.base import TaskImages
 from sctune.methods.kdad.entry import kdad_section
@@ -81,7 +82,7 @@ class Training:
 
     def run(self, places: NDArray[np.intp]) -> dict[str, Tensor]:
         """One update; loss and its parts as scalar tensors. The cloner must be in training mode."""
-        maps = self.pair.unrolled(self.kept.of(places).to(self.device).float())
+        maps = self.pair.unrolled(to_device(self.kept.of(places), self.device).float())
         runtime = self.config.runtime
         pixels = to_pixels(self.images.take(self.images.normals[places]), self.device, runtime.channels_last)
         with autocast(runtime, self.device):

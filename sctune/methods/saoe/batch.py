@@ -15,6 +15,7 @@ from sctune.augment.cut import Cut
 from sctune.augment.cutpaste import cutpaste
 from sctune.config import AugmentConfig, TrialConfig
 from sctune.data.batches import endless, stream
+from sctune.data.transfer import to_device
 from sctune.methods.base import TaskImages
 from sctune.methods.pixels import to_pixels
 from sctune.methods.saoe.entry import SaoeSection
@@ -79,7 +80,7 @@ def member_batch(
     labels[:normal] = 0
     if config.data.shuffle_labels:
         labels = labels[torch.randperm(len(labels), generator=stream(seed, "shuffle", name, number))]
-    return MemberBatch(moved, labels.to(device), counts)
+    return MemberBatch(moved, to_device(labels, device), counts)
 
 
 def make_synthetic(

@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from sctune.config import TrialConfig
 from sctune.data.batches import endless, stream
+from sctune.data.transfer import to_device
 from sctune.errors import CheckpointError
 from sctune.methods.base import Maps, Scorer, Scores, TaskImages, Variant
 from sctune.methods.gradient import gradient_maps
@@ -81,7 +82,7 @@ class SsmMethod(NetworkMethod):
         generator = stream(seed, "hidden cells", number)
         sides = sides_of(section_of(self.config).cells)
         side = sides[int(torch.randint(len(sides), (1,), generator=generator))]
-        return self.network.shrunk(pixels), hide_sets(SIDE, side, generator).to(self.device)[None]
+        return self.network.shrunk(pixels), to_device(hide_sets(SIDE, side, generator), self.device)[None]
 
     def losses(self, number: int) -> Iterator[Part]:
         images, masks = self.batch(number)

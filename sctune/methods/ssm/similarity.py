@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from sctune.data.transfer import to_device
+
 SCALES = 4
 STABILITY = 0.0026
 """c of the similarity of gradients: what it forgives where both images are flat."""
@@ -59,7 +61,7 @@ def gms_loss(images: Tensor, others: Tensor) -> Tensor:
 
 def ssim_loss(images: Tensor, others: Tensor) -> Tensor:
     """1 - mean SSIM of images [N, 3, S, S] in [0, 1], over all places that hold a whole window; S is 11 at least."""
-    window, one, other = _window(images.shape[-1]).to(images.device), images.double(), others.double()
+    window, one, other = to_device(_window(images.shape[-1]), images.device), images.double(), others.double()
     mean, other_mean = along_both(window, one), along_both(window, other)
     mean_squares, mean_product = mean.square() + other_mean.square(), mean * other_mean
     variances = along_both(window, one.square() + other.square()) - mean_squares

@@ -49,7 +49,9 @@ CONNECT_S = 10.0
 class Resources:
     """What the cluster has, what a trial takes, and how many run at a time.
 
-    left_out: id -> one line about a node that gets no trials, and counts for nothing here.
+    left_out: id -> one line about a node that gets no trials, and counts for nothing here. packed: trials share GPUs by
+    what each needs, and `gpus` is what one gets of which nothing is known; cards: node -> kind and bytes of its cards,
+    where they were asked; per_card: trials on a GPU for which the CPUs of some node are enough.
     """
 
     cluster_cpus: float
@@ -59,6 +61,9 @@ class Resources:
     concurrent: int
     nodes: int
     left_out: Mapping[str, str] = field(default_factory=dict)
+    packed: bool = False
+    cards: Mapping[str, tuple[str, int]] = field(default_factory=dict)
+    per_card: int = 1
 
 
 def prepare_environment() -> None:
@@ -277,7 +282,19 @@ def plan_resources(
             f"and {have_gpus:g} GPUs); use smaller --cpus-per-trial or --gpus-per-trial{way_out}"
         )
     at_a_time = max_concurrent if growing and max_concurrent else min(room, max_concurrent or room)
-    return Resources(have_cpus, have_gpus, cpus, share, at_a_time, len(nodes), left_out)
+    per_card = max((_per_card(node, cpus) for node in nodes), default=1)
+    return Resources(have_cpus, have_gpus, cpus, share, at_a_time, len(nodes), left_out, per_card=per_card)
+
+
+def room_for(cpus: float, gpus: float, left_out: Collection[str] = ()) -> int:
+    """Trials of this share that all nodes together hold at a time."""
+    return sum(fits(node, cpus, gpus) for node in _resources_of_nodes(left_out))
+
+
+def _per_card(node: Mapping[str, float], cpus: float) -> int:
+    """Trials for each GPU of a node by its CPUs alone."""
+    have = int(node.get("GPU", 0))
+    return max(1, int(node.get("CPU", 0) / cpus + 1e-9) // have) if have else 1
 
 
 def fits(node: Mapping[str, float], cpus: float, gpus: float) -> int:

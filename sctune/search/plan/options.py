@@ -27,6 +27,9 @@ OPTION_NAMES = {
 }
 """Field -> name of its option where that is another one."""
 
+Gpus = float | Literal["auto"] | None
+"""GPUs of a trial as they are asked for: None: one where there are any."""
+
 
 class SearchOptions(StudyOptions):
     """Options of `sctune search`; None means that the profile, the space or the machine decides."""
@@ -77,7 +80,12 @@ class SearchOptions(StudyOptions):
         ge=LEAST_CONFIDENCE,
         lt=1,
     )
-    gpus_per_trial: float | None = asked(MACHINES, None, "Fractions share a GPU; default: one each.", ge=0)
+    gpus_per_trial: Annotated[float, Field(ge=0)] | Literal["auto"] | None = asked(
+        MACHINES,
+        None,
+        "A number, fractions share a GPU; or auto: as many on a GPU as its memory holds, up to four, by what each "
+        "class of configurations takes in a short try; default: one each.",
+    )
     cpus_per_trial: float | None = asked(MACHINES, None, "CPU cores (threads) of a trial.", ge=0.01)
     max_concurrent: int | None = asked(MACHINES, None, "Trials at a time; default: all that fit.", ge=1)
     references: bool | None = asked(
@@ -119,6 +127,11 @@ class SearchOptions(StudyOptions):
             raise ConfigError(f"--n-anomalies {value!r}: give a number from 1 on, or all")
         return int(value)
 
+    @field_validator("gpus_per_trial", mode="before")
+    @classmethod
+    def _gpus(cls, value: Any) -> Any:
+        return gpus(value) if isinstance(value, str) else value
+
     @field_validator("seeds", mode="before")
     @classmethod
     def _list(cls, value: Any) -> Any:
@@ -156,6 +169,15 @@ def duration(text: str, option: str) -> float:
     if match is None or float(match[1]) == 0:
         raise ConfigError(f"{option} {text!r}: give a time such as 90s, 30m, 2h or 1d")
     return float(match[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[match[2] or "s"]
+
+
+def gpus(text: str) -> float | Literal["auto"]:
+    """Of --gpus-per-trial: a number from 0 on, or auto. Raises ConfigError."""
+    if text == "auto":
+        return "auto"
+    if not re.fullmatch(r"\d+(\.\d*)?|\.\d+", text):
+        raise ConfigError(f"--gpus-per-trial {text!r}: give a number from 0 on, for example 0.5, or auto")
+    return float(text)
 
 
 def size(text: str, option: str) -> int:

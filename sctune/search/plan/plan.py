@@ -181,7 +181,8 @@ def _manifest(options: SearchOptions, asked: _Asked, space: Space, tasks: list[T
         storage_url=asked.storage_url,
         resources=ResourceSpec(
             cpus=options.cpus_per_trial or defaults.cpus_per_trial,
-            gpus=options.gpus_per_trial or 0.0,
+            # of auto, nothing is known before the nodes are asked
+            gpus=0.0 if isinstance(options.gpus_per_trial, str) else options.gpus_per_trial or 0.0,
             asked_concurrent=options.max_concurrent,
         ),
         versions=package_versions(),

@@ -115,7 +115,8 @@ class _Driver:
             storage="",
             versions=versions,
             cpus=options.cpus_per_trial or search_defaults(self._profile).cpus_per_trial,
-            gpus=options.gpus_per_trial,
+            # shares are fractions of a GPU, so that where one is a share is too
+            gpus=None if isinstance(options.gpus_per_trial, str) else options.gpus_per_trial,
             on_gpus=config.runtime.device != "cpu",
             published=options.publish != NEVER,
         )

@@ -13,11 +13,13 @@ from typing import Any, TypeVar
 
 from optuna.trial import FrozenTrial, TrialState
 
+from sctune.config import TrialConfig
 from sctune.report import EpochReport, TrialFailure
 from sctune.search.cluster.resources import TrialResources
 from sctune.search.rules.base import Decision, Rule
 from sctune.search.run.back_pressure import OPEN, Gate
 from sctune.search.run.faults import FIRST_FAILURES, FailureAction, Faults, WaitingTrials, common_cause
+from sctune.search.run.packing import Packing
 from sctune.search.run.recorder import RESOURCES, Observer, TrialEnd, TrialRecorder
 from sctune.search.run.worth import little_gain
 from sctune.search.space.definition import Space
@@ -92,6 +94,7 @@ class Assignment:
 class _Trial:
     """What the launch knows of a trial beside what the suggester does.
 
+    taken: what its worker has, of the latest attempt; resources: that it needs more than others, if it does.
     node: where its worker told something last. latest: the epoch that it told last in this launch. pausing: the epoch
     after which the rule wants it paused; paused, promoted: see the record's attributes of these names.
     """
@@ -99,6 +102,7 @@ class _Trial:
     attempt: int = 0
     first_launch: int = 0
     resources: TrialResources | None = None
+    taken: TrialResources | None = None
     node: str = ""
     latest: int | None = None
     pausing: int | None = None
@@ -139,11 +143,12 @@ class TrialController:
         on_left_out: Callable[[str], None] = lambda _line: None,
         rule: Rule | None = None,
         runs: FullRuns | None = None,
+        packing: Packing | None = None,
     ) -> None:
         """faults: decides about trials in trouble (none: of one CPU each); gate: asked before each start.
 
         on_left_out: told in one line of a node that gets no trials any more. rule: early stopping, fresh: it is
-        refilled here. runs: none yet, for a study that `tells_noise`.
+        refilled here. runs: none yet, for a study that `tells_noise`. packing: where trials share GPUs by their needs.
         """
         self.manifest, self.space, self.record = manifest, space, record
         self._objective = objective = manifest.build_objective()
@@ -154,7 +159,7 @@ class TrialController:
         self.little_gain: LittleGain | None = None
         alone = TrialResources(1.0, 0.0)
         self._faults = faults or Faults(alone, alone, lambda _node: True)
-        self._gate, self._on_left_out, self.rule, self._runs = gate, on_left_out, rule, runs
+        self._gate, self._on_left_out, self.rule, self._runs, self._packing = gate, on_left_out, rule, runs, packing
         # no other driver of the study has this number, one that was cut off included
         self._launch = len(manifest.launches) + 1
         trials = record.load()
@@ -186,6 +191,13 @@ class TrialController:
             refill_runs(runs, trials)
         if rule is not None:
             self._refill(rule, trials, unfinished)
+        self._remember_needs()
+
+    def _remember_needs(self) -> None:
+        """Trials of earlier launches that needed more than others of their class."""
+        for number, trial in self._trials.items():
+            if self._packing is not None and trial.resources is not None:
+                self._packing.ran_out(self._config(number), trial.resources)
 
     def _refill(self, rule: Rule, trials: Sequence[FrozenTrial], unfinished: Sequence[int]) -> None:
         """Tell the rule what earlier launches told it, in the order in which it came."""
@@ -274,6 +286,8 @@ class TrialController:
     def reported(self, number: int, report: EpochReport) -> None:
         """An epoch of a trial that goes on."""
         trial = self._trials[number]
+        if self._packing is not None and trial.latest is None:
+            self._packing.learn(self._config(number), report.origin.node, report)
         trial.node, trial.latest = report.origin.node, report.epoch
         self._recorder.report(number, report)
 
@@ -302,7 +316,7 @@ class TrialController:
     def failed(self, number: int, failure: TrialFailure) -> None:
         """A trial told its own failure."""
         self._live.discard(number)
-        self._carry_out(number, self._faults.told(number, failure, self._resources(number)))
+        self._carry_out(number, self._faults.told(number, failure, self._taken(number)))
 
     def lost(self, number: int, error: str, report: EpochReport | None = None) -> None:
         """A trial's worker ended with Ray's message `error`; report: its last one, where it was not handed over."""
@@ -311,7 +325,7 @@ class TrialController:
         self._live.discard(number)
         if not self.stopping:
             node = self._trials[number].node or None
-            self._carry_out(number, self._faults.lost(number, error, node, self._resources(number)))
+            self._carry_out(number, self._faults.lost(number, error, node, self._taken(number)))
 
     def _ask(self) -> FrozenTrial | None:
         n_trials = self.suggester.n_trials
@@ -392,6 +406,8 @@ class TrialController:
             self._on_left_out(action.left_out)
         if action.resources is not None:
             trial.resources = action.resources
+            if self._packing is not None:
+                self._packing.ran_out(self._config(number), action.resources)
             self._waiting.park(number)
         else:
             self._waiting.delay(number, action.wait_s)
@@ -400,12 +416,15 @@ class TrialController:
     def _start_again(self, number: int) -> Assignment:
         trial = self._trials[number]
         trial.attempt += 1
-        self._recorder.start_again(number, trial.attempt, trial.promoted)
+        self._take(number)
+        self._recorder.start_again(number, trial.attempt, trial.promoted, self._told_share(number))
         return self._started(number)
 
     def _start_new(self, frozen: FrozenTrial) -> Assignment:
         self._trials[frozen.number] = _Trial(attempt=1, first_launch=self._launch)
-        self._recorder.start(frozen, self.space.decode(frozen.params), self.suggester.proposal(frozen.number))
+        number, proposal = frozen.number, self.suggester.proposal(frozen.number)
+        self._take(number)
+        self._recorder.start(frozen, self.space.decode(frozen.params), proposal, self._told_share(number))
         rule = self.rule
         if rule is not None:
             self._guarded(lambda: rule.join(frozen.number, self._method(frozen.number)), None)
@@ -414,6 +433,7 @@ class TrialController:
     def _started(self, number: int) -> Assignment:
         trial = self._trials[number]
         trial.pausing = None
+        small = () if self._packing is None else self._packing.avoided(self._config(number))
         self._live.add(number)
         return Assignment(
             number=number,
@@ -422,8 +442,8 @@ class TrialController:
             attempt=trial.attempt,
             launch=self._launch,
             first_launch=trial.first_launch,
-            resources=self._resources(number),
-            avoid=tuple(sorted(self._faults.left_out)),
+            resources=self._taken(number),
+            avoid=tuple(sorted({*self._faults.left_out, *small})),
         )
 
     def _method(self, number: int) -> str:
@@ -431,8 +451,24 @@ class TrialController:
         chosen = self.space.assignments(self.suggester.params(number))
         return str(chosen.get("method.name", self.space.base.method.name))
 
+    def _config(self, number: int) -> TrialConfig:
+        return self.space.config(self.suggester.params(number))
+
+    def _take(self, number: int) -> None:
+        self._trials[number].taken = self._resources(number)
+
+    def _told_share(self, number: int) -> TrialResources | None:
+        """What the record keeps of it: where all trials have the same, the manifest does."""
+        return None if self._packing is None else self._taken(number)
+
+    def _taken(self, number: int) -> TrialResources:
+        return self._trials[number].taken or self._faults.base
+
     def _resources(self, number: int) -> TrialResources:
-        return self._trials[number].resources or self._faults.base
+        """What a trial is to start with: as planned, or the larger share that it turned out to need."""
+        own, packing = self._trials[number].resources, self._packing
+        planned = self._faults.base if packing is None else packing.resources(self._config(number))
+        return own if own is not None and (packing is None or own.gpus >= planned.gpus) else planned
 
     def _complete(self, number: int, report: EpochReport) -> None:
         runs, rule, error = self._runs, self.rule, None

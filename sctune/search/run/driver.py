@@ -23,13 +23,13 @@ from sctune.search.cluster.connection import (
     plan_resources,
 )
 from sctune.search.cluster.node_check import CheckedNodes, check_nodes
-from sctune.search.plan.options import SearchOptions
+from sctune.search.plan.options import Gpus, SearchOptions
 from sctune.search.plan.order import idle_lines, in_order
 
 if TYPE_CHECKING:
     from sctune.data.split import Split
     from sctune.search.plan.plan import Plan
-    from sctune.search.study.manifest import StudyManifest
+    from sctune.search.study.manifest import ResourceSpec, StudyManifest
     from sctune.search.study.result import StudyResult
     from sctune.search.study.study import Study
 
@@ -49,16 +49,17 @@ def run_search(
     SctuneError with one line for bad input (nothing is left behind), AllTrialsFailedError when no trial succeeded.
     """
     started = time.monotonic()
-    with planned(options) as (plan, resources):
+    with planned(options, console) as (plan, resources):
         cluster = on_cluster(options.address)
         return _first_launch(plan, resources, on_plan, options.time_budget_s, console, started, notify, cluster)
 
 
 @contextmanager
-def planned(options: SearchOptions) -> Iterator[tuple[Plan, Resources]]:
+def planned(options: SearchOptions, console: Console | None = None) -> Iterator[tuple[Plan, Resources]]:
     """A plan that passed all checks, and the session that it was made for. Writes nothing but the image cache.
 
-    Without an address the checks come before Ray is started, so that bad input is told at once.
+    console: told what takes a while. Without an address the checks come before Ray is started, so that bad input is
+    told at once.
     """
     import torch
 
@@ -73,7 +74,8 @@ def planned(options: SearchOptions) -> Iterator[tuple[Plan, Resources]]:
 
             plan = make_plan(options, has_gpu=ray.cluster_resources().get("GPU", 0) > 0)
         plan = replace(plan, warnings=(*plan.warnings, *warnings))
-        plan, resources = _with_resources(plan, options.address, options.gpus_per_trial, options.max_concurrent)
+        gpus, most = options.gpus_per_trial, options.max_concurrent
+        plan, resources = _with_resources(plan, options.address, gpus, most, console)
         yield in_order(plan, options, resources.concurrent), resources
 
 
@@ -90,7 +92,8 @@ def run_plan(
     with session(address) as warnings:
         plan = replace(plan, warnings=(*plan.warnings, *warnings))
         # 0 is an answer too: what was searched without a GPU is trained without one again, as in a resume
-        plan, resources = _with_resources(plan, address, plan.manifest.resources.gpus, max_concurrent)
+        own = plan.manifest.resources
+        plan, resources = _with_resources(plan, address, "auto" if own.packed else own.gpus, max_concurrent, console)
         return _first_launch(plan, resources, on_plan, None, console, started, (), on_cluster(address))
 
 
@@ -124,16 +127,34 @@ def _first_launch(
 
 
 def _with_resources(
-    plan: Plan, address: str | None, gpus: float | None, max_concurrent: int | None
+    plan: Plan, address: str | None, gpus: Gpus, max_concurrent: int | None, console: Console | None
 ) -> tuple[Plan, Resources]:
     wanted = plan.manifest.resources
-    checked = checked_nodes(plan.manifest, plan.splits, address, gpus)
-    resources = plan_resources(wanted.cpus, gpus, max_concurrent, address is not None, checked.left_out)
-    spec = wanted.model_copy(
-        update={"cpus": resources.cpus, "gpus": resources.gpus, "max_concurrent": resources.concurrent}
-    )
+    # at first a whole GPU each, of which a measure makes a share
+    whole = None if isinstance(gpus, str) else gpus
+    checked = checked_nodes(plan.manifest, plan.splits, address, whole)
+    resources = plan_resources(wanted.cpus, whole, max_concurrent, address is not None, checked.left_out)
+    lines, spec = checked.lines, spec_of(wanted, resources)
+    if isinstance(gpus, str):
+        from sctune.search.run.sharing import shared
+
+        study = plan.manifest, plan.space, plan.splits
+        resources, spec, more = shared(*study, spec, resources, max_concurrent, console)
+        lines = (*lines, *more)
     manifest = plan.manifest.model_copy(update={"resources": spec})
-    return replace(plan, manifest=manifest, warnings=(*plan.warnings, *checked.lines)), resources
+    return replace(plan, manifest=manifest, warnings=(*plan.warnings, *lines)), resources
+
+
+def spec_of(asked: ResourceSpec, resources: Resources) -> ResourceSpec:
+    """What the manifest says of resources."""
+    return asked.model_copy(
+        update={
+            "cpus": resources.cpus,
+            "gpus": resources.gpus,
+            "max_concurrent": resources.concurrent,
+            "packed": resources.packed,
+        }
+    )
 
 
 def checked_nodes(
@@ -162,6 +183,7 @@ def resume(
     more_trials: int = 0,
     address: str | None = None,
     max_concurrent: int | None = None,
+    gpus_per_trial: Gpus = None,
     time_budget_s: float | None = None,
     max_disk: int | None = None,
     storage: str | None = None,
@@ -175,8 +197,9 @@ def resume(
 
     more_trials: added to the study's number of trials, or to those that it has where it ended by itself. time_budget_s:
     over all launches; None: the study's own, infinity: none any more. storage: URL of the record, where the study was
-    begun on another machine or the URL holds the password. storage_path, tracking_uri: places of checkpoints and runs
-    from now on; None: as they are. max_disk: bytes, replaces the study's limit. objective: None, or the study's own.
+    begun on another machine or the URL holds the password. gpus_per_trial: from now on; None: as it was. storage_path,
+    tracking_uri: places of checkpoints and runs from now on; None: as they are. max_disk: bytes, replaces the study's
+    limit. objective: None, or the study's own.
     Raises StudyError for a missing study, one that runs, one of another objective, or one whose places are not seen
     from here; ChangedDataError where its images are not those that it began with.
     """
@@ -205,7 +228,7 @@ def resume(
         seconds_left = _budget_left(study, budget_s)
         with session(address) as warnings:
             _tell(warnings, console)
-            resources = _resources_again(study.manifest, splits, address, max_concurrent, console)
+            resources = _resources_again(study, splits, address, max_concurrent, gpus_per_trial, console)
             _widen(study, max_disk, more_trials, time_budget_s)
             space = study.manifest.build_space()
             cluster = on_cluster(address)
@@ -223,18 +246,32 @@ def _widen(study: Study, max_disk: int | None, more_trials: int, time_budget_s: 
 
 
 def _resources_again(
-    manifest: StudyManifest,
+    study: Study,
     splits: Mapping[str, Split],
     address: str | None,
     max_concurrent: int | None,
+    gpus: Gpus,
     console: Console | None,
 ) -> Resources:
     """Those of a resumed study; what is left out, and what will stay idle, is told."""
-    asked = manifest.resources
-    checked = checked_nodes(manifest, splits, address, asked.gpus)
+    manifest, asked = study.manifest, study.manifest.resources
+    auto = asked.packed if gpus is None else isinstance(gpus, str)
+    number = asked.gpus if gpus is None or isinstance(gpus, str) else gpus
+    whole = None if auto else number
+    checked = checked_nodes(manifest, splits, address, whole)
     _tell(list(checked.lines), console)
     at_a_time = max_concurrent or asked.asked_concurrent
-    resources = plan_resources(asked.cpus, asked.gpus, at_a_time, address is not None, checked.left_out)
+    resources = plan_resources(asked.cpus, whole, at_a_time, address is not None, checked.left_out)
+    spec = asked.model_copy(update={"gpus": resources.gpus, "packed": False})
+    if auto:
+        from sctune.search.run.sharing import packing_of, shared
+
+        space = manifest.build_space()
+        resources, spec, lines = shared(manifest, space, splits, asked, resources, at_a_time, console)
+        _tell(list(lines), console)
+        _tell(packing_of(spec, resources).lines(), console)
+    if gpus is not None or spec.needs != asked.needs:
+        study.with_resources(spec)
     _tell(idle_lines(manifest.look_behind, resources.concurrent), console)
     return resources
 

@@ -29,6 +29,7 @@ from sctune.search.run.back_pressure import DiskUse, StartGate
 from sctune.search.run.controller import EndReason, TrialController
 from sctune.search.run.faults import Faults
 from sctune.search.run.finish import ended, finish
+from sctune.search.run.packing import Packing
 from sctune.search.run.progress import SearchProgress
 from sctune.search.run.publisher import publishing
 from sctune.search.run.ray_scheduler import RuleScheduler
@@ -36,6 +37,7 @@ from sctune.search.run.recorder import Observer
 from sctune.search.run.references import ReferenceRuns
 from sctune.search.run.retention import CheckpointKeeper
 from sctune.search.run.searcher import StudySearcher
+from sctune.search.run.sharing import packing_of
 from sctune.search.run.signals import LeaveNow, Stop, stop_signals
 from sctune.search.space.definition import Space
 from sctune.search.study.content import task_digests
@@ -52,6 +54,7 @@ from sctune.search.study.study import Study
 from sctune.search.study.trial_log import TrialLog
 from sctune.tracking.callback import TrackingCallback
 from sctune.tracking.writer import Writer
+from sctune.train.card import CONTEXT_BYTES
 from sctune.trial import trainable as trials_in_ray
 from sctune.trial.building import TrialSpec
 from sctune.trial.published.taking import Published
@@ -144,8 +147,10 @@ class RunningLaunch:
 
         rule = rule_of(manifest, self.space.epochs)
         runs = FullRuns(labels, objective, manifest.look_behind) if manifest.tells_noise else None
+        faults = self._faults()
+        packing = self._packing(faults)
         controller = TrialController(
-            manifest, self.space, study.record, observers, self._faults(), gate, left_out, rule, runs
+            manifest, self.space, study.record, observers, faults, gate, left_out, rule, runs, packing
         )
         study.add_launch(_now(), tuple(self.resources.left_out.values()))
         tracking.on_study_start()
@@ -187,6 +192,18 @@ class RunningLaunch:
         ran = [row.seconds for row in rows if row.state == "COMPLETE" and row.seconds is not None]
         limit = reference_limit(study.manifest, self.splits, self.resources.concurrent, self.seconds_left, ran)
         ReferenceRuns(study, spec, self.resources, ended, lambda: controller.stopping, limit).run()
+
+    def _packing(self, faults: Faults) -> Packing | None:
+        """How trials share GPUs; None where each has the same share."""
+        study = self.study
+        if not self.resources.packed:
+            return None
+        return packing_of(
+            study.manifest.resources,
+            self.resources,
+            lambda need: study.record.then(lambda: study.learn_need(need), always=True),
+            lambda: nodes_for(self.resources.cpus, 1.0) - faults.left_out,
+        )
 
     def _faults(self) -> Faults:
         lacking = self.resources.left_out
@@ -298,6 +315,7 @@ def trial_spec(
         published=published,
         replicates=manifest.replicates,
         epochs=space.epochs,
+        gpu_context=max([CONTEXT_BYTES, *(need.context_bytes for need in manifest.resources.needs)]),
     )
 
 

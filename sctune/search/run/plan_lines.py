@@ -13,6 +13,7 @@ from sctune.search.plan.plan import Plan
 from sctune.search.plan.references import reference_limit
 from sctune.search.plan.replicates import replicate_lines
 from sctune.search.rules.gain import LEAST
+from sctune.search.run.sharing import packing_of
 from sctune.search.space.definition import Space
 from sctune.search.space.parameter import Parameter
 from sctune.search.space.variants import VARIANT
@@ -40,8 +41,9 @@ def plan_lines(plan: Plan, resources: Resources) -> list[str]:
         *([] if objective.is_default else [f"objective {objective.label}: {objective.about}"]),
         f"tasks: {', '.join(task.key for task in manifest.tasks)}; {_length(plan.space)} of {base.data.image_size} px",
         *replicate_lines(manifest),
-        f"{resources.concurrent} trial(s) at a time, each with {resources.cpus:g} CPU and {resources.gpus:g} GPU, "
+        f"{resources.concurrent} trial(s) at a time, each with {resources.cpus:g} CPU and {_gpus(resources)}, "
         f"of {resources.cluster_cpus:g} CPUs and {resources.cluster_gpus:g} GPUs on {resources.nodes} node(s)",
+        *(packing_of(manifest.resources, resources).lines() if resources.packed else ()),
     ]
     if _turns_freely(plan.space):
         lines.append(
@@ -70,6 +72,10 @@ def plan_lines(plan: Plan, resources: Resources) -> list[str]:
     if plan.skipped:
         lines.append(f"skipped {len(plan.skipped)} corrupt images, the first is {plan.skipped[0]}")
     return [*lines, *(f"warning: {line}" for line in plan.warnings)]
+
+
+def _gpus(resources: Resources) -> str:
+    return "its share of a GPU" if resources.packed else f"{resources.gpus:g} GPU"
 
 
 def _scheduler(spec: SchedulerSpec) -> str:

@@ -127,7 +127,7 @@ def probe(trial: Trial) -> Probe:
     import torch
 
     torch.set_num_threads(trial.threads)
-    trainer, step, steps, scoring = _timed(trial)
+    trainer, step, steps, scoring = timed(trial)
     images = trainer.selection.images
     started = time.perf_counter()
     trainer.method.score(images)
@@ -142,16 +142,20 @@ def probe(trial: Trial) -> Probe:
     if share > 0:
         del trainer, images
         with HOST.shut(), ON_GPU.shut():
-            _, step_anew, _, scoring_anew = _timed(trial)
+            _, step_anew, _, scoring_anew = timed(trial)
         step, scoring = step + share * (step_anew - step), scoring + share * (scoring_anew - scoring)
     return Probe(step, scoring, final, weights, size, steps, memory, gpu)
 
 
-def _timed(trial: Trial) -> tuple[Trainer, float, int, float]:
-    """A trainer of the trial's task, seconds of a step of it, steps of an epoch, and seconds of a scoring."""
+def timed(trial: Trial, cache: Path | None = None) -> tuple[Trainer, float, int, float]:
+    """A trainer of the trial's task, seconds of a step of it, steps of an epoch, and seconds of a scoring.
+
+    cache: folder of the decoded images, where it is not the usual one.
+    """
     from sctune.train.trainer import Trainer
 
-    trainer = Trainer(trial.config, trial.task, split=trial.split, objective=find_objective(trial.objective))
+    objective = find_objective(trial.objective)
+    trainer = Trainer(trial.config, trial.task, cache=cache, split=trial.split, objective=objective)
     step, steps = trainer.time_step()
     # the first scoring fills what is kept for later epochs
     trainer.selection.evaluate(trainer.method.scorer())

@@ -12,7 +12,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sctune.report import EpochReport, TrialFailure
 from sctune.search.cluster.resources import TrialResources
 from sctune.search.space.definition import Values
-from sctune.search.study.record import PAUSED, PROMOTED, PROPOSAL, reports_of
+from sctune.search.study.record import PAUSED, PROMOTED, PROPOSAL, TAKEN, reports_of
 from sctune.search.study.unrecorded import RecordLike
 from sctune.search.suggest.prior_sampler import Proposal
 from sctune.search.suggest.suggester import Suggester
@@ -75,8 +75,14 @@ class TrialRecorder:
         order = sorted((time, number, epoch) for number, times in self._times.items() for epoch, time in times.items())
         return [(number, epoch, curves[number][epoch]) for _, number, epoch in order if epoch in curves[number]]
 
-    def start(self, frozen: FrozenTrial, params: Values, proposal: Proposal | None = None) -> None:
-        """A new trial. proposal: who proposed it, of a study with priors."""
+    def start(
+        self,
+        frozen: FrozenTrial,
+        params: Values,
+        proposal: Proposal | None = None,
+        taken: TrialResources | None = None,
+    ) -> None:
+        """A new trial. proposal: who proposed it, of a study with priors. taken: what it gets, where trials differ."""
         # older programs count launches from 0 in "launch"
         attrs: dict[str, Any] = {
             "params": params,
@@ -85,14 +91,16 @@ class TrialRecorder:
             "first_launch": self._launch,
         }
         attrs |= {} if proposal is None else {PROPOSAL: proposal.model_dump()}
+        attrs |= {} if taken is None else {TAKEN: {"cpus": taken.cpus, "gpus": taken.gpus}}
         frozen.user_attrs = attrs
         self.record.set_study_attrs(self._suggester.changed_study_attrs())
         self.record.start(frozen)
         self._tell(lambda observer: observer.on_start(frozen.number, params, 1))
 
-    def start_again(self, number: int, attempt: int, promoted: int | None) -> None:
-        """promoted: the last epoch after which it was paused and promoted; None: it never was."""
-        attrs = {"attempt": attempt, "launch": self._launch - 1}
+    def start_again(self, number: int, attempt: int, promoted: int | None, taken: TrialResources | None = None) -> None:
+        """promoted: the last epoch after which it was paused and promoted; None: it never was. taken: as in `start`."""
+        attrs: dict[str, Any] = {"attempt": attempt, "launch": self._launch - 1}
+        attrs |= {} if taken is None else {TAKEN: {"cpus": taken.cpus, "gpus": taken.gpus}}
         self.record.set_attrs(number, attrs if promoted is None else {**attrs, PROMOTED: promoted})
         # no two attempts may have one number, whatever happens next: it keeps their checkpoints apart
         self.record.flush()

@@ -45,11 +45,38 @@ class DataSpec(Frozen):
     attribution: str | None = None
 
 
+class CardNeed(Frozen):
+    """What a class of configurations took of one kind of card where it was tried.
+
+    method to batch_size: the class (`search.run.packing`). card, card_bytes: name and memory of the kind. peak_bytes:
+    of a trial's tensors, None where the card is too small; context_bytes: what its process holds besides. step_seconds:
+    of a step; epoch_seconds: of an epoch of one task, alone on the card.
+    """
+
+    method: str
+    backbone: str
+    image_size: int
+    n_scales: int
+    batch_size: int
+    card: str
+    card_bytes: int = Field(ge=1)
+    peak_bytes: int | None = None
+    context_bytes: int = 0
+    step_seconds: float = 0.0
+    epoch_seconds: float = 0.0
+
+
 class ResourceSpec(Frozen):
+    """Of a trial, as planned. packed: trials share GPUs by what each class of configurations needs, `needs`, and `gpus`
+    is what a trial gets of whose class nothing is known.
+    """
+
     cpus: float = 1.0
     gpus: float = 0.0
     max_concurrent: int = 1
     asked_concurrent: int | None = None
+    packed: bool = False
+    needs: tuple[CardNeed, ...] = ()
 
 
 class LittleGain(Frozen):

@@ -45,6 +45,9 @@ REPORT_PREFIX = "report:"
 PAUSED, PROMOTED = "paused", "promoted"
 """User attributes of a trial: the epoch after which it was last paused, and the last one that it was promoted past."""
 
+TAKEN = "taken"
+"""User attribute {"cpus", "gpus"} of a trial whose share of a GPU is its own: what it had, of its latest attempt."""
+
 PROPOSAL = "proposal"
 """User attribute of a trial of a study with priors: who proposed it, and the shares of the priors by then."""
 

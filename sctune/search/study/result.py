@@ -165,6 +165,12 @@ class StudyResult:
                     "values": {str(epoch): value for epoch, value in row.values.items()},
                     "stop_reason": row.stop_reason,
                     "failure": row.failure,
+                    "seconds": row.seconds,
+                    "epoch_seconds": row.epoch_seconds,
+                    "gpus": row.gpus,
+                    "gpu_memory_mb": row.gpu_memory_mb,
+                    "gpu_reserved_mb": row.gpu_reserved_mb,
+                    "gpu_utilisation": row.gpu_utilisation,
                 }
                 for row in sorted(self.rows, key=lambda row: row.number)
             ],

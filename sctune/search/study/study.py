@@ -21,7 +21,15 @@ from sctune.files import whole_file
 from sctune.metrics.objective import Objective
 from sctune.search.study.database import MANIFEST_ATTR, RETRY_S, read_attrs, storage_url, stored_manifests, write_attrs
 from sctune.search.study.lock import DatabaseLock, database_lock, file_lock, now, running_error, watching
-from sctune.search.study.manifest import Launch, LittleGain, StudyManifest, manifest_of, read_manifest
+from sctune.search.study.manifest import (
+    CardNeed,
+    Launch,
+    LittleGain,
+    ResourceSpec,
+    StudyManifest,
+    manifest_of,
+    read_manifest,
+)
 from sctune.search.study.process import driver_facts
 from sctune.search.study.record import Record
 from sctune.urls import STORAGE_VARIABLE, chosen, without_secrets
@@ -158,6 +166,16 @@ class Study:
     def with_time_budget(self, seconds: float | None) -> StudyManifest:
         """Set the time of all launches together; None: no limit."""
         return self._change({"time_budget_s": seconds})
+
+    def with_resources(self, resources: ResourceSpec) -> StudyManifest:
+        """Set what a trial gets from now on, and what is known of its needs."""
+        return self._change({"resources": resources})
+
+    def learn_need(self, need: CardNeed) -> None:
+        """Keep what a trial has taught of its class; a database that is away lacks it, and it is measured again."""
+        with self._saving, suppress(StudyError, OSError):
+            own = self.manifest.resources
+            self._change({"resources": own.model_copy(update={"needs": (*own.needs, need)})}, limit_s=0)
 
     def with_places(self, storage_path: str, tracking_uri: str) -> StudyManifest:
         """Set where checkpoints and runs are kept from now on."""
