@@ -138,6 +138,10 @@ def _options(trials: int, tracking_uri: str | None, name: str, sampler: str) -> 
         overrides={"budget.epochs": EPOCHS, "data.selection_limit": N_SCORES // 2},
         max_concurrent=SLOTS,
         tracking_uri=tracking_uri,
+        # runs of their own, before the first trial
+        references=False,
+        # looked at before each trial, and never so little
+        min_gain=1e-9,
     )
 
 
@@ -157,7 +161,12 @@ def run_direct(trials: int) -> Clock:
 
 
 def _drive(
-    study: Study, space: Space, splits: dict[str, Split], resources: Resources, controller: TrialController
+    study: Study,
+    space: Space,
+    splits: dict[str, Split],
+    resources: Resources,
+    controller: TrialController,
+    published: object = None,
 ) -> None:
     """SLOTS trials at a time, in turns; every report reaches the searcher as Ray hands it over."""
     searcher = StudySearcher(controller)
