@@ -14,11 +14,11 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 from urllib.error import URLError
 from urllib.request import urlopen
 
@@ -48,6 +48,9 @@ from sctune.tracking.server import ui_command, ui_environment
 from sctune.tracking.writer import Writer
 from sctune.trial import trainable
 
+Drive: TypeAlias = Callable[..., None]
+"""In the place of `launch.tune_trials`, with its arguments."""
+
 SLOTS = 2
 DRAIN_S = 600.0
 """How long a search's end waits for MLflow; 0: not at all."""
@@ -60,11 +63,12 @@ SPACE = {"augment.threshold": (0.1, 0.9), "model.patch_count": (2, 6)}
 class Clock:
     """What a search's controller did: one entry per report; seconds of time.perf_counter().
 
-    arrived, handled: when a report reached the controller, and when the controller was done with it. busy: CPU seconds
-    of the controller's thread by then. memory: resident bytes of the driver, noted now and then. drain: what MLflow
-    needed for the rest after the search (`undelivered` events).
+    workers: address and process id of who sent it. arrived, handled: when a report reached the controller, and when
+    the controller was done with it. busy: CPU seconds of the controller's thread by then. memory: resident bytes of
+    the driver, noted now and then. drain: what MLflow needed for the rest after the search (`undelivered` events).
     """
 
+    workers: list[tuple[str, int]] = field(default_factory=list)
     arrived: list[float] = field(default_factory=list)
     handled: list[float] = field(default_factory=list)
     busy: list[float] = field(default_factory=list)
@@ -97,26 +101,30 @@ class Clock:
 _clocks: list[Clock] = []
 
 
-def watch_controller() -> None:
-    """Note the time of every report in Ray's controller, whichever arm it serves, for the rest of this process."""
+def watch_controller(trial: type[NoopTrial] = StudyNoopTrial) -> None:
+    """Note the time of every report in Ray's controller, whichever arm it serves, for the rest of this process.
+
+    trial: what sctune's own arm trains.
+    """
     process = TuneController._process_trial_result
 
     def timed(self: TuneController, trial: Any, result: dict[str, Any]) -> None:
         clock = _clocks[-1]
         clock.arrived.append(time.perf_counter())
+        clock.workers.append((result["node_ip"], result["pid"]))
         process(self, trial, result)
         clock.note()
 
     TuneController._process_trial_result = timed
     # what the driver hands to Ray, and what follows the last trial: pictures and model are not the search's speed
-    trainable.SaliencyCutTrainable = StudyNoopTrial  # type: ignore[assignment, misc]
+    trainable.SaliencyCutTrainable = trial  # type: ignore[assignment, misc]
     launch.finish = _finish
 
 
-def run_sctune(trials: int, tracking_uri: str, name: str, sampler: str = "random") -> Clock:
-    """A study from plan to result through `run_search`, tracked in MLflow."""
+def run_sctune(trials: int, tracking_uri: str | None, name: str, sampler: str = "random", slots: int = SLOTS) -> Clock:
+    """A study from plan to result through `run_search`, tracked in MLflow; None: in a local store."""
     clock = _new_clock()
-    options = _options(trials, tracking_uri, name, sampler)
+    options = _options(trials, tracking_uri, name, sampler, slots)
     driver.run_search(options, Console(file=io.StringIO()))
     record = Study.open(studies_folder(), name).record
     rows = record.load()
@@ -128,7 +136,9 @@ def run_sctune(trials: int, tracking_uri: str, name: str, sampler: str = "random
     return clock
 
 
-def _options(trials: int, tracking_uri: str | None, name: str, sampler: str) -> SearchOptions:
+def _options(
+    trials: int, tracking_uri: str | None, name: str, sampler: str, slots: int = SLOTS, storage: str | None = None
+) -> SearchOptions:
     return SearchOptions(
         name=name,
         profile="cpu",
@@ -136,8 +146,13 @@ def _options(trials: int, tracking_uri: str | None, name: str, sampler: str) -> 
         sampler=sampler,
         scheduler="none",
         overrides={"budget.epochs": EPOCHS, "data.selection_limit": N_SCORES // 2},
-        max_concurrent=SLOTS,
+        max_concurrent=slots,
+        storage=storage,
         tracking_uri=tracking_uri,
+        # runs of their own, before the first trial
+        references=False,
+        # looked at before each trial, and never so little
+        min_gain=1e-9,
     )
 
 
@@ -145,19 +160,40 @@ def run_direct(trials: int) -> Clock:
     """A study through a whole `Launch` with a loop in the place of Ray; tracked in a local MLflow store."""
     clock = _new_clock()
     launch.finish = _finish
-    launch.largest_resources = lambda _left_out=(): TrialResources(1.0, 0.0)
-    launch.tune_trials = _drive
-    plan = make_plan(_options(trials, None, "direct", "random"), has_gpu=False)
-    study = Study.create(plan.study_root, plan.manifest)
-    resources = Resources(SLOTS, 0.0, 1.0, 0.0, SLOTS, 1)
-    console = Console(file=io.StringIO())
-    launch.RunningLaunch(study, plan.space, plan.splits, resources, None, console, time.monotonic()).run()
+    run_without_ray(_options(trials, None, "direct", "random"), _drive)
     clock.check(trials)
     return clock
 
 
+def run_stream(
+    trials: int, slots: int, sampler: str, drive: Drive, end: Any, storage: str | None, tracking_uri: str | None
+) -> None:
+    """A study as of `run_direct` with many slots; `drive` is in the place of Ray, `end` in that of `finish`.
+
+    storage: URL of the record's database; None: SQLite beside the study.
+    """
+    launch.finish = end
+    run_without_ray(_options(trials, tracking_uri, "stream", sampler, slots, storage), drive)
+
+
+def run_without_ray(options: SearchOptions, drive: Drive) -> None:
+    launch.largest_resources = lambda _left_out=(): TrialResources(1.0, 0.0)
+    launch.tune_trials = drive
+    plan = make_plan(options, has_gpu=False)
+    study = Study.create(plan.study_root, plan.manifest)
+    slots = options.max_concurrent or SLOTS
+    resources = Resources(slots, 0.0, 1.0, 0.0, slots, 1)
+    console = Console(file=io.StringIO())
+    launch.RunningLaunch(study, plan.space, plan.splits, resources, None, console, time.monotonic()).run()
+
+
 def _drive(
-    study: Study, space: Space, splits: dict[str, Split], resources: Resources, controller: TrialController
+    study: Study,
+    space: Space,
+    splits: dict[str, Split],
+    resources: Resources,
+    controller: TrialController,
+    published: object = None,
 ) -> None:
     """SLOTS trials at a time, in turns; every report reaches the searcher as Ray hands it over."""
     searcher = StudySearcher(controller)

@@ -1,10 +1,12 @@
-"""The trial of bench_search.py and bench_growth.py: it reports and does nothing else.
+"""The trials of bench_search.py, bench_growth.py, bench_scale.py and bench_hosts.py: they report and do nothing else.
 
 A module of its own and light, so that Ray's workers import it, the same for every arm of the benchmark.
 """
 
 from __future__ import annotations
 
+import os
+import time
 from typing import Any
 
 from ray import tune
@@ -13,6 +15,9 @@ from sctune.report import EPOCH, OBJECTIVE, REPORT, VALUE, EpochReport
 
 EPOCHS = 8
 N_SCORES = 100
+
+EPOCH_S = "SCTUNE_BENCH_EPOCH_S"
+"""Environment variable of the nodes: seconds that an epoch of a SleepTrial takes."""
 
 _SCORES = [0.123456789 * (image % 7) for image in range(N_SCORES)]
 
@@ -50,3 +55,11 @@ class StudyNoopTrial(NoopTrial):
         told = super().step()
         report = EpochReport(told[EPOCH], EPOCHS, told["metrics"], told["scores"])
         return {VALUE: report.value, REPORT: report, "done": told["done"]}
+
+
+class SleepTrial(StudyNoopTrial):
+    """An epoch takes its time and no processor."""
+
+    def step(self) -> dict[str, Any]:
+        time.sleep(float(os.environ[EPOCH_S]))
+        return super().step()

@@ -166,12 +166,14 @@ def test_its_objects_have_it(library: str, make: Callable[[Path], Any], parts: t
         reached(made, part, library, f"{type(made).__name__}.{part}")
 
 
-def test_the_controller_of_tune_has_its_timeout() -> None:
-    """An object of it takes a cluster, so its source must name what is set on it."""
+def test_the_controller_of_tune_has_its_timeout_and_lists() -> None:
+    """An object of it takes a cluster, so its source must name what is set on it and taken off it."""
     from ray.tune.execution import tune_controller
 
     source = inspect.getsource(tune_controller)
-    for name in ("self._tune_controller = ", "self._actor_force_cleanup_timeout"):
+    lists = ("trials", "stopped_trials", "failed_trials", "live_trials", "trials_to_cache", "staged_trials")
+    kept = [f"self._{name}: " for name in (*lists, "trial_to_actor", "trial_metadata")]
+    for name in ("self._tune_controller = ", "self._actor_force_cleanup_timeout", *kept):
         assert name in source, f"ray {version('ray')}: {name} is gone; mend sctune/{HOMES['ray']}"
 
 

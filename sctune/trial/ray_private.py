@@ -109,6 +109,30 @@ def kill_actors_after(tune_controller: Any, seconds: float) -> None:
         controller._actor_force_cleanup_timeout = seconds
 
 
+_SETS_OF_ENDED = ("_stopped_trials", "_failed_trials", "_live_trials", "_trials_to_cache")
+_LISTS_OF_ENDED = (*_SETS_OF_ENDED, "_trials", "_trial_to_actor", "_staged_trials", "_trial_metadata")
+
+
+def forget_ended_trials(tune_controller: Any) -> None:
+    """Take the trials that have ended off Tune's lists; tune_controller: what a scheduler is given.
+
+    Tune keeps every trial for its snapshot and for what `Tuner.fit` gives back, with all that it worked out of its
+    metrics: some 40 KB each. Nobody reads either: the record is the truth. A trial whose worker is still being let go
+    stays until the next call.
+    """
+    controller = getattr(tune_controller, "_tune_controller", None)
+    if controller is None or not all(hasattr(controller, name) for name in _LISTS_OF_ENDED):
+        return
+    ended = controller._stopped_trials | controller._failed_trials
+    ended -= controller._trial_to_actor.keys() | controller._staged_trials
+    # in place: callbacks and reporters hold these objects
+    controller._trials[:] = [trial for trial in controller._trials if trial not in ended]
+    for name in _SETS_OF_ENDED:
+        getattr(controller, name).difference_update(ended)
+    for trial in ended:
+        controller._trial_metadata.pop(trial.trial_id, None)
+
+
 @contextmanager
 def remembered_trainables() -> Iterator[None]:
     """While it lasts, a trainable that Tune's registry has given once is given again without the cluster's store.

@@ -8,18 +8,21 @@ from typing import Any
 
 import numpy as np
 import pytest
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState, create_trial
 from typer.testing import CliRunner
 
 from sctune.cli import app
 from sctune.config import TrialConfig
 from sctune.errors import ConfigError
+from sctune.metrics.objective import AUROC
 from sctune.search.plan.gain import default_min_gain, min_gain
 from sctune.search.plan.options import SearchOptions
 from sctune.search.rules.gain import LEAST, expected_gain
 from sctune.search.run.controller import EndReason
+from sctune.search.run.worth import LOOKS, little_gain
 from sctune.search.study.manifest import LittleGain, SchedulerSpec
 from sctune.search.study.study import Study
+from tests.builders import make_manifest, make_space
 from tests.pages.studies import make_study, record_trial
 from tests.search import test_same_search as same
 from tests.search.test_same_search import Driver, drawn
@@ -192,3 +195,24 @@ def test_it_is_said_with_what_it_saved(tmp_path: Path, tiny: TrialConfig) -> Non
     study = Study.open(root, study.name)
     study.add_launch("2026-01-02T00:00:00+00:00")
     assert "ended by itself" not in run("status", study.name)
+
+
+def test_a_long_search_is_looked_at_now_and_then(tmp_path: Path) -> None:
+    """A look goes through all trials: before each one up to 2 * LOOKS, then before each half per cent."""
+    space = make_space(tmp_path, parameters={"augment.threshold": {"type": "float", "low": 0.1, "high": 0.9}})
+    manifest = make_manifest(space, min_gain=0.5, sampler="random", trials=10_000)
+    looked: list[int] = []
+
+    def known(begun: int) -> list[FrozenTrial]:
+        looked.append(begun)
+        return [create_trial(state=TrialState.COMPLETE, value=0.9) for _ in range(LEAST)]
+
+    def ends(begun: int) -> bool:
+        return little_gain(manifest, AUROC, lambda: known(begun), begun, None, {}) is not None
+
+    assert [begun for begun in range(1, 2000) if ends(begun)] == looked
+    assert looked[: 2 * LOOKS - 1] == list(range(1, 2 * LOOKS))
+    gaps = np.diff(looked)
+    assert (gaps <= 1 + np.array(looked[1:]) / LOOKS).all()
+    # as many looks for each doubling
+    assert sum(1000 <= begun < 2000 for begun in looked) <= 1.5 * LOOKS

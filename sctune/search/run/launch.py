@@ -32,7 +32,7 @@ from sctune.search.run.finish import ended, finish
 from sctune.search.run.packing import Packing
 from sctune.search.run.progress import SearchProgress
 from sctune.search.run.publisher import publishing
-from sctune.search.run.ray_scheduler import RuleScheduler
+from sctune.search.run.ray_scheduler import NoProgress, RuleScheduler
 from sctune.search.run.recorder import Observer
 from sctune.search.run.references import ReferenceRuns
 from sctune.search.run.retention import CheckpointKeeper
@@ -276,6 +276,7 @@ def tune_trials(
             checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
             # the controller decides which trial starts again, and when
             failure_config=tune.FailureConfig(max_failures=0),
+            callbacks=[NoProgress()],
             verbose=0,
         ),
     )

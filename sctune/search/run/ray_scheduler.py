@@ -6,12 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ray.tune import Callback
+from ray.tune.progress_reporter import TrialProgressCallback
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from sctune.report import EpochReport
 from sctune.search.rules.base import Decision
 from sctune.search.run.searcher import read_report
-from sctune.trial.ray_private import kill_actors_after
+from sctune.trial.ray_private import forget_ended_trials, kill_actors_after
 
 FORCE_S = 3
 """Seconds that Tune waits for an actor to end before it kills it; checkpoints are whole or absent at any moment."""
@@ -37,6 +39,7 @@ class RuleScheduler(FIFOScheduler):
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
         # Tune gives actors ten seconds to end, those that are still importing too; a stopped driver has no more in all
         kill_actors_after(tune_controller, FORCE_S)
+        forget_ended_trials(tune_controller)
         super().on_trial_add(tune_controller, trial)
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
@@ -57,3 +60,11 @@ class RuleScheduler(FIFOScheduler):
 
     def debug_string(self) -> str:
         return "Using the study's own rule"
+
+
+class NoProgress(TrialProgressCallback):
+    """In the place of the one that Tune adds by itself, which prints nothing here and keeps every trial."""
+
+    on_trial_result = Callback.on_trial_result
+    on_trial_error = Callback.on_trial_error
+    on_trial_complete = Callback.on_trial_complete

@@ -12,6 +12,9 @@ from sctune.metrics.objective import Objective
 from sctune.search.rules.gain import expected_gain
 from sctune.search.study.manifest import LittleGain, StudyManifest
 
+LOOKS = 200
+"""A search of n trials is looked at before each (n // LOOKS)th one: a look goes through all trials so far."""
+
 
 def little_gain(
     manifest: StudyManifest,
@@ -29,6 +32,8 @@ def little_gain(
     """
     asked = manifest.min_gain
     if not asked or manifest.sampler == "grid" or begun < manifest.sure_trials:
+        return None
+    if begun % max(begun // LOOKS, 1):
         return None
     left = manifest.trials - begun if points is None else min(manifest.trials - begun, points)
     ended = known()

@@ -37,8 +37,21 @@ class FullRuns:
         """A run that has ended; scores that are not stored are left out. error: of `error`, where it is known."""
         if has_scores(scores, self._labels):
             self._scores[number] = scores
+            self._drop_old()
         if error is not None:
             self.errors[number] = error
+
+    def _drop_old(self) -> None:
+        """Keep the scores of those only that a run may yet be compared with.
+
+        With a look-behind all before the newest number less `behind` have ended, so that no run to come looks further
+        back than twice as far.
+        """
+        newest = max(self._scores)
+        reach = newest + 1 if self._behind is None else newest - 2 * self._behind
+        old = sorted(one for one in self._scores if one < reach)
+        for one in old[:-AGAINST]:
+            del self._scores[one]
 
     def error(self, number: int, scores: Scores) -> float | None:
         """Root mean square of the paired standard errors of a run against the latest ones that it may know."""

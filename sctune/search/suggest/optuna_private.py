@@ -5,12 +5,14 @@ Optuna is pinned to one minor version for them. `models` are the tables of its s
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Callable, Container, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from optuna.exceptions import StorageInternalError
 from optuna.storages import InMemoryStorage, RDBStorage
 from optuna.storages._rdb import models as models
+from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 FIXED = "fixed_params"
@@ -18,6 +20,8 @@ FIXED = "fixed_params"
 
 CMA_PICKLE = "cma:optimizer"
 """System attributes that begin so hold the pieces of the pickled optimizer of its CmaEsSampler."""
+
+Choose = Callable[[Sequence[FrozenTrial]], Sequence[FrozenTrial]]
 
 
 def trial_id(trial: FrozenTrial | Trial) -> int:
@@ -29,21 +33,36 @@ class SuggesterStorage(InMemoryStorage):
     """Optuna's storage in memory, which can also forget its latest trial; Optuna has no way to delete one.
 
     horizon: trials from this number on look unfinished to a sampler; None: every trial looks as it is. paused: numbers
-    of running trials that look pruned, with their latest value.
+    of running trials that look pruned, with their latest value. choose: gives those of all trials that are there for
+    whoever asks; choice: what it gave last.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.horizon: int | None = None
         self.paused: set[int] = set()
+        self.choose: Choose | None = None
+        self.choice: Sequence[FrozenTrial] | None = None
 
     def get_all_trials(
         self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
     ) -> list[FrozenTrial]:
-        if self.horizon is None and not self.paused:
+        if (self.horizon is None and not self.paused and self.choose is None) or states == (TrialState.WAITING,):
             return super().get_all_trials(study_id, deepcopy, states)
-        trials = [self._as_shown(trial) for trial in super().get_all_trials(study_id, deepcopy)]
-        return trials if states is None else [trial for trial in trials if trial.state in states]
+        if self.choose is None:
+            trials: Sequence[FrozenTrial] = self._all_as_shown(study_id, deepcopy)
+        else:
+            if self.choice is None:
+                self.choice = self.choose(self._all_as_shown(study_id, deepcopy))
+            trials = self.choice
+        return [trial for trial in trials if states is None or trial.state in states]
+
+    def _all_as_shown(self, study_id: int, deepcopy: bool) -> list[FrozenTrial]:
+        trials = super().get_all_trials(study_id, deepcopy)
+        # a trial's place is its number
+        for number in {*self.paused, *range(len(trials) if self.horizon is None else self.horizon, len(trials))}:
+            trials[number] = self._as_shown(trials[number])
+        return trials
 
     def _as_shown(self, trial: FrozenTrial) -> FrozenTrial:
         if self.horizon is not None and trial.number >= self.horizon:
@@ -61,6 +80,26 @@ class SuggesterStorage(InMemoryStorage):
             del self._trial_id_to_study_id_and_number[trials.pop()._trial_id]
             self._max_trial_id -= 1
             self._prev_waiting_trial_number[study_id] = min(self._prev_waiting_trial_number[study_id], len(trials))
+
+
+@contextmanager
+def showing(study: Study, choose: Choose) -> Iterator[None]:
+    """While it lasts only chosen trials of the study are there. They are chosen once, until `forget_choice`."""
+    storage = study._storage
+    if not isinstance(storage, SuggesterStorage):
+        yield
+        return
+    storage.choose = choose
+    try:
+        yield
+    finally:
+        storage.choose = None
+
+
+def forget_choice(study: Study) -> None:
+    """Trials have ended since, or begun: `showing` chooses anew."""
+    if isinstance(study._storage, SuggesterStorage):
+        study._storage.choice = None
 
 
 def _in_state(

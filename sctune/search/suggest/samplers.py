@@ -20,13 +20,14 @@ from sctune.plugins import load_plugin, plugin_names
 from sctune.search.space.definition import Space
 from sctune.search.space.finite import FiniteSpace
 from sctune.search.suggest.beliefs import Prior
+from sctune.search.suggest.bounded import Bounded
 from sctune.search.suggest.nearest import Nearest
 from sctune.search.suggest.prior_sampler import WithPriors
 from sctune.search.suggest.wrapped import WrappedSampler
 
 
 def _tpe(seed: int) -> BaseSampler:
-    return optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True, constant_liar=True)
+    return Bounded(optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True, constant_liar=True))
 
 
 def _gp(seed: int) -> BaseSampler:
