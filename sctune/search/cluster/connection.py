@@ -16,7 +16,7 @@ from pathlib import Path
 from sctune.errors import ClusterError
 from sctune.paths import home, use_own_folders
 from sctune.search.cluster.resources import TrialResources
-from sctune.trial.ray_private import ask_head, localhost_kept, passed_variables
+from sctune.trial.ray_private import ask_head, draining_nodes, localhost_kept, passed_variables
 from sctune.urls import secrets_hidden
 
 RAY_ENVIRONMENT = {
@@ -49,7 +49,7 @@ CONNECT_S = 10.0
 class Resources:
     """What the cluster has, what a trial takes, and how many run at a time.
 
-    left_out: id -> one line about a node that gets no trials, and counts for nothing here.
+    left_out: id -> one line about a node that gets no trials, and counts for nothing here. asked: `--max-concurrent`.
     """
 
     cluster_cpus: float
@@ -59,6 +59,7 @@ class Resources:
     concurrent: int
     nodes: int
     left_out: Mapping[str, str] = field(default_factory=dict)
+    asked: int | None = None
 
 
 def prepare_environment() -> None:
@@ -277,7 +278,7 @@ def plan_resources(
             f"and {have_gpus:g} GPUs); use smaller --cpus-per-trial or --gpus-per-trial{way_out}"
         )
     at_a_time = max_concurrent if growing and max_concurrent else min(room, max_concurrent or room)
-    return Resources(have_cpus, have_gpus, cpus, share, at_a_time, len(nodes), left_out)
+    return Resources(have_cpus, have_gpus, cpus, share, at_a_time, len(nodes), left_out, max_concurrent)
 
 
 def fits(node: Mapping[str, float], cpus: float, gpus: float) -> int:
@@ -301,6 +302,11 @@ def nodes_for(cpus: float, gpus: float) -> set[str]:
     import ray
 
     return {node["NodeID"] for node in ray.nodes() if node["Alive"] and fits(node["Resources"], cpus, gpus)}
+
+
+def usable_nodes(left_out: Collection[str] = ()) -> list[Mapping[str, float]]:
+    """Resources of the nodes that can take trials now, {"CPU": .., "GPU": ..}; left_out: ids of nodes that may not."""
+    return _resources_of_nodes({*left_out, *draining_nodes()})
 
 
 def _resources_of_nodes(left_out: Collection[str]) -> list[Mapping[str, float]]:

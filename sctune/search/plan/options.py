@@ -28,6 +28,10 @@ OPTION_NAMES = {
 """Field -> name of its option where that is another one."""
 
 
+MOST_SHARE = 1000.0
+"""The largest weight of a search on a shared cluster."""
+
+
 class SearchOptions(StudyOptions):
     """Options of `sctune search`; None means that the profile, the space or the machine decides."""
 
@@ -80,6 +84,14 @@ class SearchOptions(StudyOptions):
     gpus_per_trial: float | None = asked(MACHINES, None, "Fractions share a GPU; default: one each.", ge=0)
     cpus_per_trial: float | None = asked(MACHINES, None, "CPU cores (threads) of a trial.", ge=0.01)
     max_concurrent: int | None = asked(MACHINES, None, "Trials at a time; default: all that fit.", ge=1)
+    share: float | None = asked(
+        MACHINES,
+        None,
+        "Weight with which the searches of a cluster that say --share divide it, 1 for equal parts; default: this one "
+        "takes what Ray gives it.",
+        ge=0,
+        le=MOST_SHARE,
+    )
     references: bool | None = asked(
         SPACE, None, "Before the trials, methods that train nothing, to compare with; default: the profile's."
     )
