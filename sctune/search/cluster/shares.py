@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from sctune.search.cluster.connection import fits
 
@@ -96,6 +97,29 @@ def shares(nodes: Sequence[Mapping[str, float]], claims: Collection[Claim]) -> d
 def slots(nodes: Sequence[Mapping[str, float]], cpus: float, gpus: float) -> int:
     """Trials of one kind that the nodes hold at a time."""
     return sum(fits(node, cpus, gpus) for node in nodes)
+
+
+def drivers_table(nodes: Sequence[Mapping[str, float]], claims: Sequence[Claim]) -> list[dict[str, Any]]:
+    """A row for each driver of a cluster, those that came first at the top: column -> value.
+
+    waiting: trials in Ray's queue; may_have: what it may have at a time, None where it does not share; room: what the
+    whole cluster holds of its trials.
+    """
+    may_have = shares(nodes, claims)
+    return [
+        {
+            "study": claim.study,
+            "owner": claim.owner,
+            "share": claim.weight or None,
+            "running": claim.running,
+            "waiting": claim.live - claim.running,
+            "may_have": may_have[claim.key] if claim.weight else None,
+            "room": slots(nodes, claim.cpus, claim.gpus),
+            "trial": f"{claim.cpus:g} CPU, {claim.gpus:g} GPU",
+            "since": claim.since,
+        }
+        for claim in sorted(claims, key=lambda one: (one.since, one.key))
+    ]
 
 
 def _turn(claim: Claim) -> tuple[int, str, str]:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import ByteSize, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
+from pydantic import ByteSize, ConfigDict, Field, TypeAdapter, ValidationError, ValidationInfo, field_validator
 
 from sctune.config import SelectionMode, Setting, parse_assignments
 from sctune.errors import ConfigError
@@ -27,6 +27,9 @@ OPTION_NAMES = {
 }
 """Field -> name of its option where that is another one."""
 
+
+MAX_REMARK = 2000
+"""Characters of an owner or of notes; MLflow takes tags of some thousand."""
 
 MOST_SHARE = 1000.0
 """The largest weight of a search on a shared cluster."""
@@ -131,6 +134,11 @@ class SearchOptions(StudyOptions):
             raise ConfigError(f"--n-anomalies {value!r}: give a number from 1 on, or all")
         return int(value)
 
+    @field_validator("owner", "notes")
+    @classmethod
+    def _remark(cls, value: str | None, info: ValidationInfo) -> str | None:
+        return value if value is None else remark(value, f"--{info.field_name}")
+
     @field_validator("seeds", mode="before")
     @classmethod
     def _list(cls, value: Any) -> Any:
@@ -168,6 +176,13 @@ def duration(text: str, option: str) -> float:
     if match is None or float(match[1]) == 0:
         raise ConfigError(f"{option} {text!r}: give a time such as 90s, 30m, 2h or 1d")
     return float(match[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[match[2] or "s"]
+
+
+def remark(text: str, option: str) -> str:
+    """An owner or notes. Raises ConfigError, which names the option, for more than MLflow shows."""
+    if len(text) > MAX_REMARK:
+        raise ConfigError(f"{option}: {len(text)} characters; write {MAX_REMARK} at most")
+    return text.strip()
 
 
 def size(text: str, option: str) -> int:
