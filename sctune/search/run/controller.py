@@ -159,8 +159,7 @@ class TrialController:
         self.little_gain: LittleGain | None = None
         alone = TrialResources(1.0, 0.0)
         self._faults = faults or Faults(alone, alone, lambda _node: True)
-        self._gate, self._on_left_out, self.rule, self._runs = gate, on_left_out, rule, runs
-        self.slots = slots
+        self._gate, self.slots, self._on_left_out, self.rule, self._runs = gate, slots, on_left_out, rule, runs
         # no other driver of the study has this number, one that was cut off included
         self._launch = len(manifest.launches) + 1
         trials = record.load()
@@ -168,8 +167,7 @@ class TrialController:
         unfinished = [trial.number for trial in trials if trial.state == TrialState.RUNNING]
         self._waiting = WaitingTrials(number for number in unfinished if not self._trials[number].is_paused)
         self._paused = [number for number in unfinished if self._trials[number].is_paused]
-        self._live: set[int] = set()
-        self._begun: set[int] = set()
+        self._live, self._begun = set[int](), set[int]()
         self._failures: list[TrialFailure] = []
         self._succeeded = any(trial.state in (TrialState.COMPLETE, TrialState.PRUNED) for trial in trials)
         self.suggester = Suggester(
