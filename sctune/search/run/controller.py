@@ -285,6 +285,10 @@ class TrialController:
     def reported(self, number: int, report: EpochReport) -> None:
         """An epoch of a trial that goes on."""
         trial = self._trials[number]
+        if report.epoch > (trial.latest or 0):
+            line = self._faults.got_on(number, report.origin)
+            if line is not None:
+                self._on_left_out(line)
         trial.node, trial.latest = report.origin.node, report.epoch
         self._recorder.report(number, report)
 
@@ -452,7 +456,7 @@ class TrialController:
             launch=self._launch,
             first_launch=trial.first_launch,
             resources=self._resources(number),
-            avoid=tuple(sorted(self._faults.left_out)),
+            avoid=self._faults.avoid(number, self._resources(number)),
         )
 
     def _method(self, number: int) -> str:
