@@ -21,12 +21,11 @@ DRIVER = "tests.search.sharing_driver"
 
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
-    """A head that runs no trials, and one worker of two CPUs."""
+    """A head that runs no trials, and no worker yet."""
     for name, value in RAY_ENVIRONMENT.items():
         monkeypatch.setenv(name, value)
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     try:
-        made.add_node(num_cpus=2)
         ray.init(made.address, log_to_driver=False, logging_level="CRITICAL")
         yield made
     finally:
@@ -34,11 +33,11 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
         made.shutdown()
 
 
-def start(root: Path, name: str, address: str, weight: float) -> subprocess.Popen[bytes]:
+def start(root: Path, name: str, address: str, seconds: float, patience: float) -> subprocess.Popen[bytes]:
     folder = root / name
     folder.mkdir()
     output = (folder / "output").open("wb")
-    words = [sys.executable, "-m", DRIVER, str(folder), name, address, str(weight)]
+    words = [sys.executable, "-m", DRIVER, str(folder), name, address, str(seconds), str(patience)]
     return subprocess.Popen(words, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
 
 
@@ -61,10 +60,11 @@ def test_two_drivers_share_a_cluster(cluster: Cluster, tmp_path: Path) -> None:
     def live() -> dict[str, int]:
         return {one.key: one.live for one in board.read()}
 
-    drivers = [start(tmp_path, "a", cluster.address, 1.0)]
+    cluster.add_node(num_cpus=2)
+    drivers = [start(tmp_path, "a", cluster.address, 0.3, 300)]
     try:
         until(lambda: running() == {"a": 2}, tmp_path)
-        drivers.append(start(tmp_path, "b", cluster.address, 1.0))
+        drivers.append(start(tmp_path, "b", cluster.address, 0.3, 300))
         # whoever came first gives a slot back as its trials end
         until(lambda: running() == {"a": 1, "b": 1}, tmp_path)
         cluster.add_node(num_cpus=2)
@@ -79,3 +79,29 @@ def test_two_drivers_share_a_cluster(cluster: Cluster, tmp_path: Path) -> None:
     assert "the cluster is shared with b of u@h (--share 1)" in told
     assert "the cluster has room for 4 trials of this search now, 2 before" in told
     assert "no other search is on the cluster any more" in told
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_long_trial_gives_its_only_slot_up_at_an_epoch_and_goes_on_later(cluster: Cluster, tmp_path: Path) -> None:
+    board = Board()
+
+    def running() -> dict[str, int]:
+        return {one.key: one.running for one in board.read()}
+
+    cluster.add_node(num_cpus=1)
+    drivers = [start(tmp_path, "a", cluster.address, 5.0, 3)]
+    try:
+        until(lambda: running() == {"a": 1}, tmp_path)
+        drivers.append(start(tmp_path, "b", cluster.address, 5.0, 3))
+        until(lambda: running() == {"a": 0, "b": 1}, tmp_path)
+        until(lambda: running() == {"a": 1, "b": 0}, tmp_path)
+        until(lambda: running() == {"a": 0, "b": 1}, tmp_path)
+    finally:
+        for driver in drivers:
+            driver.kill()
+            driver.wait()
+    rows = [tuple(map(int, line.split())) for line in (tmp_path / "a" / "epochs").read_text().splitlines()]
+    # in order, none twice, one after another, over more than one attempt
+    assert [row[:2] for row in rows] == [(index // 3, index % 3 + 1) for index in range(len(rows))]
+    assert max(attempt for _, _, attempt in rows) > 1
