@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sctune.cli import options as opt
+from sctune.cli.cluster import WIDTH
 from sctune.cli.output import emit, say
 
 RESUMABLE = 3
@@ -74,8 +75,10 @@ def drivers(
     for column in rows[0]:
         table.add_column(column.replace("_", " "), overflow="fold")
     for row in rows:
+        # what people call themselves is no markup
         table.add_row(*(Text("" if cell is None else str(cell)) for cell in row.values()))
-    Console().print(table)
+    console = Console()
+    (console if console.is_terminal else Console(width=WIDTH)).print(table)
 
 
 def register(app: typer.Typer) -> None:

@@ -43,6 +43,10 @@ def plan_lines(plan: Plan, resources: Resources) -> list[str]:
         f"{resources.concurrent} trial(s) at a time, each with {resources.cpus:g} CPU and {resources.gpus:g} GPU, "
         f"of {resources.cluster_cpus:g} CPUs and {resources.cluster_gpus:g} GPUs on {resources.nodes} node(s)",
     ]
+    if manifest.resources.share:
+        lines.append(
+            f"shares the cluster with weight {manifest.resources.share:g}: no more than its part while others wait"
+        )
     if _turns_freely(plan.space):
         lines.append(
             f"training images are turned freely (augment.rotation=free); `{_changes(base)}` says which turns leave a "
