@@ -5,13 +5,11 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from sctune.cli import options as opt
-from sctune.cli.cluster import WIDTH
-from sctune.cli.output import emit, say
+from sctune.cli.output import emit, say, table_console
 
 RESUMABLE = 3
 START_S = 60.0
@@ -77,8 +75,7 @@ def drivers(
     for row in rows:
         # what people call themselves is no markup
         table.add_row(*(Text("" if cell is None else str(cell)) for cell in row.values()))
-    console = Console()
-    (console if console.is_terminal else Console(width=WIDTH)).print(table)
+    table_console().print(table)
 
 
 def register(app: typer.Typer) -> None:

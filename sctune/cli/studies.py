@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sctune.cli import options as opt
-from sctune.cli.output import emit, print_lines, say
+from sctune.cli.output import emit, print_lines, say, table_console
 from sctune.cli.sync import show_check
 from sctune.errors import StudyError
 from sctune.paths import studies_folder
@@ -98,13 +98,13 @@ def list_command(study_root: opt.StudyRoot = None, storage: opt.StoredAt = None,
         return
     table = Table(title=str(root) if storage is None else without_secrets(storage))
     for column in ("study", "owner", "created", "space", "data", "profile", "trials", "last launch", "notes"):
-        table.add_column(column)
+        table.add_column(column, overflow="fold")
     for m in studies:
         last = (m.launches[-1].reason or "running or killed") if m.launches else "never started"
         cells = (m.name, m.owner or "", m.created, str(m.space["name"]), m.data.name, m.profile, str(m.trials), last)
         # what people write is no markup
         table.add_row(*(Text(cell) for cell in (*cells, m.notes or "")))
-    Console().print(table)
+    table_console().print(table)
 
 
 def spaces(
