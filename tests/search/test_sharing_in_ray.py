@@ -77,7 +77,7 @@ def test_two_drivers_share_a_cluster(cluster: Cluster, tmp_path: Path) -> None:
             driver.wait()
     told = (tmp_path / "a" / "lines").read_text()
     assert "the cluster is shared with b of u@h (--share 1)" in told
-    assert "the cluster has room for 4 trials of this search now, 2 before" in told
+    assert "the cluster has room for 4 trial(s) of this search now, 2 before" in told
     assert "no other search is on the cluster any more" in told
 
 

@@ -86,7 +86,7 @@ def test_alone_a_search_has_all_and_follows_the_cluster() -> None:
     world.step()
     assert slots.allowed == 1, "a cluster that begins with no worker gets its first by this"
     assert [line.split(" now")[0] for line in world.lines] == [
-        f"the cluster has room for {number} trials of this search" for number in (7, 2, 0)
+        f"the cluster has room for {number} trial(s) of this search" for number in (7, 2, 0)
     ]
 
 

@@ -98,6 +98,7 @@ class ClusterSlots:
         self._over: float | None = None
         self._others: list[Claim] = []
         self._ended = threading.Event()
+        self._away = False
         self.allowed = at_start
         self.held = False
         self.most: int | None = asked or MANY
@@ -174,7 +175,7 @@ class ClusterSlots:
 
     def _tell(self, held: int, others: Sequence[Claim], share: int | None) -> None:
         if held != self._held:
-            self._say(f"the cluster has room for {held} trials of this search now, {self._held} before")
+            self._say(f"the cluster has room for {held} trial(s) of this search now, {self._held} before")
             self._held = held
         names = {claim.key for claim in others}
         if names == {claim.key for claim in self._others}:
@@ -203,5 +204,8 @@ class ClusterSlots:
     def _look_if_it_answers(self) -> None:
         try:
             self.look()
+            self._away = False
         except Exception as problem:  # the cluster is away for a while: what was seen last holds
-            _log.info("the cluster was not asked what it holds: %s", " ".join(str(problem).split())[:200])
+            if not self._away:
+                _log.info("the cluster does not say what it holds: %s", " ".join(str(problem).split())[:200])
+            self._away = True
