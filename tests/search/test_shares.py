@@ -34,8 +34,10 @@ def claim(
         # half of the cluster each: four trials of one CPU, two of two
         ([claim("a"), claim("b", cpus=2.0)], {"a": 4, "b": 2}),
         # who does not share keeps what it has, even all; then one may wait in Ray's queue
-        ([claim("a"), claim("b", 0.0, live=5)], {"a": 3, "b": 5}),
-        ([claim("a"), claim("b", 0.0, live=99), claim("c")], {"a": 1, "b": 8, "c": 0}),
+        ([claim("a"), claim("b", 0.0, running=5)], {"a": 3, "b": 5}),
+        ([claim("a"), claim("b", 0.0, running=8), claim("c")], {"a": 1, "b": 8, "c": 0}),
+        # and gets an equal part of what others have, but no more for all that it has put into Ray's queue
+        ([claim("a"), claim("b", 0.0, running=1, live=8)], {"a": 4, "b": 4}),
         # a trial of five CPUs fits nowhere; the others have all
         ([claim("a"), claim("b", cpus=5.0)], {"a": 8, "b": 0}),
     ],
@@ -91,11 +93,14 @@ def test_nothing_is_given_twice_or_left_idle(cpus: list[int], drivers: list[tupl
     wanted.
     """
     nodes = [{"CPU": float(count)} for count in cpus]
-    claims = [claim(str(index), w, wanted, live=live) for index, (w, wanted, live) in enumerate(drivers)]
+    claims = [
+        claim(str(index), weight, wanted if weight else max(wanted, running), running=running)
+        for index, (weight, wanted, running) in enumerate(drivers)
+    ]
     given_now = shares(nodes, claims)
     sharing = [one for one in claims if one.weight]
     total, there = sum(given_now.values()), sum(cpus)
-    wanted = sum(one.wanted for one in sharing) + sum(one.live for one in claims if not one.weight)
+    wanted = sum(one.wanted for one in claims)
     alone = total > there
     assert not alone or (total == there + 1 and sum(given_now[one.key] for one in sharing) == 1)
     assert alone or total == min(there, wanted)

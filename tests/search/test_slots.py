@@ -179,6 +179,18 @@ def test_a_trial_gives_way_only_while_somebody_waits_and_after_a_while() -> None
     assert not slots.gives_way()
 
 
+def test_nobody_gives_way_where_nobody_waits() -> None:
+    world = World(4)
+    slots = world.join("a", 1.0)
+    world.join("b", 1.0)
+    world.state = {"a": (2, 2, 1000), "b": (2, 2, 0)}
+    # a node drains, and what runs there comes to its end
+    world.cpus = 2
+    for _ in range(int(2 * PATIENCE_S / BEAT_S)):
+        world.step()
+    assert slots.allowed < 2 and not slots.gives_way()
+
+
 def test_without_share_a_search_takes_what_it_gets_and_those_with_it_the_rest() -> None:
     world = World(4)
     free = world.join("a", 0.0)
@@ -189,6 +201,13 @@ def test_without_share_a_search_takes_what_it_gets_and_those_with_it_the_rest() 
         world.step()
     assert free.allowed == 4
     assert world.of("b") + world.of("c") == 1
+    # the two have a part each even where it puts trials without end into Ray's queue
+    world.end_one("a")
+    world.end_one("a")
+    world.state["a"] = (99, 1, 1000)
+    world.step()
+    world.step()
+    assert (world.of("b"), world.of("c")) in ((1, 1), (2, 1), (1, 2))
     assert any(line.endswith("without --share this search takes what Ray gives it") for line in world.lines)
 
 

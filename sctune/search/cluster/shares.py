@@ -68,18 +68,18 @@ class Claim:
 def shares(nodes: Sequence[Mapping[str, float]], claims: Collection[Claim]) -> dict[str, int]:
     """Key of each claim -> trials that it may have at a time.
 
-    nodes: resources of each node, {"CPU": .., "GPU": ..}. Whoever does not share has what it has, before the others.
-    Where that leaves nothing, one of those that share may wait in Ray's queue all the same.
+    nodes: resources of each node, {"CPU": .., "GPU": ..}. Whoever does not share keeps what it has, and counts as
+    one of weight 1 beside that. Where it leaves nothing, one of those that share may wait in Ray's queue all the same.
     """
     room = _Room(nodes)
     given = dict.fromkeys((claim.key for claim in claims), 0)
     for claim in claims:
         if claim.weight == 0:
-            while given[claim.key] < claim.live and room.take(claim):
+            while given[claim.key] < claim.running and room.take(claim):
                 given[claim.key] += 1
-    waiting = sorted((claim for claim in claims if claim.weight and claim.wanted), key=_turn)
-    first = waiting[0] if waiting else None
-    part = {claim.key: claim.part(nodes) / claim.weight for claim in waiting}
+    waiting = sorted((claim for claim in claims if claim.wanted > given[claim.key]), key=_turn)
+    first = next((claim for claim in waiting if claim.weight), None)
+    part = {claim.key: claim.part(nodes) / (claim.weight or 1.0) for claim in waiting}
     while waiting:
         # the first of equals: they are in the order of their turns
         claim = min(waiting, key=lambda one: round(given[one.key] * part[one.key], 9))

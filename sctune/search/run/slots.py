@@ -157,17 +157,17 @@ class ClusterSlots:
     def _serve(self, nodes: Nodes, others: Sequence[Claim]) -> None:
         """Count what this launch has had; one that had nothing to start meanwhile is owed nothing for it."""
         now, claim = self._clock(), self._claim
-        sharing = [other.served for other in others if other.weight]
+        theirs = [other.served for other in others]
         seconds = 0.0 if self._looked is None else now - self._looked
         _, running, startable = self._state
         served = claim.served + seconds * running * claim.part(nodes) / (claim.weight or 1.0)
-        if sharing and (self._looked is None or not startable):
-            served = max(served, min(sharing))
+        if theirs and (self._looked is None or not startable):
+            served = max(served, min(theirs))
         self._claim, self._looked = replace(claim, served=served), now
 
     def _note_waiting(self, others: Sequence[Claim], share: int | None) -> None:
-        """Since when this launch has too many while another one, that shares too, has fewer than it wants."""
-        waits = any(other.weight and other.running < other.wanted for other in others)
+        """Since when this launch has too many while another one has fewer than it wants."""
+        waits = any(other.running < other.wanted for other in others)
         if share is None or not waits or self._state[1] <= self.allowed:
             self._over = None
         elif self._over is None:
