@@ -33,12 +33,14 @@ VALUE, REPORT, FAILURE = "value", "report", "failure"
 class Origin:
     """Where something was told. where: host, process and device, for people; node: Ray's id of the node, "" if unknown.
 
-    log: what the worker logged since it last told something, line by line.
+    log: what the worker logged since it last told something, line by line. kept: the epoch that the trial would go on
+    from, were it started again now; 0: it would begin anew.
     """
 
     where: str = ""
     node: str = ""
     log: tuple[str, ...] = ()
+    kept: int = 0
 
 
 NOWHERE = Origin()

@@ -231,6 +231,37 @@ def test_health_settings_are_names_that_ray_reads() -> None:
     assert all(f"health_check_{name}".encode() in content for name in HEALTH)
 
 
+@pytest.mark.parametrize(
+    "file",
+    [
+        "ray_cluster.yaml",
+        "cluster/on_premise.yaml",
+        "cluster/kuberay.yaml",
+        "cluster/kuberay-cluster.yaml",
+        "cluster/slurm.sbatch",
+        "cluster/README.md",
+    ],
+)
+def test_every_way_to_start_a_head_notices_a_lost_link_in_fifteen_seconds(file: str) -> None:
+    """All of them have the settings that were measured, and a new way must be listed here."""
+    root = Path(__file__).resolve().parents[1]
+    starts = [
+        str(path.relative_to(root))
+        for path in [root / "ray_cluster.yaml", *(root / "cluster").rglob("*")]
+        if path.is_file() and re.search(r"--head\b|kind: Ray", path.read_text(encoding="utf-8"))
+    ]
+    assert file in starts and len(starts) == 6, starts
+    content = (root / file).read_text(encoding="utf-8")
+    found = re.findall(r"RAY_health_check_(\w+?)(?:=|, value: \")(\d+)", content)
+    assert dict(found) == {
+        "initial_delay_ms": "2000",
+        "period_ms": "1000",
+        "timeout_ms": "2000",
+        "failure_threshold": "5",
+    }
+    assert len(found) == 4, "once, so that no second value contradicts"
+
+
 def run_setup(config: Config, home: Path) -> str:
     """The setup commands as they stand, in a home folder of their own; returns what they printed.
 

@@ -65,7 +65,7 @@ BELOW_TRIAL = (
 )
 BANNED = {room: SEARCH_LIBRARIES for room in BELOW_TRIAL} | {"trial": {"mlflow"}}
 MAX_LINES = 60
-FOREIGN_SIGNATURES = {"set_search_properties"}
+FOREIGN_SIGNATURES = {"set_search_properties", "on_trial_start"}
 """Methods that a library calls with keywords of its own choice."""
 
 Trees = dict[str, ast.Module]

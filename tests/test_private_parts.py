@@ -166,14 +166,22 @@ def test_its_objects_have_it(library: str, make: Callable[[Path], Any], parts: t
         reached(made, part, library, f"{type(made).__name__}.{part}")
 
 
-def test_the_controller_of_tune_has_its_timeout_and_lists() -> None:
+def test_the_controller_of_tune_has_its_parts() -> None:
     """An object of it takes a cluster, so its source must name what is set on it and taken off it."""
     from ray.tune.execution import tune_controller
 
     source = inspect.getsource(tune_controller)
     lists = ("trials", "stopped_trials", "failed_trials", "live_trials", "trials_to_cache", "staged_trials")
     kept = [f"self._{name}: " for name in (*lists, "trial_to_actor", "trial_metadata")]
-    for name in ("self._tune_controller = ", "self._actor_force_cleanup_timeout", *kept):
+    for name in (
+        "self._tune_controller = ",
+        "self._actor_force_cleanup_timeout",
+        "self._actor_cache = _ObjectCache(",
+        "def _cleanup_cached_actors(self, force_all: bool = False)",
+        "self._update_trial_queue(blocking=not dont_wait_for_trial)",
+        "def _update_trial_queue(self, blocking: bool = False, timeout: int = 600) -> bool",
+        *kept,
+    ):
         assert name in source, f"ray {version('ray')}: {name} is gone; mend sctune/{HOMES['ray']}"
 
 

@@ -67,6 +67,7 @@ PANELS: dict[str, tuple[tuple[Callable[..., None], str | None, str | None], ...]
         (replay.replay, None, "sctune replay STUDY --scheduler asha,median --factor 2,3"),
         (simulate.simulate, None, "sctune simulate TABLE --scheduler asha,race --replicates 1,4"),
         (sync.sync, None, "sctune sync STUDY --timeout 60s"),
+        (operate.note, None, "sctune note STUDY 'the one with the new lens'"),
         (operate.delete, None, "sctune delete STUDY --yes"),
     ),
     "Confirm and deploy": (

@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from sctune.cli import options as opt
-from sctune.cli.output import emit, print_lines
+from sctune.cli.output import emit, print_lines, table_console
 from sctune.cli.search import OPTION_FLAGS
 from sctune.search.plan.options import SearchOptions
 
@@ -20,8 +19,6 @@ if TYPE_CHECKING:
 cluster_app = typer.Typer(no_args_is_help=True, help="Machines that a search runs on (cluster/README.md).")
 NOT_OF_A_SEARCH = {"timeout", "as_json"}
 UNHEALTHY = 2
-WIDTH = 140
-"""Columns of a table that goes into a file or a pipe."""
 
 
 @cluster_app.command(epilog="Example: sctune cluster check --storage-path /shared/sctune --data DIR --tracking-uri URL")
@@ -72,13 +69,10 @@ def check(
 
 
 def _print(shown: CheckTable) -> None:
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=WIDTH)
     table = Table()
     for column in shown.header:
         table.add_column(column, overflow="fold")
     for row in shown.rows:
         # what nodes and libraries say is no markup
         table.add_row(*map(Text, row))
-    console.print(table)
+    table_console().print(table)

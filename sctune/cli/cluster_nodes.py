@@ -1,13 +1,15 @@
-"""Commands of a worker of a cluster about itself: `sctune cluster watch-spot` and `leave`."""
+"""Commands of a cluster that runs: of a worker about itself (`sctune cluster watch-spot`, `leave`), and `drivers`."""
 
 from __future__ import annotations
 
 from typing import Annotated
 
 import typer
+from rich.table import Table
+from rich.text import Text
 
 from sctune.cli import options as opt
-from sctune.cli.output import say
+from sctune.cli.output import emit, say, table_console
 
 RESUMABLE = 3
 START_S = 60.0
@@ -46,7 +48,38 @@ def leave(
     say(["this machine has left the cluster"])
 
 
+def drivers(
+    address: Annotated[str, typer.Option(help="Ray cluster: auto or HOST:PORT.")] = "auto",
+    as_json: opt.AsJson = False,
+) -> None:
+    """Which searches run on a cluster, whose they are, and what each of them has of it.
+
+    Takes some seconds: a driver is shown when it gives a sign of life.
+    """
+    from sctune.search.cluster.board import Board
+    from sctune.search.cluster.connection import usable_nodes
+    from sctune.search.cluster.shares import drivers_table
+    from sctune.search.run.driver import session
+
+    with session(address):
+        rows = drivers_table(usable_nodes(), Board().living())
+    if as_json:
+        emit({"drivers": rows}, [])
+        return
+    if not rows:
+        say(["no search runs on this cluster"])
+        return
+    table = Table()
+    for column in rows[0]:
+        table.add_column(column.replace("_", " "), overflow="fold")
+    for row in rows:
+        # what people call themselves is no markup
+        table.add_row(*(Text("" if cell is None else str(cell)) for cell in row.values()))
+    table_console().print(table)
+
+
 def register(app: typer.Typer) -> None:
-    """Add both to the group `sctune cluster`."""
+    """Add them to the group `sctune cluster`."""
+    app.command("drivers", epilog="Example: sctune cluster drivers --address HEAD:6379")(drivers)
     app.command("watch-spot", epilog="Example: sctune cluster watch-spot --address HEAD:6379")(watch_spot)
     app.command("leave", epilog="Example: sctune cluster leave --address HEAD:6379 --within 10m")(leave)

@@ -15,6 +15,7 @@ from sctune.cli.output import emit, say
 from sctune.errors import ConfigError
 from sctune.paths import studies_folder
 from sctune.search.run.notify import VARIABLE
+from sctune.search.study.process import this_user
 
 if TYPE_CHECKING:
     from sctune.search.study.study import Study
@@ -59,6 +60,24 @@ def stop(
     more = "" if end == "done" else f"; go on with {on}"
     document = {"study": study, "driver": driver.to_dict(), "end": end}
     emit(document if as_json else None, [f"{study} has ended: {end} ({driver.text}){more}"])
+
+
+def note(
+    study: opt.StudyName,
+    text: Annotated[str, typer.Argument(help="The remark; '' for none.")],
+    owner: Annotated[str | None, typer.Option(help="Whose study it is from now on.")] = None,
+    study_root: opt.StudyRoot = None,
+    storage: opt.StoredAt = None,
+) -> None:
+    """Replace the notes on a study that is not running; `sctune sync` shows them in MLflow."""
+    from sctune.search.plan.options import remark
+
+    notes = remark(text, "TEXT")
+    whose = None if owner is None else remark(owner, "--owner")
+    found = _open(study, study_root, storage)
+    with found.lock():
+        found.with_notes(notes, whose)
+    say([f"noted on {study}; `sctune sync {study}` shows it in MLflow"])
 
 
 def delete(
@@ -126,7 +145,8 @@ def _words(context: typer.Context, name: str, address: str | None, hooks: tuple[
     """The command again, word by word, with its name and absolute paths, without `--detach` and `--json`."""
     values = {**context.params, "address": address, "notify": hooks, "detach": False, "as_json": False}
     if context.info_name == "search":
-        values["name"] = name
+        # not whoever runs the head of a cluster
+        values |= {"name": name, "owner": values.get("owner") or this_user()}
     words = [str(context.info_name)]
     arguments = []
     for parameter in context.command.params:

@@ -10,6 +10,9 @@ from rich.console import Console
 FORMAT_VERSION = 1
 """Of every document that a command prints with --json."""
 
+WIDTH = 140
+"""Columns of a table that goes into a file or a pipe."""
+
 messages = Console(stderr=True)
 
 
@@ -30,3 +33,9 @@ def say(lines: list[str]) -> None:
     """Lines for people on stderr, as they are."""
     for line in lines:
         messages.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def table_console() -> Console:
+    """For a table on stdout, which has WIDTH columns where it goes into a file or a pipe."""
+    console = Console()
+    return console if console.is_terminal else Console(width=WIDTH)

@@ -61,11 +61,14 @@ def search(
     audit: opt.Audit = 0.0,
     address: opt.Address = None,
     max_concurrent: opt.MaxConcurrent = None,
+    share: opt.Share = None,
     cpus_per_trial: opt.CpusPerTrial = None,
     gpus_per_trial: opt.GpusPerTrial = None,
     publish: opt.Publish = "auto",
     publish_through: opt.PublishThrough = "auto",
     name: opt.Name = None,
+    owner: opt.Owner = None,
+    notes: opt.Notes = None,
     study_root: opt.StudyRoot = None,
     storage: opt.Storage = None,
     storage_path: opt.StoragePath = None,
@@ -117,6 +120,10 @@ def resume(
     gpus_per_trial: Annotated[
         str | None, typer.Option(help="From now on, as `search` has it; default: as it was.")
     ] = None,
+    share: Annotated[
+        float | None,
+        typer.Option(help="Weight on a shared cluster; 0: takes what it gets; default: as it was."),
+    ] = None,
     max_disk: opt.MaxDisk = None,
     notify: opt.Notify = None,
     detach: opt.Detach = False,
@@ -147,6 +154,7 @@ def resume(
         address=address,
         max_concurrent=max_concurrent,
         gpus_per_trial=opt.gpus(gpus_per_trial),
+        share=share,
         time_budget_s=seconds,
         max_disk=opt.size(max_disk, "--max-disk"),
         storage=storage,

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from sctune.cli import options as opt
-from sctune.cli.output import emit, print_lines, say
+from sctune.cli.output import emit, print_lines, say, table_console
 from sctune.cli.sync import show_check
 from sctune.errors import StudyError
 from sctune.paths import studies_folder
@@ -69,7 +70,9 @@ def status(
         )
         table.add_row(*cells[: len(table.columns)])
     Console().print(table)
-    print_lines([*launches.lines(), *summary_lines(result), *([result.verdict] if result.verdict else [])])
+    print_lines(
+        [*launches.whose(), *launches.lines(), *summary_lines(result), *([result.verdict] if result.verdict else [])]
+    )
 
 
 def list_command(study_root: opt.StudyRoot = None, storage: opt.StoredAt = None, as_json: opt.AsJson = False) -> None:
@@ -80,16 +83,28 @@ def list_command(study_root: opt.StudyRoot = None, storage: opt.StoredAt = None,
     root = (study_root or studies_folder()).expanduser().absolute()
     studies = local_manifests(root) if storage is None else list_stored(storage)
     if as_json:
-        rows = [{"study": m.name, "created": m.created, "space": m.space["name"], "trials": m.trials} for m in studies]
+        rows = [
+            {
+                "study": m.name,
+                "created": m.created,
+                "space": m.space["name"],
+                "trials": m.trials,
+                "owner": m.owner,
+                "notes": m.notes,
+            }
+            for m in studies
+        ]
         emit({"study_root": str(root), "studies": rows}, [])
         return
     table = Table(title=str(root) if storage is None else without_secrets(storage))
-    for column in ("study", "created", "space", "data", "profile", "trials", "last launch"):
-        table.add_column(column)
+    for column in ("study", "owner", "created", "space", "data", "profile", "trials", "last launch", "notes"):
+        table.add_column(column, overflow="fold")
     for m in studies:
         last = (m.launches[-1].reason or "running or killed") if m.launches else "never started"
-        table.add_row(m.name, m.created, str(m.space["name"]), m.data.name, m.profile, str(m.trials), last)
-    Console().print(table)
+        cells = (m.name, m.owner or "", m.created, str(m.space["name"]), m.data.name, m.profile, str(m.trials), last)
+        # what people write is no markup
+        table.add_row(*(Text(cell) for cell in (*cells, m.notes or "")))
+    table_console().print(table)
 
 
 def spaces(

@@ -35,6 +35,8 @@ def header(view: StudyView) -> Html:
     manifest, data = view.manifest, view.manifest.data
     versions = ", ".join(f"{package} {version}" for package, version in manifest.versions.items())
     rows: list[tuple[object, object]] = [
+        ("owner", manifest.owner or "not recorded"),
+        *([("notes", manifest.notes)] if manifest.notes else []),
         ("begun", manifest.created),
         ("launches", "; ".join(view.launches.lines())),
         ("data", f"{data.name}, digest {data.digest}"),

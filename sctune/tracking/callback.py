@@ -29,7 +29,7 @@ class StudyFacts:
     study_id: of the manifest, never reused. base: the flat configuration that trials vary. tasks: their keys.
     versions: package -> version. tags: anything else to show on the parent run (selection mode, sampler, ...).
     resumed: this is not the study's first launch. objective: what it is searched by. references: name -> the flat
-    configuration of a method that is run beside the trials.
+    configuration of a method that is run beside the trials. owner: MLflow's user of all runs; None: whoever runs this.
     """
 
     study_id: str
@@ -44,6 +44,7 @@ class StudyFacts:
     resumed: bool = False
     objective: Objective = AUROC
     references: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    owner: str | None = None
 
 
 Number = TypeVar("Number", int, str)
@@ -244,6 +245,8 @@ def _common_tags(facts: StudyFacts) -> dict[str, str]:
     }
     if facts.git_commit:
         tags["mlflow.source.git.commit"] = facts.git_commit
+    if facts.owner:
+        tags["mlflow.user"] = facts.owner
     return tags
 
 

@@ -5,6 +5,7 @@ Ray is pinned to one minor version for them. Each is reached through a function 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
@@ -131,6 +132,31 @@ def forget_ended_trials(tune_controller: Any) -> None:
         getattr(controller, name).difference_update(ended)
     for trial in ended:
         controller._trial_metadata.pop(trial.trial_id, None)
+
+
+def release_idle_actors(tune_controller: Any) -> None:
+    """End the workers that Tune keeps for trials to come, so that others get their place."""
+    controller = getattr(tune_controller, "_tune_controller", None)
+    if controller is not None and controller._actor_cache.num_cached_objects:
+        controller._cleanup_cached_actors(force_all=True)
+
+
+def wait_for_trials_at_most(tune_controller: Any, seconds: float) -> None:
+    """Where nothing runs and the searcher has nothing for now, Tune waits for ten minutes in a loop in which no worker
+    ends either; from now on it goes round after so long.
+    """
+    controller = getattr(tune_controller, "_tune_controller", None)
+    if controller is None or "_update_trial_queue" in vars(controller):
+        return
+    ask = controller._update_trial_queue
+
+    def ask_once(blocking: bool = False, timeout: int = 600) -> bool:
+        made = bool(ask(blocking=False))
+        if blocking and not made:
+            time.sleep(seconds)
+        return made
+
+    controller._update_trial_queue = ask_once
 
 
 @contextmanager

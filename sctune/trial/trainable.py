@@ -237,7 +237,7 @@ class SaliencyCutTrainable(tune.Trainable):
 
     def _origin(self) -> Origin:
         where = f"{self.log.where}, {self.trainers[0].device}" if self.trainers else self.log.where
-        return Origin(where, self._node, tuple(self.log.take()))
+        return Origin(where, self._node, tuple(self.log.take()), self.kept)
 
 
 def is_out_of_memory(problem: BaseException) -> bool:

@@ -164,3 +164,80 @@ def test_the_common_cause_ignores_numbers_that_differ() -> None:
     rows.append(TrialFailure("KeyError", "x"))
     assert common_cause(rows) == "ValueError: bad value at 0x11 (3 of 4)"
     assert common_cause([]) == "no cause is known"
+
+
+class Launch:
+    """The faults of a launch on nodes of one kind, and what befalls its trials."""
+
+    def __init__(self, *nodes: str) -> None:
+        self.nodes = set(nodes)
+        self.judge = Faults(ONE, NODE, lambda node: node in self.nodes, lambda _: self.nodes)
+
+    def fails(self, number: int, node: str, kind: str = "AcceleratorError") -> bool:
+        """Whether the trial is tried again."""
+        return self.judge.told(number, failure(kind, node, f"host-{node}, process 7"), ONE).failure is None
+
+    def gets_on(self, number: int, node: str) -> str | None:
+        return self.judge.got_on(number, Origin(f"host-{node}, process 8", node))
+
+    def avoided(self, number: int) -> tuple[str, ...]:
+        return self.judge.avoid(number, ONE)
+
+
+ONE = TrialResources(1.0, 0.0)
+
+
+def test_a_node_that_fails_trials_which_get_on_elsewhere_is_left_out_and_named() -> None:
+    launch = Launch("a", "b", "c")
+    assert launch.gets_on(0, "a") is None, "nothing was wrong with it"
+    assert launch.fails(1, "a")
+    assert (launch.avoided(1), launch.avoided(2)) == (("a",), ())
+    assert launch.gets_on(1, "b") is None, "once may be chance"
+    assert launch.fails(2, "a") and launch.gets_on(2, "a") is None, "there again it proves nothing"
+    line = launch.gets_on(2, "c")
+    assert line is not None and line.startswith("node host-a: trials 1 and 2 failed there and got on elsewhere (Accel")
+    assert line.endswith("it is left out until the next launch")
+    assert launch.judge.left_out == {"a"} and launch.avoided(9) == ("a",)
+    # the last node is never left out, and a failure there is one
+    launch.nodes = {"a", "b"}
+    assert not launch.fails(3, "b") and not launch.fails(4, "b")
+    assert launch.judge.left_out == {"a"}
+
+
+def test_what_fails_everywhere_is_the_trials_own_fault() -> None:
+    launch = Launch("a", "b", "c")
+    for number in range(6):
+        assert launch.fails(number, "a") and launch.avoided(number) == ("a",)
+        assert not launch.fails(number, "b"), "not on a third one"
+    assert launch.judge.left_out == set()
+
+
+@pytest.mark.parametrize("kind", ["NonFiniteError", "DataError", "ValueError"])
+def test_what_no_machine_causes_is_not_tried_elsewhere(kind: str) -> None:
+    assert not Launch("a", "b").fails(1, "a", kind)
+
+
+def test_a_machine_alone_has_nobody_to_compare_with() -> None:
+    launch = Launch("a")
+    assert not launch.fails(1, "a")
+    assert launch.judge.lost(2, KILLED, "a", ONE).failure is None and launch.avoided(2) == ()
+
+
+def test_a_node_that_loses_workers_which_live_elsewhere_is_left_out() -> None:
+    launch = Launch("a", "b")
+    for number in (1, 2):
+        launch.gets_on(9, "a")
+        assert launch.judge.lost(number, KILLED, "a", ONE).failure is None
+        assert launch.avoided(number) == ("a",)
+    assert launch.gets_on(1, "b") is None
+    line = launch.gets_on(2, "b")
+    assert line is not None and line.startswith("node host-a: trials 1 and 2") and "SIGKILL" in line
+
+
+def test_a_trial_that_failed_on_every_node_may_go_anywhere() -> None:
+    launch = Launch("a", "b")
+    for node in ("a", "b"):
+        launch.judge.lost(1, KILLED, node, ONE)
+    assert launch.avoided(1) == ()
+    launch.nodes.add("c")
+    assert launch.avoided(1) == ("a", "b")

@@ -1,4 +1,4 @@
-"""Two nodes of a real Ray, one of which lacks the images or the room for them: it is left out, and no trial fails."""
+"""Two nodes of a real Ray, one of which lacks something or is broken: it is left out, and no trial fails."""
 
 from __future__ import annotations
 
@@ -67,3 +67,24 @@ def test_trials_leave_a_node_that_lacks_something(
         told = [(attempt, node == bad) for which, attempt, node in rows if which == number]
         assert told == [("1", True), ("1", True), ("2", False), ("2", False)]
     assert moved
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+def test_trials_leave_a_node_that_fails_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nodes: tuple[str, str]
+) -> None:
+    broken, log = nodes[0], tmp_path / "nodes"
+
+    def trouble(trial: Any, epoch: int) -> None:
+        with open(log, "a") as file:
+            file.write(f"{trial.number} {epoch} {trial._node}\n")
+        if epoch == 2 and trial._node == broken:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    judge = Faults(ONE, TrialResources(2.0, 0.0), lambda _: True, lambda share: nodes_for(share.cpus, share.gpus))
+    controller, stored = search(tmp_path, monkeypatch, trouble, 0.0, judge)
+    assert [trial.state.name for trial in stored] == ["COMPLETE"] * 5
+    assert controller.end == End(EndReason.DONE) and judge.left_out == {broken} < set(nodes)
+    epochs = [line.rpartition(" ")[0] for line in log.read_text().splitlines()]
+    assert max(map(epochs.count, epochs)) == 2, "once there, once elsewhere"

@@ -14,7 +14,7 @@ from ray.tune.search import Searcher
 
 from sctune.errors import ConfigError
 from sctune.metrics.objective import AUROC
-from sctune.report import OBJECTIVE, REPORT, EpochReport
+from sctune.report import OBJECTIVE, REPORT, EpochReport, Origin
 from sctune.search.plan.options import SearchOptions
 from sctune.search.plan.order import check_order, default_behind, in_order
 from sctune.search.plan.plan import make_plan
@@ -22,6 +22,7 @@ from sctune.search.rules.base import Decision, Rule
 from sctune.search.rules.registry import make_rule
 from sctune.search.run.controller import TrialController
 from sctune.search.run.searcher import StudySearcher
+from sctune.search.run.slots import FREE, Slots
 from sctune.search.study.full_runs import FullRuns
 from sctune.search.study.manifest import SchedulerSpec, StudyManifest
 from sctune.search.study.paired import compare
@@ -46,8 +47,35 @@ def merit(params: dict[str, Any], number: int, epoch: int) -> float:
     return 0.9 - (params["augment.threshold"] - 0.35) ** 2 + 0.01 * epoch + 0.1 * drawn("noise", number, epoch)
 
 
+class Capricious:
+    """Slots of a cluster whose size and company change all the time."""
+
+    held, most = False, None
+
+    def __init__(self) -> None:
+        self.asked = self.gave_way = 0
+
+    def __enter__(self) -> Capricious:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def room(self, live: int, running: int, startable: int) -> bool:
+        self.asked += 1
+        return live == 0 or drawn("room", self.asked) < 0.6
+
+    def gives_way(self) -> bool:
+        self.asked += 1
+        yes = drawn("way", self.asked) < 0.15
+        self.gave_way += yes
+        return yes
+
+
 class Driver:
     """Trials on workers of which each takes its own time; the clock is virtual. kill: before each so many reports."""
+
+    slots: Slots = FREE
 
     def __init__(self, folder: Path, workers: int, kill: int | None = None, speed: int = 0, **fields: Any) -> None:
         parameters = fields.pop("space", FLAT)
@@ -65,7 +93,9 @@ class Driver:
         self.study = study
         manifest, rule = study.manifest, rule_of(study.manifest, EPOCHS)
         runs = FullRuns({"seed42": LABELS}, AUROC, manifest.look_behind) if manifest.tells_noise else None
-        return StudySearcher(TrialController(manifest, manifest.build_space(), study.record, rule=rule, runs=runs))
+        return StudySearcher(
+            TrialController(manifest, manifest.build_space(), study.record, rule=rule, runs=runs, slots=self.slots)
+        )
 
     def run(self) -> list[tuple[Any, ...]]:
         """Number, parameters, state, value and last epoch of each trial."""
@@ -106,7 +136,7 @@ class Driver:
         scores = [label * value + drawn("score", number, epoch, place) for place, label in enumerate(LABELS)]
         told = {
             **result(epoch, value, EPOCHS),
-            REPORT: EpochReport(epoch, EPOCHS, {OBJECTIVE: value}, {"seed42": scores}),
+            REPORT: EpochReport(epoch, EPOCHS, {OBJECTIVE: value}, {"seed42": scores}, origin=Origin(kept=epoch)),
         }
         ends = epoch == EPOCHS or searcher.controller.decide(number, told[REPORT]) is not Decision.CONTINUE
         (searcher.on_trial_complete if ends else searcher.on_trial_result)(trial_id, told)
@@ -124,6 +154,15 @@ def test_workers_speed_and_kills_change_nothing(tmp_path: Path, sampler: str, sc
     states = {state for _, _, state, _, _ in found[0]}
     # or there is nothing that could have been different
     assert states == {"COMPLETE", "PRUNED"} and len(found[0]) == 24
+
+
+@pytest.mark.parametrize("scheduler", ["asha", "hyperband"])
+def test_nor_does_a_cluster_that_changes_and_is_shared(tmp_path: Path, scheduler: str) -> None:
+    fields = {"scheduler": SchedulerSpec(name=scheduler, grace=1, factor=2)}
+    quiet, changing = Driver(tmp_path, 1, **fields), Driver(tmp_path, 4, 9, 2, **fields)
+    changing.slots = cluster = Capricious()
+    assert changing.run() == quiet.run()
+    assert cluster.gave_way > 5
 
 
 def test_with_a_prior_too(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from sctune.errors import ClusterError
 from sctune.paths import home, use_own_folders
 from sctune.search.cluster.resources import TrialResources
-from sctune.trial.ray_private import ask_head, localhost_kept, passed_variables
+from sctune.trial.ray_private import ask_head, draining_nodes, localhost_kept, passed_variables
 from sctune.urls import secrets_hidden
 
 RAY_ENVIRONMENT = {
@@ -52,6 +52,7 @@ class Resources:
     left_out: id -> one line about a node that gets no trials, and counts for nothing here. packed: trials share GPUs by
     what each needs, and `gpus` is what one gets of which nothing is known; cards: node -> kind and bytes of its cards,
     where they were asked; per_card: trials on a GPU for which the CPUs of some node are enough.
+    asked: `--max-concurrent`.
     """
 
     cluster_cpus: float
@@ -64,6 +65,7 @@ class Resources:
     packed: bool = False
     cards: Mapping[str, tuple[str, int]] = field(default_factory=dict)
     per_card: int = 1
+    asked: int | None = None
 
 
 def prepare_environment() -> None:
@@ -283,7 +285,9 @@ def plan_resources(
         )
     at_a_time = max_concurrent if growing and max_concurrent else min(room, max_concurrent or room)
     per_card = max((_per_card(node, cpus) for node in nodes), default=1)
-    return Resources(have_cpus, have_gpus, cpus, share, at_a_time, len(nodes), left_out, per_card=per_card)
+    return Resources(
+        have_cpus, have_gpus, cpus, share, at_a_time, len(nodes), left_out, per_card=per_card, asked=max_concurrent
+    )
 
 
 def room_for(cpus: float, gpus: float, left_out: Collection[str] = ()) -> int:
@@ -318,6 +322,11 @@ def nodes_for(cpus: float, gpus: float) -> set[str]:
     import ray
 
     return {node["NodeID"] for node in ray.nodes() if node["Alive"] and fits(node["Resources"], cpus, gpus)}
+
+
+def usable_nodes(left_out: Collection[str] = ()) -> list[Mapping[str, float]]:
+    """Resources of the nodes that can take trials now, {"CPU": .., "GPU": ..}; left_out: ids of nodes that may not."""
+    return _resources_of_nodes({*left_out, *draining_nodes()})
 
 
 def _resources_of_nodes(left_out: Collection[str]) -> list[Mapping[str, float]]:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import ByteSize, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
+from pydantic import ByteSize, ConfigDict, Field, TypeAdapter, ValidationError, ValidationInfo, field_validator
 
 from sctune.config import SelectionMode, Setting, parse_assignments
 from sctune.errors import ConfigError
@@ -29,6 +29,13 @@ OPTION_NAMES = {
 
 Gpus = float | Literal["auto"] | None
 """GPUs of a trial as they are asked for: None: one where there are any."""
+
+
+MAX_REMARK = 2000
+"""Characters of an owner or of notes; MLflow takes tags of some thousand."""
+
+MOST_SHARE = 1000.0
+"""The largest weight of a search on a shared cluster."""
 
 
 class SearchOptions(StudyOptions):
@@ -88,6 +95,14 @@ class SearchOptions(StudyOptions):
     )
     cpus_per_trial: float | None = asked(MACHINES, None, "CPU cores (threads) of a trial.", ge=0.01)
     max_concurrent: int | None = asked(MACHINES, None, "Trials at a time; default: all that fit.", ge=1)
+    share: float | None = asked(
+        MACHINES,
+        None,
+        "Weight with which the searches of a cluster that say --share divide it, 1 for equal parts; default: this one "
+        "takes what Ray gives it.",
+        ge=0,
+        le=MOST_SHARE,
+    )
     references: bool | None = asked(
         SPACE, None, "Before the trials, methods that train nothing, to compare with; default: the profile's."
     )
@@ -131,6 +146,11 @@ class SearchOptions(StudyOptions):
     @classmethod
     def _gpus(cls, value: Any) -> Any:
         return gpus(value) if isinstance(value, str) else value
+
+    @field_validator("owner", "notes")
+    @classmethod
+    def _remark(cls, value: str | None, info: ValidationInfo) -> str | None:
+        return value if value is None else remark(value, f"--{info.field_name}")
 
     @field_validator("seeds", mode="before")
     @classmethod
@@ -178,6 +198,13 @@ def gpus(text: str) -> float | Literal["auto"]:
     if not re.fullmatch(r"\d+(\.\d*)?|\.\d+", text):
         raise ConfigError(f"--gpus-per-trial {text!r}: give a number from 0 on, for example 0.5, or auto")
     return float(text)
+
+
+def remark(text: str, option: str) -> str:
+    """An owner or notes. Raises ConfigError, which names the option, for more than MLflow shows."""
+    if len(text) > MAX_REMARK:
+        raise ConfigError(f"{option}: {len(text)} characters; write {MAX_REMARK} at most")
+    return text.strip()
 
 
 def size(text: str, option: str) -> int:

@@ -40,6 +40,7 @@ from sctune.search.study.database import check_free, storage_url
 from sctune.search.study.database_check import check_database
 from sctune.search.study.manifest import DataSpec, ResourceSpec, SchedulerSpec, SelectionSpec, StudyManifest
 from sctune.search.study.options import StudyOptions
+from sctune.search.study.process import this_user
 from sctune.search.suggest.beliefs import Prior
 from sctune.search.suggest.samplers import make_sampler, sampler_entry
 from sctune.tracking.choice import choose_store
@@ -160,7 +161,12 @@ def _manifest(options: SearchOptions, asked: _Asked, space: Space, tasks: list[T
     kept = {name: getattr(options, name) for name in StudyOptions.model_fields}
     return StudyManifest(
         # a space may set it too
-        **kept | {"partition_seed": space.base.data.partition_seed, "min_gain": asked.min_gain},
+        **kept
+        | {
+            "partition_seed": space.base.data.partition_seed,
+            "min_gain": asked.min_gain,
+            "owner": options.owner or this_user(),
+        },
         name=asked.name,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         space=space.to_dict(),
@@ -184,6 +190,7 @@ def _manifest(options: SearchOptions, asked: _Asked, space: Space, tasks: list[T
             # of auto, nothing is known before the nodes are asked
             gpus=0.0 if isinstance(options.gpus_per_trial, str) else options.gpus_per_trial or 0.0,
             asked_concurrent=options.max_concurrent,
+            share=options.share or 0.0,
         ),
         versions=package_versions(),
         git_commit=git_commit(),

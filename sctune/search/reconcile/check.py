@@ -93,7 +93,8 @@ def study_state(study: Study, trials: Sequence[FrozenTrial], *, running: bool = 
     """How the study ended, from its manifest and its record."""
     launches = study.manifest.launches
     failed = bool(trials) and all(trial.state.name == "FAIL" for trial in trials)
-    return StudyState(len(launches), launches[-1].reason if launches else None, running, failed)
+    reason = launches[-1].reason if launches else None
+    return StudyState(len(launches), reason, running, failed, study.manifest.notes or "")
 
 
 def expected_runs(study: Study, trials: Sequence[FrozenTrial], stored: Mapping[str, Any]) -> list[Expected]:

@@ -176,6 +176,8 @@ def _compare_parent(parents: Sequence[StoredRun], study: StudyState, any_trial: 
     if not study.running and (first.status not in wanted or first.tags.get("state") != first.status):
         text = f"MLflow says {first.tags.get('state')} of the study (run {first.status}), not {' or '.join(wanted)}"
         found.append(Difference(None, "parent", text))
+    if not study.running and first.tags.get("notes", "") != study.notes:
+        found.append(Difference(None, "parent", "MLflow has other notes on the study"))
     return found
 
 

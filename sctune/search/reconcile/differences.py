@@ -56,13 +56,14 @@ class Difference:
 class StudyState:
     """What is known of the study itself. reason: of the last launch's end, None: it was killed, or none began yet.
 
-    running: a driver has the study now, so that events may be on their way.
+    running: a driver has the study now, so that events may be on their way. notes: "": none.
     """
 
     launches: int
     reason: str | None
     running: bool = False
     all_failed: bool = False
+    notes: str = ""
 
 
 @dataclass(frozen=True)

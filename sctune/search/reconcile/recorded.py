@@ -13,6 +13,7 @@ from optuna.trial import FrozenTrial
 from sctune.errors import ConfigError
 from sctune.metrics.objective import AUROC, Objective
 from sctune.search.space.definition import Space
+from sctune.search.study.manifest import StudyManifest
 from sctune.search.study.record import reports_of
 from sctune.search.study.references import Reference, read_references, reference_fields
 from sctune.search.study.study import Study
@@ -107,11 +108,19 @@ def study_facts(study: Study) -> StudyFacts:
             "selection": manifest.selection.mode,
             "selection_reason": manifest.selection.reason,
             "data": manifest.data.name,
+            **_whose(manifest),
         },
         resumed=bool(manifest.launches),
         objective=study.objective,
         references={name: _reference_params(study, name) for name in manifest.references},
+        owner=manifest.owner,
     )
+
+
+def _whose(manifest: StudyManifest) -> dict[str, str]:
+    found = {"owner": manifest.owner, "notes": manifest.notes}
+    # one that was emptied is shown so
+    return {name: text for name, text in found.items() if text is not None}
 
 
 def _reference_params(study: Study, name: str) -> dict[str, Any]:

@@ -90,7 +90,9 @@ def best_points(trials: Sequence[FrozenTrial], objective: Objective) -> list[tup
 def _facts(study: Study) -> list[tuple[str, str]]:
     manifest = study.manifest
     reason = f" ({manifest.selection.reason})" if manifest.selection.reason else ""
+    whose = [("owner", manifest.owner), ("notes", manifest.notes)]
     return [
+        *((what, text) for what, text in whose if text),
         ("data", f"{manifest.data.name}, digest {manifest.data.digest[:12]}"),
         ("selection", f"{manifest.selection.mode}{reason}"),
         ("tasks", ", ".join(task.key for task in manifest.tasks)),

@@ -117,6 +117,7 @@ class DiskUse:
 class StartGate:
     """Called before each start; True: not now. As a context it looks again every CHECK_S seconds in its own thread.
 
+    concurrent: trials at a time, which may change.
     say: prints one line for people, from any thread. trouble: why the record cannot be written at present, or None.
     stuck: why the pause cannot end by itself.
     """
@@ -130,7 +131,7 @@ class StartGate:
         trouble: Callable[[], str | None],
         say: Callable[[str], None],
     ) -> None:
-        self._use, self._keeper, self._max, self._concurrent = use, keeper, max_bytes, concurrent
+        self._use, self._keeper, self._max, self.concurrent = use, keeper, max_bytes, concurrent
         self._trouble, self._say = trouble, say
         self._disk: str | None = None
         self._doubts = self._dispelled = 0
@@ -186,7 +187,7 @@ class StartGate:
             self._disk = f"the study's storage does not answer or refuses: {reason(problem)}"
 
     def _no_room(self) -> str | None:
-        for place, free, wanted in self._use.free(self._concurrent):
+        for place, free, wanted in self._use.free(self.concurrent):
             if free < wanted:
                 return (
                     f"the disk of {place} has {_human(free)} free, and {_human(wanted)} may be needed; free some, "

@@ -21,6 +21,7 @@ from sctune.search.run.back_pressure import OPEN, Gate
 from sctune.search.run.faults import FIRST_FAILURES, FailureAction, Faults, WaitingTrials, common_cause
 from sctune.search.run.packing import Packing
 from sctune.search.run.recorder import RESOURCES, Observer, TrialEnd, TrialRecorder
+from sctune.search.run.slots import FREE, Slots
 from sctune.search.run.worth import little_gain
 from sctune.search.space.definition import Space
 from sctune.search.study.full_runs import PAIRED_ERROR, FullRuns, stored_error
@@ -96,7 +97,8 @@ class _Trial:
 
     taken: what its worker has, of the latest attempt; resources: that it needs more than others, if it does.
     node: where its worker told something last. latest: the epoch that it told last in this launch. pausing: the epoch
-    after which the rule wants it paused; paused, promoted: see the record's attributes of these names.
+    after which the rule wants it paused; paused, promoted: see the record's attributes of these names. yielding: the
+    epoch after which its slot goes to another search.
     """
 
     attempt: int = 0
@@ -106,6 +108,7 @@ class _Trial:
     node: str = ""
     latest: int | None = None
     pausing: int | None = None
+    yielding: int | None = None
     paused: int | None = None
     promoted: int | None = None
 
@@ -129,7 +132,8 @@ class TrialController:
     """States, retries and ends of the trials of one launch, each told exactly once to the recorder.
 
     end: None while the launch goes on. exhausted: says so when no untried configuration is left. little_gain: where the
-    search ends by itself, what the rest would have been expected to bring. rule: early stopping.
+    search ends by itself, what the rest would have been expected to bring. rule: early stopping. slots: how many trials
+    may run at a time.
     """
 
     def __init__(
@@ -144,8 +148,9 @@ class TrialController:
         rule: Rule | None = None,
         runs: FullRuns | None = None,
         packing: Packing | None = None,
+        slots: Slots = FREE,
     ) -> None:
-        """faults: decides about trials in trouble (none: of one CPU each); gate: asked before each start.
+        """faults: decides about trials in trouble (none: of one CPU each); gate, slots: asked before each start.
 
         on_left_out: told in one line of a node that gets no trials any more. rule: early stopping, fresh: it is
         refilled here. runs: none yet, for a study that `tells_noise`. packing: where trials share GPUs by their needs.
@@ -159,7 +164,8 @@ class TrialController:
         self.little_gain: LittleGain | None = None
         alone = TrialResources(1.0, 0.0)
         self._faults = faults or Faults(alone, alone, lambda _node: True)
-        self._gate, self._on_left_out, self.rule, self._runs, self._packing = gate, on_left_out, rule, runs, packing
+        self._gate, self.slots, self._on_left_out, self.rule = gate, slots, on_left_out, rule
+        self._runs, self._packing = runs, packing
         # no other driver of the study has this number, one that was cut off included
         self._launch = len(manifest.launches) + 1
         trials = record.load()
@@ -167,7 +173,7 @@ class TrialController:
         unfinished = [trial.number for trial in trials if trial.state == TrialState.RUNNING]
         self._waiting = WaitingTrials(number for number in unfinished if not self._trials[number].is_paused)
         self._paused = [number for number in unfinished if self._trials[number].is_paused]
-        self._live: set[int] = set()
+        self._live, self._begun = set[int](), set[int]()
         self._failures: list[TrialFailure] = []
         self._succeeded = any(trial.state in (TrialState.COMPLETE, TrialState.PRUNED) for trial in trials)
         self.suggester = Suggester(
@@ -244,9 +250,15 @@ class TrialController:
         """The next trial to start; None: not now, or, where `end` is set by then, no more in this launch."""
         if self.end is not None:
             return None
-        if self._gate():
+        paused = self._gate()
+        startable = 0 if paused else self._startable()
+        room = self.slots.room(len(self._live), len(self._begun & self._live), startable)
+        if paused:
             if self._gate.stuck is not None and not self._live:
                 self.finish(End(EndReason.ABORTED, self._gate.stuck))
+            return None
+        # with nothing to start it is to be found out whether this is the end
+        if not room and (startable or self._paused):
             return None
         self._promote()
         if self.stopping:
@@ -270,12 +282,12 @@ class TrialController:
 
     def decide(self, number: int, report: EpochReport) -> Decision:
         """The rule's word on a report that does not end its trial; to be asked before the report is handed over."""
-        rule, trial = self.rule, self._trials[number]
-        if rule is None:
-            return Decision.CONTINUE
-        decision = self._guarded(
-            lambda: rule.decide(number, report.epoch, self._merit(report.value)), Decision.CONTINUE
-        )
+        rule, trial, decision = self.rule, self._trials[number], Decision.CONTINUE
+        if rule is not None:
+            decision = self._guarded(lambda: rule.decide(number, report.epoch, self._merit(report.value)), decision)
+        if decision is Decision.CONTINUE and self._yields(report):
+            trial.yielding = report.epoch
+            return Decision.PAUSE
         if decision is not Decision.PAUSE:
             return decision
         if trial.promoted is not None and report.epoch <= trial.promoted:
@@ -288,6 +300,10 @@ class TrialController:
         trial = self._trials[number]
         if self._packing is not None and trial.latest is None:
             self._packing.learn(self._config(number), report.origin.node, report)
+        if report.epoch > (trial.latest or 0):
+            line = self._faults.got_on(number, report.origin)
+            if line is not None:
+                self._on_left_out(line)
         trial.node, trial.latest = report.origin.node, report.epoch
         self._recorder.report(number, report)
 
@@ -307,11 +323,18 @@ class TrialController:
         finished = report is not None and report.last
         if not finished and trial.pausing == epoch:
             self._pause(number, epoch)
+        elif not finished and trial.yielding == epoch:
+            self._waiting.ready(number)
+            self._recorder.wait(number, f"after epoch {epoch} its place goes to another search; it goes on later")
         elif report is not None and finished:
             self._complete(number, report)
         elif not self.stopping:
             reason = f"stopped by {self.manifest.scheduler.name} at epoch {epoch}"
             self._end_trial(number, TrialEnd(TrialState.PRUNED, reason, epoch))
+
+    def began(self, number: int) -> None:
+        """A trial got a worker; until then it waits in Ray's queue."""
+        self._begun.add(number)
 
     def failed(self, number: int, failure: TrialFailure) -> None:
         """A trial told its own failure."""
@@ -326,6 +349,16 @@ class TrialController:
         if not self.stopping:
             node = self._trials[number].node or None
             self._carry_out(number, self._faults.lost(number, error, node, self._taken(number)))
+
+    def _startable(self) -> int:
+        """Trials that could be started now, but for those that a rule may promote."""
+        over = self.exhausted is not None or self.little_gain is not None
+        new = 0 if over else min(self.manifest.trials - self.suggester.n_trials, self.suggester.room)
+        return len(self._waiting) + max(new, 0)
+
+    def _yields(self, report: EpochReport) -> bool:
+        """Whether a trial that would go on gives its place up: where it loses nothing by that."""
+        return not report.last and report.origin.kept == report.epoch and self.slots.gives_way()
 
     def _ask(self) -> FrozenTrial | None:
         n_trials = self.suggester.n_trials
@@ -432,7 +465,8 @@ class TrialController:
 
     def _started(self, number: int) -> Assignment:
         trial = self._trials[number]
-        trial.pausing = None
+        trial.pausing = trial.yielding = None
+        self._begun.discard(number)
         small = () if self._packing is None else self._packing.avoided(self._config(number))
         self._live.add(number)
         return Assignment(
@@ -443,7 +477,7 @@ class TrialController:
             launch=self._launch,
             first_launch=trial.first_launch,
             resources=self._taken(number),
-            avoid=tuple(sorted({*self._faults.left_out, *small})),
+            avoid=tuple(sorted({*self._faults.avoid(number, self._taken(number)), *small})),
         )
 
     def _method(self, number: int) -> str:

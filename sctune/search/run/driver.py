@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from sctune.errors import StudyError, TrackingError
+from sctune.errors import ConfigError, StudyError, TrackingError
 from sctune.paths import studies_folder
 from sctune.search.cluster.connection import (
     Resources,
@@ -23,7 +23,7 @@ from sctune.search.cluster.connection import (
     plan_resources,
 )
 from sctune.search.cluster.node_check import CheckedNodes, check_nodes
-from sctune.search.plan.options import Gpus, SearchOptions
+from sctune.search.plan.options import MOST_SHARE, Gpus, SearchOptions
 from sctune.search.plan.order import idle_lines, in_order
 
 if TYPE_CHECKING:
@@ -65,6 +65,7 @@ def planned(options: SearchOptions, console: Console | None = None) -> Iterator[
 
     from sctune.search.plan.plan import make_plan
 
+    check_share(options.share, options.address)
     if options.address is None:
         check_temporary_folder()
     plan = make_plan(options, has_gpu=torch.cuda.is_available()) if options.address is None else None
@@ -171,6 +172,17 @@ def checked_nodes(
     return check_nodes(wanted_by(manifest, splits, gpus))
 
 
+def check_share(share: float | None, address: str | None) -> None:
+    """Raises ConfigError for a share of a Ray that the search starts for itself, or one that is no weight."""
+    if share is not None and not 0 <= share <= MOST_SHARE:
+        raise ConfigError(f"--share {share:g}: give a weight from 0 to {MOST_SHARE:g}")
+    if share and address is None:
+        raise ConfigError(
+            f"--share {share:g}: without --address a search has a Ray of its own, which nobody shares; give the "
+            "--address of a cluster, or leave out --share"
+        )
+
+
 def on_cluster(address: str | None) -> bool:
     """Whether trials may run on other machines than this one; call it when connected."""
     return address is not None or len(nodes_alive()) > 1
@@ -184,6 +196,7 @@ def resume(
     address: str | None = None,
     max_concurrent: int | None = None,
     gpus_per_trial: Gpus = None,
+    share: float | None = None,
     time_budget_s: float | None = None,
     max_disk: int | None = None,
     storage: str | None = None,
@@ -198,12 +211,13 @@ def resume(
     more_trials: added to the study's number of trials, or to those that it has where it ended by itself. time_budget_s:
     over all launches; None: the study's own, infinity: none any more. storage: URL of the record, where the study was
     begun on another machine or the URL holds the password. gpus_per_trial: from now on; None: as it was. storage_path,
-    tracking_uri: places of checkpoints and runs from now on; None: as they are. max_disk: bytes, replaces the study's
-    limit. objective: None, or the study's own.
-    Raises StudyError for a missing study, one that runs, one of another objective, or one whose places are not seen
+    tracking_uri: places of checkpoints and runs from now on; None: as they are. max_disk: bytes; share: weight on a
+    cluster; both replace the study's own. objective: None, or the study's own. Raises ConfigError for a share without a
+    cluster, StudyError for a missing study, one that runs, one of another objective, or one whose places are not seen
     from here; ChangedDataError where its images are not those that it began with.
     """
     started = time.monotonic()
+    check_share(share, address)
     from sctune.search.plan.locations import check_seen, move
     from sctune.search.run.launch import RunningLaunch
     from sctune.search.run.session import run_launch
@@ -229,14 +243,18 @@ def resume(
         with session(address) as warnings:
             _tell(warnings, console)
             resources = _resources_again(study, splits, address, max_concurrent, gpus_per_trial, console)
-            _widen(study, max_disk, more_trials, time_budget_s)
+            _widen(study, max_disk, more_trials, time_budget_s, share)
             space = study.manifest.build_space()
             cluster = on_cluster(address)
             launch = RunningLaunch(study, space, splits, resources, seconds_left, console, started, cluster)
             return run_launch(launch, notify)
 
 
-def _widen(study: Study, max_disk: int | None, more_trials: int, time_budget_s: float | None) -> None:
+def _widen(
+    study: Study, max_disk: int | None, more_trials: int, time_budget_s: float | None, share: float | None
+) -> None:
+    if share is not None:
+        study.with_share(share)
     if max_disk is not None:
         study.with_max_disk(max_disk)
     if more_trials:

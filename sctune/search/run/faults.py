@@ -1,7 +1,8 @@
 """What becomes of a trial that met trouble: it fails, starts again, or waits for more of a node.
 
 Deterministic errors fail at once. What a node lacks (images, weights, room) costs that node, which is left out, and
-the trial is tried on another. A lost worker costs a retry, a lost node none. Out of memory parks the trial
+the trial is tried on another. So is one with an error that the machine may have caused, once: a node that fails trials
+which get on elsewhere is left out too. A lost worker costs a retry, a lost node none. Out of memory parks the trial
 until it can have more. A storage that is full or away is waited for. Pure decisions; the controller carries them out.
 """
 
@@ -14,8 +15,9 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, replace
 
 from sctune.errors import NodeLeavingError
-from sctune.report import TrialFailure
+from sctune.report import Origin, TrialFailure
 from sctune.search.cluster.resources import TrialResources
+from sctune.search.run.suspects import MACHINE_ERRORS, Suspects
 
 OUT_OF_MEMORY = "out of memory"
 DISK_FULL, STORAGE_AWAY = "disk full", "storage away"
@@ -83,6 +85,24 @@ class Faults:
         self._losses: Counter[int] = Counter()
         self._node_losses: Counter[int] = Counter()
         self._away: Counter[int] = Counter()
+        self._suspects = Suspects(lambda node: self._others(node, base))
+
+    def avoid(self, number: int, resources: TrialResources) -> tuple[str, ...]:
+        """Ids of the nodes that a trial must not be started on, sorted."""
+        failed = self._suspects.avoided(number, lambda: set(self._nodes(resources)) - self.left_out)
+        return tuple(sorted(self.left_out | failed))
+
+    def got_on(self, number: int, origin: Origin) -> str | None:
+        """A trial told an epoch that it had not reached before; a line about a node that is left out by that."""
+        found = self._suspects.got_on(number, origin)
+        if found is None or found[0] in self.left_out:
+            return None
+        self.left_out.add(found[0])
+        return found[1]
+
+    def _others(self, node: str, resources: TrialResources) -> bool:
+        """Whether another node can have trials of this share."""
+        return bool(set(self._nodes(resources)) - self.left_out - {node})
 
     def told(self, number: int, failure: TrialFailure, resources: TrialResources) -> FailureAction:
         """A trial told its own failure while it had `resources`."""
@@ -90,9 +110,13 @@ class Faults:
             return self._storage_away(number, failure)
         if failure.kind in NODE_ERRORS:
             return self._lacking(failure, resources)
-        if failure.kind != OUT_OF_MEMORY:
-            return FailureAction(f"failed: {failure.kind}", failure=failure)
-        return self._more_memory(failure, resources)
+        if failure.kind == OUT_OF_MEMORY:
+            return self._more_memory(failure, resources)
+        origin, message = failure.origin, f"{failure.kind}: {failure.message}"
+        host = origin.where.partition(",")[0]
+        if failure.kind in MACHINE_ERRORS and self._suspects.worth_another(number, origin.node, message, host):
+            return FailureAction(f"failed on {host or 'its node'} ({message}); once more on another one")
+        return FailureAction(f"failed: {failure.kind}", failure=failure)
 
     def lost(self, number: int, error: str, node: str | None, resources: TrialResources) -> FailureAction:
         """A trial's worker ended with Ray's message `error`; node: where it ran, None where that is not known."""
@@ -103,6 +127,7 @@ class Faults:
         line = _first_line(error)
         if _MEMORY.search(error):
             return self._more_memory(TrialFailure(OUT_OF_MEMORY, line, error), resources)
+        self._suspects.failed(number, node or "", line)
         self._losses[number] += 1
         if self._losses[number] > MAX_WORKER_LOSSES:
             message = f"its worker was lost {self._losses[number]} times, the last time: {line}"
@@ -113,7 +138,7 @@ class Faults:
         """The node lacks what any trial needs."""
         node, host = failure.origin.node, failure.origin.where.partition(",")[0]
         message = f"node {host}: {failure.message}" if host else failure.message
-        if not node or not set(self._nodes(resources)) - self.left_out - {node}:
+        if not node or not self._others(node, resources):
             alone = not self.left_out - {node}
             return FailureAction("its node lacks something", abort=message if alone else f"no node is left; {message}")
         line = None if node in self.left_out else f"{message}; it is left out until the next launch"

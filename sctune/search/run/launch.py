@@ -18,8 +18,11 @@ from rich.console import Console
 from sctune.data.split import Split
 from sctune.errors import AllTrialsFailedError, ClusterError, StudyError, UnrecordedStopError
 from sctune.paths import cache_folder
-from sctune.search.cluster.connection import Resources, largest_resources, nodes_alive, nodes_for
+from sctune.search.cluster.board import Board
+from sctune.search.cluster.connection import Resources, largest_resources, nodes_alive, nodes_for, usable_nodes
 from sctune.search.cluster.resources import TrialResources
+from sctune.search.cluster.shares import Claim
+from sctune.search.plan.order import idle_lines
 from sctune.search.plan.plan import weights_digests
 from sctune.search.plan.references import reference_limit
 from sctune.search.reconcile.recorded import past_reference, past_trial, shown_fields, study_facts
@@ -32,13 +35,14 @@ from sctune.search.run.finish import ended, finish
 from sctune.search.run.packing import Packing
 from sctune.search.run.progress import SearchProgress
 from sctune.search.run.publisher import publishing
-from sctune.search.run.ray_scheduler import NoProgress, RuleScheduler
+from sctune.search.run.ray_scheduler import NoProgress, RuleScheduler, Workers
 from sctune.search.run.recorder import Observer
 from sctune.search.run.references import ReferenceRuns
 from sctune.search.run.retention import CheckpointKeeper
 from sctune.search.run.searcher import StudySearcher
 from sctune.search.run.sharing import packing_of
 from sctune.search.run.signals import LeaveNow, Stop, stop_signals
+from sctune.search.run.slots import FREE, ClusterSlots, Slots
 from sctune.search.space.definition import Space
 from sctune.search.study.content import task_digests
 from sctune.search.study.driver import stop_requests
@@ -149,8 +153,9 @@ class RunningLaunch:
         runs = FullRuns(labels, objective, manifest.look_behind) if manifest.tells_noise else None
         faults = self._faults()
         packing = self._packing(faults)
+        slots = self._slots(faults, progress, gate, packing)
         controller = TrialController(
-            manifest, self.space, study.record, observers, faults, gate, left_out, rule, runs, packing
+            manifest, self.space, study.record, observers, faults, gate, left_out, rule, runs, packing, slots
         )
         study.add_launch(_now(), tuple(self.resources.left_out.values()))
         tracking.on_study_start()
@@ -159,7 +164,7 @@ class RunningLaunch:
             writer.doubt()
         with stop_signals(controller, _stop_key(study), self.seconds_left) as stop, stop_requests(study):
             handing = publishing(study, self.space, self.splits, self.on_cluster, progress.say)
-            with progress, trial_log, gate, handing as published, _only_our_own_output():
+            with progress, trial_log, gate, slots, handing as published, _only_our_own_output():
                 self._run_references(controller, tracking, progress, published)
                 tune_trials(study, self.space, self.splits, self.resources, controller, published)
             if controller.end is not None and controller.end.bug is not None:
@@ -191,7 +196,7 @@ class RunningLaunch:
         rows = leaderboard(study.record.load(), study.objective)
         ran = [row.seconds for row in rows if row.state == "COMPLETE" and row.seconds is not None]
         limit = reference_limit(study.manifest, self.splits, self.resources.concurrent, self.seconds_left, ran)
-        ReferenceRuns(study, spec, self.resources, ended, lambda: controller.stopping, limit).run()
+        ReferenceRuns(study, spec, self.resources, ended, lambda: controller.stopping, limit, controller.slots).run()
 
     def _packing(self, faults: Faults) -> Packing | None:
         """How trials share GPUs; None where each has the same share."""
@@ -213,6 +218,37 @@ class RunningLaunch:
             lambda node: node in nodes_alive(),
             lambda taken: nodes_for(taken.cpus, taken.gpus),
             lacking,
+        )
+
+    def _slots(self, faults: Faults, progress: SearchProgress, gate: StartGate, packing: Packing | None) -> Slots:
+        """As many trials at a time as a cluster holds and others leave; on a machine of its own as many as planned."""
+        if not self.on_cluster:
+            return FREE
+        manifest, took = self.study.manifest, self.resources
+
+        def changed(number: int) -> None:
+            progress.concurrent = gate.concurrent = max(number, 1)
+            for line in idle_lines(manifest.look_behind, number):
+                progress.say(line)
+
+        claim = Claim(
+            key=f"{manifest.study_id}:{len(manifest.launches) + 1}",
+            study=manifest.name,
+            owner=manifest.owner or "unknown",
+            weight=manifest.resources.share,
+            cpus=took.cpus,
+            # the smallest share: what needs more waits in Ray's queue
+            gpus=took.gpus if packing is None else packing.least,
+            since=_now(),
+        )
+        return ClusterSlots(
+            Board(),
+            claim,
+            lambda: usable_nodes(faults.left_out),
+            took.asked,
+            took.concurrent,
+            progress.say,
+            changed,
         )
 
     def _flush(self, controller: TrialController) -> None:
@@ -250,7 +286,7 @@ def tune_trials(
     published: Published | None = None,
 ) -> None:
     """Run a fresh Tuner until the controller has no more trials, or a signal ends it."""
-    manifest, rule = study.manifest, controller.rule
+    manifest, rule, slots = study.manifest, controller.rule, controller.slots
     searcher = StudySearcher(controller)
     trainable = tune.with_parameters(
         trials_in_ray.SaliencyCutTrainable,
@@ -262,9 +298,9 @@ def tune_trials(
         tune.with_resources(trainable, _request),
         tune_config=tune.TuneConfig(
             search_alg=searcher,
-            scheduler=RuleScheduler(controller.decide, searcher.on_error),
+            scheduler=RuleScheduler(controller.decide, searcher.on_error, lambda: slots.held),
             num_samples=-1,
-            max_concurrent_trials=resources.concurrent,
+            max_concurrent_trials=slots.most or resources.concurrent,
             reuse_actors=True,
             trial_name_creator=_trial_name,
             trial_dirname_creator=_trial_name,
@@ -276,7 +312,7 @@ def tune_trials(
             checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
             # the controller decides which trial starts again, and when
             failure_config=tune.FailureConfig(max_failures=0),
-            callbacks=[NoProgress()],
+            callbacks=[NoProgress(), Workers(controller.began)],
             verbose=0,
         ),
     )

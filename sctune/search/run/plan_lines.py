@@ -45,6 +45,10 @@ def plan_lines(plan: Plan, resources: Resources) -> list[str]:
         f"of {resources.cluster_cpus:g} CPUs and {resources.cluster_gpus:g} GPUs on {resources.nodes} node(s)",
         *(packing_of(manifest.resources, resources).lines() if resources.packed else ()),
     ]
+    if manifest.resources.share:
+        lines.append(
+            f"shares the cluster with weight {manifest.resources.share:g}: no more than its part while others wait"
+        )
     if _turns_freely(plan.space):
         lines.append(
             f"training images are turned freely (augment.rotation=free); `{_changes(base)}` says which turns leave a "

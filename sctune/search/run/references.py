@@ -12,6 +12,7 @@ from typing import Any
 from sctune.search.cluster.connection import Resources
 from sctune.search.plan.references import Limit
 from sctune.search.run.remote import RemoteTasks
+from sctune.search.run.slots import FREE, Slots
 from sctune.search.study.references import (
     FAILURE,
     REPORT,
@@ -34,7 +35,7 @@ class ReferenceRuns:
     """Runs what a study lacks of its references. A failure is told and leaves the search unharmed.
 
     on_end: told each one that is run on all tasks, or has failed, after the record. stopping: whether the launch ends.
-    limit: of all together.
+    limit: of all together. slots: as many at a time as of trials.
     """
 
     study: Study
@@ -43,6 +44,7 @@ class ReferenceRuns:
     on_end: Callable[[Reference], None]
     stopping: Callable[[], bool]
     limit: Limit
+    slots: Slots = FREE
     _stored: dict[str, Any] = field(default_factory=dict, init=False)
 
     def run(self) -> None:
@@ -53,7 +55,9 @@ class ReferenceRuns:
             (one.name, key) for one in read_references(self.study.manifest, self._stored) for key in one.missing
         )
         failed: set[str] = set()
-        tasks = RemoteTasks[tuple[str, str]](self.resources)
+        tasks = RemoteTasks[tuple[str, str]](
+            self.resources, lambda running: self.slots.room(running, running, len(waiting))
+        )
         try:
             while (waiting or tasks.keys) and not self.stopping():
                 if time.monotonic() > end:

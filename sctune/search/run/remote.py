@@ -34,8 +34,9 @@ class RemoteTasks(Generic[Key]):
     task is tried on another one, while there is one.
     """
 
-    def __init__(self, resources: Resources) -> None:
-        self.resources = resources
+    def __init__(self, resources: Resources, may_start: Callable[[int], bool] = lambda _running: True) -> None:
+        """may_start: number of those that run -> whether there may be one more, besides the resources' own limit."""
+        self.resources, self._may_start = resources, may_start
         self._lacking = set(resources.left_out)
         self._running: dict[Any, _Task[Key]] = {}
 
@@ -47,7 +48,7 @@ class RemoteTasks(Generic[Key]):
     @property
     def room(self) -> bool:
         """Whether another one may be started."""
-        return len(self._running) < self.resources.concurrent
+        return len(self._running) < self.resources.concurrent and self._may_start(len(self._running))
 
     def start(self, key: Key, function: Callable[..., dict[str, Any]], *arguments: Any) -> None:
         """function: raises nothing (`sctune.trial.remote.answered`)."""

@@ -76,16 +76,25 @@ def running_driver(study: Study) -> Driver | None:
 
 @dataclass(frozen=True)
 class Launches:
-    """The launches of a study, and the driver of the one that runs."""
+    """The launches of a study, and the driver of the one that runs; whose it is, and what was noted."""
 
     launches: tuple[Launch, ...]
     driver: Driver | None
+    owner: str | None = None
+    notes: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return {
             "driver": self.driver.to_dict() if self.driver else None,
             "launches": [launch.model_dump() for launch in self.launches],
+            "owner": self.owner,
+            "notes": self.notes,
         }
+
+    def whose(self) -> list[str]:
+        """Owner and notes in a line each, where there are any."""
+        found = {"owner": self.owner, "notes": self.notes}
+        return [f"{what}: {' '.join(text.split())}" for what, text in found.items() if text]
 
     def lines(self) -> list[str]:
         if self.driver is not None:
@@ -104,7 +113,8 @@ def study_launches(root: Path, name: str, storage: str | None = None) -> Launche
     study = Study.open(root, name, storage)
     driver = running_driver(study)
     # read after the driver, which ends its launch before it lets go
-    return Launches(Study.open(root, name, storage).manifest.launches, driver)
+    manifest = Study.open(root, name, storage).manifest
+    return Launches(manifest.launches, driver, manifest.owner, manifest.notes)
 
 
 def stop(study: Study, wait_s: float = STOP_WAIT_S) -> tuple[Driver, str]:

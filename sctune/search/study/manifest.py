@@ -77,6 +77,7 @@ class ResourceSpec(Frozen):
     asked_concurrent: int | None = None
     packed: bool = False
     needs: tuple[CardNeed, ...] = ()
+    share: float = 0.0
 
 
 class LittleGain(Frozen):
@@ -124,7 +125,8 @@ class StudyManifest(StudyOptions, Frozen):
     splits: task key -> digest of its lists of files. references: methods that train nothing and are run before the
     trials; a study of before has none. confirms: id of the study whose best trials this one trains anew. priors: whole,
     with what earlier studies told, which are not asked again. sure_trials: how many are run whatever they may gain,
-    since a resume asked for them; min_gain: 0 or None: the study does not end by itself.
+    since a resume asked for them; min_gain: 0 or None: the study does not end by itself. owner, notes: None in studies
+    of before, and where nothing was noted. resources.share: weight on a cluster, 0: the study does not share it.
     """
 
     format_version: Literal[1] = 1

@@ -64,6 +64,8 @@ class StudyOptions(BaseModel):
         "auto",
         "They go through the --storage-path or Ray's object store; auto: the former where it is given.",
     )
+    owner: str | None = asked(PLACES, None, "Whose study it is; default: user@host.")
+    notes: str | None = asked(PLACES, None, "A remark, shown with the study and in MLflow; `sctune note` changes it.")
     keep_best: int = asked(PLACES, 3, "Full runs that keep their checkpoint.", ge=1)
     max_disk: int | None = asked(
         PLACES, None, "What the study may take on disk, for example 20GB; the best trials stay longest.", ge=1

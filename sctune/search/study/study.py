@@ -185,6 +185,14 @@ class Study:
         """Set the limit of the study's files in bytes."""
         return self._change({"max_disk": max_disk})
 
+    def with_share(self, share: float) -> StudyManifest:
+        """Set its weight on a cluster; 0: it does not share one."""
+        return self._change({"resources": self.manifest.resources.model_copy(update={"share": share})})
+
+    def with_notes(self, notes: str, owner: str | None = None) -> StudyManifest:
+        """Replace the remark on it, and its owner where one is given; the caller holds the lock."""
+        return self._change({"notes": notes} | ({} if owner is None else {"owner": owner}))
+
     def add_launch(self, started: str, left_out: tuple[str, ...] = ()) -> StudyManifest:
         self.launched = True
         launch = Launch(started=started, seen=started, host=socket.gethostname(), left_out=left_out)

@@ -23,6 +23,8 @@ MAX_ASKS = 20
 """Proposals of the sampler that may repeat a point before an untried one is taken instead."""
 
 MAX_RANDOM_ASKS = 100
+MANY = 1_000_000
+"""More trials than any machine runs at a time."""
 MAX_LISTED = 10_000
 """Finite spaces up to this size give a random untried point, larger ones the first."""
 
@@ -120,9 +122,19 @@ class Suggester:
     @property
     def may_ask(self) -> bool:
         """Whether all that the next proposal may know has ended."""
-        if self._behind is None:
-            return True
-        return min(self._unfinished, default=self._next_number) >= self._next_number - self._behind
+        return self._behind is None or self._window > 0
+
+    @property
+    def room(self) -> int:
+        """How many proposals may be made now, one after the other; MANY: no order holds them back."""
+        untried = self.n_untried
+        window = MANY if self._behind is None else max(self._window, 0)
+        return window if untried is None else min(window, untried)
+
+    @property
+    def _window(self) -> int:
+        oldest = min(self._unfinished, default=self._next_number)
+        return oldest + (self._behind or 0) + 1 - self._next_number
 
     def _ask(self) -> FrozenTrial | None:
         if self._size is not None and len(self._seen) >= self._size:
