@@ -86,13 +86,16 @@ class Making:
             self.tried(BEST_MODEL, lambda: _best_files(study, splits, result, labels, tracking))
 
     def tried(self, what: str, work: Callable[[], list[str]]) -> bool:
-        """Whether `work` was done; its error is logged with its traceback and noted, since the study is complete."""
+        """Whether `work` was done; its error is logged, a bug with its traceback, and noted, since the study is complete."""
         try:
             self.notes += work()
         except Exception as problem:
             if is_disk_full(problem):
                 _log.info("%s could not be written: %s", what, problem)
                 self.unwritten.append(what)
+            elif isinstance(problem, SctuneError):
+                _log.warning("%s could not be made: %s", what, problem)
+                self.notes.append(f"{what} could not be made: {problem}")
             else:
                 _log.exception("%s could not be made", what)
                 self.notes.append(f"{what} could not be made: {problem}")
