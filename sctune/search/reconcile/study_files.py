@@ -86,7 +86,7 @@ class Making:
             self.tried(BEST_MODEL, lambda: _best_files(study, splits, result, labels, tracking))
 
     def tried(self, what: str, work: Callable[[], list[str]]) -> bool:
-        """Whether `work` was done; its error is logged, a bug's with its traceback, and noted: the study is complete."""
+        """Whether `work` was done; its error is logged, a bug's with its traceback, and noted: the study is whole."""
         try:
             self.notes += work()
         except Exception as problem:
