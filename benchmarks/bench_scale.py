@@ -29,9 +29,10 @@ from noop_trials import EPOCHS, StudyNoopTrial  # noqa: E402
 from ray._private.dict import flatten_dict  # noqa: E402
 
 from sctune.search.run.searcher import StudySearcher  # noqa: E402
+from sctune.search.study.result import study_result  # noqa: E402
 
 BREATH = 2000
-DRAIN_S = 20.0
+DRAIN_S = 60.0
 WINDOW = 1000
 """Trials at the start and at the end that are compared."""
 
@@ -98,9 +99,9 @@ class Feed:
     def _start(self, searcher: StudySearcher, trials: Any, running: Any, begun: int, ready: float) -> int:
         cpu = time.thread_time()
         config = searcher.suggest(str(begun))
-        self.stream.asks.append(time.thread_time() - cpu)
         if not isinstance(config, dict):
             return begun
+        self.stream.asks.append(time.thread_time() - cpu)
         trials[str(begun)] = StudyNoopTrial(config)
         heapq.heappush(running, (ready, str(begun)))
         return begun + 1
@@ -114,7 +115,7 @@ class Feed:
         stream.sent = stream.left - writer.drain(DRAIN_S)
         stream.drain = time.perf_counter() - clock
         tracking.on_study_end("FINISHED", {})
-        return noop_runs.study_result(study, study.record.load(), None, seconds, tracking_uri="")
+        return study_result(study, study.record.load(), None, seconds, tracking_uri="")
 
 
 def show(stream: Stream, trials: int, slots: int) -> None:

@@ -59,8 +59,9 @@ class SuggesterStorage(InMemoryStorage):
 
     def _all_as_shown(self, study_id: int, deepcopy: bool) -> list[FrozenTrial]:
         trials = super().get_all_trials(study_id, deepcopy)
+        late = len(trials) if self.horizon is None else max(self.horizon, 0)
         # a trial's place is its number
-        for number in {*self.paused, *range(len(trials) if self.horizon is None else self.horizon, len(trials))}:
+        for number in {*self.paused, *range(late, len(trials))}:
             trials[number] = self._as_shown(trials[number])
         return trials
 
