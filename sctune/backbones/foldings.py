@@ -44,8 +44,9 @@ class Foldings:
         One image alone is no quicker folded: what oneDNN does once for a call takes longer than what it saves.
         """
         if (
-            len(maps) == 1
-            or torch.compiler.is_compiling()
+            # first: an export must not ask how many images there are
+            torch.compiler.is_compiling()
+            or len(maps) == 1
             or maps.device.type != "cpu"
             or maps.dtype != torch.float32
             or torch.is_autocast_enabled("cpu")
