@@ -33,10 +33,10 @@ def test_maps_of_all_heads(heads: str, kind: str) -> None:
         and np.isfinite(maps).all()
         and (np.ptp(maps, axis=(1, 2)) > 0).all()
     )
-    # what is beside an image does not change its map
+    # what is beside an image does not change its map, but for rounding: batches are folded
     alone = heat_maps(method, images(5)[3:4], kind)
     assert alone is not None
-    np.testing.assert_allclose(alone, maps[3:4], rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(alone, maps[3:4], rtol=1e-4, atol=1e-5)
     assert all(torch.equal(before[name], value) for name, value in detector.state_dict().items())
     assert all(weight.requires_grad and weight.grad is None for weight in detector.parameters())
     assert not detector.training

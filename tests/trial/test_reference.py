@@ -51,7 +51,7 @@ def test_an_error_is_told_with_its_traceback(tiny: TrialConfig, tmp_path: Path) 
     weights.write_text("no weights")
     spec = make_spec(tiny.override({"model.weights": str(weights)}), tmp_path)
     told = run_reference(spec.model_dump(), FIELDS, spec.tasks[0].key)
-    assert told.keys() == {"failure", "log"} and told["failure"]["kind"] == "WeightsError"
+    assert told.keys() == {"failure", "log", "node"} and told["failure"]["kind"] == "WeightsError"
     assert "\n" not in told["failure"]["message"] and str(weights) in told["failure"]["message"]
     assert any(line.startswith("Traceback") for line in told["log"])
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, TypeVar
 
+from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
 
 from sctune.config import TrialConfig
@@ -128,6 +129,11 @@ class _Trial:
         return self.paused is not None and self.paused != self.promoted
 
 
+def _of_one_cpu() -> Faults:
+    alone = TrialResources(1.0, 0.0)
+    return Faults(alone, alone, lambda _node: True)
+
+
 class TrialController:
     """States, retries and ends of the trials of one launch, each told exactly once to the recorder.
 
@@ -162,8 +168,7 @@ class TrialController:
         self.end: End | None = None
         self.exhausted: str | None = None
         self.little_gain: LittleGain | None = None
-        alone = TrialResources(1.0, 0.0)
-        self._faults = faults or Faults(alone, alone, lambda _node: True)
+        self._faults = faults or _of_one_cpu()
         self._gate, self.slots, self._on_left_out, self.rule = gate, slots, on_left_out, rule
         self._runs, self._packing = runs, packing
         # no other driver of the study has this number, one that was cut off included
@@ -178,9 +183,7 @@ class TrialController:
         self._succeeded = any(trial.state in (TrialState.COMPLETE, TrialState.PRUNED) for trial in trials)
         self.suggester = Suggester(
             space,
-            make_sampler(
-                manifest.sampler, manifest.sampler_seed, space=space, n_before=len(trials), priors=manifest.priors
-            ),
+            self._sampler(len(trials)),
             manifest.sampler_seed,
             trials,
             record.load_study_attrs(),
@@ -198,6 +201,10 @@ class TrialController:
         if rule is not None:
             self._refill(rule, trials, unfinished)
         self._remember_needs()
+
+    def _sampler(self, n_before: int) -> BaseSampler:
+        own = self.manifest
+        return make_sampler(own.sampler, own.sampler_seed, space=self.space, n_before=n_before, priors=own.priors)
 
     def _remember_needs(self) -> None:
         """Trials of earlier launches that needed more than others of their class."""
